@@ -1,0 +1,1 @@
+"""The service on each host: capture, match, report and ship; the command ``vedette-agent``."""

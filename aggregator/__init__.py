@@ -1,0 +1,1 @@
+"""The fleet's service: receive, store, correlate; and the operator's command ``vedette``."""

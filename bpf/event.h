@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The record: one thing the kernel did, as its bytes lie in the ring buffer.
+ *
+ * This file is the only definition. The BPF programs include it (through bcc),
+ * Cython reads it (cdef extern in core/event.pxd), and Python gets sizes,
+ * offsets and names from it (core/layout.pyx), so tests and tools cannot
+ * disagree with the kernel side.
+ *
+ * A record is a header, a body that depends on the type, and then the body's
+ * variable parts (blobs) in the order in which their lengths are named. All
+ * numbers are in the host's byte order. `size` counts everything, padded up to
+ * a multiple of 8; the pad bytes are zero. Process ids are those of the initial
+ * pid namespace; user ids those of the initial user namespace.
+ *
+ * A blob is raw bytes, never text. A path carries no terminating NUL.
+ */
+#ifndef VEDETTE_EVENT_H
+#define VEDETTE_EVENT_H
+
+#if !defined(__VMLINUX_H__) && !defined(BPF_LICENSE) && !defined(__KERNEL__)
+#include <linux/types.h>
+#endif
+
+/* Bumped whenever the meaning of a byte changes; capture files carry it. */
+#define VEDETTE_RECORD_VERSION 1
+
+/* Bounds on the variable parts, in bytes. What is longer is cut and flagged. */
+#define VEDETTE_PATH_MAX 4095
+#define VEDETTE_ARGS_MAX 4095
+#define VEDETTE_DATA_MAX 511
+#define VEDETTE_COMM_LEN 16
+#define VEDETTE_RECORD_MAX 12416
+
+enum vedette_type {
+	VEDETTE_NONE = 0,
+	VEDETTE_EXECVE = 1,   /* struct vedette_exec */
+	VEDETTE_EXECVEAT = 2, /* struct vedette_exec */
+	VEDETTE_CLONE = 3,    /* struct vedette_fork */
+	VEDETTE_FORK = 4,     /* struct vedette_fork */
+	VEDETTE_VFORK = 5,    /* struct vedette_fork */
+	VEDETTE_CLONE3 = 6,   /* struct vedette_fork */
+	VEDETTE_PROCEXIT = 7, /* struct vedette_exit */
+	VEDETTE_OPEN = 8,     /* struct vedette_open */
+	VEDETTE_OPENAT = 9,   /* struct vedette_open */
+	VEDETTE_OPENAT2 = 10, /* struct vedette_open */
+	VEDETTE_CONNECT = 11, /* struct vedette_sock */
+	VEDETTE_ACCEPT = 12,  /* struct vedette_sock */
+	VEDETTE_ACCEPT4 = 13, /* struct vedette_sock */
+	VEDETTE_BIND = 14,    /* struct vedette_sock */
+	VEDETTE_LISTEN = 15,  /* struct vedette_sock */
+	VEDETTE_WRITE = 16,   /* struct vedette_write, watched files only */
+	VEDETTE_CHDIR = 17,   /* struct vedette_chdir */
+	VEDETTE_FCHDIR = 18,  /* struct vedette_chdir */
+	VEDETTE_TYPE_COUNT = 19
+};
+
+/* vedette_header.flags: what the kernel side could not give whole. */
+#define VEDETTE_F_PATH_CUT 0x0001   /* path longer than VEDETTE_PATH_MAX */
+#define VEDETTE_F_ARGS_CUT 0x0002   /* argv longer than VEDETTE_ARGS_MAX */
+#define VEDETTE_F_DATA_CUT 0x0004   /* data longer than VEDETTE_DATA_MAX */
+#define VEDETTE_F_PATH_FAULT 0x0008 /* path could not be read from memory */
+#define VEDETTE_F_ARGS_FAULT 0x0010
+#define VEDETTE_F_DATA_FAULT 0x0020
+#define VEDETTE_F_ADDR_FAULT 0x0040 /* socket address could not be read */
+#define VEDETTE_F_COMPAT 0x0080     /* made through the 32-bit syscall ABI */
+
+/* Loss and work counters, kept per CPU in the BPF array map `counters`. */
+enum vedette_counter {
+	VEDETTE_C_SUBMITTED = 0,     /* records put into the ring */
+	VEDETTE_C_LOST_RING_FULL,    /* the ring had no room */
+	VEDETTE_C_LOST_SCRATCH,      /* no scratch buffer for this CPU */
+	VEDETTE_C_LOST_READ_FAULT,   /* a kernel read that a record cannot do without failed */
+	VEDETTE_C_LOST_ABI,          /* a watched syscall through an ABI we do not decode */
+	VEDETTE_C_PARTIAL_FAULT,     /* submitted, but with a *_FAULT flag */
+	VEDETTE_C_CUT,               /* submitted, but with a *_CUT flag */
+	VEDETTE_C_COUNT
+};
+
+struct vedette_header {          /* 48 bytes */
+	__u64 time_ns;           /* CLOCK_BOOTTIME (bpf_ktime_get_boot_ns) at the hook */
+	__u32 size;              /* bytes of the whole record, multiple of 8 */
+	__u16 type;              /* enum vedette_type */
+	__u16 flags;             /* VEDETTE_F_* */
+	__u32 pid;               /* thread group id, initial pid namespace */
+	__u32 tid;               /* thread id, initial pid namespace */
+	__u32 uid;               /* effective uid of the acting thread, after the event */
+	__u32 gid;               /* effective gid */
+	__u64 cgroup_id;         /* cgroup v2 id (inode number of its directory) */
+	__s64 result;            /* the syscall's return value; new pid for fork; 0 for exit */
+};
+
+/* exec: success is taken from sched_process_exec (the kernel's own copies), a
+ * failure (result < 0) from the syscall's return, then with path_len and
+ * args_len 0. Blobs: path, filename, args. */
+struct vedette_exec {
+	struct vedette_header h;
+	__u64 start_time_ns;     /* CLOCK_BOOTTIME of the process's start */
+	__u32 ppid;              /* real parent's thread group id */
+	__u32 loginuid;          /* audit login uid, 0xffffffff when unset */
+	__u32 session;           /* session id: pid of its leader, initial pid namespace */
+	__u16 path_len;          /* absolute path of the executable file (the kernel's
+	                          * exe_file: for a script its interpreter) */
+	__u16 filename_len;      /* the path as it was given to execve */
+	__u16 args_len;          /* argv, each argument ended by NUL */
+	__u16 reserved[3];
+	char comm[VEDETTE_COMM_LEN];
+};
+
+/* fork: the header is the parent's; threads are not reported. */
+struct vedette_fork {
+	struct vedette_header h;
+	__u64 start_time_ns;     /* of the child */
+	__u32 child_pid;         /* == h.result */
+	__u32 ppid;              /* the child's real parent (CLONE_PARENT: not h.pid) */
+	__u32 child_uid;         /* effective uid of the child */
+	__u32 child_gid;
+	char comm[VEDETTE_COMM_LEN]; /* of the child */
+};
+
+/* exit of a whole process (its last thread). */
+struct vedette_exit {
+	struct vedette_header h;
+	__u64 start_time_ns;
+	__s32 exit_code;         /* as wait(2) gives it: status << 8 | signal */
+	__u32 reaper_pid;        /* who adopts its children; 0: not known */
+};
+
+struct vedette_open {
+	struct vedette_header h;
+	__u32 open_flags;        /* O_* as passed */
+	__u32 mode;              /* as passed; 0 without O_CREAT or O_TMPFILE */
+	__s32 dirfd;             /* AT_FDCWD (-100) for open(2) */
+	__u16 path_len;          /* as passed */
+	__u16 dir_len;           /* absolute path of dirfd; only where path is relative to one */
+};
+
+/* connect, accept, accept4, bind, listen. Both ends come from the kernel's
+ * socket where it knows them, else from the address that was passed. */
+struct vedette_sock {
+	struct vedette_header h;
+	__s32 fd;                /* the socket; for accept the new one (== h.result) or -1 */
+	__s32 backlog;           /* listen only */
+	__u16 family;            /* AF_*; 0 when not known */
+	__u16 local_port;        /* host byte order; 0 when not known */
+	__u16 remote_port;
+	__u8 l4proto;            /* IPPROTO_*; 0 when not known */
+	__u8 socktype;           /* SOCK_* ; 0 when not known */
+	__u8 local_addr[16];     /* IPv4 in the first four bytes; zero when not known */
+	__u8 remote_addr[16];
+	__u16 path_len;          /* AF_UNIX: sun_path; abstract names begin with NUL */
+	__u16 reserved;
+	__u32 listen_fd;         /* accept only: the listening socket; else 0 */
+};
+
+/* write to a watched file (see watch map): the login records of btmp and wtmp. */
+struct vedette_write {
+	struct vedette_header h;
+	__s32 fd;
+	__u16 path_len;
+	__u16 data_len;
+};
+
+/* The path is the kernel's: where the process now is, or after a failed chdir
+ * the path that was passed. Without one (VEDETTE_F_PATH_FAULT) it is unknown. */
+struct vedette_chdir {
+	struct vedette_header h;
+	__s32 fd;                /* fchdir only; else -1 */
+	__u16 path_len;
+	__u16 reserved;
+};
+
+#endif

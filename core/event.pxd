@@ -1,0 +1,119 @@
+"""The record of bpf/event.h, as C types; the header has the words on each field."""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "event.h" nogil:
+    enum:
+        VEDETTE_RECORD_VERSION
+        VEDETTE_PATH_MAX
+        VEDETTE_ARGS_MAX
+        VEDETTE_DATA_MAX
+        VEDETTE_COMM_LEN
+        VEDETTE_RECORD_MAX
+        VEDETTE_TYPE_COUNT
+        VEDETTE_EXECVE
+        VEDETTE_EXECVEAT
+        VEDETTE_CLONE
+        VEDETTE_FORK
+        VEDETTE_VFORK
+        VEDETTE_CLONE3
+        VEDETTE_PROCEXIT
+        VEDETTE_OPEN
+        VEDETTE_OPENAT
+        VEDETTE_OPENAT2
+        VEDETTE_CONNECT
+        VEDETTE_ACCEPT
+        VEDETTE_ACCEPT4
+        VEDETTE_BIND
+        VEDETTE_LISTEN
+        VEDETTE_WRITE
+        VEDETTE_CHDIR
+        VEDETTE_FCHDIR
+        VEDETTE_F_PATH_CUT
+        VEDETTE_F_ARGS_CUT
+        VEDETTE_F_DATA_CUT
+        VEDETTE_F_PATH_FAULT
+        VEDETTE_F_ARGS_FAULT
+        VEDETTE_F_DATA_FAULT
+        VEDETTE_F_ADDR_FAULT
+        VEDETTE_F_COMPAT
+        VEDETTE_C_SUBMITTED
+        VEDETTE_C_LOST_RING_FULL
+        VEDETTE_C_LOST_SCRATCH
+        VEDETTE_C_LOST_READ_FAULT
+        VEDETTE_C_LOST_ABI
+        VEDETTE_C_PARTIAL_FAULT
+        VEDETTE_C_CUT
+        VEDETTE_C_COUNT
+
+    struct vedette_header:
+        uint64_t time_ns
+        uint32_t size
+        uint16_t type
+        uint16_t flags
+        uint32_t pid
+        uint32_t tid
+        uint32_t uid
+        uint32_t gid
+        uint64_t cgroup_id
+        int64_t result
+
+    struct vedette_exec:
+        vedette_header h
+        uint64_t start_time_ns
+        uint32_t ppid
+        uint32_t loginuid
+        uint32_t session
+        uint16_t path_len
+        uint16_t filename_len
+        uint16_t args_len
+        char comm[16]
+
+    struct vedette_fork:
+        vedette_header h
+        uint64_t start_time_ns
+        uint32_t child_pid
+        uint32_t ppid
+        uint32_t child_uid
+        uint32_t child_gid
+        char comm[16]
+
+    struct vedette_exit:
+        vedette_header h
+        uint64_t start_time_ns
+        int32_t exit_code
+        uint32_t reaper_pid
+
+    struct vedette_open:
+        vedette_header h
+        uint32_t open_flags
+        uint32_t mode
+        int32_t dirfd
+        uint16_t path_len
+        uint16_t dir_len
+
+    struct vedette_sock:
+        vedette_header h
+        int32_t fd
+        int32_t backlog
+        uint16_t family
+        uint16_t local_port
+        uint16_t remote_port
+        uint8_t l4proto
+        uint8_t socktype
+        uint8_t local_addr[16]
+        uint8_t remote_addr[16]
+        uint16_t path_len
+        uint16_t reserved
+        uint32_t listen_fd
+
+    struct vedette_write:
+        vedette_header h
+        int32_t fd
+        uint16_t path_len
+        uint16_t data_len
+
+    struct vedette_chdir:
+        vedette_header h
+        int32_t fd
+        uint16_t path_len
+        uint16_t reserved

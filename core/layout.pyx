@@ -1,0 +1,125 @@
+# cython: language_level=3
+"""bpf/event.h as Python data, read from the C compiler and never written a second time.
+
+TYPES        event type name (Falco's) -> number
+FLAGS        flag name -> bit of vedette_header.flags
+COUNTERS     counter name -> index in the BPF map `counters`
+STRUCTS      struct name -> field name -> (numpy format, byte offset)
+SIZES        struct name -> sizeof, in bytes
+STRUCT_OF_TYPE  event type number -> struct name
+"""
+from vedette.core.event cimport *
+
+RECORD_VERSION = VEDETTE_RECORD_VERSION
+PATH_MAX = VEDETTE_PATH_MAX
+ARGS_MAX = VEDETTE_ARGS_MAX
+DATA_MAX = VEDETTE_DATA_MAX
+RECORD_MAX = VEDETTE_RECORD_MAX
+
+TYPES = {
+    "execve": VEDETTE_EXECVE, "execveat": VEDETTE_EXECVEAT, "clone": VEDETTE_CLONE,
+    "fork": VEDETTE_FORK, "vfork": VEDETTE_VFORK, "clone3": VEDETTE_CLONE3,
+    "procexit": VEDETTE_PROCEXIT, "open": VEDETTE_OPEN, "openat": VEDETTE_OPENAT,
+    "openat2": VEDETTE_OPENAT2, "connect": VEDETTE_CONNECT, "accept": VEDETTE_ACCEPT,
+    "accept4": VEDETTE_ACCEPT4, "bind": VEDETTE_BIND, "listen": VEDETTE_LISTEN,
+    "write": VEDETTE_WRITE, "chdir": VEDETTE_CHDIR, "fchdir": VEDETTE_FCHDIR,
+}
+assert len(TYPES) == VEDETTE_TYPE_COUNT - 1
+
+FLAGS = {
+    "path_cut": VEDETTE_F_PATH_CUT, "args_cut": VEDETTE_F_ARGS_CUT,
+    "data_cut": VEDETTE_F_DATA_CUT, "path_fault": VEDETTE_F_PATH_FAULT,
+    "args_fault": VEDETTE_F_ARGS_FAULT, "data_fault": VEDETTE_F_DATA_FAULT,
+    "addr_fault": VEDETTE_F_ADDR_FAULT, "compat": VEDETTE_F_COMPAT,
+}
+
+COUNTERS = {
+    "submitted": VEDETTE_C_SUBMITTED, "lost_ring_full": VEDETTE_C_LOST_RING_FULL,
+    "lost_scratch": VEDETTE_C_LOST_SCRATCH, "lost_read_fault": VEDETTE_C_LOST_READ_FAULT,
+    "lost_abi": VEDETTE_C_LOST_ABI, "partial_fault": VEDETTE_C_PARTIAL_FAULT,
+    "cut": VEDETTE_C_CUT,
+}
+assert len(COUNTERS) == VEDETTE_C_COUNT
+
+cdef vedette_exec _exec
+cdef vedette_fork _fork
+cdef vedette_exit _exit
+cdef vedette_open _open
+cdef vedette_sock _sock
+cdef vedette_write _write
+cdef vedette_chdir _chdir
+
+cdef size_t _off(const void* base, const void* field) noexcept:
+    return <size_t>(<const char*>field - <const char*>base)
+
+_HEADER = {
+    "time_ns": ("u8", _off(&_exec, &_exec.h.time_ns)), "size": ("u4", _off(&_exec, &_exec.h.size)),
+    "type": ("u2", _off(&_exec, &_exec.h.type)), "flags": ("u2", _off(&_exec, &_exec.h.flags)),
+    "pid": ("u4", _off(&_exec, &_exec.h.pid)), "tid": ("u4", _off(&_exec, &_exec.h.tid)),
+    "uid": ("u4", _off(&_exec, &_exec.h.uid)), "gid": ("u4", _off(&_exec, &_exec.h.gid)),
+    "cgroup_id": ("u8", _off(&_exec, &_exec.h.cgroup_id)),
+    "result": ("i8", _off(&_exec, &_exec.h.result)),
+}
+
+STRUCTS = {
+    "header": _HEADER,
+    "exec": {
+        **_HEADER, "start_time_ns": ("u8", _off(&_exec, &_exec.start_time_ns)),
+        "ppid": ("u4", _off(&_exec, &_exec.ppid)), "loginuid": ("u4", _off(&_exec, &_exec.loginuid)),
+        "session": ("u4", _off(&_exec, &_exec.session)),
+        "path_len": ("u2", _off(&_exec, &_exec.path_len)),
+        "filename_len": ("u2", _off(&_exec, &_exec.filename_len)),
+        "args_len": ("u2", _off(&_exec, &_exec.args_len)), "comm": ("S16", _off(&_exec, &_exec.comm)),
+    },
+    "fork": {
+        **_HEADER, "start_time_ns": ("u8", _off(&_fork, &_fork.start_time_ns)),
+        "child_pid": ("u4", _off(&_fork, &_fork.child_pid)), "ppid": ("u4", _off(&_fork, &_fork.ppid)),
+        "child_uid": ("u4", _off(&_fork, &_fork.child_uid)),
+        "child_gid": ("u4", _off(&_fork, &_fork.child_gid)), "comm": ("S16", _off(&_fork, &_fork.comm)),
+    },
+    "exit": {
+        **_HEADER, "start_time_ns": ("u8", _off(&_exit, &_exit.start_time_ns)),
+        "exit_code": ("i4", _off(&_exit, &_exit.exit_code)),
+        "reaper_pid": ("u4", _off(&_exit, &_exit.reaper_pid)),
+    },
+    "open": {
+        **_HEADER, "open_flags": ("u4", _off(&_open, &_open.open_flags)),
+        "mode": ("u4", _off(&_open, &_open.mode)), "dirfd": ("i4", _off(&_open, &_open.dirfd)),
+        "path_len": ("u2", _off(&_open, &_open.path_len)),
+        "dir_len": ("u2", _off(&_open, &_open.dir_len)),
+    },
+    "sock": {
+        **_HEADER, "fd": ("i4", _off(&_sock, &_sock.fd)), "backlog": ("i4", _off(&_sock, &_sock.backlog)),
+        "family": ("u2", _off(&_sock, &_sock.family)),
+        "local_port": ("u2", _off(&_sock, &_sock.local_port)),
+        "remote_port": ("u2", _off(&_sock, &_sock.remote_port)),
+        "l4proto": ("u1", _off(&_sock, &_sock.l4proto)), "socktype": ("u1", _off(&_sock, &_sock.socktype)),
+        "local_addr": ("V16", _off(&_sock, &_sock.local_addr)),
+        "remote_addr": ("V16", _off(&_sock, &_sock.remote_addr)),
+        "path_len": ("u2", _off(&_sock, &_sock.path_len)),
+        "listen_fd": ("u4", _off(&_sock, &_sock.listen_fd)),
+    },
+    "write": {
+        **_HEADER, "fd": ("i4", _off(&_write, &_write.fd)),
+        "path_len": ("u2", _off(&_write, &_write.path_len)),
+        "data_len": ("u2", _off(&_write, &_write.data_len)),
+    },
+    "chdir": {
+        **_HEADER, "fd": ("i4", _off(&_chdir, &_chdir.fd)),
+        "path_len": ("u2", _off(&_chdir, &_chdir.path_len)),
+    },
+}
+
+SIZES = {
+    "header": sizeof(vedette_header), "exec": sizeof(vedette_exec), "fork": sizeof(vedette_fork),
+    "exit": sizeof(vedette_exit), "open": sizeof(vedette_open), "sock": sizeof(vedette_sock),
+    "write": sizeof(vedette_write), "chdir": sizeof(vedette_chdir),
+}
+
+STRUCT_OF_TYPE = {
+    VEDETTE_EXECVE: "exec", VEDETTE_EXECVEAT: "exec", VEDETTE_CLONE: "fork", VEDETTE_FORK: "fork",
+    VEDETTE_VFORK: "fork", VEDETTE_CLONE3: "fork", VEDETTE_PROCEXIT: "exit", VEDETTE_OPEN: "open",
+    VEDETTE_OPENAT: "open", VEDETTE_OPENAT2: "open", VEDETTE_CONNECT: "sock", VEDETTE_ACCEPT: "sock",
+    VEDETTE_ACCEPT4: "sock", VEDETTE_BIND: "sock", VEDETTE_LISTEN: "sock", VEDETTE_WRITE: "write",
+    VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir",
+}

@@ -1,0 +1,76 @@
+"""Build of the compiled modules, in one of three flavours, each in a folder of its own.
+
+VEDETTE_BUILD=release   optimised (the default)
+VEDETTE_BUILD=trace     line tracing for coverage and profilers
+VEDETTE_BUILD=sanitize  AddressSanitizer and UndefinedBehaviorSanitizer
+"""
+
+import os
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FLAVOURS = {
+    "release": (["-O3", "-g1"], [], {}),
+    "trace": (["-O1", "-g"], [], {"linetrace": True, "profile": True}),
+    "sanitize": (
+        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
+         "-fno-sanitize-recover=undefined"],
+        ["-fsanitize=address,undefined"],
+        {},
+    ),
+}
+flavour = os.environ.get("VEDETTE_BUILD", "release")
+if flavour not in FLAVOURS:
+    raise SystemExit(f"VEDETTE_BUILD={flavour}: expected one of {', '.join(FLAVOURS)}")
+compile_args, link_args, directives = FLAVOURS[flavour]
+build_root = Path("build") / flavour
+
+
+class BuildExtInFlavourFolder(build_ext):
+    """An editable build goes to build/<flavour>, where core/__init__.py looks for it."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.inplace or self.editable_mode:
+            self.build_lib = str(build_root)
+            self.build_temp = str(build_root / "temp")
+
+    def copy_extensions_to_source(self) -> None:
+        """Nothing to copy: build_lib is the final place."""
+
+
+extensions = [
+    Extension(
+        f"vedette.core.{path.stem}",
+        [str(path)],
+        include_dirs=["bpf", "core", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+        + ([("CYTHON_TRACE_NOGIL", "1")] if flavour == "trace" else []),
+        extra_compile_args=["-std=c11", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function",
+                            *compile_args],
+        extra_link_args=link_args,
+        depends=["bpf/event.h", *(str(header) for header in sorted(Path("core").glob("*.h")))],
+    )
+    for path in sorted(Path("vedette/core").glob("*.pyx"))
+]
+
+setup(
+    packages=["vedette", "vedette.core", "vedette.agent", "vedette.aggregator", "vedette.bpf",
+              "vedette.bench", "vedette.rules"],
+    package_data={
+        "vedette": ["py.typed"],
+        "vedette.core": ["*.pyi", "*.pxd", "*.h"],
+        "vedette.bpf": ["*.h", "*.c"],
+        "vedette.rules": ["*.yaml"],
+    },
+    ext_modules=cythonize(
+        extensions,
+        build_dir=str(build_root / "cython"),
+        compiler_directives={"language_level": 3, "embedsignature": True, **directives},
+    ),
+    cmdclass={"build_ext": BuildExtInFlavourFolder},
+)
