@@ -1,0 +1,418 @@
+"""What agent and aggregator say to each other: one frame is a kind byte and a msgpack payload.
+
+    agent                                   aggregator
+    HELLO      who, which boot, versions ─►
+                                         ◄─ WELCOME    what is committed already, how much credit
+    SIGNALS    a batch, in columns       ─►
+                                         ◄─ ACK        committed up to here, how much credit
+    HEARTBEAT  counters, complete until  ─►
+                                         ◄─ ACK
+    BYE                                  ─►
+                                         ◄─ ERROR      refused, and why; the connection is over
+
+Signals travel in columns (one array per field name, numbers packed) with a dictionary of rules per
+batch, because packing one map per signal costs a core several times as much. Everything that comes
+in is validated against types and bounds before anyone sees it; whatever bytes arrive, `decode`
+raises nothing but WireError. `encode` holds what it makes to the same checks, so what leaves here
+is accepted there.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from vedette.core.signal import PRIORITIES, Signal
+
+PROTOCOL: Final = 1
+"""Version of everything in this file; HELLO carries it and another version is refused."""
+
+BATCH_SIGNALS_MAX: Final = 4096
+RULES_MAX: Final = 1024
+"""Rules in the dictionary of one batch."""
+TAGS_MAX: Final = 32
+COLUMNS_MAX: Final = 256
+"""Distinct field names in one batch."""
+NAME_CHARS_MAX: Final = 256
+"""Names of rules, tags, fields, hosts, labels, counters; boot ids, versions, digests."""
+OUTPUT_CHARS_MAX: Final = 16384
+VALUE_CHARS_MAX: Final = 16384
+SIGNAL_CHARS_MAX: Final = 131072
+"""Output and field values of one signal together, as `fit` leaves it."""
+LOST_MAX: Final = 1024
+"""Ranges of lost numbers in one message."""
+MESSAGE_BYTES_MIN: Final = 1 << 20
+"""Every aggregator takes messages of this size, so that any single signal can be sent."""
+NUMBER_MAX: Final = (1 << 63) - 1
+
+_CUT = "…"
+
+
+class WireError(Exception):
+    """A frame that is not in the protocol, or a value that cannot be sent; the text says why."""
+
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
+_Text = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
+_Reason = Annotated[str, msgspec.Meta(max_length=1024)]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+_Addresses = Annotated[list[_Name], msgspec.Meta(max_length=64)]
+_Value = Annotated[str, msgspec.Meta(max_length=VALUE_CHARS_MAX)] | int | bool | None
+LostRange = tuple[
+    Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)],
+    Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)],
+]
+"""First and last number of signals that were given up; both belong to the range."""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Agent's first message on every connection.
+
+    boot_id    names a numbering: a new one whenever numbers start again at 1
+    addresses  the host's own IP addresses, as text
+    time_ns    the agent's wall clock when this was sent
+    """
+
+    protocol: int
+    host_id: _Name
+    hostname: _Text
+    boot_id: _Name
+    addresses: _Addresses
+    labels: Annotated[dict[_Name, _Text], msgspec.Meta(max_length=64)]
+    version: _Text
+    rules_digest: _Text
+    time_ns: _Number
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The answer to HELLO.
+
+    committed_seq      the highest number of this boot that is stored (0: none)
+    credit             signals that may be under way without an ACK
+    message_bytes_max  longer frames end the connection
+    """
+
+    protocol: int
+    committed_seq: _Number
+    credit: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+    message_bytes_max: Annotated[int, msgspec.Meta(ge=MESSAGE_BYTES_MIN, le=1 << 30)]
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """SIGNALS: at least one signal, numbers rising.
+
+    lost               numbers before the batch's last that will never come, in rising ranges; a
+                       number that is neither here nor in a batch was lost without being noticed
+    complete_until_ns  no signal up to this time, by the host's clock, will follow (0: unknown)
+    """
+
+    signals: list[Signal]
+    lost: list[LostRange] = []
+    complete_until_ns: int = 0
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was sent up to committed_seq is stored for good; credit as in Welcome."""
+
+    committed_seq: _Number
+    credit: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sent every few seconds, busy or not.
+
+    complete_until_ns  as in Batch
+    lost               as in Batch: what was given up since the last message and precedes no signal
+    lost_events        kernel events lost since this boot_id began, all causes
+    counters           anything countable, by name, for people
+    """
+
+    time_ns: _Number
+    complete_until_ns: _Number
+    lost: Annotated[list[LostRange], msgspec.Meta(max_length=LOST_MAX)]
+    lost_events: _Number
+    counters: Annotated[dict[_Name, _Number], msgspec.Meta(max_length=256)]
+    addresses: _Addresses
+    rules_digest: _Text
+
+
+class Bye(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent stops in an orderly way; nothing follows."""
+
+    complete_until_ns: _Number
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """ERROR: the connection is over; code is for programs, reason for people."""
+
+    code: _Name
+    reason: _Reason
+
+
+Message = Hello | Welcome | Batch | Ack | Heartbeat | Bye | Refusal
+
+
+class _RuleEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    name: _Name
+    priority: Annotated[int, msgspec.Meta(ge=0, lt=len(PRIORITIES))]
+    tags: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=TAGS_MAX)]
+    alert: bool
+
+
+class _Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SIGNALS on the wire; n signals.
+
+    seq      n unsigned 64-bit numbers, little-endian
+    time_ns  the same
+    rules    the batch's dictionary
+    rule     n unsigned 16-bit indices into rules, little-endian
+    output   n strings
+    fields   field name -> n values; nil where a signal lacks the field
+    """
+
+    seq: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8 * BATCH_SIGNALS_MAX)]
+    time_ns: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8 * BATCH_SIGNALS_MAX)]
+    rules: Annotated[list[_RuleEntry], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
+    rule: Annotated[bytes, msgspec.Meta(min_length=2, max_length=2 * BATCH_SIGNALS_MAX)]
+    output: Annotated[
+        list[Annotated[str, msgspec.Meta(max_length=OUTPUT_CHARS_MAX)]],
+        msgspec.Meta(min_length=1, max_length=BATCH_SIGNALS_MAX),
+    ]
+    fields: Annotated[
+        dict[_Name, Annotated[list[_Value], msgspec.Meta(max_length=BATCH_SIGNALS_MAX)]],
+        msgspec.Meta(max_length=COLUMNS_MAX),
+    ]
+    lost: Annotated[list[LostRange], msgspec.Meta(max_length=LOST_MAX)]
+    complete_until_ns: _Number
+
+
+HELLO: Final = 1
+WELCOME: Final = 2
+SIGNALS: Final = 3
+ACK: Final = 4
+HEARTBEAT: Final = 5
+BYE: Final = 6
+ERROR: Final = 7
+
+_KINDS: dict[type[Any], int] = {
+    Hello: HELLO,
+    Welcome: WELCOME,
+    Ack: ACK,
+    Heartbeat: HEARTBEAT,
+    Bye: BYE,
+    Refusal: ERROR,
+}
+KIND_NAMES: Final = {
+    HELLO: "HELLO",
+    WELCOME: "WELCOME",
+    SIGNALS: "SIGNALS",
+    ACK: "ACK",
+    HEARTBEAT: "HEARTBEAT",
+    BYE: "BYE",
+    ERROR: "ERROR",
+}
+_DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {
+    kind: msgspec.msgpack.Decoder(cls) for cls, kind in _KINDS.items()
+} | {SIGNALS: msgspec.msgpack.Decoder(_Columns)}
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """Make a message's frame.
+
+    Raises WireError where the receiver would refuse the message: a bound exceeded, a wrong type,
+    text that is not Unicode. For a signal, `fit` is the cure.
+    """
+    kind = SIGNALS if isinstance(message, Batch) else _KINDS[type(message)]
+    try:
+        if isinstance(message, Batch):
+            payload = _ENCODER.encode(_columns(message))
+        else:
+            payload = _ENCODER.encode(message)
+    except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
+        raise WireError(f"{KIND_NAMES[kind]} cannot be packed: {error}") from None
+    # The receiver's own checks, in C over columns: cheaper than a second set of checks in Python,
+    # and they cannot drift from what the receiver does.
+    content = _unpack(kind, payload)
+    if isinstance(content, _Columns):
+        _check_columns(content)
+    elif isinstance(content, Heartbeat):
+        _check_lost(content.lost)
+    return bytes((kind,)) + payload
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """Read a frame. Raises WireError, and nothing else, for whatever is not in the protocol."""
+    if len(frame) < 1:
+        raise WireError("empty frame")
+    kind = frame[0]
+    content = _unpack(kind, memoryview(frame)[1:])
+    if isinstance(content, _Columns):
+        return _batch(content)
+    if isinstance(content, Heartbeat):
+        _check_lost(content.lost)
+    return content  # type: ignore[no-any-return]
+
+
+def fit(signal: Signal) -> Signal:
+    """The signal, made sendable: what is too long is cut, ending in "…"; what is no text, escaped.
+
+    Nothing that a host's user does may keep a signal from being sent, so this never refuses: it
+    keeps the rule, the time and the number, and as much of the rest as the bounds allow.
+    """
+    budget = SIGNAL_CHARS_MAX
+    output = _cut(signal.output, OUTPUT_CHARS_MAX)
+    budget -= len(output)
+    fields: dict[str, Any] = {}
+    for name, value in signal.fields.items():
+        if value is None or len(fields) == COLUMNS_MAX:
+            continue
+        if isinstance(value, str) or not isinstance(value, int):
+            if budget == 0:
+                continue
+            value = _cut(str(value), min(VALUE_CHARS_MAX, budget))
+            budget -= len(value)
+        elif not -NUMBER_MAX <= value <= NUMBER_MAX:
+            value = str(value)[:64]
+        fields[_cut(name, NAME_CHARS_MAX) or _CUT] = value
+    return Signal(
+        seq=signal.seq,
+        time_ns=min(max(signal.time_ns, 0), NUMBER_MAX),
+        rule=_cut(signal.rule, NAME_CHARS_MAX) or _CUT,
+        priority=min(max(signal.priority, 0), len(PRIORITIES) - 1),
+        tags=tuple(_cut(tag, NAME_CHARS_MAX) or _CUT for tag in signal.tags[:TAGS_MAX]),
+        alert=bool(signal.alert),
+        output=output,
+        fields=fields,
+    )
+
+
+def _cut(text: str, chars_max: int) -> str:
+    # Lone surrogates are how Python carries bytes that are no UTF-8; they show as \udcXX. Escaping
+    # lengthens, so the text is cut before (to bound the work) and after.
+    head = text[: chars_max + 1].encode("utf-8", "backslashreplace").decode("utf-8")
+    return head if len(head) <= chars_max else head[: chars_max - 1] + _CUT
+
+
+def _columns(batch: Batch) -> _Columns:
+    count = len(batch.signals)
+    if not 1 <= count <= BATCH_SIGNALS_MAX:
+        raise WireError(f"a batch has 1 to {BATCH_SIGNALS_MAX} signals, not {count}")
+    rules: dict[_RuleEntry, int] = {}
+    fields: dict[str, list[Any]] = {}
+    indices = array("H")
+    for position, signal in enumerate(batch.signals):
+        entry = _RuleEntry(signal.rule, signal.priority, signal.tags, signal.alert)
+        indices.append(rules.setdefault(entry, len(rules)))
+        for name, value in signal.fields.items():
+            column = fields.get(name)
+            if column is None:
+                if len(fields) == COLUMNS_MAX:
+                    raise WireError(f"more than {COLUMNS_MAX} field names in a batch")
+                column = fields[name] = [None] * count
+            column[position] = value
+    return _Columns(
+        seq=_pack(array("Q", [signal.seq for signal in batch.signals])),
+        time_ns=_pack(array("Q", [signal.time_ns for signal in batch.signals])),
+        rules=list(rules),
+        rule=_pack(indices),
+        output=[signal.output for signal in batch.signals],
+        fields=fields,
+        lost=batch.lost,
+        complete_until_ns=batch.complete_until_ns,
+    )
+
+
+def _batch(columns: _Columns) -> Batch:
+    seq, time_ns, indices = _check_columns(columns)
+    fields: list[dict[str, Any]] = [{} for _ in seq]
+    for name, values in columns.fields.items():
+        for position, value in enumerate(values):
+            if value is not None:
+                fields[position][name] = value
+    signals = [
+        Signal(
+            seq=number,
+            time_ns=moment_ns,
+            rule=entry.name,
+            priority=entry.priority,
+            tags=entry.tags,
+            alert=entry.alert,
+            output=output,
+            fields=values,
+        )
+        for number, moment_ns, entry, output, values in zip(
+            seq,
+            time_ns,
+            (columns.rules[index] for index in indices),
+            columns.output,
+            fields,
+            strict=True,
+        )
+    ]
+    return Batch(signals=signals, lost=columns.lost, complete_until_ns=columns.complete_until_ns)
+
+
+def _check_columns(columns: _Columns) -> tuple[array[int], array[int], array[int]]:
+    """What types cannot say: equal lengths, rising numbers, indices inside the dictionary."""
+    seq = _unpack_numbers("Q", columns.seq, "seq")
+    time_ns = _unpack_numbers("Q", columns.time_ns, "time_ns")
+    indices = _unpack_numbers("H", columns.rule, "rule")
+    count = len(seq)
+    for name, length in (
+        ("time_ns", len(time_ns)),
+        ("rule", len(indices)),
+        ("output", len(columns.output)),
+        *((f"field {name!r}", len(values)) for name, values in columns.fields.items()),
+    ):
+        if length != count:
+            raise WireError(f"SIGNALS: seq has {count} entries, {name} has {length}")
+    if seq[0] < 1 or seq[-1] > NUMBER_MAX:
+        raise WireError(f"SIGNALS: seq is not within 1 to {NUMBER_MAX}")
+    if any(later <= earlier for earlier, later in pairwise(seq)):
+        raise WireError("SIGNALS: seq does not rise")
+    if max(time_ns) > NUMBER_MAX:
+        raise WireError(f"SIGNALS: time_ns beyond {NUMBER_MAX}")
+    if max(indices) >= len(columns.rules):
+        raise WireError(f"SIGNALS: rule {max(indices)} of {len(columns.rules)}")
+    _check_lost(columns.lost)
+    return seq, time_ns, indices
+
+
+def _check_lost(lost: Sequence[LostRange]) -> None:
+    before = 0
+    for first, last in lost:
+        if not before < first <= last:
+            raise WireError(f"lost: range {first}-{last} after {before} does not rise")
+        before = last
+
+
+def _unpack(kind: int, payload: bytes | memoryview) -> Any:
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        raise WireError(f"unknown kind {kind}")
+    try:
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+        raise WireError(f"{KIND_NAMES[kind]}: {error}"[:1024]) from None
+
+
+def _pack(numbers: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _unpack_numbers(typecode: str, packed: bytes, name: str) -> array[int]:
+    numbers = array(typecode)
+    if len(packed) % numbers.itemsize:
+        raise WireError(f"SIGNALS: {name} has {len(packed)} bytes, no multiple of its item size")
+    numbers.frombytes(packed)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
