@@ -1,0 +1,1 @@
+"""Real hosts in network namespaces: the demo and the tests of a whole fleet."""
