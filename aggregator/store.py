@@ -1,0 +1,930 @@
+"""The aggregator's memory: hosts, signals, losses and incidents in one SQLite file.
+
+One process writes (`Store.open`), any number read at the same time (`Store.open(read_only=True)`).
+Fields, tags, addresses and the like are JSON in text columns. Times are nanoseconds since 1970,
+signals' by the host's own clock. Every function runs in a transaction of its own unless the caller
+holds one open with `Store.transaction()`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from vedette.core.signal import Signal
+from vedette.core.wire import Batch, Heartbeat, Hello, LostRange
+
+SCHEMA_VERSION: Final = 1
+APPLICATION_ID: Final = 0x56454454  # "VEDT", in the file's header: tells our files from others'
+BOOTS_PER_HOST_MAX: Final = 256
+"""Older numberings of a host are forgotten; a host that invents boots cannot fill the disk."""
+LOSSES_PER_HOST_MAX: Final = 4096
+QUERY_ROWS_MAX: Final = 100_000
+
+
+class StoreError(Exception):
+    """The file cannot serve as a store; the text names it, why, and the cure."""
+
+
+class HostsFull(Exception):
+    """A new host, and as many hosts as the configuration allows are known already."""
+
+
+_T = TypeVar("_T")
+
+metadata = sa.MetaData()
+
+hosts_table = sa.Table(
+    "hosts",
+    metadata,
+    sa.Column("host_id", sa.Text, primary_key=True),
+    sa.Column("hostname", sa.Text, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("addresses", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("rules_digest", sa.Text, nullable=False),
+    sa.Column("first_seen_ns", sa.Integer, nullable=False),
+    sa.Column("last_seen_ns", sa.Integer, nullable=False),
+    sa.Column("complete_until_ns", sa.Integer, nullable=False),
+    sa.Column("offset_ns", sa.Integer, nullable=False),
+    sa.Column("signals_stored", sa.Integer, nullable=False),
+    sa.Column("signals_late", sa.Integer, nullable=False),
+    sa.Column("signals_lost", sa.Integer, nullable=False),
+    sa.Column("signals_missing", sa.Integer, nullable=False),
+    sa.Column("lost_events", sa.Integer, nullable=False),
+    sa.Column("counters", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+boots_table = sa.Table(
+    "boots",
+    metadata,
+    sa.Column("host_id", sa.Text, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("committed_seq", sa.Integer, nullable=False),
+    sa.Column("last_time_ns", sa.Integer, nullable=False),
+    sa.Column("lost_events", sa.Integer, nullable=False),
+    sa.Column("last_seen_ns", sa.Integer, nullable=False),
+    sa.PrimaryKeyConstraint("host_id", "boot_id"),
+    sqlite_with_rowid=False,
+)
+
+signals_table = sa.Table(
+    "signals",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("host_id", sa.Text, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("time_ns", sa.Integer, nullable=False),
+    sa.Column("received_ns", sa.Integer, nullable=False),
+    sa.Column("rule", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("alert", sa.Boolean, nullable=False),
+    sa.Column("tags", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("fields", sa.Text, nullable=False),
+    sa.Column("late", sa.Boolean, nullable=False),
+    sa.UniqueConstraint("host_id", "boot_id", "seq"),
+    sa.Index("signals_by_time", "time_ns", "host_id", "boot_id", "seq"),
+    sa.Index("signals_by_rule", "rule", "time_ns"),
+    sa.Index("signals_by_host", "host_id", "time_ns"),
+    # Numbers of deleted rows are not given out again, so that "after id" never misses a row.
+    sqlite_autoincrement=True,
+)
+
+losses_table = sa.Table(
+    "losses",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("host_id", sa.Text, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("start_ns", sa.Integer, nullable=False),
+    sa.Column("end_ns", sa.Integer, nullable=False),
+    sa.Index("losses_by_host", "host_id", "end_ns"),
+    sqlite_autoincrement=True,
+)
+
+incidents_table = sa.Table(
+    "incidents",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("start_ns", sa.Integer, nullable=False),
+    sa.Column("end_ns", sa.Integer, nullable=False),
+    sa.Column("hosts", sa.Text, nullable=False),
+    sa.Column("complete", sa.Boolean, nullable=False),
+    sa.Column("reasons", sa.Text, nullable=False),
+    sa.Column("details", sa.Text, nullable=False),
+    sa.Column("written_ns", sa.Integer, nullable=False),
+    sa.Index("incidents_by_time", "end_ns", "id"),
+)
+
+incident_signals_table = sa.Table(
+    "incident_signals",
+    metadata,
+    sa.Column(
+        "incident_id", sa.Text, sa.ForeignKey("incidents.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("signal_id", sa.Integer, sa.ForeignKey("signals.id"), nullable=False),
+    sa.PrimaryKeyConstraint("incident_id", "position"),
+    sa.Index("incident_signals_by_signal", "signal_id"),
+    sqlite_with_rowid=False,
+)
+
+meta_table = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+SignalKey = tuple[int, str, str, int]
+"""(time_ns, host_id, boot_id, seq): the fleet's order of signals, and a signal's identity."""
+
+
+class StoredSignal(Signal, frozen=True, kw_only=True):
+    """A signal as stored.
+
+    id           rises in order of arrival
+    hostname     the host's name as it last said
+    received_ns  when the aggregator took it, by its own clock
+    late         came when its time had been released to the sequences already
+    """
+
+    id: int
+    host_id: str
+    hostname: str
+    boot_id: str
+    received_ns: int
+    late: bool
+
+    @property
+    def key(self) -> SignalKey:
+        """Where the signal stands in the fleet's order."""
+        return self.time_ns, self.host_id, self.boot_id, self.seq
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """A host as it last reported.
+
+    offset_ns        aggregator's clock minus the host's at the last heartbeat, transit included
+    signals_late     stored after their time had been released
+    signals_lost     given up by the agent, and reported by it
+    signals_missing  gaps in the numbers that nobody reported
+    lost_events      kernel events lost since the agent's present numbering began
+    """
+
+    host_id: str
+    hostname: str
+    boot_id: str
+    addresses: list[str]
+    labels: dict[str, str]
+    version: str
+    rules_digest: str
+    first_seen_ns: int
+    last_seen_ns: int
+    complete_until_ns: int
+    offset_ns: int
+    signals_stored: int
+    signals_late: int
+    signals_lost: int
+    signals_missing: int
+    lost_events: int
+    counters: dict[str, int]
+
+
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a host did not see or could not deliver, between two times of its clock.
+
+    cause  "queue": signals given up by the agent; "missing": numbers nobody accounted for;
+           "capture": kernel events
+    """
+
+    host_id: str
+    boot_id: str
+    cause: str
+    count: int
+    start_ns: int
+    end_ns: int
+
+
+class IncidentSignal(msgspec.Struct, frozen=True, kw_only=True):
+    """The signal that took a step."""
+
+    step: str
+    signal: StoredSignal
+
+
+class Incident(msgspec.Struct, frozen=True, kw_only=True):
+    """A completed sequence. Two incidents with one id are the same incident.
+
+    id        hash over the sequence and its signals' identities
+    priority  index into core.signal.PRIORITIES
+    hosts     host_ids in order of appearance
+    complete  False: events or signals of the window are known to be lost; reasons say which
+    details   what the sequence wants shown beside the steps
+    signals   in order of the steps; empty in lists
+    """
+
+    id: str
+    sequence: str
+    priority: int
+    start_ns: int
+    end_ns: int
+    hosts: list[str]
+    complete: bool
+    reasons: list[str]
+    details: dict[str, Any]
+    signals: list[IncidentSignal] = []
+    written_ns: int = 0
+
+
+class Committed(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a batch. lost: reported by the agent; missing: reported by nobody."""
+
+    committed_seq: int
+    stored: int
+    duplicates: int
+    late: int
+    lost: int
+    missing: int
+
+
+class Store:
+    """See the module. Use from one thread; close after use (or `with`)."""
+
+    def __init__(self, path: Path, engine: sa.Engine) -> None:
+        self.path = path
+        self._engine = engine
+        self._connection = engine.connect()
+        self._depth = 0
+
+    @classmethod
+    def open(cls, path: str | Path, *, read_only: bool = False) -> Store:
+        """Open a store; a writer makes the file where there is none.
+
+        Raises StoreError for a file that is missing (readers), unreadable, not a store of Vedette,
+        damaged, or written by a newer version.
+        """
+        path = Path(path)
+        if read_only and not path.exists():
+            raise StoreError(
+                f"{path}: no such store; name the aggregator's with --store, or start the "
+                "aggregator once to make it"
+            )
+        if not read_only and not path.parent.is_dir():
+            raise StoreError(f"{path}: folder {path.parent} does not exist; make it first")
+        engine = _engine(path, read_only)
+        try:
+            store = cls(path, engine)
+        except sa.exc.DBAPIError as error:
+            engine.dispose()
+            raise StoreError(f"{path}: cannot be opened: {error.orig}") from None
+        try:
+            store._prepare(read_only)
+        except sa.exc.DBAPIError as error:
+            store.close()
+            reason = str(error.orig)
+            if "not a database" in reason:
+                raise StoreError(
+                    f"{path}: not a store of Vedette (no SQLite file); move it away or name another"
+                ) from None
+            raise StoreError(f"{path}: {reason}") from None
+        except StoreError:
+            store.close()
+            raise
+        return store
+
+    def _prepare(self, read_only: bool) -> None:
+        with self.transaction() as connection:
+            application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
+            if application == APPLICATION_ID and version == SCHEMA_VERSION:
+                return
+            if application == APPLICATION_ID and version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"{self.path}: store of version {version}, this Vedette knows up to "
+                    f"{SCHEMA_VERSION}; install the newer one"
+                )
+            if application != APPLICATION_ID and (tables or application or version):
+                raise StoreError(
+                    f"{self.path}: not a store of Vedette but another program's database; "
+                    "name another file"
+                )
+            if read_only:
+                raise StoreError(
+                    f"{self.path}: an empty file; start the aggregator to make a store of it"
+                )
+        # Only now is it sure that the file is ours to change. With a write-ahead log readers and
+        # the writer do not wait for each other; the mode stays with the file.
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        raw.execute("PRAGMA journal_mode = WAL")
+        with self.transaction() as connection:
+            metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """All or nothing for what is called inside; transactions inside join the outermost."""
+        if self._depth:
+            yield self._connection
+            return
+        with self._connection.begin():
+            self._depth += 1
+            try:
+                yield self._connection
+            finally:
+                self._depth -= 1
+
+    # Writing: what the aggregator's server calls.
+
+    def hello(self, hello: Hello, received_ns: int, hosts_max: int) -> int:
+        """Note a host's HELLO; return the highest number of its boot that is stored.
+
+        Raises HostsFull where the host is new and hosts_max are known.
+        """
+        with self.transaction() as connection:
+            known = connection.execute(
+                sa.select(hosts_table.c.host_id).where(hosts_table.c.host_id == hello.host_id)
+            ).first()
+            said = {
+                "hostname": hello.hostname,
+                "boot_id": hello.boot_id,
+                "addresses": _json(hello.addresses),
+                "labels": _json(hello.labels),
+                "version": hello.version,
+                "rules_digest": hello.rules_digest,
+                "last_seen_ns": received_ns,
+                "offset_ns": received_ns - hello.time_ns,
+            }
+            if known is None:
+                count = connection.execute(
+                    sa.select(sa.func.count()).select_from(hosts_table)
+                ).scalar_one()
+                if count >= hosts_max:
+                    raise HostsFull(f"{count} hosts are known, hosts_max is {hosts_max}")
+                connection.execute(
+                    hosts_table.insert().values(
+                        host_id=hello.host_id,
+                        first_seen_ns=received_ns,
+                        complete_until_ns=0,
+                        signals_stored=0,
+                        signals_late=0,
+                        signals_lost=0,
+                        signals_missing=0,
+                        lost_events=0,
+                        counters="{}",
+                        **said,
+                    )
+                )
+            else:
+                connection.execute(
+                    hosts_table.update()
+                    .where(hosts_table.c.host_id == hello.host_id)
+                    .values(**said)
+                )
+            connection.execute(
+                insert(boots_table)
+                .values(
+                    host_id=hello.host_id,
+                    boot_id=hello.boot_id,
+                    committed_seq=0,
+                    last_time_ns=0,
+                    lost_events=0,
+                    last_seen_ns=received_ns,
+                )
+                .on_conflict_do_update(
+                    index_elements=["host_id", "boot_id"], set_={"last_seen_ns": received_ns}
+                )
+            )
+            old_boots = (
+                sa.select(boots_table.c.boot_id)
+                .where(boots_table.c.host_id == hello.host_id)
+                .order_by(boots_table.c.last_seen_ns.desc())
+                .limit(-1)
+                .offset(BOOTS_PER_HOST_MAX)
+            )
+            connection.execute(
+                boots_table.delete().where(
+                    boots_table.c.host_id == hello.host_id, boots_table.c.boot_id.in_(old_boots)
+                )
+            )
+            return int(self._boot(connection, hello.host_id, hello.boot_id).committed_seq)
+
+    def commit(
+        self, host_id: str, boot_id: str, batch: Batch, received_ns: int, released_ns: int
+    ) -> Committed:
+        """Store a batch's signals, each number once; return what became of them.
+
+        released_ns  signals up to this time have been given to the sequences: these are late
+        Raises KeyError where the host never said HELLO with this boot.
+        """
+        with self.transaction() as connection:
+            boot = self._boot(connection, host_id, boot_id)
+            committed_seq = int(boot.committed_seq)
+            # An agent sends its numbers rising over one ordered connection, so whatever is not
+            # above the highest stored was stored before.
+            new = [signal for signal in batch.signals if signal.seq > committed_seq]
+            late = sum(signal.time_ns <= released_ns for signal in new)
+            if new:
+                connection.execute(
+                    insert(signals_table).on_conflict_do_nothing(),
+                    [
+                        {
+                            "host_id": host_id,
+                            "boot_id": boot_id,
+                            "seq": signal.seq,
+                            "time_ns": signal.time_ns,
+                            "received_ns": received_ns,
+                            "rule": signal.rule,
+                            "priority": signal.priority,
+                            "alert": signal.alert,
+                            "tags": _json(signal.tags),
+                            "output": signal.output,
+                            "fields": _json(signal.fields),
+                            "late": signal.time_ns <= released_ns,
+                        }
+                        for signal in new
+                    ],
+                )
+            last_seq: int = max(committed_seq, batch.signals[-1].seq)
+            lost = self._note_lost(
+                connection,
+                boot,
+                batch.lost,
+                last_seq,
+                end_ns=batch.signals[-1].time_ns,
+            )
+            missing = last_seq - committed_seq - len(new) - lost
+            if missing > 0:
+                self._write_loss(
+                    connection,
+                    Loss(
+                        host_id=host_id,
+                        boot_id=boot_id,
+                        cause="missing",
+                        count=missing,
+                        start_ns=min(boot.last_time_ns, batch.signals[-1].time_ns),
+                        end_ns=batch.signals[-1].time_ns,
+                    ),
+                )
+            self._advance(
+                connection,
+                host_id,
+                boot_id,
+                received_ns,
+                committed_seq=last_seq,
+                last_time_ns=max(boot.last_time_ns, batch.signals[-1].time_ns),
+                complete_until_ns=batch.complete_until_ns,
+                stored=len(new),
+                late=late,
+                lost=lost,
+                missing=max(missing, 0),
+            )
+            return Committed(
+                committed_seq=last_seq,
+                stored=len(new),
+                duplicates=len(batch.signals) - len(new),
+                late=late,
+                lost=lost,
+                missing=max(missing, 0),
+            )
+
+    def heartbeat(self, host_id: str, boot_id: str, beat: Heartbeat, received_ns: int) -> int:
+        """Note a heartbeat; return the boot's highest number that is accounted for.
+
+        Raises KeyError where the host never said HELLO with this boot.
+        """
+        with self.transaction() as connection:
+            boot = self._boot(connection, host_id, boot_id)
+            end_ns = max(beat.complete_until_ns, boot.last_time_ns)
+            last_seq: int = max(boot.committed_seq, beat.lost[-1][1] if beat.lost else 0)
+            lost = self._note_lost(connection, boot, beat.lost, last_seq, end_ns=end_ns)
+            missing = last_seq - boot.committed_seq - lost
+            lost_events = beat.lost_events - boot.lost_events
+            complete_ns = connection.execute(
+                sa.select(hosts_table.c.complete_until_ns).where(hosts_table.c.host_id == host_id)
+            ).scalar_one()
+            for cause, count, start_ns in (
+                ("missing", missing, boot.last_time_ns),
+                ("capture", lost_events, complete_ns),
+            ):
+                if count > 0:
+                    self._write_loss(
+                        connection,
+                        Loss(
+                            host_id=host_id,
+                            boot_id=boot_id,
+                            cause=cause,
+                            count=count,
+                            start_ns=min(start_ns, end_ns),
+                            end_ns=end_ns,
+                        ),
+                    )
+            self._advance(
+                connection,
+                host_id,
+                boot_id,
+                received_ns,
+                committed_seq=last_seq,
+                complete_until_ns=beat.complete_until_ns,
+                lost=lost,
+                missing=missing,
+                lost_events=beat.lost_events,
+            )
+            connection.execute(
+                hosts_table.update()
+                .where(hosts_table.c.host_id == host_id)
+                .values(
+                    addresses=_json(beat.addresses),
+                    rules_digest=beat.rules_digest,
+                    lost_events=beat.lost_events,
+                    counters=_json(beat.counters),
+                    offset_ns=received_ns - beat.time_ns,
+                )
+            )
+            return int(last_seq)
+
+    def _boot(self, connection: sa.Connection, host_id: str, boot_id: str) -> sa.Row[Any]:
+        row = connection.execute(
+            sa.select(boots_table).where(
+                boots_table.c.host_id == host_id, boots_table.c.boot_id == boot_id
+            )
+        ).first()
+        if row is None:
+            raise KeyError((host_id, boot_id))
+        return row
+
+    def _note_lost(
+        self,
+        connection: sa.Connection,
+        boot: sa.Row[Any],
+        lost: Sequence[LostRange],
+        last_seq: int,
+        end_ns: int,
+    ) -> int:
+        """Write down reported losses above what is committed; return how many numbers."""
+        count = sum(
+            max(0, min(last, last_seq) - max(first, boot.committed_seq + 1) + 1)
+            for first, last in lost
+        )
+        if count:
+            self._write_loss(
+                connection,
+                Loss(
+                    host_id=boot.host_id,
+                    boot_id=boot.boot_id,
+                    cause="queue",
+                    count=count,
+                    start_ns=min(boot.last_time_ns, end_ns),
+                    end_ns=end_ns,
+                ),
+            )
+            return int(last_seq)
+
+    def _write_loss(self, connection: sa.Connection, loss: Loss) -> None:
+        connection.execute(losses_table.insert().values(**msgspec.structs.asdict(loss)))
+        oldest = (
+            sa.select(losses_table.c.id)
+            .where(losses_table.c.host_id == loss.host_id)
+            .order_by(losses_table.c.id.desc())
+            .limit(-1)
+            .offset(LOSSES_PER_HOST_MAX)
+        )
+        connection.execute(losses_table.delete().where(losses_table.c.id.in_(oldest)))
+
+    def _advance(
+        self,
+        connection: sa.Connection,
+        host_id: str,
+        boot_id: str,
+        received_ns: int,
+        *,
+        committed_seq: int,
+        complete_until_ns: int,
+        last_time_ns: int = 0,
+        stored: int = 0,
+        late: int = 0,
+        lost: int = 0,
+        missing: int = 0,
+        lost_events: int = 0,
+    ) -> None:
+        c, b = hosts_table.c, boots_table.c
+        connection.execute(
+            hosts_table.update()
+            .where(c.host_id == host_id)
+            .values(
+                last_seen_ns=received_ns,
+                complete_until_ns=sa.func.max(c.complete_until_ns, complete_until_ns),
+                signals_stored=c.signals_stored + stored,
+                signals_late=c.signals_late + late,
+                signals_lost=c.signals_lost + lost,
+                signals_missing=c.signals_missing + missing,
+            )
+        )
+        connection.execute(
+            boots_table.update()
+            .where(b.host_id == host_id, b.boot_id == boot_id)
+            .values(
+                committed_seq=committed_seq,
+                last_time_ns=sa.func.max(b.last_time_ns, last_time_ns),
+                lost_events=sa.func.max(b.lost_events, lost_events),
+                last_seen_ns=received_ns,
+            )
+        )
+
+    # Writing: what the correlator calls.
+
+    def write_incident(self, incident: Incident, written_ns: int) -> bool:
+        """Write an incident and its signals' places; False where its id is written already."""
+        with self.transaction() as connection:
+            values = msgspec.structs.asdict(incident)
+            signals = values.pop("signals")
+            for name in ("hosts", "reasons", "details"):
+                values[name] = _json(values[name])
+            values["written_ns"] = written_ns
+            result = connection.execute(
+                insert(incidents_table).values(**values).on_conflict_do_nothing()
+            )
+            if result.rowcount == 0:
+                return False
+            if signals:
+                connection.execute(
+                    incident_signals_table.insert(),
+                    [
+                        {
+                            "incident_id": incident.id,
+                            "position": position,
+                            "step": taken.step,
+                            "signal_id": taken.signal.id,
+                        }
+                        for position, taken in enumerate(signals)
+                    ],
+                )
+            return True
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Keep a value for the next start."""
+        with self.transaction() as connection:
+            connection.execute(
+                insert(meta_table)
+                .values(key=key, value=value)
+                .on_conflict_do_update(index_elements=["key"], set_={"value": value})
+            )
+
+    def meta(self, key: str) -> str | None:
+        """A value kept by set_meta, or None."""
+        with self.transaction() as connection:
+            value: str | None = connection.execute(
+                sa.select(meta_table.c.value).where(meta_table.c.key == key)
+            ).scalar_one_or_none()
+            return value
+
+    # Reading.
+
+    def released(
+        self, after: SignalKey | None, until_ns: int, limit: int = 10_000
+    ) -> list[StoredSignal]:
+        """Signals in the fleet's order, from behind `after` up to until_ns, without late ones."""
+        c = signals_table.c
+        query = _signals_query().where(c.time_ns <= until_ns, c.late.is_(False))
+        if after is not None:
+            query = query.where(
+                sa.tuple_(c.time_ns, c.host_id, c.boot_id, c.seq)
+                > sa.tuple_(*(sa.literal(part) for part in after))
+            )
+        query = query.order_by(c.time_ns, c.host_id, c.boot_id, c.seq)
+        with self.transaction() as connection:
+            return _signals(connection, query.limit(min(limit, QUERY_ROWS_MAX)))
+
+    def signals(
+        self,
+        *,
+        host: str | None = None,
+        rule: str | None = None,
+        tag: str | None = None,
+        priority_max: int | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        after_id: int | None = None,
+        alerts_only: bool = False,
+        limit: int = 1000,
+    ) -> list[StoredSignal]:
+        """Signals that pass every filter given.
+
+        host          host_id or hostname
+        priority_max  least urgent priority wanted, as index into PRIORITIES
+        since_ns, until_ns  by the signals' own time, both included
+        after_id      only what arrived after the signal with this id, in order of arrival; without
+                      it, the newest `limit` signals, in the fleet's order
+        """
+        c = signals_table.c
+        query = _signals_query()
+        if host is not None:
+            query = query.where(
+                c.host_id.in_(
+                    sa.select(hosts_table.c.host_id).where(
+                        sa.or_(hosts_table.c.host_id == host, hosts_table.c.hostname == host)
+                    )
+                )
+            )
+        if rule is not None:
+            query = query.where(c.rule == rule)
+        if tag is not None:
+            tags = sa.func.json_each(c.tags).table_valued("value")
+            query = query.where(sa.exists().select_from(tags).where(tags.c.value == tag))
+        if priority_max is not None:
+            query = query.where(c.priority <= priority_max)
+        if since_ns is not None:
+            query = query.where(c.time_ns >= since_ns)
+        if until_ns is not None:
+            query = query.where(c.time_ns <= until_ns)
+        if alerts_only:
+            query = query.where(c.alert.is_(True))
+        limit = min(limit, QUERY_ROWS_MAX)
+        with self.transaction() as connection:
+            if after_id is not None:
+                query = query.where(c.id > after_id).order_by(c.id)
+                return _signals(connection, query.limit(limit))
+            query = query.order_by(
+                c.time_ns.desc(), c.host_id.desc(), c.boot_id.desc(), c.seq.desc()
+            )
+            return _signals(connection, query.limit(limit))[::-1]
+
+    def last_signal_id(self) -> int:
+        """The id of the signal that arrived last; 0 where there is none."""
+        with self.transaction() as connection:
+            last = connection.execute(sa.select(sa.func.max(signals_table.c.id))).scalar_one()
+            return int(last or 0)
+
+    def hosts(self) -> list[Host]:
+        """All hosts, by name."""
+        query = sa.select(hosts_table).order_by(hosts_table.c.hostname, hosts_table.c.host_id)
+        with self.transaction() as connection:
+            return [
+                _struct(row, Host, ("addresses", "labels", "counters"))
+                for row in connection.execute(query)
+            ]
+
+    def losses(
+        self, since_ns: int, until_ns: int, hosts: Sequence[str] | None = None
+    ) -> list[Loss]:
+        """What was lost between two times (both included), of all hosts or of some host_ids."""
+        c = losses_table.c
+        query = sa.select(c.host_id, c.boot_id, c.cause, c.count, c.start_ns, c.end_ns).where(
+            c.end_ns >= since_ns, c.start_ns <= until_ns
+        )
+        if hosts is not None:
+            query = query.where(c.host_id.in_(hosts))
+        with self.transaction() as connection:
+            return [
+                _struct(row, Loss, ())
+                for row in connection.execute(query.order_by(c.id).limit(QUERY_ROWS_MAX))
+            ]
+
+    def incidents(
+        self,
+        *,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        sequence: str | None = None,
+        limit: int = 1000,
+    ) -> list[Incident]:
+        """The newest incidents without their signals, oldest first; times are of their end."""
+        c = incidents_table.c
+        query = sa.select(incidents_table)
+        if since_ns is not None:
+            query = query.where(c.end_ns >= since_ns)
+        if until_ns is not None:
+            query = query.where(c.end_ns <= until_ns)
+        if sequence is not None:
+            query = query.where(c.sequence == sequence)
+        query = query.order_by(c.end_ns.desc(), c.id.desc()).limit(min(limit, QUERY_ROWS_MAX))
+        with self.transaction() as connection:
+            return [
+                _struct(row, Incident, ("hosts", "reasons", "details"))
+                for row in connection.execute(query)
+            ][::-1]
+
+    def incident(self, incident_id: str) -> Incident | None:
+        """One incident with its signals, by its id or a beginning of it that fits only one."""
+        c = incidents_table.c
+        with self.transaction() as connection:
+            rows = connection.execute(
+                sa.select(incidents_table)
+                .where(c.id.startswith(incident_id, autoescape=True))
+                .limit(2)
+            ).all()
+            exact = [row for row in rows if row.id == incident_id]
+            if not exact and len(rows) != 1:
+                return None
+            found = _struct((exact or rows)[0], Incident, ("hosts", "reasons", "details"))
+            places = connection.execute(
+                sa.select(incident_signals_table.c.step, incident_signals_table.c.signal_id)
+                .where(incident_signals_table.c.incident_id == found.id)
+                .order_by(incident_signals_table.c.position)
+            ).all()
+            by_id = {
+                signal.id: signal
+                for signal in _signals(
+                    connection,
+                    _signals_query().where(
+                        signals_table.c.id.in_(
+                            sa.select(incident_signals_table.c.signal_id).where(
+                                incident_signals_table.c.incident_id == found.id
+                            )
+                        )
+                    ),
+                )
+            }
+            return msgspec.structs.replace(
+                found,
+                signals=[IncidentSignal(step=step, signal=by_id[ref]) for step, ref in places],
+            )
+
+
+def _engine(path: Path, read_only: bool) -> sa.Engine:
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    engine = sa.create_engine(
+        "sqlite+pysqlite://",
+        creator=lambda: sqlite3.connect(uri, uri=True, isolation_level=None),
+        poolclass=sa.pool.StaticPool,
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        # Readers wait this long for a checkpoint instead of failing.
+        connection.execute("PRAGMA busy_timeout = 5000")
+        if read_only:
+            return
+        # An acknowledged signal is gone from its agent, so a commit has to survive a power cut.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        # A burst's log shrinks back instead of keeping its size for ever.
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A writer takes the lock at once: a transaction that reads first and then finds the lock
+        # taken would fail without waiting.
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _struct(row: sa.Row[*tuple[Any, ...]], kind: type[_T], json_columns: Sequence[str]) -> _T:
+    values = dict(row._mapping)
+    for name in json_columns:
+        values[name] = msgspec.json.decode(values[name])
+    if "tags" in values:
+        values["tags"] = tuple(values["tags"])
+    return kind(**values)
+
+
+def _signals_query() -> sa.Select[Any]:
+    return sa.select(signals_table, hosts_table.c.hostname).join(
+        hosts_table, hosts_table.c.host_id == signals_table.c.host_id
+    )
+
+
+def _signals(connection: sa.Connection, query: sa.Select[Any]) -> list[StoredSignal]:
+    return [_struct(row, StoredSignal, ("tags", "fields")) for row in connection.execute(query)]
