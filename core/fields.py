@@ -1,0 +1,994 @@
+"""The catalogue of fields: names, types, sources, and how each value comes about.
+
+ARCHITECTURE.md, "Fields and where their values come from", has the semantics in words. The
+engine computes the same from the same table; property tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, Literal, Protocol
+
+from vedette.core import layout
+from vedette.core.expr import FieldRef
+from vedette.core.records import Record
+
+FieldType = Literal["string", "int", "uint", "bool", "ip", "net", "port"]
+Scope = Literal["process", "event", "constant"]
+Argument = Literal["none", "optional"]
+Scalar = bytes | int
+Raw = Scalar | list[Scalar] | None
+
+ANCESTORS_MAX: Final = 64
+"""How far the chain of parents is followed; ``proc.aname[64]`` is the last that exists."""
+
+LOGINUID_UNSET: Final = 0xFFFFFFFF
+
+ERRNO_NAMES: Final[dict[int, bytes]] = {
+    number: name.encode()
+    for numbers, names in (
+        (
+            range(1, 41),
+            "EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES "
+            "EFAULT ENOTBLK EBUSY EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY "
+            "ETXTBSY EFBIG ENOSPC ESPIPE EROFS EMLINK EPIPE EDOM ERANGE EDEADLK ENAMETOOLONG "
+            "ENOLCK ENOSYS ENOTEMPTY ELOOP",
+        ),
+        (
+            range(42, 58),
+            "ENOMSG EIDRM ECHRNG EL2NSYNC EL3HLT EL3RST ELNRNG EUNATCH ENOCSI EL2HLT EBADE EBADR "
+            "EXFULL ENOANO EBADRQC EBADSLT",
+        ),
+        (
+            range(59, 134),
+            "EBFONT ENOSTR ENODATA ETIME ENOSR ENONET ENOPKG EREMOTE ENOLINK EADV ESRMNT ECOMM "
+            "EPROTO EMULTIHOP EDOTDOT EBADMSG EOVERFLOW ENOTUNIQ EBADFD EREMCHG ELIBACC ELIBBAD "
+            "ELIBSCN ELIBMAX ELIBEXEC EILSEQ ERESTART ESTRPIPE EUSERS ENOTSOCK EDESTADDRREQ "
+            "EMSGSIZE EPROTOTYPE ENOPROTOOPT EPROTONOSUPPORT ESOCKTNOSUPPORT EOPNOTSUPP "
+            "EPFNOSUPPORT EAFNOSUPPORT EADDRINUSE EADDRNOTAVAIL ENETDOWN ENETUNREACH ENETRESET "
+            "ECONNABORTED ECONNRESET ENOBUFS EISCONN ENOTCONN ESHUTDOWN ETOOMANYREFS ETIMEDOUT "
+            "ECONNREFUSED EHOSTDOWN EHOSTUNREACH EALREADY EINPROGRESS ESTALE EUCLEAN ENOTNAM "
+            "ENAVAIL EISNAM EREMOTEIO EDQUOT ENOMEDIUM EMEDIUMTYPE ECANCELED ENOKEY EKEYEXPIRED "
+            "EKEYREVOKED EKEYREJECTED EOWNERDEAD ENOTRECOVERABLE ERFKILL EHWPOISON",
+        ),
+        # What a syscall's return shows while a signal interrupts it (linux/errno.h).
+        (range(512, 518), "ERESTARTSYS ERESTARTNOINTR ERESTARTNOHAND ENOIOCTLCMD "
+                          "ERESTART_RESTARTBLOCK EPROBE_DEFER"),
+    )
+    for number, name in zip(numbers, names.split(), strict=True)
+}  # fmt: skip
+"""Error numbers of Linux (asm-generic/errno.h) -> evt.res."""
+
+OPEN_FLAGS: Final[tuple[tuple[bytes, int], ...]] = (
+    (b"O_LARGEFILE", 0o100000),
+    (b"O_DIRECTORY", 0o200000),
+    (b"O_DIRECT", 0o40000),
+    (b"O_TRUNC", 0o1000),
+    (b"O_SYNC", 0o4010000),
+    (b"O_NONBLOCK", 0o4000),
+    (b"O_EXCL", 0o200),
+    (b"O_DSYNC", 0o10000),
+    (b"O_APPEND", 0o2000),
+    (b"O_CREAT", 0o100),
+    (b"", 0),
+    (b"O_CLOEXEC", 0o2000000),
+    (b"O_TMPFILE", 0o20200000),
+)
+"""The order in which evt.arg.flags names the flags (Falco's), and their bits on x86-64.
+
+A flag is named when all of its bits are set. The empty entry is the place of the access mode,
+see ACCESS_MODES. Bits that are not in the table have no name.
+"""
+
+ACCESS_MODES: Final = (b"O_RDONLY", b"O_WRONLY", b"O_RDWR", b"O_RDONLY")
+"""Indexed by the two lowest bits of the open flags; 3 is what Falco takes for reading."""
+
+O_CREAT: Final = 0o100
+O_DIRECTORY: Final = 0o200000
+O_TMPFILE: Final = 0o20200000
+
+AT_FDCWD: Final = -100
+AF_UNIX: Final = 1
+AF_INET: Final = 2
+AF_INET6: Final = 10
+SOCK_RAW: Final = 3
+L4_NAMES: Final[dict[int, bytes]] = {1: b"icmp", 6: b"tcp", 17: b"udp", 58: b"icmp"}
+
+UTMP_SIZE: Final = 384
+"""sizeof(struct utmp) on x86-64 (utmp(5), bits/utmp.h)."""
+
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+_F_PATH_FAULT: Final = layout.FLAGS["path_fault"]
+_F_DATA_FAULT: Final = layout.FLAGS["data_fault"]
+_F_ADDR_FAULT: Final = layout.FLAGS["addr_fault"]
+_FCHDIR: Final = layout.TYPES["fchdir"]
+_CONNECT: Final = layout.TYPES["connect"]
+_ACCEPTS: Final = (layout.TYPES["accept"], layout.TYPES["accept4"])
+
+ALL: Final = tuple(layout.TYPES)
+OPENS: Final = ("open", "openat", "openat2")
+SOCKS: Final = ("connect", "accept", "accept4", "bind", "listen")
+CONNECTIONS: Final = ("connect", "accept", "accept4")
+EXECS: Final = ("execve", "execveat")
+
+
+class ProcessLike(Protocol):
+    """What a field needs of a process; Process of the engine and of the twin are such."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def ppid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def loginuid(self) -> int: ...
+    @property
+    def session(self) -> int: ...
+    @property
+    def comm(self) -> bytes | None: ...
+    @property
+    def exe_path(self) -> bytes | None: ...
+    @property
+    def args(self) -> bytes | None: ...
+    @property
+    def cwd(self) -> bytes | None: ...
+    @property
+    def parent(self) -> ProcessLike | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """An event with all that its fields are computed from.
+
+    record    the decoded record
+    proc      the acting process, as it is once the record has been applied to the table
+    users     uid -> name, groups: gid -> name
+    hostname  evt.hostname; None: missing
+    """
+
+    record: Record
+    proc: ProcessLike
+    users: Mapping[int, bytes]
+    groups: Mapping[int, bytes]
+    hostname: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of the catalogue.
+
+    name         as a rule writes it, without argument
+    type         of its value: string (bytes), int, uint, bool (0 or 1), ip (4 or 16 bytes),
+                 net (the value is an ip, constants are networks), port
+    scope        whether it is a matter of the process, the event or the configuration
+    sources      the sources (ARCHITECTURE.md) that it is computed from; a field of two has the
+                 values of both, and a predicate is true if it is true of either
+    events       the event types that can have it
+    argument     "none", or "optional": an index in brackets may follow the name
+    multiple     True: it may have several values (without an argument); a predicate is true if
+                 it is true of any
+    """
+
+    name: str
+    type: FieldType
+    scope: Scope
+    sources: tuple[str, ...]
+    description: str
+    events: tuple[str, ...] = ALL
+    argument: Argument = "none"
+    multiple: bool = False
+
+
+class UnknownField(ValueError):
+    """A field that the catalogue does not have, or an argument that it does not take."""
+
+
+def resolve(base: bytes | None, raw: bytes) -> bytes:
+    """Return the absolute path that ``raw`` means at ``base``, by the letters alone.
+
+    Empty components and ``.`` go, ``..`` takes one back and stays at the root. A base of None
+    is not known: a relative path then keeps ``<UNKNOWN>`` as its root.
+    """
+    if raw.startswith(b"/"):
+        root, path = b"/", raw
+    elif base is not None:
+        root, path = b"/", base + b"/" + raw
+    else:
+        root, path = b"<UNKNOWN>/", raw
+    kept: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            del kept[-1:]
+        elif part not in (b"", b"."):
+            kept.append(part)
+    return root + b"/".join(kept)
+
+
+def argv(args: bytes | None) -> list[bytes] | None:
+    """Split arguments, each ended by NUL; the last may lack its NUL where it was cut."""
+    if args is None:
+        return None
+    if not args:
+        return []
+    return args.removesuffix(b"\0").split(b"\0")
+
+
+def struct_of(record: Record) -> str:
+    """Return the name of the record's struct in bpf/event.h, without ``vedette_``."""
+    return layout.STRUCT_OF_TYPE[record.type]
+
+
+def _path(view: EventView) -> bytes | None:
+    record = view.record
+    kind = struct_of(record)
+    if record.flags & _F_PATH_FAULT:
+        return None
+    if kind == "open":
+        if record.dir:
+            return resolve(record.dir, record.path)
+        return resolve(view.proc.cwd if record.dirfd == AT_FDCWD else None, record.path)
+    if kind == "write":
+        return record.path
+    if kind == "sock" and record.family == AF_UNIX and record.path:
+        if record.flags & _F_ADDR_FAULT:
+            return None
+        return b"@" + record.path[1:] if record.path[0] == 0 else record.path
+    return None
+
+
+def _directory(view: EventView) -> bytes | None:
+    path = _path(view)
+    if path is None or b"/" not in path:
+        return None
+    return path[: path.rindex(b"/")] or b"/"
+
+
+def _filename(view: EventView) -> bytes | None:
+    path = _path(view)
+    return None if path is None else path[path.rfind(b"/") + 1 :]
+
+
+def _raw_path(*structs: str) -> Callable[[EventView], bytes | None]:
+    def get(view: EventView) -> bytes | None:
+        record = view.record
+        kind = struct_of(record)
+        if kind not in structs or record.type == _FCHDIR:
+            return None
+        if kind == "exec":
+            # One flag speaks for both paths of an exec, so a path that is there counts.
+            missing = not record.filename and record.flags & _F_PATH_FAULT
+            return None if missing else record.filename
+        return None if record.flags & _F_PATH_FAULT else record.path
+
+    return get
+
+
+def open_flags_text(flags: int) -> bytes:
+    """Return the names of open(2) flags, joined by ``|``, in Falco's order."""
+    names = [name or ACCESS_MODES[flags & 3] for name, bits in OPEN_FLAGS if flags & bits == bits]
+    return b"|".join(names)
+
+
+def _open_flags(of: Callable[[int], Scalar]) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        return of(view.record.open_flags) if struct_of(view.record) == "open" else None
+
+    return get
+
+
+def _result(of: Callable[[int], Scalar]) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        return None if struct_of(view.record) == "exit" else of(view.record.result)
+
+    return get
+
+
+def result_text(result: int) -> bytes:
+    """Return evt.res of a syscall's result: SUCCESS, the errno's name, or the number itself."""
+    if result >= 0:
+        return b"SUCCESS"
+    return ERRNO_NAMES.get(-result, b"%d" % result)
+
+
+def _fd(view: EventView) -> int | None:
+    record = view.record
+    kind = struct_of(record)
+    number = -1
+    if kind == "open":
+        number = record.result
+    elif kind in ("sock", "write"):
+        number = record.fd
+    return number if number >= 0 else None
+
+
+def _is_mapped(record: Record) -> bool:
+    """Whether an IPv6 socket talks IPv4: the far end, or where it is bound, is v4-mapped."""
+    connected = record.type == _CONNECT or record.type in _ACCEPTS
+    address = record.remote_addr if connected else record.local_addr
+    return address.startswith(_V4_MAPPED)
+
+
+def _kind(view: EventView) -> bytes | None:
+    record = view.record
+    kind = struct_of(record)
+    if kind == "open":
+        is_directory = (
+            record.open_flags & O_DIRECTORY and record.open_flags & O_TMPFILE != O_TMPFILE
+        )
+        return b"directory" if is_directory else b"file"
+    if kind == "write":
+        return b"file"
+    if kind != "sock":
+        return None
+    if record.family == AF_UNIX:
+        return b"unix"
+    if record.family == AF_INET or (record.family == AF_INET6 and _is_mapped(record)):
+        return b"ipv4"
+    return b"ipv6" if record.family == AF_INET6 else None
+
+
+_TYPECHARS: Final = {
+    b"file": b"f", b"directory": b"d", b"ipv4": b"4", b"ipv6": b"6", b"unix": b"u",
+}  # fmt: skip
+
+
+def _typechar(view: EventView) -> bytes | None:
+    kind = _kind(view)
+    return None if kind is None else _TYPECHARS[kind]
+
+
+def _l4proto(view: EventView) -> bytes | None:
+    record = view.record
+    if struct_of(record) != "sock" or record.family not in (AF_INET, AF_INET6):
+        return None
+    return b"raw" if record.socktype == SOCK_RAW else L4_NAMES.get(record.l4proto)
+
+
+End = tuple[bytes, int]
+"""An address (4 or 16 bytes) and a port."""
+
+
+def _ends(record: Record) -> tuple[End | None, End | None]:
+    """Return the local and the remote end of an IPv4 or IPv6 socket."""
+    if struct_of(record) != "sock" or record.flags & _F_ADDR_FAULT:
+        return None, None
+    if record.family == AF_INET:
+        part = slice(0, 4)
+    elif record.family == AF_INET6:
+        part = slice(12, 16) if _is_mapped(record) else slice(0, 16)
+    else:
+        return None, None
+    local = (record.local_addr[part], record.local_port)
+    if record.type == _CONNECT or record.type in _ACCEPTS:
+        return local, (record.remote_addr[part], record.remote_port)
+    return local, None
+
+
+def _roles(record: Record) -> tuple[End | None, End | None]:
+    """Return the client's and the server's end."""
+    local, remote = _ends(record)
+    if record.type == _CONNECT:
+        return local, remote
+    return remote, local
+
+
+def _end(which: str, index: int) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        local, remote = _ends(view.record)
+        client, server = _roles(view.record)
+        end = {"l": local, "r": remote, "c": client, "s": server}[which]
+        return None if end is None else end[index]
+
+    return get
+
+
+def _either_end(index: int) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        return [end[index] for end in _roles(view.record) if end is not None]
+
+    return get
+
+
+def ip_text(address: bytes) -> str:
+    """Return an address of 4 or 16 bytes as text, as inet_ntop(3) writes it."""
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+
+
+def _sockname(view: EventView) -> bytes | None:
+    client, server = _roles(view.record)
+    if server is None:
+        return None
+    name = f"{ip_text(server[0])}:{server[1]}"
+    if client is not None:
+        name = f"{ip_text(client[0])}:{client[1]}->{name}"
+    return name.encode()
+
+
+def _fd_name(view: EventView) -> bytes | None:
+    path = _path(view)
+    return _sockname(view) if path is None else path
+
+
+def _login(of: Callable[[bytes], Scalar | None]) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        record = view.record
+        path = _path(view) if struct_of(record) == "write" else None
+        if path is None or path[path.rfind(b"/") + 1 :] not in (b"btmp", b"wtmp"):
+            return None
+        if record.flags & _F_DATA_FAULT or len(record.data) < UTMP_SIZE:
+            return None
+        return of(record.data)
+
+    return get
+
+
+def _utmp_text(at: int, size: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[at : at + size].split(b"\0", 1)[0]
+
+
+def _utmp_ip(data: bytes) -> bytes | None:
+    address = data[348:364]
+    if not any(address):
+        return None
+    return address if any(address[4:]) else address[:4]
+
+
+def _utmp_type(data: bytes) -> int:
+    return int(struct.unpack_from("=h", data, 0)[0])
+
+
+def _utmp_pid(data: bytes) -> int:
+    return int(struct.unpack_from("=i", data, 4)[0])
+
+
+def _exe(proc: ProcessLike) -> bytes | None:
+    arguments = argv(proc.args)
+    return arguments[0] if arguments else None
+
+
+def _args(proc: ProcessLike) -> bytes | None:
+    arguments = argv(proc.args)
+    return None if arguments is None else b" ".join(arguments[1:])
+
+
+def _cmdline(proc: ProcessLike) -> bytes | None:
+    arguments = argv(proc.args)
+    if proc.comm is None or arguments is None:
+        return None
+    return b" ".join([proc.comm, *arguments[1:]])
+
+
+def _cwd(proc: ProcessLike) -> bytes | None:
+    if proc.cwd is None:
+        return None
+    return proc.cwd if proc.cwd.endswith(b"/") else proc.cwd + b"/"
+
+
+def _proc(of: Callable[[ProcessLike], Scalar | None]) -> Callable[[EventView], Raw]:
+    return lambda view: of(view.proc)
+
+
+def _parent(of: Callable[[ProcessLike], Scalar | None]) -> Callable[[EventView], Raw]:
+    return lambda view: None if view.proc.parent is None else of(view.proc.parent)
+
+
+def ancestors(proc: ProcessLike) -> list[ProcessLike]:
+    """Return the parents of a process, the nearest first, at most ANCESTORS_MAX."""
+    found: list[ProcessLike] = []
+    parent = proc.parent
+    while parent is not None and len(found) < ANCESTORS_MAX:
+        found.append(parent)
+        parent = parent.parent
+    return found
+
+
+def _aname(view: EventView, arg: str | None) -> Raw:
+    chain = ancestors(view.proc)
+    if arg is None:
+        return [process.comm for process in chain if process.comm is not None]
+    index = int(arg)
+    if index == 0:
+        return view.proc.comm
+    return chain[index - 1].comm if index <= len(chain) else None
+
+
+def _loginname(view: EventView) -> bytes | None:
+    loginuid = view.proc.loginuid
+    return None if loginuid == LOGINUID_UNSET else view.users.get(loginuid)
+
+
+def _constant(value: bytes) -> Callable[[EventView], Raw]:
+    return lambda view: value
+
+
+Getter = Callable[[EventView], Raw]
+FIELDS: Final[dict[str, Field]] = {}
+_GETTERS: Final[dict[str, Getter]] = {}
+
+
+def _add(
+    name: str,
+    kind: FieldType,
+    scope: Scope,
+    source: str,
+    get: Getter,
+    description: str,
+    events: tuple[str, ...] = ALL,
+    argument: Argument = "none",
+    multiple: bool = False,
+) -> None:
+    sources = tuple(source.split())
+    FIELDS[name] = Field(name, kind, scope, sources, description, events, argument, multiple)
+    _GETTERS[name] = get
+
+
+def _fill() -> None:
+    files = (*OPENS, "write")
+    called = tuple(name for name in ALL if name != "procexit")
+    _add(
+        "evt.type",
+        "string",
+        "event",
+        "type",
+        lambda view: view.record.type_name.encode(),
+        "Name of the syscall; the exit of a process is procexit",
+    )
+    _add(
+        "evt.rawres",
+        "int",
+        "event",
+        "result",
+        _result(lambda result: result),
+        "What the syscall returned; negative: the error's number",
+        called,
+    )
+    _add(
+        "evt.res",
+        "string",
+        "event",
+        "result",
+        _result(result_text),
+        "SUCCESS or the error's name, such as EACCES",
+        called,
+    )
+    _add(
+        "evt.failed",
+        "bool",
+        "event",
+        "result",
+        _result(lambda result: int(result < 0)),
+        "Whether the syscall returned an error",
+        called,
+    )
+    _add(
+        "evt.is_open_read",
+        "bool",
+        "event",
+        "open_flags",
+        _open_flags(lambda flags: int(flags & 3 != 1)),
+        "Whether a file was opened for reading",
+        OPENS,
+    )
+    _add(
+        "evt.is_open_write",
+        "bool",
+        "event",
+        "open_flags",
+        _open_flags(lambda flags: int(flags & 3 in (1, 2))),
+        "Whether a file was opened for writing",
+        OPENS,
+    )
+    _add(
+        "evt.is_open_create",
+        "bool",
+        "event",
+        "open_flags",
+        _open_flags(lambda flags: int(bool(flags & O_CREAT) or flags & O_TMPFILE == O_TMPFILE)),
+        "Whether the open may create a file (O_CREAT, O_TMPFILE)",
+        OPENS,
+    )
+    _add(
+        "evt.arg.flags",
+        "string",
+        "event",
+        "open_flags",
+        _open_flags(open_flags_text),
+        "Names of the open flags, such as O_TRUNC|O_CREAT|O_WRONLY",
+        OPENS,
+    )
+    _add(
+        "evt.arg.path",
+        "string",
+        "event",
+        "rawpath",
+        _raw_path("open", "chdir"),
+        "Path of an open as it was passed; of a chdir where it led",
+        (*OPENS, "chdir"),
+    )
+    _add(
+        "evt.arg.filename",
+        "string",
+        "event",
+        "rawpath",
+        _raw_path("exec"),
+        "Path as it was passed to exec",
+        EXECS,
+    )
+    _add(
+        "evt.hostname", "string", "constant", "host", lambda view: view.hostname, "Name of the host"
+    )
+    _add("evt.source", "string", "constant", "host", _constant(b"syscall"), "Always syscall")
+    _add(
+        "evt.dir",
+        "string",
+        "constant",
+        "host",
+        _constant(b"<"),
+        "Always <: events are seen when the syscall returns",
+    )
+    _add("container.id", "string", "constant", "host", _constant(b"host"), "Always host")
+
+    _add("fd.num", "int", "event", "fd", _fd, "Number of the file descriptor", (*files, *SOCKS))
+    _add(
+        "fd.name",
+        "string",
+        "event",
+        "path sockname",
+        _fd_name,
+        "Absolute path, or client:port->server:port; bind and listen: server:port",
+        (*files, *SOCKS),
+    )
+    _add(
+        "fd.nameraw",
+        "string",
+        "event",
+        "rawpath",
+        _raw_path("open"),
+        "Path as it was passed to open",
+        OPENS,
+    )
+    _add(
+        "fd.directory",
+        "string",
+        "event",
+        "path",
+        _directory,
+        "What is before the last / of the path (/ for what lies in the root)",
+        (*files, *SOCKS),
+    )
+    _add(
+        "fd.filename",
+        "string",
+        "event",
+        "path",
+        _filename,
+        "What is after the last / of the path",
+        (*files, *SOCKS),
+    )
+    _add(
+        "fd.type",
+        "string",
+        "event",
+        "kind",
+        _kind,
+        "file, directory, ipv4, ipv6 or unix",
+        (*files, *SOCKS),
+    )
+    _add(
+        "fd.typechar",
+        "string",
+        "event",
+        "kind",
+        _typechar,
+        "f (file), d (directory), 4, 6 or u (unix)",
+        (*files, *SOCKS),
+    )
+    _add("fd.l4proto", "string", "event", "kind", _l4proto, "tcp, udp, icmp or raw", SOCKS)
+    for letter, word, events in (
+        ("l", "local", SOCKS),
+        ("r", "remote", CONNECTIONS),
+        ("c", "client's", CONNECTIONS),
+        ("s", "server's", SOCKS),
+    ):
+        _add(
+            f"fd.{letter}ip",
+            "ip",
+            "event",
+            f"{letter}ip",
+            _end(letter, 0),
+            f"The {word} address",
+            events,
+        )
+        _add(
+            f"fd.{letter}net",
+            "net",
+            "event",
+            f"{letter}ip",
+            _end(letter, 0),
+            f"The {word} address, compared with networks",
+            events,
+        )
+        _add(
+            f"fd.{letter}port",
+            "port",
+            "event",
+            f"{letter}port",
+            _end(letter, 1),
+            f"The {word} port",
+            events,
+        )
+    _add(
+        "fd.ip",
+        "ip",
+        "event",
+        "cip sip",
+        _either_end(0),
+        "Address of either end",
+        SOCKS,
+        multiple=True,
+    )
+    _add(
+        "fd.net",
+        "net",
+        "event",
+        "cip sip",
+        _either_end(0),
+        "Address of either end, compared with networks",
+        SOCKS,
+        multiple=True,
+    )
+    _add(
+        "fd.port",
+        "port",
+        "event",
+        "cport sport",
+        _either_end(1),
+        "Port of either end",
+        SOCKS,
+        multiple=True,
+    )
+
+    login = ("write",)
+    _add(
+        "login.user",
+        "string",
+        "event",
+        "login",
+        _login(_utmp_text(44, 32)),
+        "User of a login record (btmp: a failed login, wtmp: one that succeeded)",
+        login,
+    )
+    _add(
+        "login.ip",
+        "ip",
+        "event",
+        "login",
+        _login(_utmp_ip),
+        "Address that the login came from",
+        login,
+    )
+    _add(
+        "login.host",
+        "string",
+        "event",
+        "login",
+        _login(_utmp_text(76, 256)),
+        "Host that the login came from",
+        login,
+    )
+    _add(
+        "login.line",
+        "string",
+        "event",
+        "login",
+        _login(_utmp_text(8, 32)),
+        "Terminal of the login",
+        login,
+    )
+    _add(
+        "login.type",
+        "int",
+        "event",
+        "login",
+        _login(_utmp_type),
+        "ut_type of utmp(5): 6 is a login process, 7 a user process, 8 its end",
+        login,
+    )
+    _add(
+        "login.pid",
+        "int",
+        "event",
+        "login",
+        _login(_utmp_pid),
+        "Process id that the login record names",
+        login,
+    )
+
+    _add(
+        "proc.name",
+        "string",
+        "process",
+        "comm",
+        _proc(lambda proc: proc.comm),
+        "Name of the process (at most 15 bytes)",
+    )
+    _add("proc.exe", "string", "process", "command", _proc(_exe), "The first argument, argv[0]")
+    _add(
+        "proc.args",
+        "string",
+        "process",
+        "command",
+        _proc(_args),
+        "The arguments after the first, joined by blanks",
+    )
+    _add(
+        "proc.cmdline",
+        "string",
+        "process",
+        "command",
+        _proc(_cmdline),
+        "Name and arguments, joined by blanks",
+    )
+    _add(
+        "proc.exepath",
+        "string",
+        "process",
+        "exepath",
+        _proc(lambda proc: proc.exe_path),
+        "Absolute path of the executable",
+    )
+    _add(
+        "proc.cwd",
+        "string",
+        "process",
+        "cwd",
+        _proc(_cwd),
+        "Working directory, with a / at its end",
+    )
+    _add("proc.pid", "int", "process", "ids", _proc(lambda proc: proc.pid), "Process id")
+    _add(
+        "proc.ppid",
+        "int",
+        "process",
+        "ids",
+        _proc(lambda proc: proc.ppid),
+        "Process id of the parent",
+    )
+    _add(
+        "proc.sid",
+        "int",
+        "process",
+        "ids",
+        _proc(lambda proc: proc.session),
+        "Id of the session, the process id of its leader",
+    )
+    _add(
+        "proc.pname",
+        "string",
+        "process",
+        "parent",
+        _parent(lambda proc: proc.comm),
+        "Name of the parent",
+    )
+    _add("proc.pexe", "string", "process", "parent", _parent(_exe), "The parent's argv[0]")
+    _add(
+        "proc.pexepath",
+        "string",
+        "process",
+        "parent",
+        _parent(lambda proc: proc.exe_path),
+        "Absolute path of the parent's executable",
+    )
+    _add(
+        "proc.pcmdline",
+        "string",
+        "process",
+        "parent",
+        _parent(_cmdline),
+        "The parent's name and arguments",
+    )
+    _add(
+        "proc.aname",
+        "string",
+        "process",
+        "ancestors",
+        lambda view: _aname(view, None),
+        "Name of any ancestor; proc.aname[2]: of the parent's parent, [0]: of the process",
+        argument="optional",
+        multiple=True,
+    )
+
+    _add("user.uid", "uint", "process", "uid", _proc(lambda proc: proc.uid), "Effective user id")
+    _add(
+        "user.name",
+        "string",
+        "process",
+        "uid",
+        lambda view: view.users.get(view.proc.uid),
+        "Name of the user",
+    )
+    _add("group.gid", "uint", "process", "gid", _proc(lambda proc: proc.gid), "Effective group id")
+    _add(
+        "group.name",
+        "string",
+        "process",
+        "gid",
+        lambda view: view.groups.get(view.proc.gid),
+        "Name of the group",
+    )
+    _add(
+        "user.loginuid",
+        "int",
+        "process",
+        "loginuid",
+        _proc(lambda proc: -1 if proc.loginuid == LOGINUID_UNSET else proc.loginuid),
+        "User id that logged in, -1: nobody",
+    )
+    _add(
+        "user.loginname",
+        "string",
+        "process",
+        "loginuid",
+        _loginname,
+        "Name of the user that logged in",
+    )
+
+
+_fill()
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(FIELDS)
+
+
+def closest(name: str) -> str | None:
+    """Return the field whose name is most like the given one, if any is."""
+    found = difflib.get_close_matches(name[:100], _names(), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def lookup(ref: FieldRef) -> Field:
+    """Return the field that a reference means.
+
+    Raises UnknownField, with the closest name, or what is wrong with the argument.
+    """
+    field = FIELDS.get(ref.name)
+    if field is None:
+        hint = closest(ref.name)
+        raise UnknownField(
+            f"unknown field {ref.name}" + (f"; did you mean {hint}?" if hint else "")
+        )
+    if ref.arg is None:
+        return field
+    if field.argument == "none":
+        raise UnknownField(f"{ref.name} takes no argument in brackets")
+    if not (ref.arg.isascii() and ref.arg.isdigit() and len(ref.arg) <= 9):
+        raise UnknownField(f"the argument of {ref.name} is a number, not {ref.arg!r}")
+    if int(ref.arg) > ANCESTORS_MAX:
+        raise UnknownField(f"the argument of {ref.name} is at most {ANCESTORS_MAX}")
+    return field
+
+
+def is_multiple(ref: FieldRef) -> bool:
+    """Whether ``extract`` gives a list for this reference."""
+    return FIELDS[ref.name].multiple and ref.arg is None
+
+
+def extract(ref: FieldRef, view: EventView) -> Raw:
+    """Return a field's value in an event: None where it is missing.
+
+    A field with several values gives a list, of what is not missing. Raises KeyError for a
+    name that is not in the catalogue; ``lookup`` is where references are checked.
+    """
+    if ref.arg is not None:
+        return _aname(view, ref.arg)
+    return _GETTERS[ref.name](view)
