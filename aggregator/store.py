@@ -615,7 +615,7 @@ class Store:
                     end_ns=end_ns,
                 ),
             )
-            return int(last_seq)
+        return int(count)
 
     def _write_loss(self, connection: sa.Connection, loss: Loss) -> None:
         connection.execute(losses_table.insert().values(**msgspec.structs.asdict(loss)))
