@@ -95,7 +95,7 @@ signals_table = sa.Table(
     sa.Column("fields", sa.Text, nullable=False),
     sa.Column("late", sa.Boolean, nullable=False),
     sa.UniqueConstraint("host_id", "boot_id", "seq"),
-    sa.Index("signals_by_time", "time_ns", "host_id", "boot_id", "seq"),
+    sa.Index("signals_by_time", "time_ns", "host_id", "seq", "boot_id"),
     sa.Index("signals_by_rule", "rule", "time_ns"),
     sa.Index("signals_by_host", "host_id", "time_ns"),
     # Numbers of deleted rows are not given out again, so that "after id" never misses a row.
@@ -154,8 +154,8 @@ meta_table = sa.Table(
     sqlite_with_rowid=False,
 )
 
-SignalKey = tuple[int, str, str, int]
-"""(time_ns, host_id, boot_id, seq): the fleet's order of signals, and a signal's identity."""
+SignalKey = tuple[int, str, int, str]
+"""(time_ns, host_id, seq, boot_id): the fleet's order of signals, and a signal's identity."""
 
 
 class StoredSignal(Signal, frozen=True, kw_only=True):
@@ -177,7 +177,7 @@ class StoredSignal(Signal, frozen=True, kw_only=True):
     @property
     def key(self) -> SignalKey:
         """Where the signal stands in the fleet's order."""
-        return self.time_ns, self.host_id, self.boot_id, self.seq
+        return self.time_ns, self.host_id, self.seq, self.boot_id
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -725,10 +725,10 @@ class Store:
         query = _signals_query().where(c.time_ns <= until_ns, c.late.is_(False))
         if after is not None:
             query = query.where(
-                sa.tuple_(c.time_ns, c.host_id, c.boot_id, c.seq)
+                sa.tuple_(c.time_ns, c.host_id, c.seq, c.boot_id)
                 > sa.tuple_(*(sa.literal(part) for part in after))
             )
-        query = query.order_by(c.time_ns, c.host_id, c.boot_id, c.seq)
+        query = query.order_by(c.time_ns, c.host_id, c.seq, c.boot_id)
         with self.transaction() as connection:
             return _signals(connection, query.limit(min(limit, QUERY_ROWS_MAX)))
 
@@ -782,7 +782,7 @@ class Store:
                 query = query.where(c.id > after_id).order_by(c.id)
                 return _signals(connection, query.limit(limit))
             query = query.order_by(
-                c.time_ns.desc(), c.host_id.desc(), c.boot_id.desc(), c.seq.desc()
+                c.time_ns.desc(), c.host_id.desc(), c.seq.desc(), c.boot_id.desc()
             )
             return _signals(connection, query.limit(limit))[::-1]
 
