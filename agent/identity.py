@@ -1,0 +1,136 @@
+"""Who this host is: its id, its boot, its clocks, its users and its addresses."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import ipaddress
+import os
+import pwd
+import socket
+import struct
+import time
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from vedette.agent.errors import AgentError
+
+ADDRESSES_MAX = 64
+"""Addresses that are told to the aggregator."""
+NAMES_MAX = 65536
+"""Users, and groups, that are kept; what comes later in the databases is left out."""
+
+_RTM_NEWADDR, _RTM_GETADDR, _NLM_F_REQUEST_DUMP = 20, 22, 0x301
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_NLMSG = struct.Struct("=IHxxxxxxxxxx")
+_IFADDRMSG_BYTES = 8
+_GETADDR = struct.Struct("=IHHIIBBBBI")
+
+
+def host_id() -> str:
+    """Return an id that is stable over reboots: a hash of /etc/machine-id.
+
+    machine-id(5) asks not to show the id itself to others, so what is used is derived from it.
+    Raises AgentError where the host has none.
+    """
+    try:
+        machine_id = Path("/etc/machine-id").read_bytes().strip()
+    except OSError:
+        machine_id = b""
+    if not machine_id:
+        raise AgentError(
+            "this host has no /etc/machine-id; run `systemd-machine-id-setup`, or set `host.id` "
+            "in the configuration"
+        )
+    return hashlib.blake2s(machine_id, person=b"vedette", digest_size=16).hexdigest()
+
+
+def numbering_id() -> str:
+    """Return a new name for a numbering of signals: the kernel's boot id and a moment in that boot.
+
+    Signals are numbered from 1 by each run of the agent, so each run has an id of its own.
+    """
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot_id}.{time.clock_gettime_ns(time.CLOCK_BOOTTIME):x}"
+
+
+def boot_to_wall_ns() -> int:
+    """Return CLOCK_REALTIME minus CLOCK_BOOTTIME, in nanoseconds.
+
+    The tightest of a few readings, each of the wall clock between two of the boot clock.
+    """
+    best: tuple[int, int] | None = None
+    for _ in range(16):
+        before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        wall = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        reading = (after - before, wall - (before + after) // 2)
+        best = reading if best is None else min(best, reading)
+    assert best is not None
+    return best[1]
+
+
+def users() -> dict[int, bytes]:
+    """Return uid -> name, from the host's databases; the first name of a uid counts."""
+    return _names((entry.pw_uid, entry.pw_name) for entry in pwd.getpwall())
+
+
+def groups() -> dict[int, bytes]:
+    """Return gid -> name, from the host's databases; the first name of a gid counts."""
+    return _names((entry.gr_gid, entry.gr_name) for entry in grp.getgrall())
+
+
+def _names(entries: Iterable[tuple[int, str]]) -> dict[int, bytes]:
+    names: dict[int, bytes] = {}
+    for number, name in islice(entries, NAMES_MAX):
+        names.setdefault(number, os.fsencode(name))
+    return names
+
+
+def addresses() -> list[str]:
+    """Return the host's own IP addresses (of the agent's network namespace), as text, sorted.
+
+    Loopback and link-local addresses are left out, as they name no host to others; at most
+    ADDRESSES_MAX are given. Empty where the kernel cannot be asked. Source: rtnetlink(7).
+    """
+    found: set[str] = set()
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as link:
+            link.settimeout(1.0)
+            link.sendto(
+                _GETADDR.pack(
+                    _GETADDR.size, _RTM_GETADDR, _NLM_F_REQUEST_DUMP, 1, 0, 0, 0, 0, 0, 0
+                ),
+                (0, 0),
+            )
+            while _take_addresses(link.recv(1 << 18), found):
+                pass
+    except OSError:
+        pass
+    ordered = sorted(found, key=lambda text: (":" in text, ipaddress.ip_address(text).packed))
+    return ordered[:ADDRESSES_MAX]
+
+
+def _take_addresses(message: bytes, found: set[str]) -> bool:
+    """Add what one datagram of an RTM_GETADDR dump holds; False once the dump has ended."""
+    while len(message) >= _NLMSG.size:
+        length, kind = _NLMSG.unpack_from(message)
+        if kind != _RTM_NEWADDR or length < _NLMSG.size:
+            return False
+        attributes = message[_NLMSG.size + _IFADDRMSG_BYTES : length]
+        values: dict[int, bytes] = {}
+        while len(attributes) >= 4:
+            size, number = struct.unpack_from("=HH", attributes)
+            if size < 4:
+                break
+            values[number] = attributes[4:size]
+            attributes = attributes[(size + 3) & ~3 :]
+        # On a point-to-point link IFA_ADDRESS is the other end and IFA_LOCAL is ours.
+        raw = values.get(_IFA_LOCAL, values.get(_IFA_ADDRESS, b""))
+        if len(raw) in (4, 16):
+            address = ipaddress.ip_address(raw)
+            if not (address.is_loopback or address.is_link_local):
+                found.add(str(address))
+        message = message[(length + 3) & ~3 :]
+    return True

@@ -1,0 +1,189 @@
+"""Processes as /proc shows them: the table's first content, and answers about unknown pids.
+
+Everything is bytes: a process chooses its own name, arguments and paths. A process may vanish
+between two reads; then it is None and never half of one process and half of its successor, since
+all files are opened below one handle of the process's folder, which dies with the process
+(proc(5), pid_namespaces(7)). The agent is expected in the initial pid namespace.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vedette.core.engine import Process
+from vedette.core.layout import ARGS_MAX, PATH_MAX
+
+UNSET_ID = 0xFFFFFFFF
+"""A login uid that was never set (audit's AUDIT_UID_UNSET)."""
+
+_READ_BYTES = 64 << 10
+_DELETED = b" (deleted)"
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def cgroup_mount() -> bytes | None:
+    """Return where cgroup v2 is mounted, or None where it is not (proc_pid_mountinfo(5))."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        left, _, right = line.partition(b" - ")
+        if right.split(b" ", 1)[0] == b"cgroup2":
+            return _unescape(left.split(b" ")[4])
+    return None
+
+
+def _unescape(path: bytes) -> bytes:
+    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        path = path.replace(code, char)
+    return path
+
+
+class ProcFS:
+    """Reads processes of this host.
+
+    scope   folder of a cgroup v2 subtree; None: the whole host. It narrows `snapshot` only.
+    Raises OSError where the scope is no folder below the cgroup v2 mount.
+    """
+
+    def __init__(self, scope: bytes | None = None) -> None:
+        self._mount = cgroup_mount()
+        self._scope: bytes | None = None
+        if scope is not None:
+            real = os.path.realpath(scope)
+            if self._mount is None or not (real + b"/").startswith(self._mount + b"/"):
+                raise OSError(f"{os.fsdecode(scope)} is not below the cgroup v2 mount")
+            self._scope = real[len(self._mount) :]
+
+    def read(self, pid: int) -> Process | None:
+        """Return the process, or None where there is none (any more) or it is a zombie."""
+        try:
+            folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return self._read(pid, folder)
+        except (OSError, ValueError, IndexError):
+            # ESRCH and ENOENT: gone. Short content: gone between open and read.
+            return None
+        finally:
+            os.close(folder)
+
+    def snapshot(self) -> list[Process]:
+        """Return the scope's processes, and their ancestors, by pid."""
+        found: dict[int, Process] = {}
+        for pid in self._pids():
+            process = self.read(pid)
+            if process is not None:
+                found[pid] = process
+        for process in list(found.values()):
+            ppid = process.ppid
+            while ppid and ppid not in found:
+                parent = self.read(ppid)
+                if parent is None:
+                    break
+                found[ppid] = parent
+                ppid = parent.ppid
+        return [found[pid] for pid in sorted(found)]
+
+    def _pids(self) -> Iterator[int]:
+        with os.scandir("/proc") as entries:
+            pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
+        for pid in pids:
+            if self._scope is None or self._in_scope(pid):
+                yield pid
+
+    def _in_scope(self, pid: int) -> bool:
+        assert self._scope is not None
+        try:
+            path = _cgroup_path(Path(f"/proc/{pid}/cgroup").read_bytes())
+        except OSError:
+            return False
+        return path is not None and (path.rstrip(b"/") + b"/").startswith(self._scope + b"/")
+
+    def _read(self, pid: int, folder: int) -> Process | None:
+        uid = gid = UNSET_ID
+        for line in _slurp(folder, "status").splitlines():
+            if line.startswith(b"Uid:"):
+                uid = int(line.split()[2])
+            elif line.startswith(b"Gid:"):
+                gid = int(line.split()[2])
+                break
+        args = _slurp(folder, "cmdline", ARGS_MAX)
+        if args and not args.endswith(b"\0"):
+            args = args[: ARGS_MAX - 1] + b"\0"
+        try:
+            loginuid = int(_slurp(folder, "loginuid"))
+        except FileNotFoundError:  # a kernel without audit
+            loginuid = UNSET_ID
+        exe_path, cwd = _link(folder, b"exe"), _link(folder, b"cwd")
+        cgroup_id = self._cgroup_id(folder)
+        # Read last: a process that is alive now was so during all reads above.
+        # The name stands in parentheses and may itself hold any byte, so the last one counts.
+        head, _, tail = _slurp(folder, "stat").rpartition(b") ")
+        stat = tail.split()
+        state, ppid, session = stat[0], int(stat[1]), int(stat[3])
+        threads, start_ticks = int(stat[17]), int(stat[19])
+        # A leader that left its threads behind looks like a zombie, but the process lives.
+        if state in b"ZX" and threads <= 1:
+            return None
+        return Process(
+            pid=pid,
+            ppid=ppid,
+            uid=uid,
+            gid=gid,
+            loginuid=loginuid,
+            session=session,
+            start_time_ns=start_ticks * _TICK_NS,
+            cgroup_id=cgroup_id,
+            comm=head.partition(b" (")[2],
+            exe_path=exe_path,
+            args=args,
+            cwd=cwd,
+        )
+
+    def _cgroup_id(self, folder: int) -> int:
+        """Return the inode number of the process's cgroup folder; 0 where it is not known."""
+        path = _cgroup_path(_slurp(folder, "cgroup"))
+        if path is None or self._mount is None:
+            return 0
+        try:
+            return Path(os.fsdecode(self._mount + path)).stat().st_ino
+        except OSError:
+            return 0
+
+
+def _cgroup_path(content: bytes) -> bytes | None:
+    """Return the cgroup v2 path of /proc/PID/cgroup (cgroups(7)): its line begins with `0::`."""
+    for line in content.splitlines():
+        if line.startswith(b"0::"):
+            return line[3:].removesuffix(_DELETED)
+    return None
+
+
+def _slurp(folder: int, name: str, bytes_max: int = _READ_BYTES) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        parts: list[bytes] = []
+        left = bytes_max
+        while left > 0 and (part := os.read(fd, left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def _link(folder: int, name: bytes) -> bytes | None:
+    """Return where exe or cwd points; None for kernel threads and where it cannot be told.
+
+    The kernel marks a file that was deleted since by a suffix, which a file's name may also
+    end with; only a file without links is really gone.
+    """
+    try:
+        target = os.readlink(name, dir_fd=folder)
+        if target.endswith(_DELETED) and os.stat(name, dir_fd=folder).st_nlink == 0:
+            target = target.removesuffix(_DELETED)
+    except OSError:
+        return None
+    # "(unreachable)/..." is a directory outside the root that we see.
+    return target[:PATH_MAX] if target.startswith(b"/") else None
