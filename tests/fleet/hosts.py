@@ -170,6 +170,7 @@ class Place:
         stdin: str = "",
         timeout_s: float = WAIT_S,
         check: bool = True,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run argv in this place to its end, output captured.
 
@@ -182,6 +183,7 @@ class Place:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=env,
         )
         try:
             out, err = process.communicate(stdin, timeout=timeout_s)

@@ -76,3 +76,67 @@ def attack(fleet: Fleet) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+# What an administrator, a package manager and cron do on any day, as the commands they give.
+# dpkg keeps its books below /root, so that this machine's own are left alone.
+_PACKAGE = """
+mkdir -p package/DEBIAN package/opt/greeter books/info books/updates installed
+cat > package/DEBIAN/control <<END
+Package: greeter
+Version: 1.0
+Architecture: all
+Maintainer: Nobody <nobody@localhost>
+Description: says hello
+END
+printf '#!/bin/sh\\nset -e\\nid -u > /dev/null\\n' > package/DEBIAN/postinst
+chmod 755 package/DEBIAN/postinst
+echo hello > package/opt/greeter/greeting
+dpkg-deb --root-owner-group --build package greeter.deb
+: > books/status
+dpkg --admindir=/root/books --instdir=/root/installed --force-script-chrootless \\
+     --log=/root/dpkg.log -i greeter.deb
+dpkg --admindir=/root/books -l greeter
+"""
+_CRON = """
+mkdir -p cron.daily backups
+printf '#!/bin/sh\\ncp -p /etc/passwd /etc/group /root/backups/\\n' > cron.daily/passwd
+printf '#!/bin/sh\\nfind /var/log -name "*.log" -size +1M -exec gzip -k {} +\\n' > cron.daily/logs
+chmod 755 cron.daily/*
+run-parts --verbose cron.daily
+passwd --status ana
+getent shadow ana
+"""
+
+
+def quiet_day(fleet: Fleet) -> None:
+    """Do what is done on ordinary hosts: logins with the right keys, packages, cron jobs.
+
+    Raises FleetError where any of it fails.
+    """
+    a, b = fleet.hosts["a"], fleet.hosts["b"]
+    options = ["-o", "StrictHostKeyChecking=accept-new"]
+    # A slip of the finger, then the password as it should be.
+    a.place_file("mallory", "askpass", '#!/bin/sh\necho "$ANSWER"\n', 0o700)
+    for answer in ("sunshien", WORDS[-1]):
+        a.run(
+            ["ssh", "-tt", *options, "-o", "NumberOfPasswordPrompts=1", "ana@b", "id; exit"],
+            user=a.users["mallory"],
+            cgroup="a",
+            check=answer == WORDS[-1],
+            env={
+                "HOME": "/home/mallory",
+                "SSH_ASKPASS": "/home/mallory/askpass",
+                "SSH_ASKPASS_REQUIRE": "force",
+                "ANSWER": answer,
+            },
+        )
+    for argv in (
+        ["ssh", "-tt", *options, "ops@c", "id; ls -la; df -h /; exit"],
+        ["ssh", *options, "ops@c", "uptime"],
+        ["scp", "-q", *options, "/etc/hostname", "ops@c:greeting"],
+        ["ssh-keygen", "-y", "-f", "/home/ana/.ssh/id_ed25519"],
+    ):
+        b.run(argv, user=b.users["ana"], cgroup="b", env={"HOME": "/home/ana"})
+    for script in (_PACKAGE, _CRON):
+        b.run(["sh", "-euc", "cd /root\n" + script], cgroup="b")
