@@ -44,6 +44,7 @@ OUTPUT_CHARS_MAX: Final = 16384
 VALUE_CHARS_MAX: Final = 16384
 SIGNAL_CHARS_MAX: Final = 131072
 """Output and field values of one signal together, as `fit` leaves it."""
+ADDRESSES_MAX: Final = 64
 LOST_MAX: Final = 1024
 """Ranges of lost numbers in one message."""
 MESSAGE_BYTES_MIN: Final = 1 << 20
@@ -61,7 +62,7 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 _Text = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
 _Reason = Annotated[str, msgspec.Meta(max_length=1024)]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
-_Addresses = Annotated[list[_Name], msgspec.Meta(max_length=64)]
+_Addresses = Annotated[list[_Name], msgspec.Meta(max_length=ADDRESSES_MAX)]
 _Value = Annotated[str, msgspec.Meta(max_length=VALUE_CHARS_MAX)] | int | bool | None
 LostRange = tuple[
     Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)],
