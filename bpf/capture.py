@@ -1,0 +1,367 @@
+"""Capture: the kernel programs' life cycle, and what they count."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from vedette.bpf import compiler, doctor, kernel
+from vedette.bpf.btf import Btf, BtfError
+from vedette.bpf.names import COUNTERS, TYPES
+from vedette.bpf.offsets import macros
+
+_FOLDER: Final = Path(__file__).resolve().parent
+_SOURCE: Final = _FOLDER / "vedette.bpf.c"
+_COMPILE_SECONDS_MAX: Final = 120
+_WATCH_PATH_MAX: Final = 256
+_WATCH_PATHS_MAX: Final = 16
+_SYSCALL_NUMBERS: Final = 512
+_RING_BYTES_MAX: Final = 1 << 30
+
+# Event type -> (x86-64 number, i386 number), arch/x86/entry/syscalls. The i386 ABI has no accept.
+_SYSCALLS: Final = {
+    "execve": (59, 11),
+    "execveat": (322, 358),
+    "open": (2, 5),
+    "openat": (257, 295),
+    "openat2": (437, 437),
+    "connect": (42, 362),
+    "accept": (43, None),
+    "accept4": (288, 364),
+    "bind": (49, 361),
+    "listen": (50, 363),
+    "write": (1, 4),
+    "chdir": (80, 12),
+    "fchdir": (81, 133),
+}
+_SOCKETCALL: Final = 102  # i386's one number for all socket calls
+_ACTION_SOCKETCALL: Final = 64
+_SOCKET_TYPES: Final = frozenset({"connect", "accept", "accept4", "bind", "listen"})
+_OPEN_TYPES: Final = frozenset({"open", "openat", "openat2"})
+_FORK_TYPES: Final = frozenset({"clone", "fork", "vfork", "clone3"})
+_EXEC_TYPES: Final = frozenset({"execve", "execveat"})
+# In the order of the enum in vedette.bpf.c.
+_HANDLERS: Final = ("handle_exec", "handle_open", "handle_sock", "handle_write", "handle_chdir")
+_TRACEPOINTS: Final = {
+    "on_sys_exit": "sys_exit",
+    "on_exec": "sched_process_exec",
+    "on_fork": "sched_process_fork",
+    "on_exit": "sched_process_exit",
+}
+_MAPS: Final = (
+    "counters",
+    "actions",
+    "handlers",
+    "watch_numbers",
+    "watch_paths",
+)
+
+
+class CaptureError(Exception):
+    """Capture cannot start; the text has the cause and the cure."""
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """What to capture.
+
+    ring_bytes     size of the ring buffer in bytes, a power of two
+    wakeup_bytes   fill from which the reader is woken at once; below, it reads by its own timer
+    cgroup         folder of the cgroup v2 subtree to watch; None: the whole host
+    event_types    names of event types to report; None: all
+    watched_paths  absolute paths of files whose writes are reported (16 at most)
+    exclude_pid    process that is never reported (the agent itself); None: none
+
+    Raises CaptureError where a value is out of range.
+    """
+
+    ring_bytes: int = 16 << 20
+    wakeup_bytes: int = 4 << 20
+    cgroup: Path | None = None
+    event_types: frozenset[str] | None = None
+    watched_paths: tuple[str, ...] = field(default=("/var/log/btmp", "/var/log/wtmp"))
+    exclude_pid: int | None = None
+
+    def __post_init__(self) -> None:
+        page = os.sysconf("SC_PAGESIZE")
+        if not page <= self.ring_bytes <= _RING_BYTES_MAX or self.ring_bytes & self.ring_bytes - 1:
+            raise CaptureError(
+                f"ring_bytes={self.ring_bytes}: expected a power of two from {page} to "
+                f"{_RING_BYTES_MAX}"
+            )
+        if not 0 < self.wakeup_bytes <= self.ring_bytes:
+            raise CaptureError(
+                f"wakeup_bytes={self.wakeup_bytes}: expected 1 to ring_bytes ({self.ring_bytes})"
+            )
+        unknown = sorted((self.event_types or frozenset()) - TYPES.keys())
+        if unknown:
+            raise CaptureError(
+                f"unknown event type {unknown[0]!r}: expected some of {', '.join(TYPES)}"
+            )
+        if self.event_types is not None and not self.event_types:
+            raise CaptureError("event_types is empty: name at least one type, or leave it out")
+        if len(self.watched_paths) > _WATCH_PATHS_MAX:
+            raise CaptureError(
+                f"{len(self.watched_paths)} watched paths: at most {_WATCH_PATHS_MAX} are possible"
+            )
+        for path in self.watched_paths:
+            if not path.startswith("/") or "\0" in path:
+                raise CaptureError(f"watched path {path!r}: expected an absolute path")
+            if len(os.fsencode(path)) >= _WATCH_PATH_MAX:
+                raise CaptureError(
+                    f"watched path {path!r}: expected at most {_WATCH_PATH_MAX - 1} bytes"
+                )
+
+    @property
+    def types(self) -> frozenset[str]:
+        """The event types asked for, all of them where none were named."""
+        return frozenset(TYPES) if self.event_types is None else self.event_types
+
+
+def cgroup_scope(folder: Path) -> tuple[int, int]:
+    """Id and depth below the root of a cgroup v2 folder.
+
+    Raises CaptureError where it is none, or where its depth cannot be told.
+    """
+    try:
+        resolved = folder.resolve(strict=True)
+        inode = resolved.stat().st_ino
+    except OSError as error:
+        raise CaptureError(
+            f"cgroup {folder}: {error.strerror}; make it with mkdir below the cgroup v2 mount"
+        ) from error
+    best: tuple[Path, str] | None = None
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split()[0] != "cgroup2":
+            continue
+        root, place = before.split()[3:5]
+        mount = Path(place)
+        if resolved.is_relative_to(mount) and (best is None or mount.is_relative_to(best[0])):
+            best = mount, root
+    if best is None:
+        raise CaptureError(
+            f"cgroup {folder}: not below a cgroup v2 mount; see cgroup2 in /proc/mounts"
+        )
+    mount, root = best
+    if ".." in root:
+        raise CaptureError(
+            f"cgroup {folder}: the mount {mount} is of another cgroup namespace; run in the "
+            "initial one"
+        )
+    above = [part for part in root.split("/") if part]
+    return inode, len(above) + len(resolved.relative_to(mount).parts)
+
+
+class Capture:
+    """The kernel programs of one configuration: load, attach, detach, close.
+
+    ring_fd  descriptor of the ring buffer map; valid from load() to close()
+    """
+
+    def __init__(self, config: CaptureConfig | None = None) -> None:
+        self.config: Final = config or CaptureConfig()
+        self._descriptors: dict[str, int] = {}
+        self._links: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def ring_fd(self) -> int:
+        return self._descriptor("ring")
+
+    def _descriptor(self, name: str) -> int:
+        if name not in self._descriptors:
+            raise CaptureError("capture is not loaded: call load() first")
+        return self._descriptors[name]
+
+    def _tracepoints(self) -> list[str]:
+        types = self.config.types
+        programs = []
+        if self._numbers():
+            programs.append("on_sys_exit")
+        if types & _EXEC_TYPES:
+            programs.append("on_exec")
+        if types & _FORK_TYPES:
+            programs.append("on_fork")
+        if "procexit" in types:
+            programs.append("on_exit")
+        return programs
+
+    def _watching(self) -> bool:
+        return "write" in self.config.types and bool(self.config.watched_paths)
+
+    def _numbers(self) -> dict[int, int]:
+        """Syscall number -> action, as the map `actions` has it."""
+        types = set(self.config.types)
+        if self._watching():
+            types |= _OPEN_TYPES  # how a watched file's descriptor is learnt
+        else:
+            types.discard("write")
+        actions: dict[int, int] = {}
+        for name in types & _SYSCALLS.keys():
+            native, compat = _SYSCALLS[name]
+            actions[native] = actions.get(native, 0) | TYPES[name]
+            if compat is not None:
+                actions[compat] = actions.get(compat, 0) | TYPES[name] << 8
+        if types & _SOCKET_TYPES:
+            actions[_SOCKETCALL] = actions.get(_SOCKETCALL, 0) | _ACTION_SOCKETCALL << 8
+        return actions
+
+    def _flags(self) -> list[str]:
+        config = self.config
+        scope = cgroup_scope(config.cgroup) if config.cgroup is not None else (0, 0)
+        values = macros(Btf.load()) | {
+            "RING_FD": self._descriptor("ring"),
+            "WAKEUP_BYTES": config.wakeup_bytes,
+            "WANT": sum(1 << TYPES[name] for name in config.types),
+            "WATCHING": int(self._watching()),
+            "EXCLUDE_PID": config.exclude_pid or 0,
+            "SCOPE_CGROUP_ID": scope[0],
+            "SCOPE_LEVEL": scope[1],
+        }
+        return [f"-I{_FOLDER}", *(f"-D{name}={value}" for name, value in values.items())]
+
+    def load(self) -> None:
+        """Compile the programs and load them into the kernel; nothing runs yet.
+
+        Raises CaptureError with the cause and the cure.
+        """
+        if self._descriptors:
+            return
+        try:
+            self._descriptors["ring"] = kernel.ring_create(self.config.ring_bytes)
+            request: dict[str, object] = {
+                "source": str(_SOURCE),
+                "flags": self._flags(),
+                "programs": [*_HANDLERS, *self._tracepoints()],
+                "maps": list(_MAPS),
+            }
+            self._descriptors |= _compile(request, self.ring_fd)
+            self._fill()
+        except (BtfError, OSError) as error:
+            self.close()
+            raise CaptureError(_cure() or f"the kernel refuses: {error}") from error
+        except CaptureError:
+            self.close()
+            raise
+
+    def _fill(self) -> None:
+        descriptors = self._descriptors
+        for slot, name in enumerate(_HANDLERS):
+            kernel.map_update(
+                descriptors["handlers"],
+                struct.pack("<I", slot),
+                struct.pack("<I", descriptors[name]),
+            )
+        if self._watching():
+            for index, path in enumerate(dict.fromkeys(self.config.watched_paths)):
+                padded = os.fsencode(path).ljust(_WATCH_PATH_MAX, b"\0")
+                number = struct.pack("<I", index)
+                kernel.map_update(descriptors["watch_paths"], number, padded)
+                kernel.map_update(descriptors["watch_numbers"], padded, number)
+        for number, action in self._numbers().items():
+            kernel.map_update(
+                descriptors["actions"], struct.pack("<I", number), struct.pack("<I", action)
+            )
+
+    def attach(self) -> None:
+        """Start capture. Raises CaptureError where the kernel refuses, with nothing attached."""
+        if self._links:
+            return
+        try:
+            for name in self._tracepoints():
+                descriptor = self._descriptor(name)
+                self._links.append(kernel.raw_tracepoint_open(_TRACEPOINTS[name], descriptor))
+        except OSError as error:
+            self.detach()
+            raise CaptureError(
+                f"tracepoint {_TRACEPOINTS[name]}: {error.strerror}; see vedette-agent doctor"
+            ) from error
+
+    def counters(self) -> dict[str, int]:
+        """What the programs counted since load(), by the names of enum vedette_counter.
+
+        Runs that the kernel refused since the program was already active on that CPU are part of
+        lost_scratch: their scratch buffer was taken.
+        """
+        value_bytes = 8 * kernel.possible_cpus()
+        counters = {
+            name: sum(
+                struct.unpack(
+                    f"<{value_bytes // 8}Q",
+                    kernel.map_lookup(
+                        self._descriptor("counters"), struct.pack("<I", index), value_bytes
+                    ),
+                )
+            )
+            for name, index in COUNTERS.items()
+        }
+        for name in self._tracepoints():
+            counters["lost_scratch"] += kernel.program_misses(self._descriptor(name))
+        return counters
+
+    def detach(self) -> None:
+        """Stop capture; what is in the ring stays readable. Does nothing if not attached."""
+        while self._links:
+            os.close(self._links.pop())
+
+    def close(self) -> None:
+        """Detach, and free programs, maps and ring. Does nothing the second time."""
+        self.detach()
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+def _cure() -> str:
+    failed = [check for check in doctor.run_checks() if check.status == "fail"]
+    return "\n".join(f"{check.name}: {check.found}; {check.cure}" for check in failed)
+
+
+def _compile(request: dict[str, object], ring_fd: int) -> dict[str, int]:
+    """Have the programs compiled and loaded by a process of its own; name -> descriptor.
+
+    The process inherits the ring under the same number, which is a macro of the programs.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.settimeout(_COMPILE_SECONDS_MAX)
+        with subprocess.Popen(
+            [sys.executable, "-m", "vedette.bpf.compiler", str(theirs.fileno())],
+            pass_fds=[theirs.fileno(), ring_fd],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as process:
+            theirs.close()
+            try:
+                ours.send(json.dumps(request).encode())
+                _, printed = process.communicate(timeout=_COMPILE_SECONDS_MAX)
+                answer, descriptors, _, _ = socket.recv_fds(
+                    ours, compiler.MESSAGE_BYTES_MAX, compiler.DESCRIPTORS_MAX
+                )
+            except (TimeoutError, subprocess.TimeoutExpired, OSError) as error:
+                process.kill()
+                raise CaptureError(f"the compiler of the kernel programs: {error}") from error
+    reply = json.loads(answer) if answer else {"error": "the compiler ended without an answer"}
+    if "error" in reply:
+        # The end of what was printed has the reason: clang's error or the verifier's.
+        detail = printed.decode(errors="replace").strip()[-2000:]
+        cure = _cure() or "vedette-agent doctor finds nothing missing; report this with its output"
+        raise CaptureError(f"{cure}\n{reply['error']}\n{detail}".strip())
+    return dict(zip(reply["names"], descriptors, strict=True))

@@ -1,0 +1,91 @@
+"""The few calls of bpf(2) that the package makes itself (include/uapi/linux/bpf.h).
+
+All raise OSError with the kernel's errno.
+"""
+
+import ctypes
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+_SYS_BPF: Final = 321  # x86-64
+_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _PROG_LOAD = 0, 1, 2, 5
+_OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 15, 17
+_PROG_TYPE_RAW_TRACEPOINT = 17
+_MAP_TYPE_RINGBUF = 27
+_ATTRIBUTE_BYTES: Final = 120
+_INFO_BYTES: Final = 232
+_RECURSION_MISSES_OFFSET: Final = 208
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    # The kernel takes a larger attribute block than it knows if the rest is zero.
+    buffer = ctypes.create_string_buffer(attributes, _ATTRIBUTE_BYTES)
+    result = int(_libc.syscall(_SYS_BPF, command, buffer, _ATTRIBUTE_BYTES))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def ring_create(size_bytes: int) -> int:
+    """Make a ring buffer map of a power of two of pages; returns its descriptor."""
+    return _bpf(_MAP_CREATE, struct.pack("<IIII", _MAP_TYPE_RINGBUF, 0, 0, size_bytes))
+
+
+def map_update(map_fd: int, key: bytes, value: bytes) -> None:
+    """Set one element; both lengths must be the map's."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value_buffer = ctypes.create_string_buffer(value, len(value))
+    addresses = ctypes.addressof(key_buffer), ctypes.addressof(value_buffer)
+    _bpf(_MAP_UPDATE_ELEM, struct.pack("<IxxxxQQQ", map_fd, *addresses, 0))
+
+
+def map_lookup(map_fd: int, key: bytes, value_bytes: int) -> bytes:
+    """One element; value_bytes is the size of its value (per-CPU maps: of all values)."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value_buffer = ctypes.create_string_buffer(value_bytes)
+    addresses = ctypes.addressof(key_buffer), ctypes.addressof(value_buffer)
+    _bpf(_MAP_LOOKUP_ELEM, struct.pack("<IxxxxQQQ", map_fd, *addresses, 0))
+    return value_buffer.raw
+
+
+def raw_tracepoint_open(name: str, program_fd: int) -> int:
+    """Attach a program to a raw tracepoint; closing the returned descriptor detaches it."""
+    name_buffer = ctypes.create_string_buffer(name.encode())
+    return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(name_buffer), program_fd))
+
+
+def program_misses(program_fd: int) -> int:
+    """Runs that the kernel refused since the program was already running on that CPU."""
+    info = ctypes.create_string_buffer(_INFO_BYTES)
+    _bpf(
+        _OBJ_GET_INFO_BY_FD,
+        struct.pack("<IIQ", program_fd, _INFO_BYTES, ctypes.addressof(info)),
+    )
+    return int(struct.unpack_from("<Q", info, _RECURSION_MISSES_OFFSET)[0])
+
+
+def load_raw_tracepoint(instructions: Sequence[bytes]) -> int:
+    """Load a raw tracepoint program of 8-byte instructions; returns its descriptor."""
+    code = ctypes.create_string_buffer(b"".join(instructions), 8 * len(instructions))
+    licence = ctypes.create_string_buffer(b"Apache-2.0")
+    return _bpf(
+        _PROG_LOAD,
+        struct.pack(
+            "<IIQQ",
+            _PROG_TYPE_RAW_TRACEPOINT,
+            len(instructions),
+            ctypes.addressof(code),
+            ctypes.addressof(licence),
+        ),
+    )
+
+
+def possible_cpus() -> int:
+    """Number of values in an element of a per-CPU map."""
+    last = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
+    return int(last.replace(",", "-").rpartition("-")[2]) + 1

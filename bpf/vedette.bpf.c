@@ -1,0 +1,1040 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The kernel programs: raw tracepoints that write the records of event.h into one ring buffer.
+ *
+ * No kernel header gives a layout here. Every member of a kernel struct is read through a macro
+ * OFF_<struct>__<member> that capture.py takes from the running kernel's BTF. The x86-64 pt_regs
+ * and the syscall numbers are user ABI and cannot change.
+ *
+ * Macros from capture.py, besides OFF_*:
+ *   RING_FD            descriptor of the ring buffer map in the compiling process
+ *   WAKEUP_BYTES       fill from which the reader is woken
+ *   WANT               bit set of the event types (1 << VEDETTE_...) that are asked for
+ *   EXCLUDE_PID        thread group that is never reported; 0: none
+ *   SCOPE_CGROUP_ID    cgroup v2 subtree to report; 0: the whole host
+ *   SCOPE_LEVEL        depth of that cgroup below the root
+ *   EXIT_ARGUMENTS     number of arguments of the tracepoint sched_process_exit
+ */
+#include "event.h"
+
+#define AREA 16384u      /* a record fits (VEDETTE_RECORD_MAX); offsets are masked to it */
+#define WALK_MAX 160     /* dentries and mounts on the way from a file to the root */
+#define PATH_BUFFER 4096u
+#define NAME_MASK 255u   /* NAME_MAX of every file system */
+#define WATCH_PATH_MAX 256
+#define WATCH_PATHS 16
+#define ANCESTORS_MAX 64
+#define QUERY_EVERY 32   /* records per CPU between two looks at the ring's fill */
+#define ADDRESS_MAX 110u /* sizeof(struct sockaddr_un), the longest address taken */
+
+#define SYSCALL_NUMBERS 512u
+#define X32_BIT 0x40000000u
+#define TS_COMPAT 0x0002 /* set while a 32-bit syscall runs; arch/x86, since 2.6 */
+
+#define AT_FDCWD_ (-100)
+#define O_ACCMODE_ 3u
+#define O_CREAT_ 0x40u
+#define O_TMPFILE_ 0x400000u
+#define S_IFMT_ 0170000u
+#define S_IFSOCK_ 0140000u
+#define SIGNAL_GROUP_EXIT_ 4u
+#define EINPROGRESS_ 115
+#define AF_UNIX_ 1
+#define AF_INET_ 2
+#define AF_INET6_ 10
+#define SOCK_RAW_ 3
+
+/* The verifier must see the bound of an index at the place where it is used; this keeps the
+ * compiler from reasoning the check away. */
+#define OPAQUE(v) asm volatile("" : "+r"(v))
+#define READ(into, address) \
+	bpf_probe_read_kernel(&(into), sizeof(into), (const void *)(unsigned long)(address))
+#define READ_USER(into, address) \
+	bpf_probe_read_user(&(into), sizeof(into), (const void *)(unsigned long)(address))
+/* bcc 0.26 has no way to ask for a ring's fill, so the map is made by capture.py and named by its
+ * descriptor, as bcc does for its own maps. */
+#define RING ((void *)bpf_pseudo_fd(1, RING_FD))
+#define WANTED(type) (WANT & (1u << (type)))
+
+/* Struct pt_regs of arch/x86/include/uapi/asm/ptrace.h, 64 bit. */
+struct regs {
+	u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax;
+};
+
+struct call {
+	u64 args[5];
+	s64 result;
+};
+
+struct scratch {
+	u8 record[AREA + 8192];
+	u8 path[PATH_BUFFER + NAME_MASK + 1];
+	u8 name[WATCH_PATH_MAX];
+	u8 address[128];
+	struct call call;
+	u32 type;
+	u32 compat;
+	u32 since_query;
+	/* These are kept in memory rather than in registers: what lies in a map is unknown to the
+	 * verifier, so that it has fewer states to tell apart. */
+	u32 flags; /* VEDETTE_F_* of the record being made */
+	u32 start; /* append_walk: first byte in use of path */
+	u32 pad;
+};
+
+/* A file that is watched for writing, by what the process knows it as. The inode is compared again
+ * at each write, so a descriptor that now means another file is never mislabelled. */
+struct watched_fd {
+	u32 pid;
+	s32 fd;
+};
+
+struct watched_file {
+	u64 inode;
+	u32 device;
+	u32 generation;
+	u32 path;
+	u32 pad;
+};
+
+struct watch_path {
+	u8 bytes[WATCH_PATH_MAX];
+};
+
+BPF_PERCPU_ARRAY(counters, u64, VEDETTE_C_COUNT);
+/* One entry for each program that fills one, so that none can disturb another's. */
+BPF_PERCPU_ARRAY(scratches, struct scratch, 2);
+/* Low byte: what x86-64's number means; high byte: i386's. 0: not watched. */
+BPF_ARRAY(actions, u32, SYSCALL_NUMBERS);
+BPF_PROG_ARRAY(handlers, 8);
+BPF_TABLE("lru_hash", struct watched_fd, struct watched_file, watched_fds, 4096);
+BPF_TABLE("hash", struct watch_path, u32, watch_numbers, WATCH_PATHS);
+BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
+
+/* Actions: an event type, or this one. */
+#define ACTION_SOCKETCALL 64u
+
+/* Slots of `handlers`. */
+enum { HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR };
+
+static __always_inline void count(u32 counter)
+{
+	u64 *value = counters.lookup(&counter);
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
+static __always_inline struct scratch *scratch_of(u32 index)
+{
+	struct scratch *s = scratches.lookup(&index);
+	if (!s)
+		count(VEDETTE_C_LOST_SCRATCH);
+	return s;
+}
+
+static __always_inline int in_scope(void)
+{
+	if (EXCLUDE_PID && bpf_get_current_pid_tgid() >> 32 == EXCLUDE_PID)
+		return 0;
+	return !SCOPE_CGROUP_ID ||
+	       bpf_get_current_ancestor_cgroup_id(SCOPE_LEVEL) == SCOPE_CGROUP_ID;
+}
+
+static __always_inline int effective_ids(u64 task, u32 *uid, u32 *gid)
+{
+	u64 cred = 0;
+	return READ(cred, task + OFF_task_struct__cred) ||
+	       READ(*uid, cred + OFF_cred__euid) || READ(*gid, cred + OFF_cred__egid);
+}
+
+/* Fill the header except size and flags. Returns 0, or counts the loss and returns -1. */
+static __always_inline int head(struct vedette_header *h, u64 task, u32 type, s64 result)
+{
+	u64 ids = bpf_get_current_pid_tgid();
+	h->time_ns = bpf_ktime_get_boot_ns();
+	h->size = 0;
+	h->type = type;
+	h->flags = 0;
+	h->pid = ids >> 32;
+	h->tid = (u32)ids;
+	h->cgroup_id = bpf_get_current_cgroup_id();
+	h->result = result;
+	if (effective_ids(task, &h->uid, &h->gid)) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return -1;
+	}
+	return 0;
+}
+
+static __always_inline void output(struct scratch *s, void *record, u32 size, u16 flags)
+{
+	u64 wake = BPF_RB_NO_WAKEUP;
+
+	if (++s->since_query >= QUERY_EVERY) {
+		s->since_query = 0;
+		if (bpf_ringbuf_query(RING, BPF_RB_AVAIL_DATA) >= WAKEUP_BYTES)
+			wake = BPF_RB_FORCE_WAKEUP;
+	}
+	if (bpf_ringbuf_output(RING, record, size, wake)) {
+		count(VEDETTE_C_LOST_RING_FULL);
+		return;
+	}
+	count(VEDETTE_C_SUBMITTED);
+	if (flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_ARGS_FAULT | VEDETTE_F_DATA_FAULT |
+		     VEDETTE_F_ADDR_FAULT))
+		count(VEDETTE_C_PARTIAL_FAULT);
+	if (flags & (VEDETTE_F_PATH_CUT | VEDETTE_F_ARGS_CUT | VEDETTE_F_DATA_CUT))
+		count(VEDETTE_C_CUT);
+}
+
+/* Close a record of `end` bytes in s->record: pad it, and put it into the ring. */
+static __always_inline void submit(struct scratch *s, u32 end)
+{
+	struct vedette_header *h = (void *)s->record;
+	u32 size;
+
+	OPAQUE(end);
+	end &= AREA - 1;
+	__builtin_memset(s->record + end, 0, 8);
+	size = (end + 7) & ~7u;
+	h->size = size;
+	h->flags = s->flags | (s->compat ? VEDETTE_F_COMPAT : 0);
+	OPAQUE(size);
+	output(s, s->record, size & (2 * AREA - 1), s->flags);
+}
+
+static __always_inline u8 *at(struct scratch *s, u32 end)
+{
+	OPAQUE(end);
+	return s->record + (end & (AREA - 1));
+}
+
+/* Append a path from user memory at `end`. Returns its length. */
+static __always_inline u32 append_user_path(struct scratch *s, u32 end, u64 address)
+{
+	long length = bpf_probe_read_user_str(at(s, end), VEDETTE_PATH_MAX + 2,
+					      (const void *)(unsigned long)address);
+	if (length <= 0) {
+		s->flags |= VEDETTE_F_PATH_FAULT;
+		return 0;
+	}
+	if (length > VEDETTE_PATH_MAX + 1) {
+		s->flags |= VEDETTE_F_PATH_CUT;
+		return VEDETTE_PATH_MAX;
+	}
+	return (u32)length - 1;
+}
+
+/* Append the absolute path of (mount, dentry): names from the leaf to the root go into s->path from
+ * its end, mounts are crossed, the root is that of the mount tree (as in /proc/PID/exe seen from
+ * outside a chroot). What is too deep or too long loses its beginning, the leading slash with it,
+ * so that it cannot pass for another absolute path. Returns the length. */
+static __always_inline u32 append_walk(struct scratch *s, u32 end, u64 path_struct)
+{
+	u64 dentry = 0, vfsmount = 0, root, parent, mount, above, name;
+	u32 start, whole = 0, read, length, size;
+
+	s->start = PATH_BUFFER;
+	if (READ(vfsmount, path_struct + OFF_path__mnt) ||
+	    READ(dentry, path_struct + OFF_path__dentry) || !vfsmount || !dentry)
+		goto fault;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < WALK_MAX; i++) {
+		if (READ(root, vfsmount + OFF_vfsmount__mnt_root) ||
+		    READ(parent, dentry + OFF_dentry__d_parent))
+			goto fault;
+		if (dentry == root || dentry == parent) {
+			mount = vfsmount - OFF_mount__mnt;
+			if (READ(above, mount + OFF_mount__mnt_parent))
+				goto fault;
+			if (dentry != root || above == mount) {
+				whole = 1;
+				break;
+			}
+			if (READ(dentry, mount + OFF_mount__mnt_mountpoint))
+				goto fault;
+			vfsmount = above + OFF_mount__mnt;
+			continue;
+		}
+		if (READ(read, dentry + OFF_dentry__d_name__len) ||
+		    READ(name, dentry + OFF_dentry__d_name__name))
+			goto fault;
+		length = read & NAME_MASK;
+		start = s->start;
+		if (length + 2 > start)
+			break;
+		start -= length + 1;
+		s->start = start;
+		OPAQUE(start);
+		start &= PATH_BUFFER - 1;
+		s->path[start] = '/';
+		OPAQUE(length);
+		length &= NAME_MASK;
+		if (bpf_probe_read_kernel(s->path + start + 1, length,
+					  (const void *)(unsigned long)name))
+			goto fault;
+		dentry = parent;
+	}
+	start = s->start;
+	if (whole && start == PATH_BUFFER) {
+		*at(s, end) = '/';
+		return 1;
+	}
+	if (!whole) {
+		s->flags |= VEDETTE_F_PATH_CUT;
+		start++;
+	}
+	if (start >= PATH_BUFFER)
+		goto fault;
+	size = PATH_BUFFER - start;
+	OPAQUE(size);
+	OPAQUE(start);
+	size &= PATH_BUFFER - 1;
+	bpf_probe_read_kernel(at(s, end), size, s->path + (start & (PATH_BUFFER - 1)));
+	return size;
+fault:
+	s->flags |= VEDETTE_F_PATH_FAULT;
+	return 0;
+}
+
+/* struct file * behind a descriptor of the current task; 0 where there is none. */
+static __always_inline u64 file_of(u64 task, s32 fd)
+{
+	u64 files = 0, table = 0, array = 0, file = 0;
+	u32 max = 0;
+
+	if (fd < 0 || READ(files, task + OFF_task_struct__files) || !files ||
+	    READ(table, files + OFF_files_struct__fdt) || READ(max, table + OFF_fdtable__max_fds) ||
+	    (u32)fd >= max || READ(array, table + OFF_fdtable__fd) ||
+	    READ(file, array + 8 * (u64)(u32)fd))
+		return 0;
+	return file;
+}
+
+static __always_inline int read_regs(struct regs *regs)
+{
+	u64 user = bpf_task_pt_regs(bpf_get_current_task_btf());
+	return bpf_probe_read_kernel(regs, sizeof(*regs), (const void *)(unsigned long)user);
+}
+
+static __always_inline u32 is_compat(u64 task)
+{
+	u32 status = 0;
+	READ(status, task + OFF_task_struct__thread_info__status);
+	return status & TS_COMPAT;
+}
+
+/* ---------------------------------------------------------------- syscalls */
+
+int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 address = ctx->args[0], number = 0, task;
+	s64 result = ctx->args[1];
+	u32 index, *action, what, compat, handler;
+	struct regs regs;
+	struct scratch *s;
+
+	if (READ(number, address + __builtin_offsetof(struct regs, orig_ax)))
+		return 0;
+	index = (u32)number & ~X32_BIT;
+	if ((u32)number >> 31 || index >= SYSCALL_NUMBERS)
+		return 0;
+	action = actions.lookup(&index);
+	if (!action || !*action)
+		return 0;
+	task = bpf_get_current_task();
+	compat = is_compat(task);
+	what = compat ? *action >> 8 : *action & 0xff;
+	if (!what || !in_scope())
+		return 0;
+	if ((u32)number & X32_BIT) {
+		/* The x32 ABI: its pointers are not where the tables below look for them. */
+		if (result != -38)
+			count(VEDETTE_C_LOST_ABI);
+		return 0;
+	}
+	if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
+		if (result >= 0)
+			return 0; /* on_exec has it */
+		handler = HANDLE_EXEC;
+	} else if (what == VEDETTE_WRITE) {
+		handler = HANDLE_WRITE;
+	} else if (what == VEDETTE_CHDIR || what == VEDETTE_FCHDIR) {
+		handler = HANDLE_CHDIR;
+	} else if (what <= VEDETTE_OPENAT2) {
+		handler = HANDLE_OPEN;
+	} else {
+		handler = HANDLE_SOCK;
+	}
+	s = scratch_of(0);
+	if (!s)
+		return 0;
+	if (bpf_probe_read_kernel(&regs, sizeof(regs), (const void *)(unsigned long)address)) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return 0;
+	}
+	if (compat) {
+		s->call.args[0] = (u32)regs.bx;
+		s->call.args[1] = (u32)regs.cx;
+		s->call.args[2] = (u32)regs.dx;
+		s->call.args[3] = (u32)regs.si;
+		s->call.args[4] = (u32)regs.di;
+		result = (s32)result;
+	} else {
+		s->call.args[0] = regs.di;
+		s->call.args[1] = regs.si;
+		s->call.args[2] = regs.dx;
+		s->call.args[3] = regs.r10;
+		s->call.args[4] = regs.r8;
+	}
+	s->call.result = result;
+	s->flags = 0;
+	s->type = what;
+	s->compat = compat;
+	handlers.call(ctx, handler);
+	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
+	return 0;
+}
+
+/* An execve that failed: the process goes on, and the path is where it was passed. */
+int handle_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), leader = 0, parent = 0, signal = 0, pid = 0;
+	struct vedette_exec *r;
+	u32 end = sizeof(*r);
+
+	if (!s)
+		return 0;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, s->type, s->call.result))
+		return 0;
+	READ(leader, task + OFF_task_struct__group_leader);
+	READ(r->start_time_ns, leader + OFF_task_struct__start_boottime);
+	READ(parent, task + OFF_task_struct__real_parent);
+	READ(r->ppid, parent + OFF_task_struct__tgid);
+	r->loginuid = -1;
+#ifdef OFF_task_struct__loginuid
+	READ(r->loginuid, task + OFF_task_struct__loginuid);
+#endif
+	READ(signal, task + OFF_task_struct__signal);
+	READ(pid, signal + OFF_signal_struct__pids + 8 * PIDTYPE_SID_);
+	READ(r->session, pid + OFF_pid__numbers + OFF_upid__nr);
+	bpf_get_current_comm(r->comm, sizeof(r->comm));
+	r->filename_len = append_user_path(
+		s, end, s->type == VEDETTE_EXECVEAT ? s->call.args[1] : s->call.args[0]);
+	submit(s, end + r->filename_len);
+	return 0;
+}
+
+/* Remember a watched file that was opened for writing. */
+static __always_inline void watch_opened(struct scratch *s, u64 task, s32 fd, const u8 *path)
+{
+	struct watched_fd key = {bpf_get_current_pid_tgid() >> 32, fd};
+	struct watched_file value = {};
+	u64 file, inode = 0, super = 0;
+	u32 *number;
+
+	__builtin_memset(s->name, 0, sizeof(s->name));
+	if (bpf_probe_read_kernel_str(s->name, sizeof(s->name), path) <= 0)
+		return;
+	number = watch_numbers.lookup((struct watch_path *)s->name);
+	if (!number)
+		return;
+	file = file_of(task, fd);
+	if (!file || READ(inode, file + OFF_file__f_inode) ||
+	    READ(value.inode, inode + OFF_inode__i_ino) ||
+	    READ(value.generation, inode + OFF_inode__i_generation) ||
+	    READ(super, inode + OFF_inode__i_sb) ||
+	    READ(value.device, super + OFF_super_block__s_dev)) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return;
+	}
+	value.path = *number;
+	watched_fds.update(&key, &value);
+}
+
+int handle_open(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), file, path_address, how[2] = {};
+	struct vedette_open *r;
+	u32 faults, end = sizeof(*r);
+
+	if (!s)
+		return 0;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, s->type, s->call.result))
+		return 0;
+	if (s->type == VEDETTE_OPEN) {
+		r->dirfd = AT_FDCWD_;
+		path_address = s->call.args[0];
+		r->open_flags = s->call.args[1];
+		r->mode = s->call.args[2];
+	} else {
+		r->dirfd = s->call.args[0];
+		path_address = s->call.args[1];
+		if (s->type == VEDETTE_OPENAT) {
+			r->open_flags = s->call.args[2];
+			r->mode = s->call.args[3];
+		} else { /* struct open_how begins with flags and mode */
+			if (READ_USER(how, s->call.args[2]))
+				s->flags |= VEDETTE_F_DATA_FAULT;
+			r->open_flags = how[0];
+			r->mode = how[1];
+		}
+	}
+	if (!(r->open_flags & (O_CREAT_ | O_TMPFILE_)))
+		r->mode = 0;
+	r->path_len = append_user_path(s, end, path_address);
+#if WATCHING
+	if (s->call.result >= 0 && (r->open_flags & O_ACCMODE_) && r->path_len < WATCH_PATH_MAX &&
+	    s->record[sizeof(*r)] == '/')
+		watch_opened(s, task, s->call.result, s->record + sizeof(*r));
+#endif
+	if (!WANTED(s->type & 31))
+		return 0;
+	end += r->path_len;
+	if (r->dirfd != AT_FDCWD_ && r->path_len && s->record[sizeof(*r)] != '/') {
+		file = file_of(task, r->dirfd);
+		if (file) {
+			/* A directory that cannot be read is not known; the path as passed still is. */
+			faults = s->flags & VEDETTE_F_PATH_FAULT;
+			r->dir_len = append_walk(s, end, file + OFF_file__f_path);
+			if (!r->dir_len)
+				s->flags = (s->flags & ~VEDETTE_F_PATH_FAULT) | faults;
+			end += r->dir_len;
+		}
+	}
+	submit(s, end);
+	return 0;
+}
+
+int handle_chdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), fs = 0;
+	struct vedette_chdir *r;
+	u32 end = sizeof(*r);
+
+	if (!s)
+		return 0;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, s->type, s->call.result))
+		return 0;
+	r->fd = s->type == VEDETTE_FCHDIR ? (s32)s->call.args[0] : -1;
+	if (s->call.result == 0) {
+		if (READ(fs, task + OFF_task_struct__fs) || !fs)
+			s->flags |= VEDETTE_F_PATH_FAULT;
+		else
+			r->path_len = append_walk(s, end, fs + OFF_fs_struct__pwd);
+	} else if (s->type == VEDETTE_CHDIR) {
+		r->path_len = append_user_path(s, end, s->call.args[0]);
+	} else {
+		s->flags |= VEDETTE_F_PATH_FAULT;
+	}
+	submit(s, end + r->path_len);
+	return 0;
+}
+
+int handle_write(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), file, inode = 0, super = 0, number = 0;
+	struct watched_fd key = {bpf_get_current_pid_tgid() >> 32, 0};
+	struct watched_file *known;
+	struct watch_path *path;
+	struct vedette_write *r;
+	u32 end = sizeof(*r), device = 0, generation = 0, index, length;
+	s64 size;
+
+	if (!s)
+		return 0;
+	key.fd = s->call.args[0];
+	known = watched_fds.lookup(&key);
+	if (!known)
+		return 0;
+	file = file_of(task, key.fd);
+	if (!file || READ(inode, file + OFF_file__f_inode) ||
+	    READ(number, inode + OFF_inode__i_ino) ||
+	    READ(generation, inode + OFF_inode__i_generation) ||
+	    READ(super, inode + OFF_inode__i_sb) || READ(device, super + OFF_super_block__s_dev) ||
+	    number != known->inode || generation != known->generation ||
+	    device != known->device) {
+		watched_fds.delete(&key);
+		return 0;
+	}
+	index = known->path;
+	path = watch_paths.lookup(&index);
+	if (!path)
+		return 0;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, s->type, s->call.result))
+		return 0;
+	r->fd = key.fd;
+	length = bpf_probe_read_kernel_str(s->record + sizeof(*r), WATCH_PATH_MAX, path->bytes);
+	OPAQUE(length);
+	length = (length - 1) & (WATCH_PATH_MAX - 1);
+	r->path_len = length;
+	end += length;
+	size = s->call.result >= 0 ? s->call.result : (s64)s->call.args[2];
+	length = size;
+	if (size < 0 || size > VEDETTE_DATA_MAX) {
+		length = VEDETTE_DATA_MAX;
+		s->flags |= VEDETTE_F_DATA_CUT;
+	}
+	OPAQUE(length);
+	length &= VEDETTE_DATA_MAX;
+	if (bpf_probe_read_user(at(s, end), length, (const void *)(unsigned long)s->call.args[1]))
+		s->flags = VEDETTE_F_DATA_FAULT;
+	else
+		r->data_len = length;
+	submit(s, end + r->data_len);
+	return 0;
+}
+
+/* ------------------------------------------------------------------ sockets */
+
+static __always_inline u16 swap16(u16 value)
+{
+	return (u16)(value << 8 | value >> 8);
+}
+
+/* One end from a struct sockaddr in s->address. */
+static __always_inline void end_from_address(const u8 *address, u32 length, u8 *into, u16 *port)
+{
+	u16 family = *(u16 *)address;
+
+	if (family == AF_INET_ && length >= 16) {
+		*port = swap16(*(u16 *)(address + 2));
+		__builtin_memcpy(into, address + 4, 4);
+	} else if (family == AF_INET6_ && length >= 24) {
+		*port = swap16(*(u16 *)(address + 2));
+		__builtin_memcpy(into, address + 8, 16);
+	}
+}
+
+static __always_inline int is_mapped(const u8 *address)
+{
+	const u32 *words = (const u32 *)address;
+	return !words[0] && !words[1] && words[2] == 0xffff0000;
+}
+
+/* ::ffff:192.0.2.1 is IPv4 in all but the socket's family; it is reported as IPv4. */
+static __always_inline void unmap_address(u8 *address)
+{
+	u32 *words = (u32 *)address;
+	words[0] = words[2] == 0xffff0000 && !words[1] && !words[0] ? words[3] : words[0];
+	words[1] = 0;
+	words[2] = 0;
+	words[3] = 0;
+}
+
+/* struct sock * of a descriptor; 0 where it is no socket. A socket's file and its struct socket
+ * point at each other, which no other kind of file does. */
+static __always_inline u64 sock_of(u64 task, s32 fd)
+{
+	u64 file = file_of(task, fd), inode = 0, socket = 0, back = 0, sk = 0;
+	u16 mode = 0;
+
+	if (!file || READ(inode, file + OFF_file__f_inode) || READ(mode, inode + OFF_inode__i_mode) ||
+	    (mode & S_IFMT_) != S_IFSOCK_ || READ(socket, file + OFF_file__private_data) ||
+	    !socket || READ(back, socket + OFF_socket__file) || back != file ||
+	    READ(sk, socket + OFF_socket__sk))
+		return 0;
+	return sk;
+}
+
+/* Append an AF_UNIX name from `from` (kernel memory, `length` bytes of sun_path). */
+static __always_inline u32 append_unix(struct scratch *s, u32 end, const void *from, u32 length)
+{
+	u8 first = 0;
+	long read;
+
+	if (length == 0 || length > 108)
+		return 0;
+	if (bpf_probe_read_kernel(&first, 1, from))
+		return 0;
+	OPAQUE(length);
+	length &= 127;
+	if (first == 0) { /* abstract: all bytes count */
+		if (bpf_probe_read_kernel(at(s, end), length, from))
+			return 0;
+		return length;
+	}
+	read = bpf_probe_read_kernel_str(at(s, end), length + 1, from);
+	return read > 0 ? ((u32)read - 1) & 127 : 0;
+}
+
+int handle_sock(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), sk, address = 0, named = 0;
+	struct vedette_sock *r;
+	u32 end = sizeof(*r), length = 0, words[4], name_length = 0, type;
+	u16 family = 0, value = 0;
+	s32 fd, asked;
+	int ok;
+
+	if (!s)
+		return 0;
+	if (s->type == ACTION_SOCKETCALL) {
+		if (bpf_probe_read_user(words, sizeof(words),
+					(const void *)(unsigned long)s->call.args[1])) {
+			count(VEDETTE_C_LOST_READ_FAULT);
+			return 0;
+		}
+		switch ((u32)s->call.args[0]) { /* SYS_* of linux/net.h */
+		case 2: s->type = VEDETTE_BIND; break;
+		case 3: s->type = VEDETTE_CONNECT; break;
+		case 4: s->type = VEDETTE_LISTEN; break;
+		case 5: s->type = VEDETTE_ACCEPT; break;
+		case 18: s->type = VEDETTE_ACCEPT4; break;
+		default: return 0;
+		}
+		if (!WANTED(s->type & 31))
+			return 0;
+		s->call.args[0] = words[0];
+		s->call.args[1] = words[1];
+		s->call.args[2] = words[2];
+	}
+	type = s->type;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, type, s->call.result))
+		return 0;
+	ok = s->call.result >= 0 || (type == VEDETTE_CONNECT && s->call.result == -EINPROGRESS_);
+	asked = s->call.args[0];
+	fd = asked;
+	r->fd = asked;
+	if (type == VEDETTE_ACCEPT || type == VEDETTE_ACCEPT4) {
+		r->listen_fd = asked;
+		r->fd = -1;
+		if (ok)
+			fd = r->fd = s->call.result;
+	} else if (type == VEDETTE_LISTEN) {
+		r->backlog = s->call.args[1];
+	} else {
+		length = s->call.args[2];
+		if ((s32)length < 0)
+			length = 0;
+		if (length > ADDRESS_MAX)
+			length = ADDRESS_MAX;
+		__builtin_memset(s->address, 0, sizeof(s->address));
+		OPAQUE(length);
+		length &= 127;
+		if (bpf_probe_read_user(s->address, length,
+					(const void *)(unsigned long)s->call.args[1])) {
+			s->flags |= VEDETTE_F_ADDR_FAULT;
+			length = 0;
+		}
+	}
+	sk = sock_of(task, fd);
+	if (sk) {
+		READ(family, sk + OFF_sock__skc_family);
+		READ(value, sk + OFF_sock__sk_type);
+		r->socktype = value;
+		READ(value, sk + OFF_sock__sk_protocol);
+		if (family == AF_INET_ || family == AF_INET6_)
+			r->l4proto = value;
+	} else if (length >= 2) {
+		family = *(u16 *)s->address;
+	}
+	if (sk && (family == AF_INET_ || family == AF_INET6_)) {
+		if (r->socktype != SOCK_RAW_) {
+			READ(r->local_port, sk + OFF_sock__skc_num);
+			if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN) {
+				READ(value, sk + OFF_sock__skc_dport);
+				r->remote_port = swap16(value);
+			}
+		}
+		if (family == AF_INET_) {
+			bpf_probe_read_kernel(r->local_addr, 4,
+					      (const void *)(unsigned long)(sk + OFF_sock__skc_rcv_saddr));
+			if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN)
+				bpf_probe_read_kernel(
+					r->remote_addr, 4,
+					(const void *)(unsigned long)(sk + OFF_sock__skc_daddr));
+		}
+#ifdef OFF_sock__skc_v6_daddr
+		else {
+			bpf_probe_read_kernel(
+				r->local_addr, 16,
+				(const void *)(unsigned long)(sk + OFF_sock__skc_v6_rcv_saddr));
+			if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN)
+				bpf_probe_read_kernel(
+					r->remote_addr, 16,
+					(const void *)(unsigned long)(sk + OFF_sock__skc_v6_daddr));
+		}
+#endif
+	}
+	/* What the socket cannot know: where a failed connect meant to go, a bind that was refused,
+	 * and the remote end of a socket type that keeps none. */
+	if (type == VEDETTE_CONNECT && length >= 2 && *(u16 *)s->address == family &&
+	    (!ok || !r->remote_port))
+		end_from_address(s->address, length, r->remote_addr, &r->remote_port);
+	if (type == VEDETTE_BIND && length >= 2 && *(u16 *)s->address == family && !ok)
+		end_from_address(s->address, length, r->local_addr, &r->local_port);
+	if (family == AF_INET6_ && (is_mapped(r->local_addr) || is_mapped(r->remote_addr))) {
+		family = AF_INET_;
+		unmap_address(r->local_addr);
+		unmap_address(r->remote_addr);
+	}
+	r->family = family;
+	if (family == AF_UNIX_) {
+		/* The kernel's name of a bound socket; what was passed for connect and a refused bind. */
+		if (sk && type != VEDETTE_CONNECT &&
+		    !READ(address, sk + OFF_unix_sock__addr) && address &&
+		    !READ(name_length, address + OFF_unix_address__len)) {
+			named = address + OFF_unix_address__name + 2;
+			name_length -= 2;
+		} else if (length > 2 && *(u16 *)s->address == AF_UNIX_) {
+			named = (u64)(unsigned long)s->address + 2;
+			name_length = length - 2;
+		}
+		if (named)
+			r->path_len = append_unix(s, end, (const void *)(unsigned long)named,
+						  name_length);
+	}
+	submit(s, end + r->path_len);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- processes */
+
+/* sched_process_exec(struct task_struct *task, pid_t old_pid, struct linux_binprm *bprm) */
+int on_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task(), bprm = ctx->args[2], mm = 0, file = 0, leader = 0;
+	u64 parent = 0, signal = 0, pid = 0, args[2] = {}, filename = 0, fdpath = 0;
+	struct vedette_exec *r;
+	struct scratch *s;
+	u32 end = sizeof(*r), type, size;
+	u64 wide;
+	long length;
+
+	if (!in_scope())
+		return 0;
+	/* The syscall's number is gone (the kernel rewrites orig_ax for the new program), but only
+	 * execveat with a descriptor makes a path of its own. */
+	READ(fdpath, bprm + OFF_linux_binprm__fdpath);
+	type = fdpath ? VEDETTE_EXECVEAT : VEDETTE_EXECVE;
+	if (!WANTED(type))
+		return 0;
+	s = scratch_of(1);
+	if (!s)
+		return 0;
+	s->compat = 0;
+	s->flags = 0;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, type, 0))
+		return 0;
+	READ(leader, task + OFF_task_struct__group_leader);
+	READ(r->start_time_ns, leader + OFF_task_struct__start_boottime);
+	READ(parent, task + OFF_task_struct__real_parent);
+	READ(r->ppid, parent + OFF_task_struct__tgid);
+	r->loginuid = -1;
+#ifdef OFF_task_struct__loginuid
+	READ(r->loginuid, task + OFF_task_struct__loginuid);
+#endif
+	READ(signal, task + OFF_task_struct__signal);
+	READ(pid, signal + OFF_signal_struct__pids + 8 * PIDTYPE_SID_);
+	READ(r->session, pid + OFF_pid__numbers + OFF_upid__nr);
+	bpf_get_current_comm(r->comm, sizeof(r->comm));
+
+	if (READ(mm, task + OFF_task_struct__mm) || !mm ||
+	    READ(file, mm + OFF_mm_struct__exe_file) || !file)
+		s->flags |= VEDETTE_F_PATH_FAULT;
+	else
+		r->path_len = append_walk(s, end, file + OFF_file__f_path);
+	end += r->path_len;
+
+	READ(filename, bprm + OFF_linux_binprm__filename);
+	length = bpf_probe_read_kernel_str(at(s, end), VEDETTE_PATH_MAX + 2,
+					   (const void *)(unsigned long)filename);
+	if (length <= 0) {
+		s->flags |= VEDETTE_F_PATH_FAULT;
+	} else {
+		r->filename_len = length - 1;
+		if (length > VEDETTE_PATH_MAX + 1) {
+			s->flags |= VEDETTE_F_PATH_CUT;
+			r->filename_len = VEDETTE_PATH_MAX;
+		}
+	}
+	end += r->filename_len;
+
+	READ(args[0], mm + OFF_mm_struct__arg_start);
+	READ(args[1], mm + OFF_mm_struct__arg_end);
+	wide = args[1] - args[0];
+	if (wide > VEDETTE_ARGS_MAX) {
+		wide = VEDETTE_ARGS_MAX;
+		s->flags |= VEDETTE_F_ARGS_CUT;
+	}
+	size = wide;
+	OPAQUE(size);
+	size &= VEDETTE_ARGS_MAX;
+	if (!args[0] || bpf_probe_read_user(at(s, end), size, (const void *)(unsigned long)args[0])) {
+		s->flags &= ~VEDETTE_F_ARGS_CUT;
+		s->flags |= VEDETTE_F_ARGS_FAULT;
+	} else {
+		r->args_len = size;
+	}
+	submit(s, end + r->args_len);
+	return 0;
+}
+
+/* sched_process_fork(struct task_struct *parent, struct task_struct *child), before the child runs */
+int on_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 child = ctx->args[1], task = bpf_get_current_task(), parent = 0;
+	struct vedette_fork r = {};
+	u32 pid = 0, tgid = 0, type = VEDETTE_CLONE, compat;
+	struct regs regs;
+	struct scratch *s;
+
+	if (!in_scope())
+		return 0;
+	if (READ(pid, child + OFF_task_struct__pid) || READ(tgid, child + OFF_task_struct__tgid)) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return 0;
+	}
+	if (pid != tgid)
+		return 0;
+	compat = is_compat(task);
+	/* A kernel thread made no syscall: its registers are zero, which is no fork's number. */
+	if (!read_regs(&regs)) {
+		u32 number = regs.orig_ax;
+		if (number == 435)
+			type = VEDETTE_CLONE3;
+		else if (number == (compat ? 2 : 57))
+			type = VEDETTE_FORK;
+		else if (number == (compat ? 190 : 58))
+			type = VEDETTE_VFORK;
+	}
+	if (!WANTED(type))
+		return 0;
+	s = scratch_of(1);
+	if (!s || head(&r.h, task, type, pid))
+		return 0;
+	r.h.size = sizeof(r);
+	r.h.flags = compat ? VEDETTE_F_COMPAT : 0;
+	r.child_pid = pid;
+	if (READ(parent, child + OFF_task_struct__real_parent) ||
+	    READ(r.ppid, parent + OFF_task_struct__tgid) ||
+	    READ(r.start_time_ns, child + OFF_task_struct__start_boottime) ||
+	    effective_ids(child, &r.child_uid, &r.child_gid)) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return 0;
+	}
+	READ(r.comm, child + OFF_task_struct__comm);
+	output(s, &r, sizeof(r), 0);
+	return 0;
+}
+
+/* The pid namespace of a task is that of its innermost pid number. */
+static __always_inline u32 namespace_level(u64 task, u64 *namespace)
+{
+	u64 pid = 0;
+	u32 level = 0;
+
+	*namespace = 0;
+	if (READ(pid, task + OFF_task_struct__thread_pid) || !pid ||
+	    READ(level, pid + OFF_pid__level))
+		return -1;
+	READ(*namespace, pid + OFF_pid__numbers + SIZE_upid * (u64)(level & 63) + OFF_upid__ns);
+	return level;
+}
+
+/* Who adopts the children of a process that ends, as find_new_reaper() of kernel/exit.c. */
+static __always_inline u32 reaper_of(u64 task, u64 signal)
+{
+	u64 namespace = 0, other = 0, ancestor = 0, reaper = 0;
+	u32 level = namespace_level(task, &namespace), pid = 0, id = 0, live = 0;
+	u8 bits = 0;
+
+	READ(bits, signal + OFF_signal_struct__has_child_subreaper);
+	if (bits >> SHIFT_signal_struct__has_child_subreaper & 1) {
+		READ(ancestor, task + OFF_task_struct__real_parent);
+#pragma clang loop unroll(disable)
+		for (int i = 0; i < ANCESTORS_MAX; i++) {
+			u64 of = 0;
+			if (READ(id, ancestor + OFF_task_struct__tgid))
+				return 0;
+			/* pid 0 is init_task, above every process */
+			if (!id || namespace_level(ancestor, &other) != level)
+				goto init;
+			if (READ(of, ancestor + OFF_task_struct__signal))
+				return 0;
+			READ(bits, of + OFF_signal_struct__is_child_subreaper);
+			READ(live, of + OFF_signal_struct__live);
+			if ((bits >> SHIFT_signal_struct__is_child_subreaper & 1) && live)
+				return id;
+			if (READ(ancestor, ancestor + OFF_task_struct__real_parent))
+				return 0;
+		}
+		return 0;
+	}
+init:
+	if (!namespace || READ(reaper, namespace + OFF_pid_namespace__child_reaper))
+		return 0;
+	READ(pid, reaper + OFF_task_struct__tgid);
+	return pid;
+}
+
+#if EXIT_ARGUMENTS < 2
+/* Two last threads may both find the group dead; the first of them reports it. */
+struct gone {
+	u64 start_time_ns;
+	u64 pid;
+};
+BPF_TABLE("lru_hash", struct gone, u32, reported, 4096);
+#endif
+
+/* sched_process_exit(struct task_struct *task[, bool group_dead]) */
+int on_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task(), signal = 0, leader = 0;
+	struct vedette_exit r = {};
+	u32 group_flags = 0;
+	struct scratch *s;
+
+	if (!in_scope())
+		return 0;
+#if EXIT_ARGUMENTS >= 2
+	if (!(ctx->args[1] & 0xff))
+		return 0;
+#endif
+	if (READ(signal, task + OFF_task_struct__signal) ||
+	    READ(leader, task + OFF_task_struct__group_leader) ||
+	    READ(r.start_time_ns, leader + OFF_task_struct__start_boottime) ||
+	    READ(group_flags, signal + OFF_signal_struct__flags)) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return 0;
+	}
+#if EXIT_ARGUMENTS < 2
+	{
+		struct gone key = {r.start_time_ns, bpf_get_current_pid_tgid() >> 32};
+		u32 live = 0, one = 1;
+		READ(live, signal + OFF_signal_struct__live);
+		if (live || reported.insert(&key, &one))
+			return 0;
+	}
+#endif
+	s = scratch_of(1);
+	if (!s || head(&r.h, task, VEDETTE_PROCEXIT, 0))
+		return 0;
+	r.h.size = sizeof(r);
+	/* What wait(2) gives: the group's code if it was ended as a group, else the leader's. */
+	if (group_flags & SIGNAL_GROUP_EXIT_)
+		READ(r.exit_code, signal + OFF_signal_struct__group_exit_code);
+	else
+		READ(r.exit_code, leader + OFF_task_struct__exit_code);
+	r.reaper_pid = reaper_of(task, signal);
+	output(s, &r, sizeof(r), 0);
+	return 0;
+}
