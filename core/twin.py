@@ -1,0 +1,358 @@
+"""The engine in plain Python: dictionaries, walks over trees, nothing kept that can be computed.
+
+It is the oracle that the property tests hold vedette.core.engine to, and says what the engine
+means where words are not enough. It is not for live use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vedette.core import layout
+from vedette.core.expr import And, Expr, Not, Or, Predicate, Value
+from vedette.core.fields import (
+    ANCESTORS_MAX,
+    LOGINUID_UNSET,
+    EventView,
+    ProcessLike,
+    Scalar,
+    extract,
+)
+from vedette.core.patterns import compile_glob, compile_regex
+from vedette.core.records import Record, RecordError, decode
+from vedette.core.rules import Rule
+
+_F_PATH_FAULT = layout.FLAGS["path_fault"]
+_F_ARGS_FAULT = layout.FLAGS["args_fault"]
+_INIT_PID = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process as the table knows it, at the moment of a match. Missing values are None."""
+
+    pid: int
+    ppid: int = 0
+    uid: int = 0
+    gid: int = 0
+    loginuid: int = LOGINUID_UNSET
+    session: int = 0
+    start_time_ns: int = 0
+    cgroup_id: int = 0
+    comm: bytes | None = None
+    exe_path: bytes | None = None
+    args: bytes | None = None
+    cwd: bytes | None = None
+    parent: Process | None = None
+
+
+OnMatch = Callable[[bytes, tuple[int, ...], Process], None]
+Lookup = Callable[[int], "ProcessValues | None"]
+
+
+class ProcessValues(ProcessLike, Protocol):
+    """What ``add_process`` and ``lookup`` take: Process of the twin or of the engine."""
+
+    @property
+    def start_time_ns(self) -> int: ...
+    @property
+    def cgroup_id(self) -> int: ...
+
+
+def _in_network(address: bytes, network: tuple[bytes, int]) -> bool:
+    base, prefix = network
+    if len(address) != len(base):
+        return False
+    shift = 8 * len(base) - prefix
+    return int.from_bytes(address, "big") >> shift == int.from_bytes(base, "big") >> shift
+
+
+def _equal(value: Scalar, constant: Value) -> bool:
+    if isinstance(constant, tuple):
+        assert isinstance(value, bytes)
+        return _in_network(value, constant)
+    return value == constant
+
+
+def _begins(value: bytes, prefix: bytes) -> bool:
+    return value == prefix or value.startswith(prefix + b"/")
+
+
+def holds(op: str, value: Scalar, constants: tuple[Value, ...]) -> bool:
+    """Whether an operator of core/expr.py is true of one value that is there."""
+    if op == "exists":
+        return True
+    if op in ("=", "in"):
+        return any(_equal(value, constant) for constant in constants)
+    if op == "pmatch":
+        assert isinstance(value, bytes)
+        return any(_begins(value, c) for c in constants if isinstance(c, bytes))
+    (constant,) = constants
+    if op == "!=":
+        return not _equal(value, constant)
+    if isinstance(value, int):
+        assert isinstance(constant, int)
+        match op:
+            case "<":
+                return value < constant
+            case "<=":
+                return value <= constant
+            case ">":
+                return value > constant
+            case ">=":
+                return value >= constant
+    else:
+        assert isinstance(constant, bytes)
+        match op:
+            case "contains":
+                return constant in value
+            case "icontains":
+                return constant in value.lower()
+            case "startswith":
+                return value.startswith(constant)
+            case "endswith":
+                return value.endswith(constant)
+            case "regex":
+                return compile_regex(constant).fullmatch(value) is not None
+            case "glob" | "iglob":
+                pattern = compile_glob(constant, fold=op == "iglob")
+                return pattern.fullmatch(value) is not None
+    raise ValueError(f"no operator {op} for {value!r}")
+
+
+def _predicate(node: Predicate, view: EventView) -> bool:
+    value = extract(node.field, view)
+    if value is None:
+        return False
+    values = value if isinstance(value, list) else [value]
+    return any(holds(node.op, one, node.values) for one in values)
+
+
+def evaluate(expr: Expr, view: EventView) -> bool:
+    """Whether a condition is true of an event."""
+    match expr:
+        case Predicate():
+            return _predicate(expr, view)
+        case And():
+            return all(evaluate(item, view) for item in expr.items)
+        case Or():
+            return any(evaluate(item, view) for item in expr.items)
+        case Not():
+            return not evaluate(expr.item, view)
+
+
+class Twin:
+    """The process table and the rules over records; see core/engine.pyi for the parameters.
+
+    class_bytes_max, verdict_bytes_max and seed tune the engine's caches, which the twin has none
+    of. ``hostname`` is the value of evt.hostname (None: missing). Raises ValueError for a
+    rule_matching other than "all" and "first" and for a processes_max below 2.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        *,
+        on_match: OnMatch,
+        lookup: Lookup | None = None,
+        users: dict[int, bytes] | None = None,
+        groups: dict[int, bytes] | None = None,
+        hostname: bytes | None = None,
+        class_bytes_max: int = 0,
+        verdict_bytes_max: int = 0,
+        processes_max: int = 65536,
+        rule_matching: str = "all",
+        seed: bytes | None = None,
+    ) -> None:
+        if rule_matching not in ("all", "first"):
+            raise ValueError(f"rule_matching is all or first, not {rule_matching!r}")
+        if processes_max < 2:
+            raise ValueError(f"processes_max is at least 2, not {processes_max}")
+        self._rules = tuple(rules)
+        self._on_match = on_match
+        self._lookup = lookup
+        self._users = users or {}
+        self._groups = groups or {}
+        self._hostname = hostname
+        self._processes_max = processes_max
+        self._first_only = rule_matching == "first"
+        # Ordered by when an entry last acted, the one that has been idle longest first. The
+        # entries' own ``parent`` is always None; ``_snapshot`` finds it.
+        self._table: dict[int, Process] = {}
+        self._stats = dict.fromkeys(
+            (
+                "records", "malformed", "matches", "lookups", "lookups_failed",
+                "processes_replaced", "processes_evicted",
+            ),
+            0,
+        )  # fmt: skip
+
+    def swap_rules(self, rules: Sequence[Rule]) -> None:
+        """Replace the rules between two records; the process table carries over."""
+        self._rules = tuple(rules)
+
+    def add_process(self, process: ProcessValues) -> None:
+        """Put a process into the table, in the place of what has its pid; its parent is ignored."""
+        self._insert(_entry(process), acting=None)
+
+    def process(self, pid: int) -> Process | None:
+        """Return a process with its parents, None where the table does not have it."""
+        return self._snapshot(self._table[pid]) if pid in self._table else None
+
+    def processes(self) -> list[Process]:
+        """Return all processes, by pid."""
+        return [self._snapshot(self._table[pid]) for pid in sorted(self._table)]
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters, and how many processes there are."""
+        return {**self._stats, "processes": len(self._table)}
+
+    def feed(self, records: bytes | bytearray | memoryview) -> int:
+        """Consume whole records from a buffer; return the number of bytes consumed.
+
+        A malformed record is counted and skipped where its size can be trusted. Where not, it
+        ends the feed, counted once with all that follows it, which is not consumed.
+        """
+        at = 0
+        while at < len(records):
+            try:
+                record = decode(records, at)
+            except RecordError as error:
+                self._stats["malformed"] += 1
+                if error.size == 0:
+                    break
+                at += error.size
+                continue
+            self._one(record, bytes(records[at : at + record.size]))
+            at += record.size
+        return at
+
+    def _one(self, record: Record, raw: bytes) -> None:
+        self._stats["records"] += 1
+        self._act(record)
+        self._apply(record)
+        acting = self._snapshot(self._table[record.pid])
+        view = EventView(record, acting, self._users, self._groups, self._hostname)
+        matched: list[int] = []
+        for index, rule in enumerate(self._rules):
+            if rule.enabled and evaluate(rule.condition, view):
+                matched.append(index)
+                if self._first_only:
+                    break
+        if matched:
+            self._stats["matches"] += len(matched)
+            self._on_match(raw, tuple(matched), acting)
+        if record.type == layout.TYPES["procexit"]:
+            self._exit(record)
+
+    def _act(self, record: Record) -> None:
+        """Steps 1 and 2: the acting process is in the table and has what the header says."""
+        pid = record.pid
+        if pid not in self._table:
+            known = None
+            if self._lookup is not None:
+                self._stats["lookups"] += 1
+                known = self._lookup(pid)
+                if known is None:
+                    self._stats["lookups_failed"] += 1
+            made = Process(pid=pid) if known is None else replace(_entry(known), pid=pid)
+            self._insert(made, acting=pid)
+        entry = self._table.pop(pid)
+        self._table[pid] = replace(
+            entry, uid=record.uid, gid=record.gid, cgroup_id=record.cgroup_id
+        )
+
+    def _apply(self, record: Record) -> None:
+        """Step 3: what the event does to the table before the rules see it."""
+        kind = layout.STRUCT_OF_TYPE[record.type]
+        acting = self._table[record.pid]
+        if kind == "fork" and record.result >= 0:
+            parent = self._table.get(record.ppid, acting)
+            child = Process(
+                pid=record.child_pid,
+                ppid=record.ppid,
+                uid=record.child_uid,
+                gid=record.child_gid,
+                loginuid=parent.loginuid,
+                session=parent.session,
+                start_time_ns=record.start_time_ns,
+                cgroup_id=record.cgroup_id,
+                comm=record.comm,
+                exe_path=parent.exe_path,
+                args=parent.args,
+                cwd=parent.cwd,
+            )
+            if child.pid in self._table:
+                self._stats["processes_replaced"] += 1
+            self._insert(child, acting=record.pid)
+        elif kind == "exec" and record.result == 0:
+            no_path = not record.path and record.flags & _F_PATH_FAULT
+            no_args = not record.args and record.flags & _F_ARGS_FAULT
+            self._table[record.pid] = replace(
+                acting,
+                ppid=record.ppid,
+                loginuid=record.loginuid,
+                session=record.session,
+                start_time_ns=record.start_time_ns,
+                comm=record.comm,
+                exe_path=None if no_path else record.path,
+                args=None if no_args else record.args,
+            )
+        elif kind == "chdir" and record.result == 0:
+            cwd = None if record.flags & _F_PATH_FAULT else record.path
+            self._table[record.pid] = replace(acting, cwd=cwd)
+
+    def _exit(self, record: Record) -> None:
+        """Step 5: the children get a new parent, the process goes."""
+        reaper = record.reaper_pid or _INIT_PID
+        for pid, entry in self._table.items():
+            if entry.ppid == record.pid:
+                self._table[pid] = replace(entry, ppid=reaper)
+        del self._table[record.pid]
+
+    def _insert(self, entry: Process, acting: int | None) -> None:
+        if entry.pid in self._table:
+            del self._table[entry.pid]
+        elif len(self._table) >= self._processes_max:
+            self._evict(acting)
+        self._table[entry.pid] = entry
+
+    def _evict(self, acting: int | None) -> None:
+        """Remove what has been idle longest: among those without children, if there are any."""
+        candidates = [pid for pid in self._table if pid != acting]
+        parents = {e.ppid for e in self._table.values() if e.ppid not in (0, e.pid)}
+        leaves = [pid for pid in candidates if pid not in parents]
+        del self._table[(leaves or candidates)[0]]
+        self._stats["processes_evicted"] += 1
+
+    def _snapshot(self, entry: Process) -> Process:
+        chain = [entry]
+        while len(chain) <= ANCESTORS_MAX:
+            child = chain[-1]
+            if child.ppid in (0, child.pid) or child.ppid not in self._table:
+                break
+            chain.append(self._table[child.ppid])
+        made: Process | None = None
+        for link in reversed(chain):
+            made = replace(link, parent=made)
+        assert made is not None
+        return made
+
+
+def _entry(process: ProcessValues) -> Process:
+    return Process(
+        pid=process.pid,
+        ppid=process.ppid,
+        uid=process.uid,
+        gid=process.gid,
+        loginuid=process.loginuid,
+        session=process.session,
+        start_time_ns=process.start_time_ns,
+        cgroup_id=process.cgroup_id,
+        comm=process.comm,
+        exe_path=process.exe_path,
+        args=process.args,
+        cwd=process.cwd,
+    )
