@@ -338,6 +338,7 @@ class _Visible(Mapping[str, _T], Generic[_T]):
 class _Loader:
     def __init__(self) -> None:
         self.errors: list[RuleError] = []
+        self.names: list[str] = []
         self.definitions: dict[str, dict[str, _Definition]] = {"list": {}, "macro": {}, "rule": {}}
         self.places = 0
         self.digest = hashlib.sha256()
@@ -349,6 +350,7 @@ class _Loader:
 
     def read(self, path: Path) -> None:
         name = str(path)
+        self.names.append(name)
         try:
             with path.open("rb") as stream:
                 data = stream.read(FILE_BYTES_MAX + 1)
@@ -405,13 +407,13 @@ class _Loader:
             raise _Trouble("expected a definition: rule, macro or list, and its keys", item.start)
         values: dict[str, _Node] = {}
         starts: dict[str, int] = {}
-        for key, value in item.pairs:
-            if not isinstance(key, _Scalar):
-                raise _Trouble("expected a key", key.start)
-            if key.text in values:
-                raise _Trouble(f"the key {key.text} is there twice", key.start)
-            values[key.text] = value
-            starts[key.text] = key.start
+        for node, value in item.pairs:
+            if not isinstance(node, _Scalar):
+                raise _Trouble("expected a key", node.start)
+            if node.text in values:
+                raise _Trouble(f"the key {node.text} is there twice", node.start)
+            values[node.text] = value
+            starts[node.text] = node.start
         kinds = [kind for kind in _KEYS if kind in values]
         if len(kinds) != 1:
             found = " and ".join(kinds) or "none"
@@ -645,5 +647,7 @@ def load_rules(paths: Sequence[Path]) -> RuleSet:
         loader.read(path)
     rules = loader.compile()
     if loader.errors:
+        order = {name: number for number, name in enumerate(loader.names)}
+        loader.errors.sort(key=lambda error: (order.get(error.file, -1), error.line, error.column))
         raise RuleErrors(loader.errors)
     return RuleSet(rules, loader.digest.hexdigest())
