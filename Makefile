@@ -1,14 +1,62 @@
 # Every target installs what it needs; a second run skips what is done.
 PYTHON ?= /usr/bin/python3
 VENV   := .venv
+BIN    := $(VENV)/bin
 export VEDETTE_BUILD ?= release
+# The demo stays up for exploring where HOLD is set.
+export HOLD
+# pytest's own arguments, as in: make test ARGS='-k ring -x'
+ARGS ?=
 
-.PHONY: build
-build: $(VENV)/.installed
-	$(VENV)/bin/python setup.py -q build_ext --inplace
+.DEFAULT_GOAL := help
+.PHONY: help machine build lint test demo bench clean
 
-$(VENV)/.installed: pyproject.toml
+help:
+	@echo 'make build     install what is missing, make $(VENV), compile'
+	@echo 'make test      lint, then all tests (root; ARGS=... goes to pytest)'
+	@echo 'make demo      three hosts, one attack, one incident (root; HOLD=1 keeps it up)'
+	@echo 'make lint      ruff, mypy --strict, cython-lint'
+	@echo 'make bench     benchmarks (ARGS=... goes to pytest)'
+	@echo 'make clean     remove $(VENV), build/ and caches'
+	@echo
+	@echo 'VEDETTE_BUILD=release|trace|sanitize  build flavour, now $(VEDETTE_BUILD)'
+	@echo 'PYTHON=...                            interpreter of the venv, now $(PYTHON)'
+
+machine:
+	@packaging/machine-setup.sh
+
+build: machine $(VENV)/.installed
+	$(BIN)/python setup.py -q build_ext --inplace
+
+$(VENV)/.installed: pyproject.toml | machine
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(VENV)/bin/pip install -q 'setuptools>=77' 'Cython>=3.1' 'numpy>=1.26'
-	$(VENV)/bin/pip install -q --no-build-isolation -e '.[dev]'
+	@$(BIN)/pip install -q 'setuptools>=77' 'Cython>=3.1' 'numpy>=1.26' && \
+	$(BIN)/pip install -q --no-build-isolation -e '.[dev]' || { \
+	    echo 'make: pip could not install the packages named in pyproject.toml; its message is' \
+	         'above. Where there is no network, give it an index or wheels (PIP_INDEX_URL,' \
+	         'PIP_FIND_LINKS), then run this again.' >&2; exit 1; }
 	touch $@
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p vedette
+	$(BIN)/cython-lint $(wildcard core/*.pyx core/*.pxd)
+
+# The tests run even where lint finds something, so that one run shows everything.
+test: build
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(BIN)/pytest $(ARGS) || status=1; \
+	exit $$status
+
+demo: build
+	$(BIN)/python -m tests.fleet.demo
+
+bench: build
+	$(BIN)/pytest bench -o python_files='bench_*.py' $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist vedette.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	    .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -272,9 +272,9 @@ class Capture:
         if self._watching():
             for index, path in enumerate(dict.fromkeys(self.config.watched_paths)):
                 padded = os.fsencode(path).ljust(_WATCH_PATH_MAX, b"\0")
-                number = struct.pack("<I", index)
-                kernel.map_update(descriptors["watch_paths"], number, padded)
-                kernel.map_update(descriptors["watch_numbers"], padded, number)
+                key = struct.pack("<I", index)
+                kernel.map_update(descriptors["watch_paths"], key, padded)
+                kernel.map_update(descriptors["watch_numbers"], padded, key)
         for number, action in self._numbers().items():
             kernel.map_update(
                 descriptors["actions"], struct.pack("<I", number), struct.pack("<I", action)

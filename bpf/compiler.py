@@ -1,8 +1,9 @@
 """Compiles and loads the kernel programs with bcc, in a process of its own.
 
-``python -m vedette.bpf.compiler FD`` reads one JSON request from the Unix socket FD, compiles, loads,
-and answers with the descriptors of programs and maps. bcc and LLVM, some 100 MB, live only as long
-as this takes, what they print goes to a pipe of the caller, and the caller never imports bcc.
+``python -m vedette.bpf.compiler FD`` reads one JSON request from the Unix socket FD, compiles,
+loads, and answers with the descriptors of programs and maps. bcc and LLVM, some 100 MB, live only
+as long as this takes, what they print goes to a pipe of the caller, and the caller never imports
+bcc.
 
 Request:  {"source": path, "flags": [compiler flag, ...], "programs": [name, ...],
            "maps": [name, ...]}

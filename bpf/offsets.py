@@ -1,4 +1,4 @@
-"""The kernel struct members that the programs read, and the macros that tell the compiler of them."""
+"""The kernel struct members that the programs read, as macros for the compiler."""
 
 from vedette.bpf.btf import Btf, BtfError
 
