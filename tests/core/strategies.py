@@ -1,0 +1,335 @@
+"""Random rules, processes and records for property tests, from few values, so that they meet."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any
+
+from hypothesis import strategies as st
+
+from vedette.core import layout
+from vedette.core.condition import predicate
+from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
+from vedette.core.fields import AF_INET, AF_INET6, AF_UNIX, FIELDS, LOGINUID_UNSET, OPEN_FLAGS
+from vedette.core.records import build
+from vedette.core.rules import Rule
+
+PIDS = st.integers(0, 6) | st.just(4_000_000)
+UIDS = st.sampled_from([0, 1, 1000, 65534, LOGINUID_UNSET])
+USERS = {0: b"root", 1000: b"ann"}
+GROUPS = {0: b"root", 1: b"daemon"}
+HOSTNAME = b"host-1"
+
+COMM_TEXTS = [b"", b"sh", b"bash", b"sshd", b"SSHD", b"cat", b"a" * 15, b"\xff\x01"]
+PATH_TEXTS = [
+    b"", b"/", b".", b"..", b"/etc", b"/etc/", b"/etc/passwd", b"/etc//./passwd", b"/ETC/Shadow",
+    b"../etc/passwd", b"etc/../../etc/passwd", b"passwd", b"./x/./y/..", b"/tmp/\xff\n/a b",
+    b"/var/log/btmp", b"/a/b/c/d/../../e", b"/../..", b"//", b"/\0x",
+]  # fmt: skip
+DIRECTORY_TEXTS = [b"/", b"/etc", b"/etc/", b"/tmp/x", b"", b"rel/dir", b"/a//b/.."]
+ARG_TEXTS = [
+    b"", b"\0", b"sh\0", b"sh\0-c\0id\0", b"bash", b"cat\0/etc/passwd\0\0", b"a\0b", b"\0\0",
+]  # fmt: skip
+SUN_TEXTS = [b"", b"\0abstract", b"/run/x.sock", b"sock", b"\0", b"a\0b", b"@abstract"]
+OTHER_TEXTS = [
+    b"open", b"openat", b"execve", b"procexit", b"connect", b"write", b"chdir", b"fork", b"SUCCESS",
+    b"EACCES", b"ENOENT", b"-1000", b"file", b"directory", b"ipv4", b"ipv6", b"unix", b"f", b"d",
+    b"4", b"6", b"u", b"tcp", b"udp", b"icmp", b"raw", b"root", b"ann", b"daemon", b"host", b"<",
+    b"syscall", HOSTNAME, b"O_RDONLY", b"O_RDWR|O_CLOEXEC", b"O_TRUNC|O_CREAT|O_WRONLY",
+    b"<UNKNOWN>/passwd", b"<UNKNOWN>/", b"@abstract", b"sh -c id", b"-c id", b"/etc/passwd ",
+    b"10.0.0.1:22", b"10.0.0.1:22->10.0.0.2:50000", b"10.0.0.2:50000->10.0.0.1:22", b"::1:22",
+    b"pts/0", b"ssh:notty",
+]  # fmt: skip
+TEXTS = COMM_TEXTS + PATH_TEXTS + DIRECTORY_TEXTS + ARG_TEXTS + SUN_TEXTS + OTHER_TEXTS
+PATTERNS = [
+    b".*",
+    b"",
+    b"/etc/.*",
+    b"[a-c]+",
+    b"(sh|bash)",
+    b".*\\.\\..*",
+    b"[^/]*",
+    b".",
+    b"\xff.*",
+]
+GLOBS = [b"*", b"", b"/etc/*", b"*sh", b"?sh*", b"[a-c]*", b"[!/]*", b"*/[pP]asswd", b"\\*", b"["]
+
+ADDRESSES = [
+    bytes(16),
+    bytes([10, 0, 0, 1]) + bytes(12),
+    bytes([10, 0, 0, 2]) + bytes(12),
+    bytes([192, 168, 1, 77]) + bytes(12),
+    bytes(15) + b"\x01",
+    bytes(10) + b"\xff\xff" + bytes([10, 0, 0, 1]),
+    bytes(10) + b"\xff\xff" + bytes([10, 0, 0, 2]),
+    bytes.fromhex("20010db8000000000000000000000001"),
+]
+PORTS = st.sampled_from([0, 1, 22, 80, 443, 50000, 65535])
+
+
+def _text_constants() -> st.SearchStrategy[bytes]:
+    @st.composite
+    def part(draw: st.DrawFn) -> bytes:
+        text = draw(st.sampled_from(TEXTS))
+        low = draw(st.integers(0, len(text)))
+        return text[low : draw(st.integers(low, len(text)))]
+
+    return st.sampled_from(TEXTS) | part() | st.binary(max_size=3)
+
+
+def _networks() -> st.SearchStrategy[tuple[bytes, int]]:
+    @st.composite
+    def network(draw: st.DrawFn) -> tuple[bytes, int]:
+        address = draw(_addresses())
+        bits = 8 * len(address)
+        prefix = draw(st.integers(0, bits))
+        masked = int.from_bytes(address, "big") >> (bits - prefix) << (bits - prefix)
+        return masked.to_bytes(len(address), "big"), prefix
+
+    return network()
+
+
+def _addresses() -> st.SearchStrategy[bytes]:
+    return st.sampled_from([a[:4] for a in ADDRESSES] + [a for a in ADDRESSES if a[10] != 0xFF])
+
+
+_CONSTANTS: dict[str, st.SearchStrategy[Any]] = {
+    "string": _text_constants(),
+    "int": st.integers(-3, 8) | st.sampled_from([-13, 1000, 2**63 - 1, -(2**63), 2**31]),
+    "uint": UIDS,
+    "port": PORTS,
+    "bool": st.integers(0, 1),
+    "ip": _addresses(),
+    "net": _networks(),
+}
+_ANY_TYPE = ("=", "!=", "in", "exists")
+_NUMBERS = (*_ANY_TYPE, "<", "<=", ">", ">=")
+OPS: dict[str, tuple[str, ...]] = {
+    "string": (
+        *_ANY_TYPE, "contains", "icontains", "startswith", "endswith", "pmatch", "glob", "iglob",
+        "regex",
+    ),
+    "int": _NUMBERS,
+    "uint": _NUMBERS,
+    "port": _NUMBERS,
+    "bool": _ANY_TYPE,
+    "ip": _ANY_TYPE,
+    "net": _ANY_TYPE,
+}  # fmt: skip
+
+
+def _constant(kind: str, op: str) -> st.SearchStrategy[Any]:
+    if op == "regex":
+        return st.sampled_from(PATTERNS) | st.sampled_from(TEXTS).map(re.escape)
+    if op in ("glob", "iglob"):
+        return st.sampled_from(GLOBS) | st.sampled_from(TEXTS)
+    if op == "icontains":
+        return _CONSTANTS[kind].map(bytes.lower)
+    if op == "pmatch":
+        return _CONSTANTS[kind].map(lambda text: text.rstrip(b"/"))
+    return _CONSTANTS[kind]
+
+
+@st.composite
+def predicates(
+    draw: st.DrawFn, names: tuple[str, ...] = tuple(FIELDS), ops: frozenset[str] | None = None
+) -> Predicate:
+    """A check of any field of ``names``, by any operator of its type that ``ops`` allows."""
+    name = draw(st.sampled_from(names))
+    field = FIELDS[name]
+    arg = draw(st.none() | st.integers(0, 4).map(str)) if field.argument != "none" else None
+    allowed = [op for op in OPS[field.type] if ops is None or op in ops]
+    op = draw(st.sampled_from(allowed))
+    constants = _constant(field.type, op)
+    values: list[Value] = []
+    if op in ("in", "pmatch"):
+        values = draw(st.lists(constants, max_size=4))
+    elif op != "exists":
+        values = [draw(constants)]
+    return predicate(FieldRef(name, arg), field, op, values)
+
+
+def conditions(
+    checks: st.SearchStrategy[Predicate] | None = None, max_leaves: int = 8
+) -> st.SearchStrategy[Expr]:
+    """Trees over checks."""
+    leaves: st.SearchStrategy[Expr] = predicates() if checks is None else checks
+
+    def grow(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
+        several = st.lists(inner, min_size=2, max_size=4).map(tuple)
+        return several.map(And) | several.map(Or) | inner.map(Not)
+
+    return st.recursive(leaves, grow, max_leaves=max_leaves)
+
+
+def rule_lists(
+    conditions_: st.SearchStrategy[Expr] | None = None, max_size: int = 8
+) -> st.SearchStrategy[list[Rule]]:
+    """Rules with names of their own; some are not enabled."""
+    one = st.tuples(conditions() if conditions_ is None else conditions_, st.integers(0, 9))
+    return st.lists(one, max_size=max_size).map(
+        lambda drawn: [
+            Rule(f"rule {i}", condition, "", 4, enabled=luck > 0)
+            for i, (condition, luck) in enumerate(drawn)
+        ]
+    )
+
+
+def process_values() -> st.SearchStrategy[dict[str, Any]]:
+    """The arguments of Process, without a parent."""
+    return st.fixed_dictionaries(
+        {
+            "pid": PIDS,
+            "ppid": PIDS,
+            "uid": UIDS,
+            "gid": UIDS,
+            "loginuid": UIDS,
+            "session": PIDS,
+            "start_time_ns": st.integers(0, 3),
+            "cgroup_id": st.integers(0, 2),
+            "comm": st.none() | st.sampled_from(COMM_TEXTS),
+            "exe_path": st.none() | st.sampled_from(PATH_TEXTS),
+            "args": st.none() | st.sampled_from(ARG_TEXTS),
+            "cwd": st.none() | st.sampled_from(DIRECTORY_TEXTS),
+        }
+    )
+
+
+def utmp(
+    *,
+    kind: int = 7,
+    pid: int = 0,
+    line: bytes = b"",
+    user: bytes = b"",
+    host: bytes = b"",
+    address: bytes = bytes(16),
+) -> bytes:
+    """Return a struct utmp as x86-64 writes it, 384 bytes; address has 16."""
+    head = struct.pack("=hxxi32s4s32s256s", kind, pid, line, b"ts/0", user, host)
+    return head + bytes(16) + address + bytes(20)
+
+
+_UTMP = st.builds(
+    utmp,
+    kind=st.sampled_from([-1, 0, 6, 7, 8]),
+    pid=PIDS | st.just(-1),
+    line=st.sampled_from([b"", b"pts/0", b"ssh:notty", b"x" * 32]),
+    user=st.sampled_from([b"", b"root", b"ann", b"u" * 32]),
+    host=st.sampled_from([b"", b"10.0.0.1", b"h" * 256]),
+    address=st.sampled_from(ADDRESSES),
+)
+_FLAGS = st.just(0) | st.sets(st.sampled_from(sorted(layout.FLAGS.values())), max_size=2).map(sum)
+_RESULTS = st.just(0) | st.sampled_from([-1, -2, -13, -512, -1000, 3, 7])
+_FDS = st.sampled_from([-1, 0, 3, 7])
+_OPEN_FLAGS = st.tuples(
+    st.integers(0, 3), st.sets(st.sampled_from([bits for _, bits in OPEN_FLAGS] + [1 << 30]))
+).map(lambda drawn: sum(drawn[1]) & 0xFFFFFFFC | drawn[0])
+
+_BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "exec": {
+        "start_time_ns": st.integers(0, 3),
+        "ppid": PIDS,
+        "loginuid": UIDS,
+        "session": PIDS,
+        "comm": st.sampled_from(COMM_TEXTS),
+        "path": st.sampled_from(PATH_TEXTS),
+        "filename": st.sampled_from(PATH_TEXTS),
+        "args": st.sampled_from(ARG_TEXTS),
+    },
+    "fork": {
+        "start_time_ns": st.integers(0, 3),
+        "child_pid": PIDS,
+        "ppid": PIDS,
+        "child_uid": UIDS,
+        "child_gid": UIDS,
+        "comm": st.sampled_from(COMM_TEXTS),
+    },
+    "exit": {
+        "start_time_ns": st.integers(0, 3),
+        "exit_code": st.integers(-1, 256),
+        "reaper_pid": PIDS,
+    },
+    "open": {
+        "open_flags": _OPEN_FLAGS,
+        "mode": st.integers(0, 0o777),
+        "dirfd": st.sampled_from([-100, -100, 3]),
+        "path": st.sampled_from(PATH_TEXTS),
+        "dir": st.sampled_from([b"", *DIRECTORY_TEXTS]),
+    },
+    "sock": {
+        "fd": _FDS,
+        "backlog": st.integers(-1, 128),
+        "family": st.sampled_from([0, AF_UNIX, AF_INET, AF_INET, AF_INET6, AF_INET6, 16]),
+        "local_port": PORTS,
+        "remote_port": PORTS,
+        "l4proto": st.sampled_from([0, 1, 6, 17, 58, 132]),
+        "socktype": st.sampled_from([0, 1, 2, 3, 5]),
+        "local_addr": st.sampled_from(ADDRESSES),
+        "remote_addr": st.sampled_from(ADDRESSES),
+        "path": st.sampled_from(SUN_TEXTS),
+        "listen_fd": st.integers(0, 3),
+    },
+    "write": {
+        "fd": _FDS,
+        "path": st.sampled_from(
+            [b"/var/log/btmp", b"/var/log/wtmp", b"btmp", b"/wtmp/x", b"", b"/var/log/wtmp.1"]
+        ),
+        "data": _UTMP | _UTMP | _UTMP.map(lambda data: data[:383]) | st.binary(max_size=8)
+        | _UTMP.map(lambda data: (data * 2)[: layout.DATA_MAX]),
+    },
+    "chdir": {"fd": _FDS, "path": st.sampled_from(DIRECTORY_TEXTS + PATH_TEXTS)},
+}  # fmt: skip
+
+
+@st.composite
+def records(draw: st.DrawFn, types: tuple[str, ...] = tuple(layout.TYPES)) -> bytes:
+    """The bytes of one record that is well made, of any of the types."""
+    name = draw(st.sampled_from(types))
+    struct_name = layout.STRUCT_OF_TYPE[layout.TYPES[name]]
+    values = {field: draw(strategy) for field, strategy in _BODIES[struct_name].items()}
+    values["result"] = draw(_RESULTS)
+    if struct_name == "fork" and draw(st.integers(0, 9)):
+        values["result"] = values["child_pid"]
+    return build(
+        name,
+        time_ns=draw(st.integers(0, 2**40)),
+        flags=draw(_FLAGS),
+        pid=draw(PIDS),
+        tid=draw(PIDS),
+        uid=draw(UIDS),
+        gid=draw(UIDS),
+        cgroup_id=draw(st.integers(0, 2)),
+        **values,
+    )
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Bytes that are no record: cut, with a size, a type or a length that is wrong, or any."""
+    record = bytearray(draw(records()))
+    match draw(st.integers(0, 4)):
+        case 0:
+            return bytes(record[: draw(st.integers(1, len(record) - 1))])
+        case 1:
+            at, value = layout.STRUCTS["header"]["size"][1], draw(st.integers(0, 200))
+            record[at : at + 4] = value.to_bytes(4, "little")
+        case 2:
+            at, value = layout.STRUCTS["header"]["type"][1], draw(st.sampled_from([0, 19, 65535]))
+            record[at : at + 2] = value.to_bytes(2, "little")
+        case 3:
+            name = layout.STRUCT_OF_TYPE[int.from_bytes(record[12:14], "little")]
+            lengths = [v[1] for f, v in layout.STRUCTS[name].items() if f.endswith("_len")]
+            if lengths:
+                at = draw(st.sampled_from(lengths))
+                record[at : at + 2] = draw(st.sampled_from([b"\xff\xff", b"\x00\x10"]))
+        case _:
+            return draw(st.binary(min_size=1, max_size=120))
+    return bytes(record)
+
+
+@st.composite
+def streams(draw: st.DrawFn, max_size: int = 12, damage: bool = True) -> bytes:
+    """Records one after the other; with ``damage`` every tenth or so is none."""
+    kinds = [records()] * 9 + ([damaged()] if damage else [])
+    return b"".join(draw(st.lists(st.one_of(kinds), max_size=max_size)))
