@@ -11,8 +11,9 @@
       priority: WARNING
       tags: [host, credentials]
 
-All files of one load are one text. A definition may use what was first defined before it; what is
-defined again replaces the earlier definition, for its earlier users, too.
+All files of one load are one text. As in Falco, a list may name lists that were first defined before
+it, a macro any list and the macros before it, a rule any list and any macro. What is defined again
+replaces the earlier definition, for its earlier users, too, and stays at its place.
 """
 
 from __future__ import annotations
@@ -518,11 +519,12 @@ class _Loader:
         node = self.need(definition, "condition")
         text = _text(node, "condition")
         assert isinstance(node, _Scalar)
+        place = definition.place if definition.kind == "macro" else self.places
         try:
             return parse_condition(
                 text,
-                lists=_Visible(self.definitions["list"], definition.place, self.items),
-                macros=_Visible(self.definitions["macro"], definition.place, self.macro),
+                lists=_Visible(self.definitions["list"], self.places, self.items),
+                macros=_Visible(self.definitions["macro"], place, self.macro),
             )
         except ConditionError as error:
             message = str(error)
