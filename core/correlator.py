@@ -34,7 +34,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     id                  hex of SHA-256 over the sequence's name and the signals' ids
     key                 "step.field" -> value, for each field that joins or counts group by
     steps               per step its name and its signals, in order
-    hosts               names of the hosts, in the order of their first signal
+    hosts               ids of the hosts, in the order of their first signal
     first_ns, last_ns   corrected event time of the first and last signal
     completions         how often the sequence was completed with this key, this one included
     last_completion_ns  event time of the latest of them
@@ -51,6 +51,13 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     last_ns: int
     completions: int = 1
     last_completion_ns: int
+
+
+class Change(NamedTuple):
+    """What a signal did: an incident as it is now, and its witness if it was opened by it."""
+
+    incident: Incident
+    opened: Witness | None
 
 
 def incident_id(sequence: str, steps: Iterable[tuple[FleetSignal, ...]]) -> str:
@@ -76,7 +83,7 @@ def new_incident(sequence: Sequence, witness: Witness) -> Incident:
             (step.name, tuple(signal.id for signal in taken))
             for step, taken in zip(sequence.steps, witness, strict=True)
         ),
-        hosts=tuple(dict.fromkeys(signal.host_name for signal in signals)),
+        hosts=tuple(dict.fromkeys(signal.host_id for signal in signals)),
         first_ns=signals[0].time_ns,
         last_ns=signals[-1].time_ns,
         last_completion_ns=signals[-1].time_ns,
@@ -335,7 +342,7 @@ class Correlator:
     ) -> None:
         self._tables = [_Tables(sequence, partials_max) for sequence in sequences]
         self._open: list[OrderedDict[Key, Incident]] = [OrderedDict() for _ in self._tables]
-        self._open_max = open_max
+        self.open_max = open_max
         self._by_rule: dict[str, list[tuple[int, int]]] = {}
         self._by_tag: dict[str, list[tuple[int, int]]] = {}
         for number, tables in enumerate(self._tables):
@@ -368,19 +375,21 @@ class Correlator:
             if number is not None:
                 self._hold(number, incident)
 
-    def feed(self, signal: FleetSignal) -> list[Incident]:
+    def feed(self, signal: FleetSignal) -> list[Change]:
         """Take the next signal; return the incidents that it opened or completed once more.
 
         A repeated signal is counted and changes nothing. Raises ValueError for one that comes
         before the last in the order of the fleet.
         """
-        changed: list[Incident] = []
+        changed: list[Change] = []
         for number, witness in self._complete(signal):
             self._counts["completions"] += 1
             incident = new_incident(self._tables[number].sequence, witness)
             known = self._open[number].get(_key(incident))
             within_ns = self._tables[number].sequence.within_ns
+            opened: Witness | None = witness
             if known is not None and signal.time_ns - known.last_completion_ns <= within_ns:
+                opened = None
                 incident = msgspec.structs.replace(
                     known,
                     completions=known.completions + 1,
@@ -389,7 +398,7 @@ class Correlator:
             else:
                 self._counts["incidents"] += 1
             self._hold(number, incident)
-            changed.append(incident)
+            changed.append(Change(incident, opened))
         return changed
 
     def stats(self) -> dict[str, int]:
@@ -435,7 +444,7 @@ class Correlator:
         since_ns = incident.last_completion_ns - self._tables[number].sequence.within_ns
         while held and next(iter(held.values())).last_completion_ns < since_ns:
             held.popitem(last=False)
-        while len(held) > self._open_max:
+        while len(held) > self.open_max:
             held.popitem(last=False)
             self._counts["closed_early"] += 1
 

@@ -16,8 +16,8 @@ from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate
 from vedette.core.signal import PRIORITIES, FieldValue, Signal
 from vedette.core.twin import holds as operator_holds
 
-Order = tuple[int, str, str, int]
-"""Event time, host id, boot, sequence number: the order of the fleet, never that of arrival."""
+Order = tuple[int, str, int, str]
+"""Event time, host id, sequence number, boot: the order of the fleet, never that of arrival."""
 
 
 class SignalId(NamedTuple):
@@ -47,7 +47,7 @@ class FleetSignal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def order(self) -> Order:
-        return (self.time_ns, self.host_id, self.boot, self.signal.seq)
+        return (self.time_ns, self.host_id, self.signal.seq, self.boot)
 
     @property
     def id(self) -> SignalId:

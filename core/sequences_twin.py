@@ -3,7 +3,7 @@
 A *match* of a sequence takes, for each step, as many signals as the step counts, such that
 
 - every signal of a step comes before every signal of the next step, in the order of the fleet
-  (event time, host id, boot, sequence number);
+  (event time, host id, sequence number, boot);
 - the signals of a counting step agree on the step's ``by`` fields, and none of these is missing;
 - every join holds between the step's signals and the earlier step's; a missing value joins
   nothing;

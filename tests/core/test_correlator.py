@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import msgspec
 from hypothesis import event, given, settings
-from sequence_strategies import sequences, streams
 
+from tests.core.sequence_strategies import sequences, streams
 from vedette.core import sequences_twin
-from vedette.core.correlator import Correlator, Incident
+from vedette.core.correlator import Change, Correlator, Incident
 from vedette.core.fleet import FleetSignal
 from vedette.core.sequence import Sequence
 
 
-def last_of_each(changes: list[Incident]) -> list[Incident]:
-    found = {incident.id: incident for incident in changes}
+def last_of_each(changes: list[Change]) -> list[Incident]:
+    found = {change.incident.id: change.incident for change in changes}
     return sorted(found.values(), key=lambda incident: (incident.last_ns, incident.id))
 
 

@@ -1,0 +1,290 @@
+"""The sequences over the store: signals that are released go in, incidents come out.
+
+What is written is a function of the stored signals that were not late: the order in which they
+arrived, how many were taken at a time and restarts in between change nothing. Who is behind an
+address is read from the hosts' last reports, when the signal is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+import sqlalchemy as sa
+
+from vedette.aggregator import store as db
+from vedette.aggregator.store import SignalKey, Store, StoredSignal
+from vedette.core import correlator as tables
+from vedette.core.correlator import Change
+from vedette.core.fleet import (
+    FleetSignal,
+    SignalId,
+    canonical_address,
+    names_a_host,
+    remote_address,
+)
+from vedette.core.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+POSITION = "sequences.position"
+"""Where the store keeps the key of the last signal that was taken."""
+
+_LOSSES = {
+    "queue": "signals that its agent had to give up",
+    "missing": "signals that nobody accounts for",
+    "capture": "kernel events that were lost",
+}
+
+
+class Details(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store keeps of an incident beside its columns (``Incident.details``)."""
+
+    desc: str
+    tags: list[str]
+    key: dict[str, str | int | bool | None]
+    completions: int
+    last_completion_ns: int
+
+
+class Fleet:
+    """Names of the fleet's hosts, and who is behind an address, by the hosts' last reports.
+
+    A name or an address that several hosts claim is the one's that was seen first; the others
+    keep their id beside the name. So a host that turns hostile cannot take another's place.
+    """
+
+    def __init__(self, hosts: Iterable[db.Host]) -> None:
+        self._names: dict[str, str] = {}
+        self._by_address: dict[str, str] = {}
+        taken: set[str] = set()
+        for host in sorted(hosts, key=lambda host: (host.first_seen_ns, host.host_id)):
+            name = host.hostname
+            if name in taken:
+                name = f"{name} ({host.host_id})"
+            taken.add(name)
+            self._names[host.host_id] = name
+            for address in map(canonical_address, host.addresses):
+                if address is not None and names_a_host(address):
+                    self._by_address.setdefault(address, name)
+
+    def name(self, host_id: str) -> str:
+        """Return a host's name; its id where the host is not known."""
+        return self._names.get(host_id, host_id)
+
+    def signal(self, stored: StoredSignal) -> FleetSignal:
+        """Return a stored signal as the sequences see it."""
+        address = remote_address(stored.fields)
+        return FleetSignal(
+            host_id=stored.host_id,
+            host_name=self.name(stored.host_id),
+            boot=stored.boot_id,
+            time_ns=stored.time_ns,
+            peer_host=None if address is None else self._by_address.get(address),
+            signal=stored,
+        )
+
+
+class Correlator:
+    """Runs sequences over a store; one writer, the thread that owns the store.
+
+    partials_max   see core.correlator.Correlator
+    batch_signals  signals per transaction
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sequences: Iterable[Sequence],
+        *,
+        partials_max: int = 100_000,
+        batch_signals: int = 5_000,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._store = store
+        self._sequences = tuple(sequences)
+        self._descs = {sequence.name: sequence.desc for sequence in self._sequences}
+        self._partials_max = partials_max
+        self._batch_signals = batch_signals
+        self._clock_ns = clock_ns
+        self._position = _position(store)
+        self._tables: tables.Correlator | None = None
+
+    @property
+    def released_ns(self) -> int:
+        """Time up to which signals were taken: one that comes now for then is late. 0: none."""
+        return 0 if self._position is None else self._position[0]
+
+    def advance(self, watermark_ns: int) -> None:
+        """Take what the store holds up to a time, and write the incidents that this completes.
+
+        An error of the store leaves it as it was before the batch; the next call starts from there.
+        """
+        while True:
+            if self._tables is None:
+                self._tables = self._restored()
+            try:
+                taken = self._batch(self._tables, watermark_ns)
+            except BaseException:
+                # The tables may be ahead of the store now, so they are made from it again.
+                self._tables = None
+                raise
+            if taken < self._batch_signals:
+                return
+
+    def stats(self) -> dict[str, int]:
+        """Return the tables' counters since the last start."""
+        return {} if self._tables is None else self._tables.stats()
+
+    def _batch(self, correlator: tables.Correlator, watermark_ns: int) -> int:
+        """Take one batch in one transaction; return how many signals it had."""
+        with self._store.transaction():
+            signals = self._store.released(self._position, watermark_ns, self._batch_signals)
+            if not signals:
+                return 0
+            fleet = Fleet(self._store.hosts())
+            changes: dict[str, Change] = {}
+            for stored in signals:
+                for change in correlator.feed(fleet.signal(stored)):
+                    before = changes.get(change.incident.id)
+                    opened = change.opened if before is None else before.opened
+                    changes[change.incident.id] = Change(change.incident, opened)
+            for change in changes.values():
+                self._write(change, fleet)
+            position = signals[-1].key
+            self._store.set_meta(POSITION, msgspec.json.encode(position).decode())
+        self._position = position
+        for change in changes.values():
+            if change.opened is not None:
+                hosts = ", ".join(map(fleet.name, change.incident.hosts))
+                log.warning(
+                    "incident %s: %s (%s)", change.incident.id[:12], change.incident.sequence, hosts
+                )
+        return len(signals)
+
+    def _write(self, change: Change, fleet: Fleet) -> None:
+        incident = change.incident
+        details = msgspec.to_builtins(
+            Details(
+                desc=self._descs[incident.sequence],
+                tags=list(incident.tags),
+                key=incident.key,
+                completions=incident.completions,
+                last_completion_ns=incident.last_completion_ns,
+            )
+        )
+        if change.opened is None:
+            with self._store.transaction() as connection:
+                connection.execute(
+                    db.incidents_table.update()
+                    .where(db.incidents_table.c.id == incident.id)
+                    .values(details=msgspec.json.encode(details).decode())
+                )
+            return
+        reasons = self._doubts(incident, fleet)
+        self._store.write_incident(
+            db.Incident(
+                id=incident.id,
+                sequence=incident.sequence,
+                priority=incident.priority,
+                start_ns=incident.first_ns,
+                end_ns=incident.last_ns,
+                hosts=list(incident.hosts),
+                complete=not reasons,
+                reasons=reasons,
+                details=details,
+                signals=[
+                    db.IncidentSignal(step=name, signal=signal.signal)
+                    for (name, _), taken in zip(incident.steps, change.opened, strict=True)
+                    for signal in taken
+                    if isinstance(signal.signal, StoredSignal)
+                ],
+            ),
+            self._clock_ns(),
+        )
+
+    def _doubts(self, incident: tables.Incident, fleet: Fleet) -> list[str]:
+        """Say what may be missing from an incident's window on its hosts."""
+        losses: dict[tuple[str, str], int] = {}
+        for loss in self._store.losses(incident.first_ns, incident.last_ns, list(incident.hosts)):
+            key = (loss.host_id, loss.cause)
+            losses[key] = losses.get(key, 0) + loss.count
+        c = db.signals_table.c
+        query = (
+            sa.select(c.host_id, sa.func.count())
+            .where(c.late, c.time_ns.between(incident.first_ns, incident.last_ns))
+            .where(c.host_id.in_(incident.hosts))
+            .group_by(c.host_id)
+        )
+        with self._store.transaction() as connection:
+            late = [(row[0], row[1]) for row in connection.execute(query)]
+        doubts = [
+            f"{fleet.name(host_id)}: {count} {_LOSSES.get(cause, cause)}"
+            for (host_id, cause), count in losses.items()
+        ]
+        doubts += [
+            f"{fleet.name(host_id)}: {count} signals that came too late" for host_id, count in late
+        ]
+        return sorted(doubts)
+
+    def _restored(self) -> tables.Correlator:
+        """Return tables as they were when the position was written."""
+        self._position = _position(self._store)
+        correlator = tables.Correlator(self._sequences, partials_max=self._partials_max)
+        if self._position is not None:
+            since_ns = self._position[0] - correlator.within_ns
+            correlator.restore(
+                self._taken(since_ns, self._position), self._open(since_ns, correlator.open_max)
+            )
+        return correlator
+
+    def _taken(self, since_ns: int, position: SignalKey) -> Iterator[FleetSignal]:
+        fleet = Fleet(self._store.hosts())
+        after: SignalKey = (since_ns, "", 0, "")
+        while True:
+            signals = self._store.released(after, position[0], self._batch_signals)
+            for stored in signals:
+                if stored.key > position:
+                    return
+                yield fleet.signal(stored)
+            if len(signals) < self._batch_signals:
+                return
+            after = signals[-1].key
+
+    def _open(self, since_ns: int, most: int) -> Iterator[tables.Incident]:
+        """Return the incidents that further completions may be counted on."""
+        c = db.incidents_table.c
+        last_ns = sa.func.json_extract(c.details, "$.last_completion_ns")
+        query = sa.select(c.id).where(last_ns >= since_ns).order_by(last_ns.desc()).limit(most)
+        with self._store.transaction() as connection:
+            ids = connection.execute(query).scalars().all()
+        for incident_id in ids:
+            stored = self._store.incident(incident_id)
+            if stored is None:
+                continue
+            details = msgspec.convert(stored.details, Details)
+            steps: dict[str, list[SignalId]] = {}
+            for place in stored.signals:
+                signal = place.signal
+                taken = steps.setdefault(place.step, [])
+                taken.append(SignalId(signal.host_id, signal.boot_id, signal.seq))
+            yield tables.Incident(
+                id=stored.id,
+                sequence=stored.sequence,
+                priority=stored.priority,
+                tags=tuple(details.tags),
+                key=details.key,
+                steps=tuple((name, tuple(taken)) for name, taken in steps.items()),
+                hosts=tuple(stored.hosts),
+                first_ns=stored.start_ns,
+                last_ns=stored.end_ns,
+                completions=details.completions,
+                last_completion_ns=details.last_completion_ns,
+            )
+
+
+def _position(store: Store) -> SignalKey | None:
+    text = store.meta(POSITION)
+    return None if text is None else msgspec.json.decode(text, type=SignalKey)
