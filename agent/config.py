@@ -15,13 +15,13 @@ import msgspec
 import yaml
 
 from vedette.agent.errors import ConfigError
+from vedette.core.keys import KeyFileError, check_key
 
 CONFIG_BYTES_MAX = 1 << 20
-CURVE_KEY_CHARS = 40
-"""A CURVE key as Z85 text (ZeroMQ RFC 32): 32 bytes in 40 characters."""
 
 _Bytes = Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 36)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4095)]
+_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 
 
@@ -54,9 +54,9 @@ class Capture(_Section, frozen=True):
 
     scope: _Text = "host"
     ring_bytes: Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 30)] = 16 << 20
-    wakeup_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 1 << 20
+    wakeup_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 4 << 20
     poll_ms: Annotated[int, msgspec.Meta(ge=1, le=500)] = 20
-    watched_paths: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = (
+    watched_paths: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=16)] = (
         "/var/log/btmp",
         "/var/log/wtmp",
     )
@@ -128,21 +128,32 @@ class Ship(_Section, frozen=True):
     """Where signals are sent.
 
     endpoint           ZeroMQ endpoint of the aggregator, such as tcp://aggregator:7710
-    server_key         the aggregator's public CURVE key (Z85); without it the link is in clear
-    client_key_file    this host's own key pair: two lines, public and secret, Z85; mode 0600
-    queue_signals_max  signals that wait for an acknowledgement; more are refused and counted
+    server_key         the aggregator's public CURVE key, Z85
+    client_key_file    this host's own key pair, mode 0600
+    insecure           speak in clear to another machine; needed where there are no keys
+    queue_signals_max, queue_bytes_max  bounds of what waits for an acknowledgement; beyond them
+                       the least urgent and oldest go, and are counted
     """
 
     endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp://[^\s/]+:\d{1,5}|ipc://\S+)$")]
-    server_key: Annotated[str, msgspec.Meta(min_length=40, max_length=40)] | None = None
+    server_key: str | None = None
     client_key_file: _Text | None = None
+    insecure: bool = False
     queue_signals_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
+    queue_bytes_max: _Bytes = 64 << 20
 
     def __post_init__(self) -> None:
         if self.client_key_file is not None and self.server_key is None:
             raise ValueError("client_key_file is of no use without server_key; set both or neither")
-        if self.server_key is not None and self.client_key_file is None:
-            raise ValueError("server_key is of no use without client_key_file; set both or neither")
+        if self.server_key is not None:
+            if self.client_key_file is None:
+                raise ValueError(
+                    "server_key is of no use without client_key_file; set both or neither"
+                )
+            try:
+                check_key(self.server_key, "server_key")
+            except KeyFileError as error:
+                raise ValueError(str(error).replace(":", "", 1)) from None
 
 
 class Log(_Section, frozen=True):
@@ -267,7 +278,6 @@ _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
 _EXPECTED = {
     "host.id": "expected 1 to 64 of the characters A-Z a-z 0-9 . _ -",
     "ship.endpoint": "expected tcp://HOST:PORT, such as tcp://10.0.0.1:7710, or ipc:///PATH",
-    "ship.server_key": f"expected a CURVE public key, {CURVE_KEY_CHARS} characters of Z85",
     "log.level": "expected debug, info, warning or error",
     "rules.matching": "expected all or first",
 }

@@ -99,6 +99,10 @@ log: {level: debug}
             "ship:\n  endpoint: tcp://a:1\n  client_key_file: k\n",
             ":3: ship.client_key_file: is of no use without server_key",
         ),
+        (
+            "ship:\n  endpoint: tcp://a:1\n  server_key: 'x'\n  client_key_file: k\n",
+            ":3: ship.server_key: not a CURVE key, which is 40 characters of Z85 text",
+        ),
         ("log: {level: loud}", ":1: log.level: expected debug, info, warning or error"),
         ("rules:\n  files:\n    - 1\n", ":3: rules.files[0]: expected text, got `int`"),
         ("heartbeat_s: 5\nheartbeat_s: 6\n", ":2: `heartbeat_s` stands twice; keep one"),

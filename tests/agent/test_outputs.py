@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -94,24 +95,21 @@ def test_a_file_that_cannot_be_reopened_leaves_the_old_one(
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
+def pipe() -> Iterator[tuple[FileIO, int]]:
+    """The end to read, as a file, and the end to write, as a descriptor."""
     read_end, write_end = os.pipe()
-    yield read_end, write_end
-    for fd in (read_end, write_end):
-        try:
-            os.close(fd)
-        except OSError:
-            pass
+    with FileIO(read_end) as reader, FileIO(write_end, "w"):
+        yield reader, write_end
 
 
 def pipe_writer(fd: int, queue_bytes_max: int = 1 << 16) -> outputs.LineWriter:
     return outputs.LineWriter("pipe", lambda: fd, owns_fd=False, queue_bytes_max=queue_bytes_max)
 
 
-def test_a_closed_pipe_is_counted(pipe: tuple[int, int]) -> None:
+def test_a_closed_pipe_is_counted(pipe: tuple[FileIO, int]) -> None:
     read_end, write_end = pipe
     writer = pipe_writer(write_end)
-    os.close(read_end)
+    read_end.close()
     writer.write(b"one\n", 1)
     writer.write(b"two\nthree\n", 2)
     assert writer.close(10)
@@ -126,7 +124,7 @@ def test_a_full_disk_is_counted_and_the_next_line_is_whole() -> None:
 
 
 def test_a_pipe_that_nobody_reads_drops_what_does_not_fit_and_holds_nobody_up(
-    pipe: tuple[int, int],
+    pipe: tuple[FileIO, int],
 ) -> None:
     read_end, write_end = pipe
     writer = pipe_writer(write_end, queue_bytes_max=1 << 20)
@@ -137,25 +135,25 @@ def test_a_pipe_that_nobody_reads_drops_what_does_not_fit_and_holds_nobody_up(
     assert stats["dropped"] >= 3000 - (1 << 20) // 1024 - 64 - 1
     assert stats["queued_bytes"] <= 1 << 20
     assert not writer.close(0.05), "the writer is stuck in write(2) and says so"
-    os.close(read_end)
+    read_end.close()
     wait_until(lambda: writer.stats()["queued_bytes"] == 0)
     assert writer.close(10)
     stats = writer.stats()
     assert stats["written"] + stats["dropped"] + stats["failed"] == 3000
 
 
-def test_half_a_line_is_ended_before_the_next(pipe: tuple[int, int]) -> None:
+def test_half_a_line_is_ended_before_the_next(pipe: tuple[FileIO, int]) -> None:
     read_end, write_end = pipe
     os.set_blocking(write_end, False)
     writer = pipe_writer(write_end, queue_bytes_max=1 << 20)
     long = b"x" * 200_000 + b"\n"
     writer.write(long, 1)
     wait_until(lambda: writer.stats()["failed"] == 1)
-    half = os.read(read_end, 1 << 20)
+    half = os.read(read_end.fileno(), 1 << 20)
     assert 0 < len(half) < len(long)
     writer.write(b"next\n", 1)
     assert writer.close(10)
-    assert os.read(read_end, 1 << 20) == b"\nnext\n"
+    assert os.read(read_end.fileno(), 1 << 20) == b"\nnext\n"
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,306 @@
+"""The live end: kernel programs, ring buffer and /proc, driving a pipeline; and its recording.
+
+Order of a start: attach, then read /proc, then consume. What happens while /proc is read waits in
+the ring, so no process is missed: one that begins or ends meanwhile is in the snapshot, or its fork
+and exit are in the ring, or both, and the later record wins. The price is that events of these
+first milliseconds may show a process as it was a moment later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vedette.agent import config, identity, procfs
+from vedette.agent.errors import AgentError
+from vedette.agent.logs import log
+from vedette.agent.pipeline import Facts, Pipeline
+from vedette.bpf.capture import Capture, CaptureConfig, CaptureError
+from vedette.core.capturefile import Answer, CaptureWriter, End, Header
+from vedette.core.engine import Process, RingReader
+from vedette.core.rules import Rule
+
+RECORDS_MAX = 4096
+"""Records between two looks at signals, timers and outputs."""
+READ_BYTES = 128 << 10
+"""The same in bytes, where records are also written to a file."""
+
+_LOSS_CHECK_S = 0.25
+_COMPLAIN_EVERY_S = 10.0
+_SETTLE_NS = 50_000_000
+"""More than lies between a program's look at the clock and its record's place in the ring."""
+
+EVENT_H = Path(__file__).resolve().parent.parent / "bpf" / "event.h"
+
+
+def host_facts(section: config.Host) -> Facts:
+    """Return what signals say about this host, measured now."""
+    return Facts(
+        hostname=section.name or os.uname().nodename,
+        boot_to_wall_ns=identity.boot_to_wall_ns(),
+        users=identity.users(),
+        groups=identity.groups(),
+    )
+
+
+class Recorder:
+    """Writes a capture file beside a live pipeline, up to a size; never stops the pipeline.
+
+    When the file is full or cannot be written, recording ends there, which is said in the log and
+    in `error`; what was written replays up to that point. The file is made anew, mode 0600.
+    Raises AgentError where it cannot be opened.
+    """
+
+    def __init__(self, path: Path, bytes_max: int, header: Header) -> None:
+        self.path = path
+        self.error = ""
+        self._bytes_max = bytes_max
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise AgentError(f"{path}: cannot be written: {error.strerror}") from None
+        self._stream = os.fdopen(descriptor, "wb")
+        self._writer: CaptureWriter | None = None
+        with self._guarded():
+            self._writer = CaptureWriter(self._stream, header)
+
+    @property
+    def active(self) -> bool:
+        """False once recording has ended, for whatever reason."""
+        return self._writer is not None
+
+    def snapshot(self, processes: Sequence[Process]) -> None:
+        with self._guarded():
+            if self._writer is not None:
+                self._writer.snapshot(processes)
+
+    def batch(self, answers: Sequence[Answer], records: bytes) -> None:
+        with self._guarded():
+            if self._writer is not None:
+                self._writer.batch(answers, records)
+                self._stream.flush()
+                if self._writer.written_bytes >= self._bytes_max:
+                    log(logging.WARNING, "recording is full", file=self.path)
+                    self.end("full", {})
+
+    def loss(self) -> None:
+        with self._guarded():
+            if self._writer is not None:
+                self._writer.loss()
+
+    def end(self, reason: str, counters: dict[str, int]) -> None:
+        """Mark the file as whole and close it. Does nothing where recording has ended."""
+        with self._guarded():
+            if self._writer is not None:
+                self._writer.end(End(reason=reason, counters=counters))
+                self._writer = None
+                self._stream.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            self.error = error.strerror or str(error)
+            log(logging.ERROR, "recording stopped", file=self.path, error=self.error)
+            with suppress(OSError):  # what is buffered cannot be written either
+                self._stream.close()
+
+
+def capture_header(
+    settings: config.Config, facts: Facts, host_id: str, numbering_id: str
+) -> Header:
+    """Return the header of a capture file made now, on this host."""
+    return Header(
+        kernel=os.uname().release,
+        hostname=facts.hostname,
+        host_id=host_id,
+        boot_id=numbering_id,
+        boot_to_wall_ns=facts.boot_to_wall_ns,
+        users=facts.users,
+        groups=facts.groups,
+        event_digest=hashlib.sha256(EVENT_H.read_bytes()).digest(),
+        rule_matching=settings.rules.matching,
+        processes_max=settings.limits.processes_max,
+    )
+
+
+class Live:
+    """A capture of this host and the pipeline that it feeds.
+
+    Raises AgentError where capture cannot be configured; `start` where it cannot begin.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        rules: Sequence[Rule],
+        facts: Facts,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._settings = settings
+        self._facts = facts
+        self._recorder = recorder
+        scope = None if settings.capture.scope == "host" else settings.capture.scope
+        try:
+            self._capture = Capture(
+                CaptureConfig(
+                    ring_bytes=settings.capture.ring_bytes,
+                    wakeup_bytes=settings.capture.wakeup_bytes,
+                    cgroup=None if scope is None else Path(scope),
+                    watched_paths=settings.capture.watched_paths,
+                    exclude_pid=os.getpid(),
+                )
+            )
+            self._procfs = procfs.ProcFS(None if scope is None else os.fsencode(scope))
+        except CaptureError as error:
+            raise AgentError(str(error)) from None
+        except OSError as error:
+            raise AgentError(f"capture.scope: {error}") from None
+        self._answers: list[Answer] = []
+        self._lookups = self._lookups_failed = self._lookups_refused = 0
+        self._lookup_second = 0
+        self._lookups_this_second = 0
+        self._kernel: dict[str, int] = {}
+        self._lost = 0
+        self._loss_checked_s = 0.0
+        self._complained_s = -_COMPLAIN_EVERY_S
+        self._reader: RingReader | None = None
+        self.complete_until_ns = 0
+        self.pipeline = Pipeline(
+            rules,
+            facts,
+            matching=settings.rules.matching,
+            limits=settings.limits,
+            lookup=self._lookup,
+        )
+
+    def start(self) -> None:
+        """Attach, then read /proc. Raises AgentError with cause and cure."""
+        try:
+            self._capture.load()
+            self._reader = RingReader(self._capture.ring_fd)
+            self._capture.attach()
+        except CaptureError as error:
+            raise AgentError(str(error)) from None
+        except OSError as error:
+            raise AgentError(f"the ring buffer cannot be mapped: {error}") from None
+        processes = self._procfs.snapshot()
+        for process in processes:
+            self.pipeline.engine.add_process(process)
+        if self._recorder is not None:
+            self._recorder.snapshot(processes)
+
+    def wait(self, timeout_ms: int) -> None:
+        """Wait until the ring asks to be read, at most timeout_ms."""
+        assert self._reader is not None
+        self._reader.wait(timeout_ms)
+
+    def step(self) -> bool:
+        """Consume up to a batch of what the ring holds; True where more may be waiting."""
+        reader, engine = self._reader, self.pipeline.engine
+        assert reader is not None
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if self._recorder is not None and self._recorder.active:
+            records = reader.read(READ_BYTES)
+            more = bool(records)
+            if records:
+                engine.feed(records)
+                self._recorder.batch(self._answers, records)
+                self._answers.clear()
+        else:
+            more = engine.consume(reader, RECORDS_MAX) >= RECORDS_MAX
+        self._check_loss()
+        if not more and reader.pending_bytes() == 0:
+            # Nothing was in the ring at some moment after now_ns, so all before it was consumed.
+            self.complete_until_ns = now_ns - _SETTLE_NS + self._facts.boot_to_wall_ns
+        return more
+
+    def drain(self, until_s: float, after_step: Callable[[], None] = lambda: None) -> None:
+        """Consume until the ring is empty, or until a moment of time.monotonic()."""
+        more = True
+        while (more or self.pending_bytes()) and time.monotonic() < until_s:
+            more = self.step()
+            after_step()
+
+    def detach(self) -> None:
+        """Let no new event in; what is in the ring stays to be consumed."""
+        self._capture.detach()
+
+    def pending_bytes(self) -> int:
+        return 0 if self._reader is None else self._reader.pending_bytes()
+
+    @property
+    def lost_events(self) -> int:
+        """Events that the kernel side lost, all causes, as of the last look."""
+        return self._lost
+
+    def counters(self) -> dict[str, int]:
+        """Return the kernel's counters, the engine's and those of /proc, by dotted names."""
+        self._look()
+        counters = {f"capture.{name}": value for name, value in self._kernel.items()}
+        counters |= {
+            f"engine.{name}": value for name, value in self.pipeline.engine.stats().items()
+        }
+        counters["procfs.lookups"] = self._lookups
+        counters["procfs.lookups_failed"] = self._lookups_failed
+        counters["procfs.lookups_refused"] = self._lookups_refused
+        return counters
+
+    def close(self) -> None:
+        self._capture.detach()
+        if self._recorder is not None:
+            self._recorder.end("stopped", self._kernel)
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self.pipeline.engine.close()
+        self._capture.close()
+
+    def _lookup(self, pid: int) -> Process | None:
+        """Read one process from /proc, so many times a second; the rest is refused and counted."""
+        second = int(time.monotonic())
+        if second != self._lookup_second:
+            self._lookup_second, self._lookups_this_second = second, 0
+        self._lookups_this_second += 1
+        if self._lookups_this_second > self._settings.limits.lookups_per_s_max:
+            self._lookups_refused += 1
+            found = None
+        else:
+            self._lookups += 1
+            found = self._procfs.read(pid)
+            if found is None:
+                self._lookups_failed += 1
+        if self._recorder is not None and self._recorder.active:
+            self._answers.append((pid, found))
+        return found
+
+    def _look(self) -> None:
+        try:
+            self._kernel = self._capture.counters()
+        except (CaptureError, OSError) as error:
+            log(logging.ERROR, "the kernel's counters cannot be read", error=error)
+
+    def _check_loss(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._loss_checked_s < _LOSS_CHECK_S:
+            return
+        self._loss_checked_s = now_s
+        self._look()
+        causes = {name: count for name, count in self._kernel.items() if name.startswith("lost_")}
+        lost = sum(causes.values())
+        if lost <= self._lost:
+            return
+        self._lost = lost
+        self.pipeline.engine.note_loss()
+        if self._recorder is not None:
+            self._recorder.loss()
+        if now_s - self._complained_s >= _COMPLAIN_EVERY_S:
+            self._complained_s = now_s
+            log(logging.WARNING, "events were lost", **causes)

@@ -1,0 +1,201 @@
+"""From records to signals: the engine and what is made of its matches, live and in replay.
+
+Nothing here reads a clock or /proc. What the pipeline is given is all there is, so that a replay
+which gives it the same gets the same signals.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vedette.agent import config
+from vedette.agent.errors import ConfigError
+from vedette.agent.logs import log
+from vedette.core.engine import Engine, Process
+from vedette.core.expr import FieldRef
+from vedette.core.fields import EventView, FieldType, extract, lookup
+from vedette.core.output import Template, display
+from vedette.core.records import decode
+from vedette.core.rules import Rule, RuleErrors, load_rules
+from vedette.core.signal import FieldValue, Signal
+
+BASE_FIELDS = (
+    "evt.type",
+    "proc.name",
+    "proc.pid",
+    "proc.ppid",
+    "proc.pname",
+    "proc.exepath",
+    "proc.cmdline",
+    "user.uid",
+    "user.name",
+    "fd.name",
+    "fd.cip",
+    "fd.sip",
+    "fd.lip",
+    "fd.rip",
+    "fd.cport",
+    "fd.sport",
+    "login.user",
+    "login.ip",
+    "login.type",
+)
+"""Fields that every signal carries where it has them: sequences join on them."""
+
+_BASE_REFS = tuple(FieldRef(name) for name in BASE_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What signals say about the host beside the event.
+
+    boot_to_wall_ns  added to a record's time (CLOCK_BOOTTIME) it gives the signal's
+    users, groups    id -> name
+    """
+
+    hostname: str
+    boot_to_wall_ns: int
+    users: dict[int, bytes] = field(default_factory=dict)
+    groups: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Rules as they are in force: loaded, and without those that the configuration disables.
+
+    digest  hexadecimal; equal digests mean equal rules
+    """
+
+    rules: tuple[Rule, ...]
+    digest: str
+
+
+def load(section: config.Rules) -> Loaded:
+    """Load the configuration's rule files, leaving out what it disables.
+
+    Raises ConfigError, naming what the rule loader names.
+    """
+    try:
+        loaded = load_rules([Path(name) for name in section.files])
+    except RuleErrors as error:
+        raise ConfigError(str(error)) from None
+    patterns = [re.compile(fnmatch.translate(pattern)) for pattern in section.disabled]
+    unused = set(section.disabled)
+    kept: list[Rule] = []
+    for rule in loaded.rules:
+        hits = [
+            text
+            for text, pattern in zip(section.disabled, patterns, strict=True)
+            if pattern.match(rule.name)
+        ]
+        unused.difference_update(hits)
+        if not hits and not set(rule.tags) & set(section.disabled_tags):
+            kept.append(rule)
+    for text in sorted(unused):
+        log(logging.WARNING, "rules.disabled names no rule", name=text)
+    digest = loaded.digest
+    if len(kept) < len(loaded.rules):
+        names = "\0".join([digest, *(rule.name for rule in kept)])
+        digest = hashlib.sha256(names.encode()).hexdigest()
+    return Loaded(tuple(kept), digest)
+
+
+class _Prepared:
+    """A rule with its template compiled, and the fields that its signals carry."""
+
+    __slots__ = ("fields", "rule", "template")
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.template = Template(rule.output)
+        refs = dict.fromkeys((*self.template.refs, *_BASE_REFS))
+        self.fields: list[tuple[str, FieldRef, FieldType]] = [
+            (str(ref), ref, lookup(ref).type) for ref in refs
+        ]
+
+
+class Pipeline:
+    """An engine with its rules, and the signals of its matches.
+
+    The engine is fed by the caller (`engine.feed`, `engine.consume`); what came of it is fetched
+    with `take`. lookup is asked for processes that the table does not know.
+
+    signals  how many there were, which is the number of the last
+    by_rule  signals by the name of their rule, of the rules in force
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        facts: Facts,
+        *,
+        matching: str,
+        limits: config.Limits,
+        lookup: Callable[[int], Process | None] | None,
+    ) -> None:
+        self.by_rule: Counter[str] = Counter()
+        self._facts = facts
+        self._hostname = facts.hostname.encode(errors="surrogateescape")
+        self.signals = 0
+        self._taken: list[Signal] = []
+        self._rules = [_Prepared(rule) for rule in rules]
+        self.engine = Engine(
+            rules,
+            on_match=self._on_match,
+            lookup=lookup,
+            users=facts.users,
+            groups=facts.groups,
+            hostname=self._hostname,
+            class_bytes_max=limits.class_bytes_max,
+            verdict_bytes_max=limits.verdict_bytes_max,
+            processes_max=limits.processes_max,
+            rule_matching=matching,
+        )
+
+    def swap_rules(self, rules: Sequence[Rule]) -> None:
+        """Put other rules in force from the next record on; the process table carries over."""
+        prepared = [_Prepared(rule) for rule in rules]
+        self.engine.swap_rules(rules)
+        self._rules = prepared
+        names = {rule.name for rule in rules}
+        for name in self.by_rule.keys() - names:
+            del self.by_rule[name]
+
+    def take(self) -> list[Signal]:
+        """Return the signals since the last call, in order."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def _on_match(self, record: bytes, indices: tuple[int, ...], process: Process) -> None:
+        event = decode(record)
+        facts = self._facts
+        view = EventView(event, process, facts.users, facts.groups, self._hostname)
+        for index in indices:
+            prepared = self._rules[index]
+            rule = prepared.rule
+            values: dict[str, FieldValue] = {}
+            for name, ref, kind in prepared.fields:
+                value = display(extract(ref, view), kind)
+                if value is not None:
+                    values[name] = value
+            self.signals += 1
+            self.by_rule[rule.name] += 1
+            self._taken.append(
+                Signal(
+                    seq=self.signals,
+                    time_ns=event.time_ns + facts.boot_to_wall_ns,
+                    rule=rule.name,
+                    priority=rule.priority,
+                    tags=rule.tags,
+                    alert=rule.alert,
+                    output=prepared.template.format(view),
+                    fields=values,
+                )
+            )

@@ -1,0 +1,308 @@
+"""The agent's life: start, loop, reload, stop.
+
+One thread takes events, matches them and makes signals; each output and the shipper have a thread
+and a bounded queue of their own, so nothing outside holds the loop up.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from vedette import __version__
+from vedette.agent import config, identity, outputs, pipeline
+from vedette.agent.errors import AgentError, ConfigError
+from vedette.agent.live import Live, Recorder, capture_header, host_facts
+from vedette.agent.logs import log
+from vedette.agent.shipper import Shipper, ShipperError
+from vedette.core.keys import CurveKeys, KeyFileError, read_pair
+from vedette.core.signal import Signal
+
+STOP_S = 1.7
+"""A stop takes about so long at most. Counted from its beginning, the ring is drained until the
+first of the following, then outputs until the second, then the shipper, whose goodbye needs a
+little more, until the third."""
+
+_DRAIN_RING_S, _OUTPUTS_STOP_S, _SHIPPER_STOP_S = 0.7, 1.1, 1.5
+_CHUNK_BYTES = 64 << 10
+_RULE_COUNTERS_MAX = 100
+_COUNTER_NAME_CHARS = 200
+
+
+class Requests:
+    """What the process's signals ask for.
+
+    Until `begun` a stop is a KeyboardInterrupt, which ends even the compiling of the kernel
+    programs; from then on it is a flag that the loop looks at.
+    """
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.reload = False
+        self.begun = False
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
+        if not self.begun:
+            raise KeyboardInterrupt
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        self.reload = True
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Answer SIGTERM, SIGINT and SIGHUP while the context lasts."""
+        handlers = {
+            signal.SIGTERM: self._on_stop,
+            signal.SIGINT: self._on_stop,
+            signal.SIGHUP: self._on_reload,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def open_outputs(
+    sections: Sequence[config.StdoutOutput | config.FileOutput],
+) -> list[outputs.LineWriter]:
+    """Open the configuration's outputs. Raises ConfigError, with none left open."""
+    writers: list[outputs.LineWriter] = []
+    for index, section in enumerate(sections):
+        try:
+            if isinstance(section, config.FileOutput):
+                writers.append(outputs.file_writer(section.path, section.queue_bytes_max))
+            else:
+                writers.append(outputs.stdout_writer(section.queue_bytes_max))
+        except OSError as error:
+            for writer in writers:
+                writer.close(0.1)
+            path = section.path if isinstance(section, config.FileOutput) else "stdout"
+            raise ConfigError(
+                f"outputs[{index}]: {path} cannot be opened: {error.strerror}; "
+                "its folder must exist, and it must be a file"
+            ) from None
+    return writers
+
+
+def make_shipper(
+    settings: config.Config, facts: pipeline.Facts, host_id: str, numbering_id: str, digest: str
+) -> Shipper | None:
+    """Make the configuration's shipper, not started. Raises ConfigError."""
+    ship = settings.ship
+    if ship is None:
+        return None
+    try:
+        curve = None
+        if ship.server_key is not None and ship.client_key_file is not None:
+            curve = CurveKeys(ship.server_key, read_pair(ship.client_key_file))
+        return Shipper(
+            ship.endpoint,
+            host_id=host_id,
+            hostname=facts.hostname,
+            boot_id=numbering_id,
+            addresses=identity.addresses(),
+            labels=settings.host.labels,
+            version=__version__,
+            rules_digest=digest,
+            curve=curve,
+            insecure=ship.insecure,
+            queue_signals_max=ship.queue_signals_max,
+            queue_bytes_max=ship.queue_bytes_max,
+            heartbeat_s=settings.heartbeat_s,
+        )
+    except (ShipperError, KeyFileError) as error:
+        raise ConfigError(f"ship: {error}") from None
+
+
+class Service:
+    """One run of the agent by a configuration file.
+
+    record, record_bytes_max  where to record the run as a capture file, and how much; None: nowhere
+    """
+
+    def __init__(
+        self, path: Path, *, record: Path | None = None, record_bytes_max: int = 1 << 30
+    ) -> None:
+        self._path = path
+        self._record = record
+        self._record_bytes_max = record_bytes_max
+        self._settings = config.load(path)
+        self._requests = Requests()
+        self._writers: list[outputs.LineWriter] = []
+        self._shipper: Shipper | None = None
+        self._facts = host_facts(self._settings.host)
+        self._beat_s = 0.0
+
+    @property
+    def settings(self) -> config.Config:
+        return self._settings
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT. Raises AgentError where the agent cannot start."""
+        with self._requests.installed():
+            try:
+                self._run()
+            except KeyboardInterrupt:
+                log(logging.INFO, "stopped before capture began")
+
+    def _run(self) -> None:
+        settings = self._settings
+        rules = pipeline.load(settings.rules)
+        host_id = settings.host.id or identity.host_id()
+        numbering_id = identity.numbering_id()
+        self._shipper = make_shipper(settings, self._facts, host_id, numbering_id, rules.digest)
+        try:
+            self._writers = open_outputs(settings.outputs)
+            recorder = None
+            if self._record is not None:
+                header = capture_header(settings, self._facts, host_id, numbering_id)
+                recorder = Recorder(self._record, self._record_bytes_max, header)
+            live = Live(settings, rules.rules, self._facts, recorder)
+            try:
+                self._live(live, host_id, len(rules.rules))
+            finally:
+                live.close()
+        finally:
+            self._close_ends(time.monotonic())
+
+    def _live(self, live: Live, host_id: str, rules: int) -> None:
+        live.start()
+        if self._shipper is not None:
+            self._shipper.start()
+        log(
+            logging.INFO,
+            "watching",
+            host=host_id,
+            scope=self._settings.capture.scope,
+            rules=rules,
+            processes=live.pipeline.engine.stats()["processes"],
+            version=__version__,
+        )
+        self._requests.begun = True
+        self._loop(live)
+        self._stop(live)
+
+    def _loop(self, live: Live) -> None:
+        requests = self._requests
+        poll_ms = self._settings.capture.poll_ms
+        more = False
+        while not requests.stop:
+            if not more:
+                live.wait(poll_ms)
+            more = live.step()
+            self._deliver(live)
+            if requests.reload:
+                requests.reload = False
+                self._reload(live)
+            if time.monotonic() >= self._beat_s:
+                self._heartbeat(live)
+
+    def _deliver(self, live: Live) -> None:
+        signals = live.pipeline.take()
+        if signals:
+            self._print(signals)
+        if self._shipper is not None:
+            self._shipper.send(signals)
+            self._shipper.update(complete_until_ns=live.complete_until_ns)
+
+    def _print(self, signals: Sequence[Signal]) -> None:
+        if not self._writers:
+            return
+        lines: list[bytes] = []
+        size = 0
+        for item in signals:
+            if item.alert:
+                lines.append(outputs.alert_line(item, self._facts.hostname))
+                size += len(lines[-1])
+                if size >= _CHUNK_BYTES:
+                    self._write(lines)
+                    lines, size = [], 0
+        if lines:
+            self._write(lines)
+
+    def _write(self, lines: list[bytes]) -> None:
+        chunk = b"".join(lines)
+        for writer in self._writers:
+            writer.write(chunk, len(lines))
+
+    def _reload(self, live: Live) -> None:
+        """Read the rules again, by the configuration as it now is, and reopen the outputs."""
+        for writer in self._writers:
+            writer.reopen()
+        try:
+            settings = config.load(self._path)
+            rules = pipeline.load(settings.rules)
+            live.pipeline.swap_rules(rules.rules)
+        except AgentError as error:
+            log(logging.ERROR, "reload failed, the rules in force stay", error=error)
+            return
+        changed = [
+            name
+            for name in config.Config.__struct_fields__
+            if name != "rules" and getattr(settings, name) != getattr(self._settings, name)
+        ]
+        if settings.rules.matching != self._settings.rules.matching:
+            changed.append("rules.matching")
+        if changed:
+            log(logging.WARNING, "changes that need a restart", keys=",".join(changed))
+        if self._shipper is not None:
+            self._shipper.update(rules_digest=rules.digest)
+        log(logging.INFO, "rules reloaded", rules=len(rules.rules), digest=rules.digest)
+
+    def _heartbeat(self, live: Live) -> None:
+        self._beat_s = time.monotonic() + self._settings.heartbeat_s
+        counters = self._counters(live)
+        if self._shipper is not None:
+            self._shipper.update(
+                counters=counters,
+                lost_events=live.lost_events,
+                addresses=identity.addresses(),
+            )
+            counters |= {f"ship.{name}": value for name, value in self._shipper.stats().items()}
+        log(logging.DEBUG, "heartbeat", **counters)
+
+    def _counters(self, live: Live) -> dict[str, int]:
+        counters = live.counters()
+        counters["ring.pending_bytes"] = live.pending_bytes()
+        for index, writer in enumerate(self._writers):
+            counters |= {f"output.{index}.{name}": n for name, n in writer.stats().items()}
+        for name, count in live.pipeline.by_rule.most_common(_RULE_COUNTERS_MAX):
+            counters[f"signals.{name[:_COUNTER_NAME_CHARS]}"] = count
+        return counters
+
+    def _stop(self, live: Live) -> None:
+        """Take no more events and deliver what there is, within STOP_S."""
+        began_s = time.monotonic()
+        live.detach()
+        live.drain(began_s + _DRAIN_RING_S, lambda: self._deliver(live))
+        left = live.pending_bytes()
+        if left:
+            log(logging.WARNING, "events were left in the ring", bytes=left)
+        self._heartbeat(live)
+        self._close_ends(began_s)
+        log(
+            logging.INFO,
+            "stopped",
+            signals=live.pipeline.signals,
+            seconds=f"{time.monotonic() - began_s:.2f}",
+        )
+
+    def _close_ends(self, began_s: float) -> None:
+        """Close outputs and shipper; what began to stop at began_s ends within STOP_S of it."""
+        while self._writers:
+            writer = self._writers.pop()
+            if not writer.close(max(0.05, began_s + _OUTPUTS_STOP_S - time.monotonic())):
+                log(logging.WARNING, "alerts were left unwritten", output=writer.name)
+        shipper, self._shipper = self._shipper, None
+        if shipper is not None:
+            remaining_s = max(0.05, began_s + _SHIPPER_STOP_S - time.monotonic())
+            if not shipper.close(remaining_s):
+                log(logging.WARNING, "signals were left unsent", kept=shipper.stats()["kept"])
