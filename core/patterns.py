@@ -47,6 +47,9 @@ def compile_regex(pattern: bytes) -> Pattern:
         raise PatternError(text or "not a regular expression") from None
 
 
+_NOTHING = b"[^\\x00-\\xff]"
+
+
 def _byte_class(chosen: set[int]) -> bytes:
     return b"[" + b"".join(b"\\x%02x" % byte for byte in sorted(chosen)) + b"]"
 
@@ -56,7 +59,7 @@ def _folded(chosen: set[int]) -> set[int]:
     return chosen | swapped
 
 
-def _bracket(glob: bytes, at: int) -> tuple[set[int], int] | None:
+def _bracket(glob: bytes, at: int, fold: bool) -> tuple[set[int], int] | None:
     """Read a bracket expression whose ``[`` is before ``at``; None where it never ends."""
     negated = glob[at : at + 1] in (b"!", b"^")
     at += negated
@@ -64,6 +67,8 @@ def _bracket(glob: bytes, at: int) -> tuple[set[int], int] | None:
     first = True
     while at < len(glob):
         if glob[at : at + 1] == b"]" and not first:
+            if fold:
+                chosen = _folded(chosen)
             return (set(range(256)) - chosen if negated else chosen), at + 1
         first = False
         if glob[at : at + 1] == b"\\" and at + 1 < len(glob):
@@ -85,7 +90,8 @@ def glob_regex(glob: bytes, *, fold: bool = False) -> bytes:
     """Return the regular expression that matches whole values as the glob does.
 
     ``*`` is any bytes, ``?`` any one byte (both take ``/`` too), ``[a-z]`` and ``[!a-z]`` one of
-    a set, a backslash takes the next byte as it is; a ``[`` that is never closed is itself.
+    a set, a backslash takes the next byte as it is; a ``[`` that is never closed is itself, and a
+    backslash at the end matches nothing.
     ``fold``: ASCII letters match in either case.
     """
     out: list[bytes] = []
@@ -100,16 +106,17 @@ def glob_regex(glob: bytes, *, fold: bool = False) -> bytes:
         if char == b"?":
             out.append(b".")
             continue
-        if char == b"[" and (found := _bracket(glob, at)) is not None:
+        if char == b"[" and (found := _bracket(glob, at, fold)) is not None:
             chosen, at = found
             # A range that runs backwards holds nothing, and nothing matches it.
-            out.append(
-                _byte_class(_folded(chosen) if fold else chosen) if chosen else b"[^\\x00-\\xff]"
-            )
+            out.append(_byte_class(chosen) if chosen else _NOTHING)
             continue
-        if char == b"\\" and at < len(glob):
+        if char == b"\\":
             char = glob[at : at + 1]
             at += 1
+            if not char:
+                out.append(_NOTHING)
+                break
         if fold and char.isalpha():
             out.append(_byte_class(_folded({char[0]})))
         else:

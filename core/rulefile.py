@@ -11,9 +11,12 @@
       priority: WARNING
       tags: [host, credentials]
 
-All files of one load are one text. As in Falco, a list may name lists that were first defined before
-it, a macro any list and the macros before it, a rule any list and any macro. What is defined again
-replaces the earlier definition, for its earlier users, too, and stays at its place.
+All files of one load are one text. As in Falco, a list may name lists that were first defined
+before it, a macro any list and the macros before it, a rule any list and any macro. What is
+defined again replaces the earlier definition, for its earlier users, too, and stays at its place.
+
+Falco's required_engine_version and required_plugin_versions are read and mean nothing here. A
+``sequence`` is left to core/sequence.py.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "list": ("list", "items"),
     "required_engine_version": ("required_engine_version",),
     "required_plugin_versions": ("required_plugin_versions",),
+    "sequence": ("sequence",),
 }
 _LATER: Final = ("append", "override", "exceptions")
 _PRIORITY_NUMBERS: Final = {name: number for number, name in enumerate(PRIORITIES)} | {
@@ -423,7 +427,7 @@ class _Loader:
             )
         kind = kinds[0]
         if kind not in self.definitions:
-            return  # Falco's version marks say nothing about this engine.
+            return  # Sequences are read elsewhere; Falco's versions are not this engine's.
         name = _text(values[kind], f"the {kind}'s name").strip()
         if not name:
             raise _Trouble(f"the {kind} has no name", values[kind].start)
