@@ -18,8 +18,8 @@ def fnmatch(pattern: bytes, text: bytes, flags: int) -> bool:
     return _libc.fnmatch(pattern, text, flags) == 0
 
 
-# Brackets are drawn closed (the C library is not of one mind on others), and without the colons, dots
-# and equals signs of POSIX classes, which are not taken.
+# Brackets are drawn closed (the C library is not of one mind on others), and without the colons,
+# dots and equals signs of POSIX classes, which are not taken.
 _SET = st.builds(
     "[{}{}]".format,
     st.sampled_from(["", "!", "^"]),
