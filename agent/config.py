@@ -55,7 +55,7 @@ class Capture(_Section, frozen=True):
     scope: _Text = "host"
     ring_bytes: Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 30)] = 16 << 20
     wakeup_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 4 << 20
-    poll_ms: Annotated[int, msgspec.Meta(ge=1, le=500)] = 20
+    poll_ms: Annotated[int, msgspec.Meta(ge=1, le=500)] = 5
     watched_paths: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=16)] = (
         "/var/log/btmp",
         "/var/log/wtmp",

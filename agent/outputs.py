@@ -48,7 +48,8 @@ def alert_line(signal: Signal, hostname: str) -> bytes:
                 "source": "syscall",
                 "tags": signal.tags,
                 "time": moment,
-            }
+            },
+            order="sorted",
         )
         + b"\n"
     )

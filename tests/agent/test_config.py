@@ -56,7 +56,7 @@ def test_a_full_file() -> None:
     full = config.parse(
         """
 host: {id: db-1, name: db1.example, labels: {role: db}}
-capture: {scope: /sys/fs/cgroup/x, ring_bytes: 65536, wakeup_bytes: 0, poll_ms: 1, \
+capture: {scope: /sys/fs/cgroup/x, ring_bytes: 65536, wakeup_bytes: 1, poll_ms: 1, \
 watched_paths: [/a]}
 rules: {files: [a.yaml, /b.yaml], matching: first, disabled: ["N*"], disabled_tags: [t]}
 limits: {processes_max: 100}

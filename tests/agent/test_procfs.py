@@ -102,7 +102,7 @@ def test_a_deleted_file_keeps_its_name_and_so_does_one_that_is_only_named_so(
         environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
         with running(script, executable=copy, cwd=folder, env=environment) as child:
             if deleted:
-                os.unlink(copy)
+                Path(os.fsdecode(copy)).unlink()
                 folder.rmdir()
             found = ProcFS().read(child.pid)
         assert found is not None

@@ -1,0 +1,242 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vedette.agent import cli
+from vedette.bpf.doctor import can_capture, run_checks
+from vedette.core.capturefile import CaptureWriter, End, Header
+from vedette.core.keys import make_pair, write_pair
+from vedette.core.records import build
+
+RULE = """
+- rule: Ends
+  desc: a process ended
+  condition: evt.type = procexit
+  output: "%proc.pid ended"
+  priority: NOTICE
+- rule: Ends unseen
+  desc: the same for sequences
+  condition: evt.type = procexit
+  output: "%proc.pid ended"
+  priority: NOTICE
+  alert: false
+"""
+
+
+@dataclass
+class Ran:
+    """What a command said, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+RunAgent = Callable[..., Ran]
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunAgent:
+    """Run `vedette-agent` with arguments."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["vedette-agent", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return Ran(0 if code is None else int(code), out, err)
+
+    return run
+
+
+@pytest.fixture
+def rule_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rules.yaml"
+    path.write_text(RULE)
+    return path
+
+
+@pytest.fixture
+def capture_file(tmp_path: Path) -> Path:
+    path = tmp_path / "file.vcap"
+    with path.open("wb") as stream:
+        writer = CaptureWriter(
+            stream,
+            Header(kernel="6.1", hostname="db1", host_id="h", boot_id="b", boot_to_wall_ns=10**18),
+        )
+        for pid in range(1, 8):
+            writer.batch([(pid, None)], build("procexit", pid=pid, time_ns=pid))
+        writer.end(End(reason="stopped"))
+    return path
+
+
+def test_version_and_help(agent: RunAgent) -> None:
+    version = agent("--version")
+    assert version.code == 0 and version.out.startswith("vedette-agent ")
+    assert agent("--help").code == 0
+    for command in (["run"], ["capture"], ["replay"], ["doctor"], ["config", "check"]):
+        shown = agent(*command, "--help")
+        assert shown.code == 0
+        assert "Examples:" in shown.out and "vedette-agent " + " ".join(command) in shown.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["run"], ["run", "--nonsense"], ["capture", "-o"], ["replay"]]
+)
+def test_wrong_usage_is_exit_code_2(agent: RunAgent, arguments: list[str]) -> None:
+    ran = agent(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err
+
+
+def test_doctor_says_the_same_in_a_table_and_in_json(agent: RunAgent) -> None:
+    checks = run_checks()
+    code = 0 if can_capture(checks) else 1
+    table, data = agent("doctor"), agent("doctor", "--json")
+    assert table.code == data.code == code
+    parsed = json.loads(data.out)
+    assert parsed["can_capture"] is can_capture(checks)
+    assert parsed["checks"] == [check.as_dict() for check in checks]
+    for check in checks:
+        assert check.name in table.out
+
+
+def test_config_check(agent: RunAgent, tmp_path: Path, rule_file: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("rules: {files: [rules.yaml]}\n")
+    ran = agent("config", "check", str(path))
+    assert (ran.code, ran.out, ran.err) == (0, f"{path}: valid; 2 rules\n", "")
+
+    path.write_text("rules:\n  flies: [rules.yaml]\n")
+    ran = agent("config", "check", str(path))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == (
+        f"vedette-agent: {path}:2: rules.flies: unknown key; did you mean `files`?\n"
+    )
+
+    path.write_text("rules: {files: [rules.yaml]}\n")
+    rule_file.write_text(RULE.replace("evt.type = procexit", "evt.tpye = procexit", 1))
+    ran = agent("config", "check", str(path))
+    assert ran.code == 2
+    assert ran.err.startswith(f"vedette-agent: {rule_file}:4:") and "evt.type" in ran.err
+
+
+def test_config_check_reads_the_key_file(agent: RunAgent, tmp_path: Path) -> None:
+    path, key = tmp_path / "agent.yaml", tmp_path / "key"
+    server = make_pair().public
+    path.write_text(
+        f"ship: {{endpoint: 'tcp://a:1', server_key: '{server}', client_key_file: key}}\n"
+    )
+    ran = agent("config", "check", str(path))
+    assert ran.code == 2
+    assert f"ship.client_key_file: {key}: cannot be read" in ran.err
+    write_pair(key, make_pair())
+    assert agent("config", "check", str(path)).code == 0
+
+
+def test_run_refuses_what_cannot_work_before_it_starts(agent: RunAgent, tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    for text, message in (
+        ("outputs: [{type: file, path: missing/file}]", "outputs[0]: "),
+        ("ship: {endpoint: 'tcp://192.0.2.1:7710'}", "ship: tcp://192.0.2.1:7710: without keys"),
+        ("rules: {files: [missing.yaml]}", "missing.yaml: "),
+    ):
+        path.write_text(text)
+        ran = agent("run", "--config", str(path))
+        assert (ran.code, ran.out) == (2, "")
+        assert message in ran.err
+    for scope in (str(tmp_path), "/sys/fs/cgroup/no-such-cgroup"):
+        path.write_text(f"capture: {{scope: {scope}}}")
+        ran = agent("run", "--config", str(path))
+        assert (ran.code, ran.out) == (1, "")
+        assert scope in ran.err
+    path.write_text("")
+    ran = agent("run", "--config", str(path), "--record", str(tmp_path))
+    assert ran.code == 1
+    assert f"{tmp_path}: cannot be written: Is a directory" in ran.err
+
+
+def test_capture_refuses_a_scope_that_is_no_path(agent: RunAgent, tmp_path: Path) -> None:
+    target = tmp_path / "file.vcap"
+    ran = agent("capture", "-o", str(target), "--scope", "system.slice")
+    assert ran.code == 2
+    assert ran.err.startswith("vedette-agent: --scope: scope must be `host` or the absolute path")
+    assert not target.exists()
+
+
+def test_replay_prints_alerts_and_all_signals_where_asked(
+    agent: RunAgent, rule_file: Path, capture_file: Path
+) -> None:
+    ran = agent("replay", str(capture_file), "--rules", str(rule_file))
+    assert ran.code == 0
+    alerts = [json.loads(line) for line in ran.out.splitlines()]
+    assert [alert["output_fields"]["proc.pid"] for alert in alerts] == list(range(1, 8))
+    assert {(alert["hostname"], alert["rule"]) for alert in alerts} == {("db1", "Ends")}
+    assert alerts[6]["time"] == "2001-09-09T01:46:40.000000007Z"
+    assert f"{capture_file}: 7 events, 14 signals" in ran.err
+    ran = agent("replay", str(capture_file), "--rules", str(rule_file), "--all")
+    assert len(ran.out.splitlines()) == 14
+    ran = agent("replay", str(capture_file), "-r", str(rule_file), "--all", "--matching", "first")
+    assert len(ran.out.splitlines()) == 7
+
+
+def test_replay_of_bad_data_is_exit_code_3(
+    agent: RunAgent, rule_file: Path, capture_file: Path, tmp_path: Path
+) -> None:
+    whole = capture_file.read_bytes()
+    cut = tmp_path / "cut.vcap"
+    cut.write_bytes(whole[: len(whole) // 2])
+    ran = agent("replay", str(cut), "--rules", str(rule_file))
+    assert ran.code == 3
+    assert 0 < len(ran.out.splitlines()) < 7
+    assert f"{cut}: cut short" in ran.err
+    ran = agent("replay", str(rule_file), "--rules", str(rule_file))
+    assert (ran.code, ran.out) == (3, "")
+    assert "not a capture file" in ran.err
+    ran = agent("replay", str(tmp_path / "missing"), "--rules", str(rule_file))
+    assert (ran.code, ran.out) == (3, "")
+    assert "missing: cannot be read: No such file" in ran.err
+
+
+def test_replay_without_rules_is_wrong_usage(agent: RunAgent, capture_file: Path) -> None:
+    ran = agent("replay", str(capture_file))
+    assert ran.code == 2
+    assert "give --rules FILE, or --config FILE" in ran.err
+
+
+def test_a_reader_that_leaves_early_ends_the_replay_without_a_word(
+    rule_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.vcap"
+    with path.open("wb") as stream:
+        writer = CaptureWriter(
+            stream, Header(kernel="", hostname="h", host_id="h", boot_id="b", boot_to_wall_ns=0)
+        )
+        for _ in range(20):
+            records = b"".join(build("procexit", pid=pid) for pid in range(1, 101))
+            writer.batch([(pid, None) for pid in range(1, 101)], records)
+        writer.end(End(reason=""))
+    code = "from vedette.agent.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "replay", str(path), "--rules", str(rule_file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        printed = process.stderr.read()
+        assert process.wait(10) == 1
+    assert b"rror" not in printed

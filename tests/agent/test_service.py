@@ -1,0 +1,340 @@
+"""The agent as a process of its own, on real kernel events of a cgroup of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from vedette.agent import config, pipeline
+from vedette.agent.replay import Replay
+from vedette.core import wire
+from vedette.core.capturefile import Batch, CaptureReader, End, Loss
+from vedette.core.records import TYPE_NAMES, iter_records
+from vedette.core.signal import Signal
+
+pytestmark = pytest.mark.bpf
+
+WaitUntil = Callable[[Callable[[], bool]], None]
+COMMAND = [sys.executable, "-c", "from vedette.agent.cli import main; main()"]
+
+
+def rules(secret: str, name: str = "Reads a secret") -> str:
+    return f"""
+- rule: {name}
+  desc: a file in the secret folder is opened
+  condition: evt.type in (open, openat) and fd.name startswith {secret}/
+  output: "%proc.name read %fd.name, below %proc.pname"
+  priority: WARNING
+  tags: [files]
+- rule: Runs something
+  desc: food for sequences
+  condition: evt.type = execve and evt.res = SUCCESS
+  output: "%proc.exepath"
+  priority: DEBUG
+  alert: false
+"""
+
+
+class Agent:
+    """An agent's process, its files, and a shell in the cgroup that it watches."""
+
+    def __init__(self, folder: Path, cgroup: Path, wait_until: WaitUntil, extra: str = "") -> None:
+        self.folder = folder
+        self.wait_until = wait_until
+        self.secret = folder / "secret"
+        self.secret.mkdir()
+        self.rules = folder / "rules.yaml"
+        self.rules.write_text(rules(str(self.secret)))
+        self.alerts = folder / "alerts.json"
+        self.log = folder / "log"
+        self.config = folder / "agent.yaml"
+        self.config.write_text(
+            f"host: {{id: test-host, name: test.example}}\n"
+            f"capture: {{scope: {cgroup}, ring_bytes: 1048576, wakeup_bytes: 65536}}\n"
+            "rules: {files: [rules.yaml]}\n"
+            "outputs: [{type: file, path: alerts.json}]\n"
+            "heartbeat_s: 0.2\n" + extra
+        )
+        self.shell = subprocess.Popen(
+            ["sh", "-c", f"echo $$ > {cgroup}/cgroup.procs; cd {folder}; exec sh"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.does("true")  # answers, so it is in the cgroup
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *arguments: str) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([*COMMAND, *arguments], stderr=log)
+        self.logs("watching", "capturing")
+
+    def logs(self, *messages: str) -> None:
+        def said() -> bool:
+            assert self.process is not None
+            text = self.log.read_text()
+            assert self.process.poll() is None, text
+            return any(message in text for message in messages)
+
+        self.wait_until(said)
+
+    def does(self, command: str) -> None:
+        """Have the shell in the cgroup run a command, and wait for its end."""
+        assert self.shell.stdin is not None and self.shell.stdout is not None
+        self.shell.stdin.write(f"{command}\necho done\n".encode())
+        self.shell.stdin.flush()
+        assert self.shell.stdout.readline() == b"done\n"
+
+    def printed(self) -> list[dict[str, object]]:
+        lines = self.alerts.read_bytes().splitlines() if self.alerts.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the agent; a stop takes at most two seconds."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        assert self.process.wait(2) == 0, self.log.read_text()
+
+    def close(self) -> None:
+        for process in (self.process, self.shell):
+            if process is not None:
+                process.kill()
+                process.wait()
+        for stream in (self.shell.stdin, self.shell.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def make_agent(
+    tmp_path: Path, cgroup: Path, wait_until: WaitUntil
+) -> Iterator[Callable[..., Agent]]:
+    made: list[Agent] = []
+
+    def make(extra: str = "") -> Agent:
+        made.append(Agent(tmp_path, cgroup, wait_until, extra))
+        return made[-1]
+
+    yield make
+    for agent in made:
+        agent.close()
+
+
+def read_secrets(agent: Agent, count: int) -> None:
+    agent.does(f"i=0; while [ $i -lt {count} ]; do true < secret/$i; i=$((i+1)); done 2>/dev/null")
+
+
+def test_alerts_of_real_events_and_a_stop_that_loses_none(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    agent.start("run", "--config", str(agent.config))
+    (agent.secret / "key").touch()
+    agent.does("cat secret/key")
+    agent.wait_until(lambda: bool(agent.printed()))
+    alert = agent.printed()[0]
+    assert alert["rule"] == "Reads a secret"
+    assert alert["priority"] == "Warning"
+    assert alert["hostname"] == "test.example"
+    assert str(alert["output"]).endswith(f"cat read {agent.secret}/key, below sh")
+    fields = alert["output_fields"]
+    assert isinstance(fields, dict)
+    assert fields["proc.ppid"] == agent.shell.pid
+    assert fields["proc.cmdline"] == "cat secret/key"
+    assert fields["proc.exepath"].endswith("/cat")
+    assert fields["fd.name"] == f"{agent.secret}/key"
+    assert fields["user.uid"] == os.geteuid()
+    read_secrets(agent, 211)
+    agent.stop()
+    names = [line["output_fields"]["fd.name"] for line in agent.printed()]  # type: ignore[index]
+    assert names[1:] == [f"{agent.secret}/{number}" for number in range(211)]
+    assert {line["rule"] for line in agent.printed()} == {"Reads a secret"}, "no signal-only rule"
+
+
+def test_hangup_reloads_rules_and_reopens_files_and_bad_rules_change_nothing(
+    make_agent: Callable[..., Agent],
+) -> None:
+    agent = make_agent()
+    agent.start("run", "--config", str(agent.config))
+    assert agent.process is not None
+
+    agent.rules.write_text(rules(str(agent.secret), "Another name"))
+    agent.process.send_signal(signal.SIGHUP)
+    agent.logs('msg="rules reloaded"')
+    read_secrets(agent, 1)
+    agent.wait_until(lambda: len(agent.printed()) == 1)
+
+    agent.rules.write_text(rules(str(agent.secret)).replace("evt.type = execve", "evt.type ="))
+    agent.process.send_signal(signal.SIGHUP)
+    agent.logs("reload failed, the rules in force stay")
+    assert "rules.yaml:10:" in agent.log.read_text()
+    read_secrets(agent, 1)
+    agent.wait_until(lambda: len(agent.printed()) == 2)
+
+    agent.config.write_text(agent.config.read_text().replace("heartbeat_s", "heartbeats"))
+    agent.alerts.rename(agent.folder / "rotated")
+    agent.log.write_text("")
+    agent.process.send_signal(signal.SIGHUP)
+    agent.wait_until(agent.alerts.exists)
+    agent.wait_until(lambda: "heartbeats: unknown key" in agent.log.read_text())
+    read_secrets(agent, 1)
+    agent.wait_until(lambda: len(agent.printed()) == 1)
+    agent.stop()
+    old = [json.loads(line) for line in (agent.folder / "rotated").read_bytes().splitlines()]
+    assert [line["rule"] for line in [*old, *agent.printed()]] == ["Another name"] * 3
+
+
+def test_a_recorded_run_replays_byte_for_byte(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    record = agent.folder / "run.vcap"
+    agent.start("run", "--config", str(agent.config), "--record", str(record))
+    agent.does("cd secret; cat x; (cd ..; cat secret/y) ; true 2>/dev/null")
+    agent.does("sh -c 'cat ../secret/z; exit 3'")
+    read_secrets(agent, 13)
+    agent.stop()
+    assert record.stat().st_mode & 0o077 == 0
+    live = agent.alerts.read_bytes()
+    assert live.count(b"\n") >= 3
+    replay = subprocess.run(
+        [*COMMAND, "replay", str(record), "--config", str(agent.config)],
+        capture_output=True,
+        check=True,
+    )
+    assert replay.stdout == live
+
+    whole = record.read_bytes()
+    cut = agent.folder / "cut.vcap"
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    replay = subprocess.run(
+        [*COMMAND, "replay", str(cut), "--rules", str(agent.rules)], capture_output=True
+    )
+    assert replay.returncode == 3
+    assert live.startswith(replay.stdout)
+    assert b"cut short" in replay.stderr and b"Traceback" not in replay.stderr
+
+
+def test_signals_are_shipped_those_that_are_no_alerts_too(
+    make_agent: Callable[..., Agent],
+) -> None:
+    """The other end is a ROUTER socket that speaks the protocol by hand."""
+    agent = make_agent("ship: {endpoint: 'ipc://SOCKET'}\n")
+    endpoint = f"ipc://{agent.folder}/wire"
+    agent.config.write_text(agent.config.read_text().replace("ipc://SOCKET", endpoint))
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.rcvtimeo = 10_000
+        router.bind(endpoint)
+        agent.start("run", "--config", str(agent.config))
+        signals: list[Signal] = []
+        beats: list[wire.Heartbeat] = []
+
+        def serve() -> wire.Message:
+            peer, frame = router.recv_multipart()
+            message = wire.decode(frame)
+            if isinstance(message, wire.Hello):
+                assert (message.host_id, message.hostname) == ("test-host", "test.example")
+                answer: wire.Message = wire.Welcome(
+                    protocol=wire.PROTOCOL,
+                    committed_seq=0,
+                    credit=1000,
+                    message_bytes_max=wire.MESSAGE_BYTES_MIN,
+                )
+                router.send_multipart([peer, wire.encode(answer)])
+            elif isinstance(message, wire.Batch | wire.Heartbeat):
+                if isinstance(message, wire.Batch):
+                    signals.extend(message.signals)
+                else:
+                    beats.append(message)
+                seq = signals[-1].seq if signals else 0
+                router.send_multipart([peer, wire.encode(wire.Ack(committed_seq=seq, credit=1000))])
+            return message
+
+        assert isinstance(serve(), wire.Hello)
+        agent.does("cat secret/a")
+        while len(signals) < 2:
+            serve()
+        last_ns = signals[-1].time_ns
+        while not (
+            beats
+            and beats[-1].complete_until_ns > last_ns
+            and beats[-1].counters.get("signals.Reads a secret") == 1
+        ):
+            serve()
+        assert beats[-1].lost_events == 0
+        assert beats[-1].counters["capture.submitted"] >= len(signals)
+        assert agent.process is not None
+        agent.process.send_signal(signal.SIGTERM)
+        while not isinstance(serve(), wire.Bye):
+            pass
+        assert agent.process.wait(2) == 0
+    assert [item.seq for item in signals] == list(range(1, len(signals) + 1))
+    assert next(item.rule for item in signals if item.alert) == "Reads a secret"
+    execs = [item for item in signals if not item.alert]
+    assert execs[0].rule == "Runs something" and execs[0].output.endswith("/cat")
+    assert len(agent.printed()) == sum(item.alert for item in signals)
+
+
+def test_a_capture_counts_its_losses_and_replays(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    small = agent.folder / "small.yaml"
+    text = agent.config.read_text().replace("ring_bytes: 1048576", "ring_bytes: 65536")
+    small.write_text(text.replace("wakeup_bytes: 65536", "wakeup_bytes: 32768"))
+    target = agent.folder / "file.vcap"
+    agent.start("capture", "--output", str(target), "--config", str(small))
+    assert agent.process is not None
+    read_secrets(agent, 7)
+    agent.process.send_signal(signal.SIGSTOP)
+    read_secrets(agent, 1999)
+    agent.process.send_signal(signal.SIGCONT)
+    # Events after the loss show that the agent goes on, and give it the time to notice.
+    agent.wait_until(lambda: "events were lost" in agent.log.read_text())
+    agent.does("cat secret/last")
+    agent.stop(signal.SIGINT)
+    with target.open("rb") as stream:
+        reader = CaptureReader(stream)
+        blocks = list(reader)
+    records = b"".join(block.records for block in blocks if isinstance(block, Batch))
+    events = list(iter_records(records))
+    end = blocks[-1]
+    assert isinstance(end, End)
+    assert end.counters["submitted"] == len(events)
+    opened = [e.path for e in events if TYPE_NAMES[e.type] in ("open", "openat")]
+    numbers = [int(path[7:]) for path in opened if path[:7] == b"secret/" and path[7:].isdigit()]
+    assert numbers[:7] == list(range(7))
+    assert len(numbers) + end.counters["lost_ring_full"] == 7 + 1999
+    assert end.counters["lost_ring_full"] > 0
+    assert any(isinstance(block, Loss) for block in blocks)
+    assert b"secret/last" in opened
+
+    rules_ = pipeline.load(config.Rules(files=(str(agent.rules),)))
+    runs = []
+    for _ in range(2):
+        signals: list[Signal] = []
+        with target.open("rb") as stream:
+            Replay(CaptureReader(stream), rules_.rules).run(signals.extend)
+        runs.append(msgspec.msgpack.encode(signals))
+        assert len(signals) > len(numbers)
+    assert runs[0] == runs[1]
+
+
+def test_a_recording_that_is_full_ends_whole_and_the_agent_goes_on(
+    make_agent: Callable[..., Agent],
+) -> None:
+    agent = make_agent()
+    record = agent.folder / "run.vcap"
+    agent.start(
+        "run", "--config", str(agent.config), "--record", str(record), "--record-bytes-max", "65536"
+    )
+    read_secrets(agent, 1000)
+    agent.logs("recording is full")
+    agent.wait_until(lambda: len(agent.printed()) == 1000)
+    agent.stop()
+    with record.open("rb") as stream:
+        end = list(CaptureReader(stream))[-1]
+    assert isinstance(end, End) and end.reason == "full"
