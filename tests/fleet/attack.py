@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ASKPASS = "#!/bin/sh\nprintf '%s\\n' \"$GUESS\"\n"
@@ -24,9 +25,13 @@ class AttackError(Exception):
     """The attack did not get where it wanted; the message has what the shell said."""
 
 
+pause_s = 0.0
+
+
 def say(step: str, host: str, text: str) -> None:
-    """Report a step to whoever watches."""
+    """Report a step to whoever watches, and give them time to."""
     print(json.dumps({"step": step, "host": host, "text": text}), flush=True)
+    time.sleep(pause_s)
 
 
 def ssh_argv(target: str) -> list[str]:
@@ -162,13 +167,17 @@ def attack(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Command line: attack.py USER@HOST USER@HOST ADDRESS:PORT"""
+    """Command line: attack.py [--pause SECONDS] USER@HOST USER@HOST ADDRESS:PORT"""
+    global pause_s
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", help="where to guess passwords: user@host")
     parser.add_argument("next", help="where to go from there with the key that is found")
     parser.add_argument("callback", help="address:port that the dropped program calls")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds to wait after each step")
+    arguments = parser.parse_args()
+    pause_s = arguments.pause
     try:
-        attack(parser.parse_args())
+        attack(arguments)
     except (AttackError, OSError) as error:
         print(f"attack: {error}", file=sys.stderr)
         return 1

@@ -22,6 +22,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -37,6 +38,8 @@ BRIDGE_ADDRESS = f"{NETWORK}.254"
 SSHD = "/usr/sbin/sshd"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WAIT_S = 20.0
+
+_ENDING = (signal.SIGALRM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 # Directories that a host has for itself, with their modes.
 OWN_DIRECTORIES = {
@@ -309,6 +312,9 @@ class Host(Place):
                     kept = quote(str(source / needed.relative_to(path)))
                     lines.append(f"mkdir -p {kept}; mount --bind {quote(str(needed))} {kept}")
             lines.append(f"mount --rbind {quote(str(source))} {path}")
+        # Elsewhere it would be read-only with the rest.
+        directory = quote(str(fleet.directory))
+        lines.append(f"mount --bind {directory} {directory}")
         for path in OWN_FILES:
             lines.append(f"mount --bind {quote(str(self.files / path[1:]))} {path}")
         lines += [
@@ -450,7 +456,17 @@ class Fleet:
         return process
 
     def remove(self) -> None:
-        """End every process of the fleet and remove what it made. Harmless when repeated."""
+        """End every process of the fleet and remove what it made. Harmless when repeated.
+
+        Signals wait until it is done: a second Ctrl-C does not leave half a fleet.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            self._remove()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _remove(self) -> None:
         if hasattr(self, "cgroup"):
             _remove_cgroup(self.cgroup)
         for process in self._processes:

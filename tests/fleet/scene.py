@@ -58,13 +58,14 @@ def listen(fleet: Fleet, log: Path) -> subprocess.Popen[str]:
         )
 
 
-def attack(fleet: Fleet) -> subprocess.Popen[str]:
+def attack(fleet: Fleet, pause_s: float = 0.0) -> subprocess.Popen[str]:
     """Set the attacker off on host a; its stdout has a JSON object per step."""
     a: Host = fleet.hosts["a"]
     return a.spawn(
         [
             "/usr/bin/python3",
             "/home/mallory/attack.py",
+            f"--pause={pause_s}",
             "ana@b",
             "ops@c",
             f"{BRIDGE_ADDRESS}:{CALLBACK_PORT}",
