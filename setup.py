@@ -50,7 +50,7 @@ extensions = [
         include_dirs=["bpf", "core", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("CYTHON_TRACE_NOGIL", "1")] if flavour == "trace" else []),
-        extra_compile_args=["-std=c11", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function",
+        extra_compile_args=["-std=c11", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function", "-Wno-sign-compare",
                             *compile_args],
         extra_link_args=link_args,
         depends=["bpf/event.h", *(str(header) for header in sorted(Path("core").glob("*.h")))],

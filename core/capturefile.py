@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import BinaryIO, TypeVar
+from typing import Annotated, BinaryIO, Literal, TypeVar
 
 import msgspec
 
@@ -38,6 +38,10 @@ _VERSIONS = Struct("<II")
 _BLOCK = Struct("<III")
 _KIND_LENGTH = Struct("<II")
 _SNAPSHOT_ROWS = 4096
+
+_PID_LIMIT = 1 << 22  # PID_MAX_LIMIT of 64-bit kernels
+_U32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+_U63 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 HEADER, SNAPSHOT, BATCH, LOSS, END = 1, 2, 3, 4, 5
 
@@ -60,12 +64,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str
     host_id: str
     boot_id: str
-    boot_to_wall_ns: int
-    users: dict[int, bytes] = {}
-    groups: dict[int, bytes] = {}
+    boot_to_wall_ns: Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
+    users: dict[_U32, bytes] = {}
+    groups: dict[_U32, bytes] = {}
     event_digest: bytes = b""
-    rule_matching: str = "all"
-    processes_max: int = 65536
+    rule_matching: Literal["all", "first"] = "all"
+    processes_max: Annotated[int, msgspec.Meta(ge=2, le=1 << 22)] = 65536
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,14 +86,14 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 class _Row(msgspec.Struct, frozen=True, array_like=True):
     """A process as it is stored; the fields of core.engine.Process without the parent."""
 
-    pid: int
-    ppid: int
-    uid: int
-    gid: int
-    loginuid: int
-    session: int
-    start_time_ns: int
-    cgroup_id: int
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=_PID_LIMIT)]
+    ppid: Annotated[int, msgspec.Meta(ge=0, lt=_PID_LIMIT)]
+    uid: _U32
+    gid: _U32
+    loginuid: _U32
+    session: _U32
+    start_time_ns: _U63
+    cgroup_id: _U63
     comm: bytes | None
     exe_path: bytes | None
     args: bytes | None

@@ -284,18 +284,16 @@ def _open_flags(of: Callable[[int], Scalar]) -> Callable[[EventView], Raw]:
     return get
 
 
-def _result(of: Callable[[int], Scalar]) -> Callable[[EventView], Raw]:
+def _result(of: Callable[[int], Scalar | None]) -> Callable[[EventView], Raw]:
     def get(view: EventView) -> Raw:
         return None if struct_of(view.record) == "exit" else of(view.record.result)
 
     return get
 
 
-def result_text(result: int) -> bytes:
-    """Return evt.res of a syscall's result: SUCCESS, the errno's name, or the number itself."""
-    if result >= 0:
-        return b"SUCCESS"
-    return ERRNO_NAMES.get(-result, b"%d" % result)
+def result_text(result: int) -> bytes | None:
+    """Return evt.res of a syscall's result: SUCCESS or the errno's name, None where it has none."""
+    return b"SUCCESS" if result >= 0 else ERRNO_NAMES.get(-result)
 
 
 def _fd(view: EventView) -> int | None:

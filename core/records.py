@@ -29,6 +29,11 @@ _FORMATS: Final[dict[str, str]] = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "S16": "16s", "V16": "16s",
 }  # fmt: skip
 
+PID_LIMIT: Final = 4194304
+"""Process ids are below it (PID_MAX_LIMIT, linux/threads.h)."""
+
+_PIDS: Final = frozenset({"pid", "ppid", "child_pid", "reaper_pid"})
+
 
 class RecordError(ValueError):
     """A record that cannot be read; ``str()`` is the reason.
@@ -129,6 +134,9 @@ def decode(data: bytes | bytearray | memoryview, offset: int = 0) -> Record:
             values[field] = value.split(b"\0", 1)[0]
         else:
             values[field] = value
+    for field in _PIDS & values.keys():
+        if values[field] >= PID_LIMIT:
+            raise RecordError(f"{field} {values[field]} is not below {PID_LIMIT}", size)
     at = layout.SIZES[name]
     if at + sum(lengths.values()) > size:
         raise RecordError(

@@ -291,7 +291,7 @@ class _Reader:
         for key in ("within", "steps"):
             if key not in keys:
                 raise self.error(node, f"{key}: is missing")
-        desc = self.text(keys["desc"], "a description") if "desc" in keys else ""
+        desc = self.text(keys["desc"], "a description").strip() if "desc" in keys else ""
         within_ns = self.duration(keys["within"])
         priority = PRIORITIES.index("WARNING")
         if "priority" in keys:

@@ -181,10 +181,11 @@ class Twin:
         # Ordered by when an entry last acted, the one that has been idle longest first. The
         # entries' own ``parent`` is always None; ``_snapshot`` finds it.
         self._table: dict[int, Process] = {}
+        self._unchecked: set[int] = set()
         self._stats = dict.fromkeys(
             (
                 "records", "malformed", "matches", "lookups", "lookups_failed",
-                "processes_replaced", "processes_evicted",
+                "processes_replaced", "processes_evicted", "processes_repaired",
             ),
             0,
         )  # fmt: skip
@@ -192,6 +193,10 @@ class Twin:
     def swap_rules(self, rules: Sequence[Rule]) -> None:
         """Replace the rules between two records; the process table carries over."""
         self._rules = tuple(rules)
+
+    def note_loss(self) -> None:
+        """Say that events were lost: each process is looked up again before it is trusted."""
+        self._unchecked = set(self._table)
 
     def add_process(self, process: ProcessValues) -> None:
         """Put a process into the table, in the place of what has its pid; its parent is ignored."""
@@ -259,6 +264,15 @@ class Twin:
                     self._stats["lookups_failed"] += 1
             made = Process(pid=pid) if known is None else replace(_entry(known), pid=pid)
             self._insert(made, acting=pid)
+        elif pid in self._unchecked and self._lookup is not None:
+            self._stats["lookups"] += 1
+            known = self._lookup(pid)
+            if known is None:
+                self._stats["lookups_failed"] += 1
+            elif known.start_time_ns != self._table[pid].start_time_ns:
+                self._stats["processes_repaired"] += 1
+                self._insert(replace(_entry(known), pid=pid), acting=pid)
+        self._unchecked.discard(pid)
         entry = self._table.pop(pid)
         self._table[pid] = replace(
             entry, uid=record.uid, gid=record.gid, cgroup_id=record.cgroup_id
@@ -270,6 +284,7 @@ class Twin:
         acting = self._table[record.pid]
         if kind == "fork" and record.result >= 0:
             parent = self._table.get(record.ppid, acting)
+            self._unchecked.discard(record.child_pid)
             child = Process(
                 pid=record.child_pid,
                 ppid=record.ppid,
@@ -308,7 +323,7 @@ class Twin:
         """Step 5: the children get a new parent, the process goes."""
         reaper = record.reaper_pid or _INIT_PID
         for pid, entry in self._table.items():
-            if entry.ppid == record.pid:
+            if entry.ppid == record.pid != 0:  # a ppid of 0 is no parent
                 self._table[pid] = replace(entry, ppid=reaper)
         del self._table[record.pid]
 
@@ -320,12 +335,13 @@ class Twin:
         self._table[entry.pid] = entry
 
     def _evict(self, acting: int | None) -> None:
-        """Remove what has been idle longest: among those without children, if there are any."""
-        candidates = [pid for pid in self._table if pid != acting]
+        """Remove the 64th part that has been idle longest, those without children first."""
         parents = {e.ppid for e in self._table.values() if e.ppid not in (0, e.pid)}
-        leaves = [pid for pid in candidates if pid not in parents]
-        del self._table[(leaves or candidates)[0]]
-        self._stats["processes_evicted"] += 1
+        candidates = [pid for pid in self._table if pid != acting]
+        candidates.sort(key=lambda pid: pid in parents)
+        for pid in candidates[: max(1, self._processes_max // 64)]:
+            del self._table[pid]
+            self._stats["processes_evicted"] += 1
 
     def _snapshot(self, entry: Process) -> Process:
         chain = [entry]

@@ -19,6 +19,7 @@ is accepted there.
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 from array import array
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ LOST_MAX: Final = 1024
 MESSAGE_BYTES_MIN: Final = 1 << 20
 """Every aggregator takes messages of this size, so that any single signal can be sent."""
 NUMBER_MAX: Final = (1 << 63) - 1
+SEQ_MAX: Final = (1 << 48) - 1
+"""Numbers of signals: sums over them stay far from 64 bits."""
 
 _CUT = "…"
 
@@ -65,8 +68,8 @@ _Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 _Addresses = Annotated[list[_Name], msgspec.Meta(max_length=ADDRESSES_MAX)]
 _Value = Annotated[str, msgspec.Meta(max_length=VALUE_CHARS_MAX)] | int | bool | None
 LostRange = tuple[
-    Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)],
-    Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)],
+    Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)],
+    Annotated[int, msgspec.Meta(ge=1, le=SEQ_MAX)],
 ]
 """First and last number of signals that were given up; both belong to the range."""
 
@@ -74,13 +77,14 @@ LostRange = tuple[
 class Hello(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Agent's first message on every connection.
 
+    host_id    what the host is known by, whatever its name
     boot_id    names a numbering: a new one whenever numbers start again at 1
     addresses  the host's own IP addresses, as text
     time_ns    the agent's wall clock when this was sent
     """
 
     protocol: int
-    host_id: _Name
+    host_id: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
     hostname: _Text
     boot_id: _Name
     addresses: _Addresses
@@ -293,6 +297,20 @@ def fit(signal: Signal) -> Signal:
     )
 
 
+def is_local(endpoint: str) -> bool:
+    """Tell whether an endpoint can only be reached on this machine."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme != "tcp":
+        return scheme in ("ipc", "inproc")
+    host = rest.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _cut(text: str, chars_max: int) -> str:
     # Lone surrogates are how Python carries bytes that are no UTF-8; they show as \udcXX. Escaping
     # lengthens, so the text is cut before (to bound the work) and after.
@@ -373,10 +391,10 @@ def _check_columns(columns: _Columns) -> tuple[array[int], array[int], array[int
     ):
         if length != count:
             raise WireError(f"SIGNALS: seq has {count} entries, {name} has {length}")
-    if seq[0] < 1 or seq[-1] > NUMBER_MAX:
-        raise WireError(f"SIGNALS: seq is not within 1 to {NUMBER_MAX}")
     if any(later <= earlier for earlier, later in pairwise(seq)):
         raise WireError("SIGNALS: seq does not rise")
+    if seq[0] < 1 or seq[-1] > SEQ_MAX:
+        raise WireError(f"SIGNALS: seq is not within 1 to {SEQ_MAX}")
     if max(time_ns) > NUMBER_MAX:
         raise WireError(f"SIGNALS: time_ns beyond {NUMBER_MAX}")
     if max(indices) >= len(columns.rules):

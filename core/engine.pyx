@@ -1,0 +1,510 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""The pipeline: records in, the process table kept, the rule tables asked, matches out."""
+cimport cython
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memset
+from vedette.core.event cimport *
+from vedette.core.mem cimport Heap
+from vedette.core.proctable cimport (
+    DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Image, Proc, ProcTable, Text,
+    image_drop, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_remove,
+    pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
+from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
+from vedette.core.tables cimport RuleTables
+
+import os
+
+from vedette.core.ring import RingReader  # noqa: F811 - the Python name beside the C one
+
+cdef enum:
+    RECORD_OK = 0
+    RECORD_SKIP = 1             # malformed, but its size can be trusted
+    RECORD_STOP = 2             # no next record can be found
+    CONSUME_STEP = 256          # records between two reports to the kernel of how far we are
+
+
+@cython.final
+cdef class Process:
+    """A process as the table knows it, at the moment of a match. Missing values are None."""
+    cdef readonly uint32_t pid, ppid, uid, gid, loginuid, session
+    cdef readonly uint64_t start_time_ns, cgroup_id
+    cdef readonly object comm, exe_path, args, cwd, parent
+
+    def __init__(self, *, pid, ppid=0, uid=0, gid=0, loginuid=0xFFFFFFFF, session=0,
+                 start_time_ns=0, cgroup_id=0, comm=None, exe_path=None, args=None, cwd=None,
+                 parent=None):
+        self.pid = pid
+        self.ppid = ppid
+        self.uid = uid
+        self.gid = gid
+        self.loginuid = loginuid
+        self.session = session
+        self.start_time_ns = start_time_ns
+        self.cgroup_id = cgroup_id
+        self.comm = comm
+        self.exe_path = exe_path
+        self.args = args
+        self.cwd = cwd
+        self.parent = parent
+
+    def __repr__(self):
+        return f"Process(pid={self.pid}, ppid={self.ppid}, comm={self.comm!r})"
+
+
+cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil:
+    """Whether a record can be read: records.decode says the same in Python."""
+    cdef const vedette_header* h = <const vedette_header*>data
+    cdef size_t fixed
+    cdef size_t blobs = 0
+    if left < sizeof(vedette_header):
+        return RECORD_STOP
+    size[0] = h.size
+    if h.size & 7 or h.size < sizeof(vedette_header) or h.size > VEDETTE_RECORD_MAX or h.size > left:
+        return RECORD_STOP
+    if h.type == VEDETTE_EXECVE or h.type == VEDETTE_EXECVEAT:
+        fixed = sizeof(vedette_exec)
+        if h.size < fixed or (<const vedette_exec*>data).ppid >= PID_LIMIT:
+            return RECORD_SKIP
+        blobs = (<size_t>(<const vedette_exec*>data).path_len + (<const vedette_exec*>data).filename_len
+                 + (<const vedette_exec*>data).args_len)
+    elif VEDETTE_CLONE <= h.type <= VEDETTE_CLONE3:
+        fixed = sizeof(vedette_fork)
+        if (h.size < fixed or (<const vedette_fork*>data).ppid >= PID_LIMIT
+                or (<const vedette_fork*>data).child_pid >= PID_LIMIT):
+            return RECORD_SKIP
+    elif h.type == VEDETTE_PROCEXIT:
+        fixed = sizeof(vedette_exit)
+        if h.size < fixed or (<const vedette_exit*>data).reaper_pid >= PID_LIMIT:
+            return RECORD_SKIP
+    elif VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+        fixed = sizeof(vedette_open)
+        if h.size < fixed:
+            return RECORD_SKIP
+        blobs = <size_t>(<const vedette_open*>data).path_len + (<const vedette_open*>data).dir_len
+    elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+        fixed = sizeof(vedette_sock)
+        if h.size < fixed:
+            return RECORD_SKIP
+        blobs = (<const vedette_sock*>data).path_len
+    elif h.type == VEDETTE_WRITE:
+        fixed = sizeof(vedette_write)
+        if h.size < fixed:
+            return RECORD_SKIP
+        blobs = <size_t>(<const vedette_write*>data).path_len + (<const vedette_write*>data).data_len
+    elif h.type == VEDETTE_CHDIR or h.type == VEDETTE_FCHDIR:
+        fixed = sizeof(vedette_chdir)
+        if h.size < fixed:
+            return RECORD_SKIP
+        blobs = (<const vedette_chdir*>data).path_len
+    else:
+        return RECORD_SKIP
+    if fixed + blobs > h.size or h.pid >= PID_LIMIT:
+        return RECORD_SKIP
+    return RECORD_OK
+
+
+cdef inline int32_t _comm_size(const char* comm) noexcept nogil:
+    cdef const void* end = memchr(comm, 0, 16)
+    return 16 if end == NULL else <int32_t>(<const char*>end - comm)
+
+
+cdef class Engine:
+    """Process table and rule tables over records; engine.pyi has the parameters."""
+    cdef ProcTable procs
+    cdef Heap heap
+    cdef RuleTables tables
+    cdef object on_match
+    cdef object lookup
+    cdef dict options
+    cdef tuple rule_list
+    cdef bint is_open
+    cdef bint looks_up
+    cdef uint32_t loss_epoch
+    cdef uint64_t records
+    cdef uint64_t malformed
+    cdef uint64_t matches
+    cdef uint64_t lookups
+    cdef uint64_t lookups_failed
+    cdef uint64_t repaired
+    cdef uint64_t incomplete
+
+    def __cinit__(self):
+        memset(&self.procs, 0, sizeof(ProcTable))
+        memset(&self.heap, 0, sizeof(Heap))
+
+    def __init__(self, rules, *, on_match, lookup=None, users=None, groups=None, hostname=None,
+                 uint64_t class_bytes_max=16 << 20, uint64_t verdict_bytes_max=8 << 20,
+                 uint64_t strings_bytes_max=64 << 20, processes_max=65536, rule_matching="all",
+                 seed=None):
+        if rule_matching not in ("all", "first"):
+            raise ValueError(f"rule_matching is all or first, not {rule_matching!r}")
+        if not 2 <= processes_max <= PID_LIMIT:
+            raise ValueError(f"processes_max is 2 to {PID_LIMIT}, not {processes_max}")
+        if seed is None:
+            seed = os.urandom(64)
+        if len(seed) < 16:
+            raise ValueError("seed is at least 16 bytes")
+        self.on_match = on_match
+        self.lookup = lookup
+        self.looks_up = lookup is not None
+        self.options = {
+            "users": users or {}, "groups": groups or {}, "hostname": hostname,
+            "class_bytes_max": class_bytes_max, "verdict_bytes_max": verdict_bytes_max,
+            "first_only": rule_matching == "first", "seed": seed,
+        }
+        pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max)
+        self.is_open = True
+        self.swap_rules(rules)
+
+    def __dealloc__(self):
+        if self.is_open:
+            pt_free(&self.procs)
+
+    def swap_rules(self, rules):
+        """Replace the rules between two records; the process table carries over.
+
+        The new tables are made beside the old ones, which go only when they are ready. Raises
+        compile.UnsupportedRule and MemoryError, and then keeps the old rules.
+        """
+        self._check_open()
+        rules = tuple(rules)
+        conditions = [rule.condition if rule.enabled else None for rule in rules]
+        self.tables = RuleTables(conditions, **self.options)
+        self.rule_list = rules
+
+    cdef int _check_open(self) except -1:
+        if not self.is_open:
+            raise ValueError("the engine is closed")
+        return 0
+
+    # Processes
+
+    cdef uint32_t _add(self, uint32_t pid, process, uint32_t keep) except 0:
+        """Put a process-like object into the table under a pid."""
+        cdef uint32_t slot
+        cdef Proc* p
+        cdef bytes comm = process.comm
+        cdef bytes path = process.exe_path
+        cdef bytes args = process.args
+        cdef bytes cwd = process.cwd
+        cdef uint32_t ppid = process.ppid
+        if pid >= PID_LIMIT or ppid >= PID_LIMIT:
+            raise ValueError(f"pid {pid}, ppid {ppid}: process ids are below {PID_LIMIT}")
+        slot = pt_insert(&self.procs, pid, ppid, keep)
+        if slot == 0:
+            raise MemoryError
+        p = &self.procs.slots[slot]
+        p.uid = process.uid
+        p.gid = process.gid
+        p.loginuid = process.loginuid
+        p.session = process.session
+        p.start_time_ns = process.start_time_ns
+        p.cgroup_id = process.cgroup_id
+        p.checked = self.loss_epoch
+        p.image = image_new(
+            &self.procs,
+            <const uint8_t*>comm if comm is not None else NULL, len(comm) if comm is not None else -1,
+            <const uint8_t*>path if path is not None else NULL, len(path) if path is not None else -1,
+            <const uint8_t*>args if args is not None else NULL, len(args) if args is not None else -1)
+        if cwd is not None:
+            p.cwd = text_new(&self.procs, <const uint8_t*>cwd, len(cwd))
+        return slot
+
+    def add_process(self, process):
+        """Put a process into the table, in the place of what has its pid; its parent is ignored."""
+        self._check_open()
+        self._add(process.pid, process, 0)
+
+    cdef uint32_t _learn(self, const vedette_header* h) except 0 with gil:
+        """An entry for a pid that the table does not know."""
+        cdef uint32_t slot
+        found = None
+        if self.looks_up:
+            self.lookups += 1
+            found = self.lookup(h.pid)
+            if found is None:
+                self.lookups_failed += 1
+        if found is not None:
+            return self._add(h.pid, found, 0)
+        slot = pt_insert(&self.procs, h.pid, 0, 0)
+        if slot == 0:
+            raise MemoryError
+        self.procs.slots[slot].flags |= PROC_INCOMPLETE
+        self.procs.slots[slot].checked = self.loss_epoch
+        self.incomplete += 1
+        return slot
+
+    cdef uint32_t _confirm(self, uint32_t slot) except 0 with gil:
+        """Look an entry up again, after a loss, and replace it if it is another process's."""
+        cdef uint32_t pid = self.procs.slots[slot].pid
+        self.lookups += 1
+        found = self.lookup(pid)
+        if found is None:
+            self.lookups_failed += 1
+        elif found.start_time_ns != self.procs.slots[slot].start_time_ns:
+            self.repaired += 1
+            return self._add(pid, found, slot)
+        self.procs.slots[slot].checked = self.loss_epoch
+        return slot
+
+    cdef Process _snapshot(self, uint32_t slot):
+        cdef uint32_t chain[66]
+        cdef uint32_t depth = 0
+        cdef Process made = None
+        cdef Proc* p
+        cdef Image* image
+        while slot != 0 and depth <= DEPTH_MAX:
+            chain[depth] = slot
+            depth += 1
+            slot = pt_parent(&self.procs, slot)
+        while depth > 0:
+            depth -= 1
+            p = &self.procs.slots[chain[depth]]
+            image = p.image
+            made = Process(
+                pid=p.pid, ppid=p.ppid, uid=p.uid, gid=p.gid, loginuid=p.loginuid,
+                session=p.session, start_time_ns=p.start_time_ns, cgroup_id=p.cgroup_id,
+                comm=(image.comm[:image.comm_len]
+                      if image != NULL and image.comm_len >= 0 else None),
+                exe_path=(image.data[:image.path_len]
+                          if image != NULL and image.path_len >= 0 else None),
+                args=((image.data + (image.path_len if image.path_len > 0 else 0))[:image.args_len]
+                      if image != NULL and image.args_len >= 0 else None),
+                cwd=p.cwd.data[:p.cwd.size] if p.cwd != NULL else None,
+                parent=made)
+        return made
+
+    def process(self, uint32_t pid):
+        """A process with its parents, or None."""
+        cdef uint32_t slot
+        self._check_open()
+        if pid >= PID_LIMIT:
+            return None
+        slot = pt_find(&self.procs, pid)
+        return self._snapshot(slot) if slot != 0 else None
+
+    def processes(self):
+        """All processes, by pid."""
+        cdef uint32_t slot
+        cdef list found = []
+        self._check_open()
+        for slot in range(1, self.procs.slots_used):
+            if not self.procs.slots[slot].flags & (PROC_GHOST | PROC_FREE):
+                found.append(self._snapshot(slot))
+        found.sort(key=_pid_of)
+        return found
+
+    def note_loss(self):
+        """Say that events were lost: each process is looked up again before it is trusted."""
+        self.loss_epoch += 1
+
+    # Records
+
+    cdef int _one(self, const vedette_header* h) except -1 nogil:
+        """One well-formed record: ARCHITECTURE.md, "The process table", steps 1 to 5."""
+        cdef ProcTable* procs = &self.procs
+        cdef uint32_t slot = pt_find(procs, h.pid)
+        cdef Proc* p
+        cdef uint32_t row
+        self.records += 1
+        if slot == 0:
+            slot = self._learn(h)
+        elif procs.slots[slot].checked != self.loss_epoch and self.looks_up:
+            slot = self._confirm(slot)
+        p = &procs.slots[slot]
+        procs.clock += 1
+        p.touched = procs.clock
+        if p.uid != h.uid or p.gid != h.gid:
+            p.uid = h.uid
+            p.gid = h.gid
+            p.vector_epoch = 0
+        p.cgroup_id = h.cgroup_id
+        if h.type <= VEDETTE_CLONE3:
+            if h.type >= VEDETTE_CLONE:
+                if h.result >= 0:
+                    self._fork(slot, <const vedette_fork*>h)
+                    slot = pt_find(procs, h.pid)
+            elif h.result == 0:
+                self._exec(slot, <const vedette_exec*>h)
+        elif h.type >= VEDETTE_CHDIR and h.result == 0:
+            self._chdir(slot, <const vedette_chdir*>h)
+        row = self.tables.judge(procs, slot, h)
+        if row != 0:
+            self._report(slot, h, row)
+        if h.type == VEDETTE_PROCEXIT:
+            slot = pt_find(procs, h.pid)
+            if slot != 0:
+                pt_reparent_children(procs, slot, (<const vedette_exit*>h).reaper_pid
+                                     if (<const vedette_exit*>h).reaper_pid != 0 else 1)
+                pt_remove(procs, slot)
+        return 0
+
+    cdef void _fork(self, uint32_t slot, const vedette_fork* r) noexcept nogil:
+        cdef ProcTable* procs = &self.procs
+        cdef uint32_t from_ = pt_find(procs, r.ppid)
+        cdef Proc* p
+        cdef Image* image
+        cdef Text* cwd
+        cdef uint32_t loginuid
+        cdef uint32_t session
+        cdef int32_t comm_size = _comm_size(r.comm)
+        if from_ == 0:
+            from_ = slot
+        p = &procs.slots[from_]
+        image = p.image
+        cwd = p.cwd
+        loginuid = p.loginuid
+        session = p.session
+        if image != NULL and image.comm_len == comm_size and memcmp(image.comm, r.comm, comm_size) == 0:
+            image.refs += 1
+        elif image != NULL:
+            image = image_new(procs, <const uint8_t*>r.comm, comm_size, image.data, image.path_len,
+                              image.data + (image.path_len if image.path_len > 0 else 0),
+                              image.args_len)
+        else:
+            image = image_new(procs, <const uint8_t*>r.comm, comm_size, NULL, -1, NULL, -1)
+        if cwd != NULL:
+            cwd.refs += 1
+        procs.replaced += pt_find(procs, r.child_pid) != 0
+        slot = pt_insert(procs, r.child_pid, r.ppid, slot)
+        if slot == 0:
+            image_drop(procs, image)
+            text_drop(procs, cwd)
+            return
+        p = &procs.slots[slot]
+        p.image = image
+        p.cwd = cwd
+        p.uid = r.child_uid
+        p.gid = r.child_gid
+        p.loginuid = loginuid
+        p.session = session
+        p.start_time_ns = r.start_time_ns
+        p.cgroup_id = r.h.cgroup_id
+        p.checked = self.loss_epoch
+
+    cdef void _exec(self, uint32_t slot, const vedette_exec* r) noexcept nogil:
+        cdef ProcTable* procs = &self.procs
+        cdef Proc* p = &procs.slots[slot]
+        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_exec)
+        cdef int32_t path_len = r.path_len
+        cdef int32_t args_len = r.args_len
+        if path_len == 0 and r.h.flags & VEDETTE_F_PATH_FAULT:
+            path_len = -1
+        if args_len == 0 and r.h.flags & VEDETTE_F_ARGS_FAULT:
+            args_len = -1
+        image_drop(procs, p.image)
+        p.image = image_new(procs, <const uint8_t*>r.comm, _comm_size(r.comm), path, path_len,
+                            path + r.path_len + r.filename_len, args_len)
+        p.loginuid = r.loginuid
+        p.session = r.session
+        p.start_time_ns = r.start_time_ns
+        p.flags &= ~<uint32_t>PROC_INCOMPLETE
+        p.vector_epoch = 0
+        pt_stale_descendants(procs, slot)
+        if p.ppid != r.ppid:
+            pt_set_parent(procs, slot, r.ppid)
+
+    cdef void _chdir(self, uint32_t slot, const vedette_chdir* r) noexcept nogil:
+        cdef Proc* p = &self.procs.slots[slot]
+        text_drop(&self.procs, p.cwd)
+        p.cwd = NULL
+        p.vector_epoch = 0
+        if not r.h.flags & VEDETTE_F_PATH_FAULT:
+            p.cwd = text_new(&self.procs, <const uint8_t*>r + sizeof(vedette_chdir), r.path_len)
+
+    cdef int _report(self, uint32_t slot, const vedette_header* h, uint32_t row) except -1 with gil:
+        cdef tuple rules = self.tables.matched(row)
+        self.matches += len(rules)
+        self.on_match((<const uint8_t*>h)[:h.size], rules, self._snapshot(slot))
+        return 0
+
+    def feed(self, records):
+        """Consume whole records from a buffer; return the number of bytes consumed.
+
+        A malformed record is counted and skipped where its size can be trusted. Where not, it ends
+        the feed, counted once with all that follows it, which is not consumed.
+        """
+        cdef const uint8_t[::1] view = records
+        cdef const uint8_t* data
+        cdef size_t size = view.shape[0]
+        cdef size_t at = 0
+        cdef uint32_t step = 0
+        cdef int state
+        self._check_open()
+        if size == 0:
+            return 0
+        data = &view[0]
+        with nogil:
+            while at < size:
+                state = _check(data + at, size - at, &step)
+                if state == RECORD_OK:
+                    self._one(<const vedette_header*>(data + at))
+                else:
+                    self.malformed += 1
+                    if state == RECORD_STOP:
+                        break
+                at += step
+        return at
+
+    def consume(self, RingReader reader, uint64_t records_max=1 << 20):
+        """Consume what the ring holds, at most records_max; return the number of records."""
+        cdef uint64_t at
+        cdef uint64_t taken = 0
+        cdef uint32_t size = 0
+        cdef uint32_t named = 0
+        cdef const uint8_t* record
+        self._check_open()
+        if reader.producer == NULL:
+            raise ValueError("the ring reader is closed")
+        at = reader.consumer[0]
+        try:
+            with nogil:
+                while taken < records_max:
+                    record = ring_peek(reader, &at, &size)
+                    if record == NULL:
+                        break
+                    taken += 1
+                    if _check(record, size, &named) == RECORD_OK:
+                        self._one(<const vedette_header*>record)
+                    else:
+                        self.malformed += 1
+                    if taken % CONSUME_STEP == 0:
+                        vedette_store_release64(reader.consumer, at)
+        finally:
+            vedette_store_release64(reader.consumer, at)
+        return taken
+
+    def stats(self):
+        """Counters and sizes, by name."""
+        self._check_open()
+        return {
+            "records": self.records,
+            "malformed": self.malformed,
+            "matches": self.matches,
+            "lookups": self.lookups,
+            "lookups_failed": self.lookups_failed,
+            "processes": self.procs.live,
+            "processes_ghost": self.procs.ghosts,
+            "processes_replaced": self.procs.replaced,
+            "processes_evicted": self.procs.evicted,
+            "processes_repaired": self.repaired,
+            "processes_incomplete": self.incomplete,
+            "process_strings": self.procs.pool.live,
+            "process_strings_bytes": self.procs.pool.bytes,
+            "process_strings_refused": self.procs.strings_refused,
+            "processes_bytes": self.heap.bytes,
+            "allocations": self.heap.calls,
+            **self.tables.stats(),
+        }
+
+    def close(self):
+        """Free all tables; return the bytes that are still allocated: 0 unless memory leaks."""
+        if not self.is_open:
+            return 0
+        self.is_open = False
+        pt_free(&self.procs)
+        return self.heap.bytes + self.tables.close()
+
+
+def _pid_of(process):
+    return process.pid

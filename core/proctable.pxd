@@ -1,0 +1,126 @@
+"""The process table: entries by pid, linked to their parents and children, strings shared by fork.
+
+ARCHITECTURE.md ("The process table") has the meaning. Entries are named by slot, since the array
+that holds them moves when it grows. A pid that entries name as parent but that is not in the table
+has a ghost entry: it holds the list of children and is invisible otherwise.
+"""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from vedette.core.mem cimport Heap
+
+cdef enum:
+    PID_LIMIT = 4194304         # PID_MAX_LIMIT of 64-bit kernels
+    PID_PAGE_BITS = 10
+    DEPTH_MAX = 64              # ancestors that are looked at
+    POOL_CLASSES = 9            # blocks of 128, 256, … 32768 bytes
+    PROC_GHOST = 1
+    PROC_INCOMPLETE = 2         # made from a header alone
+    PROC_FREE = 4
+
+cdef struct Block:
+    Block* next
+
+cdef struct Pool:
+    Block* free_[9]
+    Block* chunks
+    uint64_t bytes              # taken from the heap
+    uint64_t bytes_max
+    uint64_t live               # blocks handed out
+
+# What an exec set: shared by an entry and all that forked from it since.
+cdef struct Image:
+    uint32_t refs
+    uint32_t size_class
+    uint32_t row                # the predicates, of all roles, that are true of comm, path and args
+    uint32_t row_epoch          # the epoch that made the row; another: it is to be made again
+    int32_t comm_len            # -1: missing, as for the next two
+    int32_t path_len
+    int32_t args_len
+    uint8_t comm[16]
+    uint8_t data[8]             # path, then args (to the block's end)
+
+cdef struct Text:
+    uint32_t refs
+    uint32_t size_class
+    uint32_t row
+    uint32_t row_epoch
+    int32_t size
+    uint8_t data[8]
+
+cdef struct Proc:
+    uint32_t pid
+    uint32_t ppid
+    uint32_t uid
+    uint32_t gid
+    uint32_t vector             # row of the predicates true of the process
+    uint32_t vector_epoch       # 0: vector must be made again
+    uint32_t parent             # slot, 0: none
+    uint32_t flags
+    uint64_t touched            # the table's clock at the last event
+    uint64_t cgroup_id
+    Image* image
+    Text* cwd                   # NULL: missing
+    uint64_t start_time_ns
+    uint32_t loginuid
+    uint32_t session
+    uint32_t child              # first child's slot
+    uint32_t younger            # siblings
+    uint32_t older
+    uint32_t visit
+    uint32_t next_free
+    uint32_t checked            # loss epoch in which the entry was last confirmed
+
+cdef struct ProcTable:
+    Heap* heap
+    Pool pool
+    Proc* slots                 # [0] is not used
+    uint32_t slots_size
+    uint32_t slots_used         # high-water mark
+    uint32_t free_slot
+    uint32_t** pages            # pid >> 10 -> pid & 1023 -> slot
+    uint32_t live               # entries, ghosts excluded
+    uint32_t ghosts
+    uint32_t live_max
+    uint64_t clock
+    uint32_t visit
+    uint32_t* stack             # for walks over descendants; slots_size words
+    uint64_t evicted
+    uint64_t replaced           # forks whose child's pid still had an entry: an exit was lost
+    uint64_t strings_refused
+
+
+cdef inline uint32_t pt_slot(const ProcTable* table, uint32_t pid) noexcept nogil:
+    """Slot of a pid, a ghost's too; 0: none. pid < PID_LIMIT."""
+    cdef const uint32_t* page = table.pages[pid >> PID_PAGE_BITS]
+    if page == NULL:
+        return 0
+    return page[pid & 1023]
+
+
+cdef inline uint32_t pt_find(const ProcTable* table, uint32_t pid) noexcept nogil:
+    """Slot of a pid that is in the table, or 0."""
+    cdef uint32_t slot = pt_slot(table, pid)
+    if slot != 0 and table.slots[slot].flags & PROC_GHOST:
+        return 0
+    return slot
+
+
+cdef inline uint32_t pt_parent(const ProcTable* table, uint32_t slot) noexcept nogil:
+    """Slot of the parent if it is in the table, or 0."""
+    cdef uint32_t parent = table.slots[slot].parent
+    if parent != 0 and table.slots[parent].flags & PROC_GHOST:
+        return 0
+    return parent
+
+
+cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max) except -1
+cdef void pt_free(ProcTable* table) noexcept
+cdef uint32_t pt_insert(ProcTable* table, uint32_t pid, uint32_t ppid, uint32_t keep) noexcept nogil
+cdef void pt_remove(ProcTable* table, uint32_t slot) noexcept nogil
+cdef int pt_set_parent(ProcTable* table, uint32_t slot, uint32_t ppid) noexcept nogil
+cdef int pt_reparent_children(ProcTable* table, uint32_t slot, uint32_t reaper) noexcept nogil
+cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil
+cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
+                      int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil
+cdef void image_drop(ProcTable* table, Image* image) noexcept nogil
+cdef Text* text_new(ProcTable* table, const uint8_t* data, int32_t size) noexcept nogil
+cdef void text_drop(ProcTable* table, Text* text) noexcept nogil

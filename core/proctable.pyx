@@ -1,0 +1,358 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""The process table's functions; proctable.pxd says what it holds."""
+from libc.stdlib cimport qsort
+from libc.string cimport memcpy, memset
+from vedette.core.mem cimport heap_del, heap_grow, heap_new
+
+cdef enum:
+    CHUNK_BYTES = 65536
+    BLOCK_BYTES_MIN = 128
+
+
+# Strings: blocks of a power of two from chunks that are kept until the table goes, so that a fleet
+# of short processes allocates nothing once the pool has its size.
+
+cdef void* _block_new(ProcTable* table, size_t size, uint32_t* size_class) noexcept nogil:
+    cdef Pool* pool = &table.pool
+    cdef uint32_t class_ = 0
+    cdef size_t block = BLOCK_BYTES_MIN
+    cdef size_t at
+    cdef Block* chunk
+    cdef Block* fresh
+    while block < size:
+        block *= 2
+        class_ += 1
+    if class_ >= POOL_CLASSES:
+        return NULL
+    if pool.free_[class_] == NULL:
+        if pool.bytes + CHUNK_BYTES > pool.bytes_max:
+            return NULL
+        chunk = <Block*>heap_new(table.heap, CHUNK_BYTES)
+        if chunk == NULL:
+            return NULL
+        pool.bytes += CHUNK_BYTES
+        chunk.next = pool.chunks
+        pool.chunks = chunk
+        # The chunk's first block holds only the link to the next chunk.
+        at = block
+        while at + block <= CHUNK_BYTES:
+            fresh = <Block*>(<uint8_t*>chunk + at)
+            fresh.next = pool.free_[class_]
+            pool.free_[class_] = fresh
+            at += block
+    fresh = pool.free_[class_]
+    pool.free_[class_] = fresh.next
+    pool.live += 1
+    size_class[0] = class_
+    return fresh
+
+
+cdef void _block_del(ProcTable* table, void* block, uint32_t size_class) noexcept nogil:
+    cdef Block* freed = <Block*>block
+    freed.next = table.pool.free_[size_class]
+    table.pool.free_[size_class] = freed
+    table.pool.live -= 1
+
+
+cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
+                      int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil:
+    """An image with one reference, or NULL where the strings' bound is reached. Lengths of -1: missing."""
+    cdef uint32_t size_class = 0
+    cdef size_t path_size = path_len if path_len > 0 else 0
+    cdef size_t args_size = args_len if args_len > 0 else 0
+    cdef Image* image = <Image*>_block_new(table, sizeof(Image) + path_size + args_size, &size_class)
+    if image == NULL:
+        table.strings_refused += 1
+        return NULL
+    memset(image, 0, sizeof(Image))
+    image.refs = 1
+    image.size_class = size_class
+    image.comm_len = comm_len if comm_len <= 16 else 16
+    image.path_len = path_len
+    image.args_len = args_len
+    if comm_len > 0:
+        memcpy(image.comm, comm, image.comm_len)
+    memcpy(image.data, path, path_size)
+    memcpy(image.data + path_size, args, args_size)
+    return image
+
+
+cdef void image_drop(ProcTable* table, Image* image) noexcept nogil:
+    if image != NULL:
+        image.refs -= 1
+        if image.refs == 0:
+            _block_del(table, image, image.size_class)
+
+
+cdef Text* text_new(ProcTable* table, const uint8_t* data, int32_t size) noexcept nogil:
+    cdef uint32_t size_class = 0
+    cdef Text* text = <Text*>_block_new(table, sizeof(Text) + size, &size_class)
+    if text == NULL:
+        table.strings_refused += 1
+        return NULL
+    text.refs = 1
+    text.size_class = size_class
+    text.row = 0
+    text.row_epoch = 0
+    text.size = size
+    memcpy(text.data, data, size)
+    return text
+
+
+cdef void text_drop(ProcTable* table, Text* text) noexcept nogil:
+    if text != NULL:
+        text.refs -= 1
+        if text.refs == 0:
+            _block_del(table, text, text.size_class)
+
+
+# Entries
+
+cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max) except -1:
+    memset(table, 0, sizeof(ProcTable))
+    table.heap = heap
+    table.live_max = live_max if live_max >= 2 else 2
+    table.pool.bytes_max = strings_bytes_max
+    table.slots_size = 256
+    table.slots_used = 1
+    table.slots = <Proc*>heap_new(heap, table.slots_size * sizeof(Proc))
+    table.pages = <uint32_t**>heap_new(heap, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
+    table.stack = <uint32_t*>heap_new(heap, table.slots_size * sizeof(uint32_t))
+    if table.slots == NULL or table.pages == NULL or table.stack == NULL:
+        raise MemoryError
+    return 0
+
+
+cdef void pt_free(ProcTable* table) noexcept:
+    cdef Block* chunk = table.pool.chunks
+    cdef Block* following
+    cdef uint32_t page
+    while chunk != NULL:
+        following = chunk.next
+        heap_del(table.heap, chunk, CHUNK_BYTES)
+        chunk = following
+    if table.pages != NULL:
+        for page in range(PID_LIMIT >> PID_PAGE_BITS):
+            heap_del(table.heap, table.pages[page], 1024 * sizeof(uint32_t))
+        heap_del(table.heap, table.pages, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
+    heap_del(table.heap, table.slots, table.slots_size * sizeof(Proc))
+    heap_del(table.heap, table.stack, table.slots_size * sizeof(uint32_t))
+    memset(table, 0, sizeof(ProcTable))
+
+
+cdef uint32_t _slot_new(ProcTable* table, uint32_t pid) noexcept nogil:
+    """An empty slot that the pid leads to, or 0 without memory."""
+    cdef uint32_t slot
+    cdef Proc* larger
+    cdef uint32_t* stack
+    cdef uint32_t* page = table.pages[pid >> PID_PAGE_BITS]
+    if page == NULL:
+        page = <uint32_t*>heap_new(table.heap, 1024 * sizeof(uint32_t))
+        if page == NULL:
+            return 0
+        table.pages[pid >> PID_PAGE_BITS] = page
+    if table.free_slot != 0:
+        slot = table.free_slot
+        table.free_slot = table.slots[slot].next_free
+    else:
+        if table.slots_used == table.slots_size:
+            larger = <Proc*>heap_grow(table.heap, table.slots, table.slots_size * sizeof(Proc),
+                                      2 * table.slots_size * sizeof(Proc))
+            if larger == NULL:
+                return 0
+            table.slots = larger
+            # A walk over descendants pushes each slot at most once.
+            stack = <uint32_t*>heap_grow(table.heap, table.stack, table.slots_size * sizeof(uint32_t),
+                                         2 * table.slots_size * sizeof(uint32_t))
+            table.slots_size *= 2
+            if stack == NULL:
+                return 0
+            table.stack = stack
+        slot = table.slots_used
+        table.slots_used += 1
+    memset(&table.slots[slot], 0, sizeof(Proc))
+    table.slots[slot].pid = pid
+    page[pid & 1023] = slot
+    return slot
+
+
+cdef void _slot_del(ProcTable* table, uint32_t slot) noexcept nogil:
+    cdef uint32_t pid = table.slots[slot].pid
+    table.pages[pid >> PID_PAGE_BITS][pid & 1023] = 0
+    table.slots[slot].flags = PROC_FREE
+    table.slots[slot].next_free = table.free_slot
+    table.free_slot = slot
+
+
+cdef void _unlink(ProcTable* table, uint32_t slot) noexcept nogil:
+    """Take an entry from its parent's children; a ghost without children goes."""
+    cdef Proc* entry = &table.slots[slot]
+    cdef uint32_t parent = entry.parent
+    if parent == 0:
+        return
+    if entry.older != 0:
+        table.slots[entry.older].younger = entry.younger
+    else:
+        table.slots[parent].child = entry.younger
+    if entry.younger != 0:
+        table.slots[entry.younger].older = entry.older
+    entry.parent = 0
+    entry.older = 0
+    entry.younger = 0
+    if table.slots[parent].flags & PROC_GHOST and table.slots[parent].child == 0:
+        table.ghosts -= 1
+        _slot_del(table, parent)
+
+
+cdef int pt_set_parent(ProcTable* table, uint32_t slot, uint32_t ppid) noexcept nogil:
+    """Link an entry below ppid; -1 without memory (then it has no parent)."""
+    cdef uint32_t parent = 0
+    cdef uint32_t pid = table.slots[slot].pid
+    if table.slots[slot].parent != 0 and table.slots[slot].ppid == ppid:
+        return 0
+    if ppid != 0 and ppid != pid:
+        parent = pt_slot(table, ppid)
+        if parent == 0:
+            parent = _slot_new(table, ppid)
+            if parent != 0:
+                table.slots[parent].flags = PROC_GHOST
+                table.ghosts += 1
+    _unlink(table, slot)
+    table.slots[slot].ppid = ppid
+    if ppid == 0 or ppid == pid:
+        return 0
+    if parent == 0:
+        return -1
+    table.slots[slot].parent = parent
+    table.slots[slot].younger = table.slots[parent].child
+    if table.slots[parent].child != 0:
+        table.slots[table.slots[parent].child].older = slot
+    table.slots[parent].child = slot
+    return 0
+
+
+cdef void pt_remove(ProcTable* table, uint32_t slot) noexcept nogil:
+    """Take an entry out; its children keep its pid as ppid."""
+    image_drop(table, table.slots[slot].image)
+    text_drop(table, table.slots[slot].cwd)
+    table.slots[slot].image = NULL
+    table.slots[slot].cwd = NULL
+    table.live -= 1
+    if table.slots[slot].child != 0:
+        # The ghost is marked before its own link goes, so that a cycle cannot free it in between.
+        table.slots[slot].flags = PROC_GHOST
+        table.ghosts += 1
+        _unlink(table, slot)
+        pt_stale_descendants(table, slot)
+    else:
+        _unlink(table, slot)
+        _slot_del(table, slot)
+
+
+cdef struct Candidate:
+    uint64_t key        # the top bit: has children; then the clock of the last event
+    uint32_t slot
+
+
+cdef int _by_key(const void* left, const void* right) noexcept nogil:
+    cdef uint64_t a = (<const Candidate*>left).key
+    cdef uint64_t b = (<const Candidate*>right).key
+    return (a > b) - (a < b)
+
+
+cdef void _evict(ProcTable* table, uint32_t keep) noexcept nogil:
+    """Make room: the 64th part of the table that was idle longest, entries without children first.
+
+    A part and not one, so that a fork bomb at the bound pays for the sorting once in a while only.
+    """
+    cdef uint32_t wanted = table.live_max // 64 if table.live_max >= 64 else 1
+    cdef size_t size = table.slots_used * sizeof(Candidate)
+    cdef Candidate* candidates = <Candidate*>heap_new(table.heap, size)
+    cdef uint32_t count = 0
+    cdef uint32_t slot
+    cdef Proc* entry
+    if candidates == NULL:
+        return
+    for slot in range(1, table.slots_used):
+        entry = &table.slots[slot]
+        if slot != keep and not entry.flags & (PROC_GHOST | PROC_FREE):
+            candidates[count].key = entry.touched | (<uint64_t>(entry.child != 0) << 63)
+            candidates[count].slot = slot
+            count += 1
+    qsort(candidates, count, sizeof(Candidate), _by_key)
+    for slot in range(wanted if wanted < count else count):
+        pt_remove(table, candidates[slot].slot)
+        table.evicted += 1
+    heap_del(table.heap, candidates, size)
+
+
+cdef uint32_t pt_insert(ProcTable* table, uint32_t pid, uint32_t ppid, uint32_t keep) noexcept nogil:
+    """A fresh entry for a pid, without image and cwd, or 0 without memory.
+
+    An old entry of the pid goes; who names the pid as parent stays its child.
+    keep: the slot of an entry that must not make room, or 0.
+    """
+    cdef uint32_t slot = pt_find(table, pid)
+    cdef uint32_t child
+    if slot == 0 and table.live >= table.live_max:
+        _evict(table, keep)
+    slot = pt_slot(table, pid)
+    if slot == 0:
+        slot = _slot_new(table, pid)
+        if slot == 0:
+            return 0
+        table.live += 1
+    else:
+        if table.slots[slot].flags & PROC_GHOST:
+            table.ghosts -= 1
+            table.live += 1
+        else:
+            image_drop(table, table.slots[slot].image)
+            text_drop(table, table.slots[slot].cwd)
+            _unlink(table, slot)
+        child = table.slots[slot].child
+        memset(&table.slots[slot], 0, sizeof(Proc))
+        table.slots[slot].pid = pid
+        table.slots[slot].child = child
+        pt_stale_descendants(table, slot)
+    table.clock += 1
+    table.slots[slot].touched = table.clock
+    table.slots[slot].loginuid = 0xFFFFFFFF
+    pt_set_parent(table, slot, ppid)
+    return slot
+
+
+cdef int pt_reparent_children(ProcTable* table, uint32_t slot, uint32_t reaper) noexcept nogil:
+    """Give an entry's children to the reaper's pid."""
+    if reaper == table.slots[slot].pid:
+        return 0
+    pt_stale_descendants(table, slot)
+    while table.slots[slot].child != 0:
+        pt_set_parent(table, table.slots[slot].child, reaper)
+    return 0
+
+
+cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil:
+    """Have every descendant's vector made again; entries of a cycle are visited once."""
+    cdef uint32_t depth = 0
+    cdef uint32_t child
+    if table.slots[slot].child == 0:
+        return
+    table.visit += 1
+    if table.visit == 0:
+        for child in range(table.slots_used):
+            table.slots[child].visit = 0
+        table.visit = 1
+    table.slots[slot].visit = table.visit
+    table.stack[0] = slot
+    depth = 1
+    while depth > 0:
+        depth -= 1
+        child = table.slots[table.stack[depth]].child
+        while child != 0:
+            if table.slots[child].visit != table.visit:
+                table.slots[child].visit = table.visit
+                table.slots[child].vector_epoch = 0
+                table.stack[depth] = child
+                depth += 1
+            child = table.slots[child].younger

@@ -1,0 +1,137 @@
+"""The rule tables: from a record and its process to the rules that match.
+
+ARCHITECTURE.md ("The rule tables") has the idea: values have classes, classes and event type have a
+verdict, and both are looked up by hash. Here are the structs; tables.pyx packs and asks them.
+"""
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from vedette.core.cache cimport Cache
+from vedette.core.event cimport (vedette_exec, vedette_header, vedette_open, vedette_sock,
+                                 vedette_write)
+from vedette.core.index cimport BytesIndex, Hits, IntIndex
+from vedette.core.mem cimport Heap
+from vedette.core.proctable cimport Image, ProcTable, Text
+from vedette.core.siphash cimport HashKey
+
+# One end of a socket.
+cdef struct End:
+    const uint8_t* address
+    uint32_t size               # 4 or 16; 0: there is no such end
+    uint32_t port
+    uint32_t roles              # END_*
+
+cdef enum:
+    SMALL_LOW = -256            # numbers from here …
+    SMALL_COUNT = 1536          # … this many, have their row in an array
+    KEY_WORDS = 12
+    SCRATCH_BYTES = 16384
+
+
+# Sets of numbers, each kept once and named by its row; row 0 is the empty set.
+cdef struct SetRow:
+    uint64_t hash
+    uint32_t start              # into items
+    uint32_t count
+
+cdef struct SetSpace:
+    Hits hits                   # the set being gathered
+    SetRow* rows
+    uint32_t rows_size
+    uint32_t rows_used
+    uint32_t* items
+    uint32_t items_size
+    uint32_t items_used
+    uint32_t* buckets           # row by hash, 0: free; at most half full
+    uint32_t bucket_mask
+    uint64_t bytes
+
+# A class table: keys by length in three caches, so that short ones cost no more than they need.
+cdef struct ClassCache:
+    Cache tier[3]
+    uint64_t uncached           # keys too long for the widest tier
+
+cdef struct Node:
+    uint32_t predicate
+    uint32_t then
+    uint32_t otherwise
+
+cdef struct TypeCode:
+    bint in_use
+    uint32_t words              # bit by source: its class is part of the key
+    bint vector
+    uint32_t* cover_start       # by predicate, and one more: into cover_rules
+    uint32_t* cover_rules
+    uint32_t cover_count
+    uint32_t* residual
+    uint32_t residual_count
+    uint32_t* starts            # by rule: first node, or compile.TRUE or FALSE
+
+cdef struct Tables:
+    Heap* heap
+    HashKey hash_key
+    BytesIndex bytes_index[18]
+    IntIndex int_index[13]
+    uint32_t opaque             # bit by bytes index: it has predicates that Python compares
+    uint8_t* roles              # by predicate
+    uint32_t predicates
+    uint32_t rules
+    SetSpace classes            # rows of predicates
+    SetSpace verdicts           # rows of rules
+    Hits truth                  # the predicates true of the event being judged
+    ClassCache path
+    ClassCache raw
+    Cache ends                  # addresses, by role and value
+    Cache numbers               # numbers beyond the small ones, by source and value
+    Cache verdict
+    uint32_t* small             # by source and number: row + 1
+    Node* code
+    uint32_t code_count
+    TypeCode types[19]
+    uint32_t* rule_mark
+    uint32_t rule_epoch
+    uint32_t ancestors[16]
+    uint32_t ancestor_count
+    uint32_t epoch              # rows of another epoch mean nothing here
+    bint first_only
+    uint64_t sets_reset         # the class space was full and began anew
+    uint64_t class_misses       # values that took the slow path
+    uint64_t verdict_misses
+    uint64_t rules_evaluated
+    uint64_t opaque_errors
+    uint8_t* scratch            # the key that is looked up
+    uint8_t* scratch_value      # a derived value
+
+
+@cython.final
+cdef class RuleTables:
+    cdef Tables t
+    cdef Heap own_heap
+    cdef list opaque
+    cdef readonly tuple rules
+    cdef readonly object plan
+    cdef int _pack_code(self, plan) except -1
+    cdef void _free(self) noexcept
+    cdef void _new_epoch(self) noexcept nogil
+    cdef void _match_opaque(self, int index, const uint8_t* value, size_t size) noexcept with gil
+    cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil
+    cdef uint32_t _image_row(self, Image* image) noexcept nogil
+    cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil
+    cdef uint32_t _vector(self, ProcTable* table, uint32_t slot) noexcept nogil
+    cdef uint32_t _number_row(self, int small, int index, int64_t value) noexcept nogil
+    cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil
+    cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil
+    cdef uint32_t _open_path_row(self, const ProcTable* table, uint32_t slot, const vedette_open* r) noexcept nogil
+    cdef uint32_t _raw_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil
+    cdef uint32_t _filtered_row(self, uint32_t roles) noexcept nogil
+    cdef uint32_t _ip_row(self, const End* end) noexcept nogil
+    cdef uint32_t _port_row(self, const End* end) noexcept nogil
+    cdef uint32_t _sockname_row(self, const End* local, const End* remote, bint is_connect) noexcept nogil
+    cdef uint32_t _login_row(self, const vedette_write* r) noexcept nogil
+    cdef uint32_t judge(self, ProcTable* table, uint32_t slot, const vedette_header* h) noexcept nogil
+    cdef int _open_key(self, ProcTable* table, uint32_t slot, const vedette_open* r, uint32_t words, uint32_t* key, int count) noexcept nogil
+    cdef int _sock_key(self, const vedette_sock* r, uint32_t words, uint32_t* key, int count) noexcept nogil
+    cdef int _exec_key(self, const vedette_exec* r, uint32_t words, uint32_t* key, int count) noexcept nogil
+    cdef int _write_key(self, const vedette_write* r, uint32_t words, uint32_t* key, int count) noexcept nogil
+    cdef uint32_t _evaluate(self, TypeCode* code, const uint32_t* rows, int count) noexcept nogil
+    cdef void _run(self, TypeCode* code, uint32_t rule) noexcept nogil
+    cdef tuple matched(self, uint32_t row)

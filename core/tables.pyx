@@ -1,0 +1,1152 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""Packing a plan (core/compile.py) into the structs of tables.pxd, and judging events with them."""
+cimport cython
+from libc.stdint cimport int16_t, int32_t
+from libc.stdio cimport snprintf
+from libc.string cimport memchr, memcmp, memcpy, memset
+from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cache_init, cache_put)
+from vedette.core.event cimport *
+from vedette.core.index cimport (BytesIndex, Hits, IntIndex, bytes_index_build, bytes_index_free,
+                                 bytes_match, hits_add, hits_begin, hits_free, hits_init,
+                                 int_index_build, int_index_free, int_match)
+from vedette.core.mem cimport Heap, heap_del, heap_new
+from vedette.core.proctable cimport DEPTH_MAX, Image, Proc, ProcTable, Text, pt_parent
+from vedette.core.siphash cimport HashKey, nh_words, siphash13
+
+
+from vedette.core import compile as plans
+from vedette.core.twin import holds
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char* inet_ntop(int family, const void* source, char* target, uint32_t size)
+
+cdef enum:
+    ROWS_HEADROOM = 96          # more rows than one event can make
+    AT_FDCWD = -100
+    AF_UNIX = 1
+    AF_INET = 2
+    AF_INET6 = 10
+    SOCK_RAW = 3
+    O_DIRECTORY = 0o200000
+    O_TMPFILE = 0o20200000
+    O_CREAT = 0o100
+    UTMP_BYTES = 384
+    # The order of compile.BYTES
+    B_COMM = 0
+    B_EXE = 1
+    B_ARGS = 2
+    B_CMDLINE = 3
+    B_EXEPATH = 4
+    B_CWD = 5
+    B_NAME = 6
+    B_DIRECTORY = 7
+    B_FILENAME = 8
+    B_NAMERAW = 9
+    B_ARGPATH = 10
+    B_ARGFILENAME = 11
+    B_FLAGS = 12
+    B_IP = 13
+    B_LOGIN_USER = 14
+    B_LOGIN_IP = 15
+    B_LOGIN_HOST = 16
+    B_LOGIN_LINE = 17
+    # The order of compile.INTS
+    I_RESULT = 0
+    I_UID = 1
+    I_GID = 2
+    I_LOGINUID = 3
+    I_PID = 4
+    I_PPID = 5
+    I_SID = 6
+    I_FD = 7
+    I_KIND = 8
+    I_OPENBITS = 9
+    I_PORT = 10
+    I_LOGIN_TYPE = 11
+    I_LOGIN_PID = 12
+    # The order of compile.WORDS
+    W_RESULT = 0
+    W_FD = 1
+    W_KIND = 2
+    W_OPEN = 3
+    W_PATH = 4
+    W_RAW = 5
+    W_IP = 6
+    W_PORT = 7
+    W_LOGIN = 8
+    # Roles, as in compile.py
+    R_SELF = 0
+    R_PARENT = 1
+    R_ANY_ANCESTOR = 2
+    R_ANCESTOR = 3
+    END_LOCAL = 1
+    END_REMOTE = 2
+    END_CLIENT = 4
+    END_SERVER = 8
+    END_EITHER = 16
+    # Kinds of a path key
+    PATH_ABSOLUTE = 0
+    PATH_ROOTLESS = 1
+    PATH_VERBATIM = 2
+
+cdef uint32_t CODE_TRUE = plans.TRUE
+cdef uint32_t CODE_NONE = plans.FALSE
+
+assert plans.BYTES == (
+    "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
+    "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line")
+assert plans.INTS == (
+    "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
+    "login_type", "login_pid")
+assert plans.WORDS == ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login")
+
+# Numbers that have arrays of rows: SMALL_COUNT words each, in this order.
+cdef enum:
+    SMALL_RESULT = 0
+    SMALL_FD = 1
+    SMALL_KIND = 2
+    SMALL_SOURCES = 3
+
+# Epochs are never used twice, so that rows of replaced tables are known to be stale.
+cdef uint32_t _last_epoch = 0
+
+# evt.arg.flags: names in Falco's order, filled from the catalogue.
+cdef struct FlagName:
+    uint32_t bits
+    uint32_t size
+    char name[16]
+
+cdef FlagName _flag_names[16]
+cdef int _flag_count = 0
+cdef FlagName _access_modes[4]
+
+
+def _fill_flag_names():
+    global _flag_count
+    from vedette.core import fields
+    cdef bytes name
+    cdef int i
+    for name, bits in fields.OPEN_FLAGS:
+        _flag_names[_flag_count].bits = bits
+        _flag_names[_flag_count].size = <uint32_t>len(name)
+        memcpy(_flag_names[_flag_count].name, <const char*>name, len(name))
+        _flag_count += 1
+    for i in range(4):
+        name = fields.ACCESS_MODES[i]
+        _access_modes[i].size = <uint32_t>len(name)
+        memcpy(_access_modes[i].name, <const char*>name, len(name))
+
+
+_fill_flag_names()
+
+
+# Sets
+
+cdef int _space_init(SetSpace* space, Heap* heap, uint32_t members, uint64_t bytes_max, words) except -1:
+    cdef uint64_t rows = bytes_max // (sizeof(SetRow) + 2 * sizeof(uint32_t) + 8 * sizeof(uint32_t))
+    cdef uint32_t buckets = 256
+    memset(space, 0, sizeof(SetSpace))
+    hits_init(&space.hits, heap, members, words)
+    if rows > 1 << 24:
+        rows = 1 << 24
+    space.rows_size = <uint32_t>rows + ROWS_HEADROOM
+    space.items_size = <uint32_t>(8 * rows) + ROWS_HEADROOM * (members + 1)
+    while buckets < 2 * space.rows_size:
+        buckets *= 2
+    space.bucket_mask = buckets - 1
+    space.rows = <SetRow*>heap_new(heap, space.rows_size * sizeof(SetRow))
+    space.items = <uint32_t*>heap_new(heap, <size_t>space.items_size * sizeof(uint32_t))
+    space.buckets = <uint32_t*>heap_new(heap, <size_t>buckets * sizeof(uint32_t))
+    if space.rows == NULL or space.items == NULL or space.buckets == NULL:
+        raise MemoryError
+    space.bytes = (space.rows_size * sizeof(SetRow) + <size_t>space.items_size * sizeof(uint32_t)
+                   + <size_t>buckets * sizeof(uint32_t))
+    space.rows_used = 1
+    return 0
+
+
+cdef void _space_free(SetSpace* space, Heap* heap) noexcept:
+    hits_free(&space.hits, heap)
+    heap_del(heap, space.rows, space.rows_size * sizeof(SetRow))
+    heap_del(heap, space.items, <size_t>space.items_size * sizeof(uint32_t))
+    heap_del(heap, space.buckets, (<size_t>space.bucket_mask + 1) * sizeof(uint32_t))
+    memset(space, 0, sizeof(SetSpace))
+
+
+cdef inline bint _space_is_full(const SetSpace* space) noexcept nogil:
+    return (space.rows_used + ROWS_HEADROOM > space.rows_size
+            or space.items_used + ROWS_HEADROOM * space.hits.predicates > space.items_size)
+
+
+cdef void _space_clear(SetSpace* space) noexcept nogil:
+    space.rows_used = 1
+    space.items_used = 0
+    memset(space.buckets, 0, (<size_t>space.bucket_mask + 1) * sizeof(uint32_t))
+
+
+cdef uint32_t _space_row(SetSpace* space) noexcept nogil:
+    """The row of the set that was gathered in space.hits; it is made if it is new."""
+    cdef Hits* hits = &space.hits
+    cdef SetRow* row
+    cdef uint32_t bucket
+    cdef uint32_t found
+    cdef uint32_t i
+    if hits.count == 0:
+        return 0
+    bucket = <uint32_t>(hits.set_hash ^ (hits.set_hash >> 32)) & space.bucket_mask
+    while space.buckets[bucket] != 0:
+        found = space.buckets[bucket]
+        row = &space.rows[found]
+        if row.hash == hits.set_hash and row.count == hits.count:
+            for i in range(row.count):
+                if hits.mark[space.items[row.start + i]] != hits.epoch:
+                    break
+            else:
+                return found
+        bucket = (bucket + 1) & space.bucket_mask
+    found = space.rows_used
+    row = &space.rows[found]
+    row.hash = hits.set_hash
+    row.start = space.items_used
+    row.count = hits.count
+    memcpy(space.items + row.start, hits.found, hits.count * sizeof(uint32_t))
+    space.items_used += hits.count
+    space.rows_used += 1
+    space.buckets[bucket] = found
+    return found
+
+
+cdef inline void _add_row(Hits* hits, const SetSpace* space, uint32_t row) noexcept nogil:
+    cdef uint32_t i
+    cdef const SetRow* found = &space.rows[row]
+    for i in range(found.start, found.start + found.count):
+        hits_add(hits, space.items[i])
+
+
+# Class tables
+
+cdef int _class_cache_init(ClassCache* cache, Heap* heap, uint64_t bytes_max) except -1:
+    if (cache_init(&cache.tier[0], heap, bytes_max * 5 // 10, 62)
+            or cache_init(&cache.tier[1], heap, bytes_max * 35 // 100, 126)
+            or cache_init(&cache.tier[2], heap, bytes_max * 15 // 100, 510)):
+        raise MemoryError
+    return 0
+
+
+cdef void _class_cache_free(ClassCache* cache, Heap* heap) noexcept:
+    cdef int i
+    for i in range(3):
+        if cache.tier[i].sets != NULL:
+            cache_free(&cache.tier[i], heap)
+
+
+cdef void _class_cache_clear(ClassCache* cache) noexcept nogil:
+    cdef int i
+    for i in range(3):
+        cache_clear(&cache.tier[i])
+
+
+cdef inline Cache* _tier(ClassCache* cache, size_t size) noexcept nogil:
+    if size <= 62:
+        return &cache.tier[0]
+    if size <= 126:
+        return &cache.tier[1]
+    if size <= 510:
+        return &cache.tier[2]
+    cache.uncached += 1
+    return NULL
+
+
+# Values that are derived
+
+cdef size_t _resolve(uint8_t* target, int kind, const uint8_t* path, size_t size) noexcept nogil:
+    """fields.resolve: the path without empty, `.` and `..` components. Returns its length."""
+    cdef size_t root = 1
+    cdef size_t out
+    cdef size_t i = 0
+    cdef size_t start
+    cdef size_t part
+    if kind == PATH_ROOTLESS:
+        root = 10
+        memcpy(target, b"<UNKNOWN>/", 10)
+    else:
+        target[0] = 47
+    out = root
+    while i < size:
+        start = i
+        while i < size and path[i] != 47:
+            i += 1
+        part = i - start
+        i += 1
+        if part == 0 or (part == 1 and path[start] == 46):
+            continue
+        if part == 2 and path[start] == 46 and path[start + 1] == 46:
+            while out > root and target[out - 1] != 47:
+                out -= 1
+            if out > root:
+                out -= 1
+            continue
+        if out > root:
+            target[out] = 47
+            out += 1
+        memcpy(target + out, path + start, part)
+        out += part
+    return out
+
+
+cdef size_t _flags_text(char* target, uint32_t flags) noexcept nogil:
+    """fields.open_flags_text."""
+    cdef size_t out = 0
+    cdef int i
+    cdef const FlagName* name
+    for i in range(_flag_count):
+        name = &_flag_names[i]
+        if flags & name.bits != name.bits:
+            continue
+        if name.size == 0:
+            name = &_access_modes[flags & 3]
+        if out:
+            target[out] = 124
+            out += 1
+        memcpy(target + out, name.name, name.size)
+        out += name.size
+    return out
+
+
+# The ends of a socket
+
+cdef inline bint _is_mapped(const uint8_t* address) noexcept nogil:
+    return memcmp(address, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
+
+
+cdef int _socket_kind(const vedette_sock* r) noexcept nogil:
+    """compile.KINDS: 3 IPv4, 4 IPv6, 5 Unix, 0 none."""
+    cdef bint connected = r.h.type != VEDETTE_BIND and r.h.type != VEDETTE_LISTEN
+    if r.family == AF_UNIX:
+        return 5
+    if r.family == AF_INET:
+        return 3
+    if r.family == AF_INET6:
+        if connected:
+            return 3 if _is_mapped(r.remote_addr) else 4
+        return 3 if _is_mapped(r.local_addr) else 4
+    return 0
+
+
+cdef int _ends(const vedette_sock* r, End* local, End* remote) noexcept nogil:
+    """Fill in both ends; 0 where the record has none."""
+    cdef int kind = _socket_kind(r)
+    local.size = 0
+    remote.size = 0
+    if kind not in (3, 4) or r.h.flags & VEDETTE_F_ADDR_FAULT:
+        return 0
+    local.size = 4 if kind == 3 else 16
+    local.address = &r.local_addr[0]
+    remote.address = &r.remote_addr[0]
+    if kind == 3 and r.family == AF_INET6:
+        local.address = &r.local_addr[12]
+        remote.address = &r.remote_addr[12]
+    local.port = r.local_port
+    remote.port = r.remote_port
+    if r.h.type == VEDETTE_CONNECT:
+        local.roles = END_LOCAL | END_CLIENT | END_EITHER
+        remote.roles = END_REMOTE | END_SERVER | END_EITHER
+        remote.size = local.size
+    else:
+        local.roles = END_LOCAL | END_SERVER | END_EITHER
+        remote.roles = END_REMOTE | END_CLIENT | END_EITHER
+        if r.h.type == VEDETTE_ACCEPT or r.h.type == VEDETTE_ACCEPT4:
+            remote.size = local.size
+    return 1
+
+
+cdef size_t _end_text(char* target, const End* end) noexcept nogil:
+    cdef char address[64]
+    inet_ntop(AF_INET if end.size == 4 else AF_INET6, end.address, address, 64)
+    return snprintf(target, 80, b"%s:%u", address, end.port)
+
+
+cdef void* _alloc(Heap* heap, size_t size) except NULL:
+    cdef void* block = heap_new(heap, size if size else 1)
+    if block == NULL:
+        raise MemoryError
+    return block
+
+
+cdef uint32_t* _words(Heap* heap, list values) except NULL:
+    cdef uint32_t* target = <uint32_t*>_alloc(heap, len(values) * sizeof(uint32_t))
+    cdef size_t i
+    for i in range(len(values)):
+        target[i] = values[i]
+    return target
+
+
+cdef void _words_del(Heap* heap, uint32_t* block, size_t count) noexcept:
+    heap_del(heap, block, count * sizeof(uint32_t) if count else 1)
+
+
+@cython.final
+cdef class RuleTables:
+    """The tables of one set of rules; engine.pyx asks them, and replaces them on reload.
+
+    conditions         by rule: its tree, or None for a rule that is switched off
+    class_bytes_max    bound of the class tables and the sets of predicates, bytes
+    verdict_bytes_max  bound of the verdict table and the sets of rules, bytes
+    seed               at least 16 random bytes: the secret of the hashes
+
+    Raises compile.UnsupportedRule, MemoryError.
+    """
+
+    def __cinit__(self, conditions, *, users, groups, hostname, uint64_t class_bytes_max,
+                  uint64_t verdict_bytes_max, bint first_only, bytes seed):
+        cdef Tables* t = &self.t
+        cdef uint32_t i
+        memset(t, 0, sizeof(Tables))
+        memset(&self.own_heap, 0, sizeof(Heap))
+        t.heap = &self.own_heap
+        plan = plans.compile_rules(conditions, users=users, groups=groups, hostname=hostname)
+        self.plan = plan
+        t.predicates = <uint32_t>len(plan.predicates)
+        t.rules = <uint32_t>len(conditions)
+        t.first_only = first_only
+        words = _random_words(seed)
+        t.hash_key.k0 = next(words)
+        t.hash_key.k1 = next(words)
+        t.hash_key.mix = next(words) | 1
+        for i in range(16):
+            t.hash_key.nh[i] = next(words) >> 32
+        self.opaque = [[] for _ in plans.BYTES]
+        for i, name in enumerate(plans.BYTES):
+            bytes_index_build(&t.bytes_index[i], t.heap, plan.literals.get(name, []))
+            self.opaque[i] = plan.opaque.get(name, [])
+            if self.opaque[i]:
+                t.opaque |= <uint32_t>1 << i
+        for i, name in enumerate(plans.INTS):
+            int_index_build(&t.int_index[i], t.heap, plan.points.get(name, {}),
+                            plan.ranges.get(name, []), plan.always.get(name, []))
+        t.roles = <uint8_t*>_alloc(t.heap, t.predicates)
+        for i in range(t.predicates):
+            t.roles[i] = plan.roles[i]
+        t.ancestor_count = <uint32_t>len(plan.ancestors)
+        for i in range(t.ancestor_count):
+            t.ancestors[i] = plan.ancestors[i]
+        _space_init(&t.classes, t.heap, t.predicates, class_bytes_max // 8, words)
+        _space_init(&t.verdicts, t.heap, t.rules, verdict_bytes_max // 8, words)
+        hits_init(&t.truth, t.heap, t.predicates, words)
+        _class_cache_init(&t.path, t.heap, class_bytes_max // 2)
+        _class_cache_init(&t.raw, t.heap, class_bytes_max // 8)
+        if (cache_init(&t.ends, t.heap, class_bytes_max // 8, 18)
+                or cache_init(&t.numbers, t.heap, class_bytes_max // 8, 14)
+                or cache_init(&t.verdict, t.heap, verdict_bytes_max * 7 // 8, 4 * KEY_WORDS)):
+            raise MemoryError
+        t.small = <uint32_t*>_alloc(t.heap, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
+        t.rule_mark = <uint32_t*>_alloc(t.heap, t.rules * sizeof(uint32_t))
+        t.scratch = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
+        t.scratch_value = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
+        self._pack_code(plan)
+        self._new_epoch()
+
+    cdef int _pack_code(self, plan) except -1:
+        cdef Tables* t = &self.t
+        cdef TypeCode* code
+        cdef uint32_t i
+        t.code_count = <uint32_t>len(plan.code)
+        t.code = <Node*>_alloc(t.heap, t.code_count * sizeof(Node))
+        for i, (predicate, then, otherwise) in enumerate(plan.code):
+            t.code[i].predicate = predicate
+            t.code[i].then = then
+            t.code[i].otherwise = otherwise
+        for number, type_plan in plan.types.items():
+            code = &t.types[<int>number]
+            code.in_use = True
+            code.vector = type_plan.vector
+            for word in type_plan.words:
+                code.words |= <uint32_t>1 << <uint32_t>plans.WORDS.index(word)
+            starts = []
+            rules = []
+            for i in range(t.predicates):
+                starts.append(len(rules))
+                rules.extend(type_plan.cover.get(i, ()))
+            starts.append(len(rules))
+            code.cover_count = <uint32_t>len(rules)
+            code.cover_start = _words(t.heap, starts)
+            code.cover_rules = _words(t.heap, rules)
+            code.residual_count = <uint32_t>len(type_plan.residual)
+            code.residual = _words(t.heap, type_plan.residual)
+            code.starts = _words(t.heap, [
+                type_plan.starts.get(rule, CODE_NONE) for rule in range(t.rules)])
+        return 0
+
+    def __dealloc__(self):
+        self._free()
+
+    cdef void _free(self) noexcept:
+        cdef Tables* t = &self.t
+        cdef Heap* heap = t.heap
+        cdef TypeCode* code
+        cdef int i
+        if heap == NULL:
+            return
+        for i in range(18):
+            bytes_index_free(&t.bytes_index[i], heap)
+        for i in range(13):
+            int_index_free(&t.int_index[i], heap)
+        heap_del(heap, t.roles, t.predicates if t.predicates else 1)
+        _space_free(&t.classes, heap)
+        _space_free(&t.verdicts, heap)
+        hits_free(&t.truth, heap)
+        _class_cache_free(&t.path, heap)
+        _class_cache_free(&t.raw, heap)
+        if t.ends.sets != NULL:
+            cache_free(&t.ends, heap)
+        if t.numbers.sets != NULL:
+            cache_free(&t.numbers, heap)
+        if t.verdict.sets != NULL:
+            cache_free(&t.verdict, heap)
+        heap_del(heap, t.small, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
+        _words_del(heap, t.rule_mark, t.rules)
+        heap_del(heap, t.scratch, SCRATCH_BYTES)
+        heap_del(heap, t.scratch_value, SCRATCH_BYTES)
+        heap_del(heap, t.code, t.code_count * sizeof(Node) if t.code_count else 1)
+        for i in range(VEDETTE_TYPE_COUNT):
+            code = &t.types[i]
+            if code.in_use:
+                _words_del(heap, code.cover_start, t.predicates + 1)
+                _words_del(heap, code.cover_rules, code.cover_count)
+                _words_del(heap, code.residual, code.residual_count)
+                _words_del(heap, code.starts, t.rules)
+        memset(t, 0, sizeof(Tables))
+
+    def close(self):
+        """Free the tables; return the bytes that are still allocated (0 unless memory leaks)."""
+        self._free()
+        return self.own_heap.bytes
+
+    cdef void _new_epoch(self) noexcept nogil:
+        """Forget every row and what was derived from rows. Verdicts stay what they were."""
+        global _last_epoch
+        cdef Tables* t = &self.t
+        _last_epoch += 1
+        t.epoch = _last_epoch
+        _space_clear(&t.classes)
+        _space_clear(&t.verdicts)
+        _class_cache_clear(&t.path)
+        _class_cache_clear(&t.raw)
+        cache_clear(&t.ends)
+        cache_clear(&t.numbers)
+        cache_clear(&t.verdict)
+        memset(t.small, 0, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
+
+    # Predicates that have no index
+
+    cdef void _match_opaque(self, int index, const uint8_t* value, size_t size) noexcept with gil:
+        cdef bytes text = value[:size]
+        for predicate, op, values in <list>self.opaque[index]:
+            try:
+                if holds(op, text, values):
+                    hits_add(&self.t.classes.hits, predicate)
+            except Exception:
+                self.t.opaque_errors += 1
+
+    cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil:
+        bytes_match(&self.t.bytes_index[index], value, size, &self.t.classes.hits)
+        if self.t.opaque >> index & 1:
+            self._match_opaque(index, value, size)
+
+    # The process vector
+
+    cdef uint32_t _image_row(self, Image* image) noexcept nogil:
+        """The predicates, of whatever role, that are true of an image's strings."""
+        cdef Tables* t = &self.t
+        cdef const uint8_t* path = image.data
+        cdef const uint8_t* args
+        cdef const uint8_t* end
+        cdef size_t size
+        cdef size_t first
+        cdef size_t at
+        cdef size_t i
+        cdef uint8_t* text = t.scratch_value
+        if image.row_epoch == t.epoch:
+            return image.row
+        hits_begin(&t.classes.hits)
+        if image.comm_len >= 0:
+            self._match(B_COMM, image.comm, image.comm_len)
+        if image.path_len >= 0:
+            self._match(B_EXEPATH, path, image.path_len)
+        if image.args_len >= 0:
+            args = path + (image.path_len if image.path_len > 0 else 0)
+            size = image.args_len
+            if size > 0 and args[size - 1] == 0:
+                size -= 1
+            first = size
+            if image.args_len > 0:
+                end = <const uint8_t*>memchr(args, 0, size)
+                if end != NULL:
+                    first = end - args
+                self._match(B_EXE, args, first)
+            at = 0
+            if image.comm_len >= 0:
+                memcpy(text, image.comm, image.comm_len)
+                at = image.comm_len
+            if first < size:
+                text[at] = 32
+                for i in range(first + 1, size):
+                    text[at + i - first] = args[i] if args[i] != 0 else 32
+                self._match(B_ARGS, text + at + 1, size - first - 1)
+                if image.comm_len >= 0:
+                    self._match(B_CMDLINE, text, at + size - first)
+            else:
+                self._match(B_ARGS, text, 0)
+                if image.comm_len >= 0:
+                    self._match(B_CMDLINE, text, at)
+        image.row = _space_row(&t.classes)
+        image.row_epoch = t.epoch
+        return image.row
+
+    cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef size_t size
+        if cwd.row_epoch == t.epoch:
+            return cwd.row
+        size = cwd.size
+        memcpy(t.scratch_value, cwd.data, size)
+        if size == 0 or t.scratch_value[size - 1] != 47:
+            t.scratch_value[size] = 47
+            size += 1
+        hits_begin(&t.classes.hits)
+        self._match(B_CWD, t.scratch_value, size)
+        cwd.row = _space_row(&t.classes)
+        cwd.row_epoch = t.epoch
+        return cwd.row
+
+    cdef uint32_t _vector(self, ProcTable* table, uint32_t slot) noexcept nogil:
+        """The row of all predicates that are true of a process; kept until something changes it."""
+        cdef Tables* t = &self.t
+        cdef Proc* p = &table.slots[slot]
+        cdef uint32_t rows[66]
+        cdef uint32_t depth = 0
+        cdef uint32_t at = slot
+        cdef uint32_t i
+        cdef uint32_t n
+        cdef uint32_t cwd_row = 0
+        cdef uint8_t role
+        cdef const SetRow* row
+        cdef Hits* hits = &t.classes.hits
+        if p.vector_epoch == t.epoch:
+            return p.vector
+        # All rows first: making one uses the same hits as the vector.
+        while at != 0 and depth <= DEPTH_MAX:
+            rows[depth] = (self._image_row(table.slots[at].image)
+                           if table.slots[at].image != NULL else 0)
+            depth += 1
+            at = pt_parent(table, at)
+        if p.cwd != NULL:
+            cwd_row = self._cwd_row(p.cwd)
+        hits_begin(hits)
+        for n in range(depth):
+            row = &t.classes.rows[rows[n]]
+            for i in range(row.start, row.start + row.count):
+                role = t.roles[t.classes.items[i]]
+                if n == 0:
+                    if role == R_SELF:
+                        hits_add(hits, t.classes.items[i])
+                elif (role == R_ANY_ANCESTOR or (n == 1 and role == R_PARENT)
+                        or (role >= R_ANCESTOR and t.ancestors[role - R_ANCESTOR] == n)):
+                    hits_add(hits, t.classes.items[i])
+        _add_row(hits, &t.classes, cwd_row)
+        int_match(&t.int_index[I_UID], p.uid, hits)
+        int_match(&t.int_index[I_GID], p.gid, hits)
+        int_match(&t.int_index[I_LOGINUID], <int32_t>p.loginuid if ~p.loginuid == 0 else <int64_t>p.loginuid, hits)
+        int_match(&t.int_index[I_PID], p.pid, hits)
+        int_match(&t.int_index[I_PPID], p.ppid, hits)
+        int_match(&t.int_index[I_SID], p.session, hits)
+        p.vector = _space_row(&t.classes)
+        p.vector_epoch = t.epoch
+        return p.vector
+
+    # Classes of the event's own values
+
+    cdef uint32_t _number_row(self, int small, int index, int64_t value) noexcept nogil:
+        """The row of a number of one of the sources that have an array for small ones."""
+        cdef Tables* t = &self.t
+        cdef uint32_t* place
+        cdef uint32_t row
+        cdef uint64_t hashed
+        cdef uint8_t key[9]
+        if SMALL_LOW <= value < SMALL_LOW + SMALL_COUNT:
+            place = t.small + small * SMALL_COUNT + (value - SMALL_LOW)
+            if place[0] == 0:
+                hits_begin(&t.classes.hits)
+                int_match(&t.int_index[index], value, &t.classes.hits)
+                place[0] = _space_row(&t.classes) + 1
+            return place[0] - 1
+        memcpy(key, &value, 8)
+        key[8] = <uint8_t>index
+        hashed = siphash13(&t.hash_key, key, 9)
+        row = cache_get(&t.numbers, hashed, key, 9, 9)
+        if row != 0:
+            return row - 1
+        t.class_misses += 1
+        hits_begin(&t.classes.hits)
+        int_match(&t.int_index[index], value, &t.classes.hits)
+        row = _space_row(&t.classes)
+        cache_put(&t.numbers, hashed, key, 9, 9, row + 1)
+        return row
+
+    cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef uint8_t key[5]
+        cdef uint32_t row
+        cdef uint64_t hashed
+        cdef uint32_t access = flags & 3
+        cdef uint32_t bits
+        memcpy(key, &flags, 4)
+        key[4] = 255
+        hashed = siphash13(&t.hash_key, key, 5)
+        row = cache_get(&t.numbers, hashed, key, 5, 5)
+        if row != 0:
+            return row - 1
+        t.class_misses += 1
+        bits = (access != 1) | (access == 1 or access == 2) << 1 | (
+            flags & O_CREAT != 0 or flags & O_TMPFILE == O_TMPFILE) << 2
+        hits_begin(&t.classes.hits)
+        int_match(&t.int_index[I_OPENBITS], bits, &t.classes.hits)
+        self._match(B_FLAGS, t.scratch_value, _flags_text(<char*>t.scratch_value, flags))
+        row = _space_row(&t.classes)
+        cache_put(&t.numbers, hashed, key, 5, 5, row + 1)
+        return row
+
+    cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
+        """The row of a path: fd.name, fd.directory, fd.filename."""
+        cdef Tables* t = &self.t
+        cdef uint64_t hashed = siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * 0x9E3779B97F4A7C15ULL
+        cdef Cache* cache = _tier(&t.path, size)
+        cdef uint16_t label = <uint16_t>size | <uint16_t>(kind << 14)
+        cdef uint32_t row
+        cdef const uint8_t* value = key
+        cdef size_t slash
+        if cache != NULL:
+            row = cache_get(cache, hashed, key, <uint32_t>size, label)
+            if row != 0:
+                return row - 1
+        t.class_misses += 1
+        if kind != PATH_VERBATIM:
+            size = _resolve(t.scratch_value, kind, key, size)
+            value = t.scratch_value
+        hits_begin(&t.classes.hits)
+        self._match(B_NAME, value, size)
+        slash = size
+        while slash > 0 and value[slash - 1] != 47:
+            slash -= 1
+        self._match(B_FILENAME, value + slash, size - slash)
+        if slash > 0:
+            # What lies in the root has the root as its directory.
+            self._match(B_DIRECTORY, value, slash - 1 if slash > 1 else 1)
+        row = _space_row(&t.classes)
+        if cache != NULL:
+            cache_put(cache, hashed, key, <uint32_t>(label & 0x3FFF), label, row + 1)
+        return row
+
+    cdef uint32_t _open_path_row(self, const ProcTable* table, uint32_t slot,
+                                 const vedette_open* r) noexcept nogil:
+        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_open)
+        cdef const uint8_t* base = NULL
+        cdef uint8_t* key = self.t.scratch
+        cdef size_t base_size = 0
+        cdef const Text* cwd
+        if r.path_len > 0 and path[0] == 47:
+            return self._path_row(PATH_ABSOLUTE, path, r.path_len)
+        if r.dir_len > 0:
+            base = path + r.path_len
+            base_size = r.dir_len
+        elif r.dirfd == AT_FDCWD:
+            cwd = table.slots[slot].cwd
+            if cwd != NULL:
+                base = &cwd.data[0]
+                base_size = cwd.size
+        if base == NULL:
+            return self._path_row(PATH_ROOTLESS, path, r.path_len)
+        key[0] = 47
+        memcpy(key + 1, base, base_size)
+        key[1 + base_size] = 47
+        memcpy(key + 2 + base_size, path, r.path_len)
+        return self._path_row(PATH_ABSOLUTE, key, base_size + 2 + r.path_len)
+
+    cdef uint32_t _raw_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
+        """The row of a path as passed. kind 0: open, 1: chdir, 2: exec's filename."""
+        cdef Tables* t = &self.t
+        cdef uint64_t hashed = siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * 0x9E3779B97F4A7C15ULL
+        cdef Cache* cache = _tier(&t.raw, size)
+        cdef uint16_t label = <uint16_t>size | <uint16_t>(kind << 14)
+        cdef uint32_t row
+        if cache != NULL:
+            row = cache_get(cache, hashed, key, <uint32_t>size, label)
+            if row != 0:
+                return row - 1
+        t.class_misses += 1
+        hits_begin(&t.classes.hits)
+        if kind == 0:
+            self._match(B_NAMERAW, key, size)
+        if kind <= 1:
+            self._match(B_ARGPATH, key, size)
+        else:
+            self._match(B_ARGFILENAME, key, size)
+        row = _space_row(&t.classes)
+        if cache != NULL:
+            cache_put(cache, hashed, key, <uint32_t>size, label, row + 1)
+        return row
+
+    cdef uint32_t _filtered_row(self, uint32_t roles) noexcept nogil:
+        """The row of those gathered predicates whose role is one of the end's."""
+        cdef Tables* t = &self.t
+        cdef Hits* hits = &t.classes.hits
+        cdef uint32_t count = hits.count
+        cdef uint32_t i
+        cdef uint32_t predicate
+        # The gathered list is read while a new set is begun over it: places are only written
+        # at or before the one being read.
+        hits_begin(hits)
+        for i in range(count):
+            predicate = hits.found[i]
+            if t.roles[predicate] & roles:
+                hits_add(hits, predicate)
+        return _space_row(&t.classes)
+
+    cdef uint32_t _ip_row(self, const End* end) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef uint8_t key[17]
+        cdef uint64_t hashed
+        cdef uint32_t row
+        key[0] = <uint8_t>end.roles
+        memcpy(key + 1, end.address, end.size)
+        hashed = siphash13(&t.hash_key, key, end.size + 1)
+        row = cache_get(&t.ends, hashed, key, end.size + 1, <uint16_t>end.size)
+        if row != 0:
+            return row - 1
+        t.class_misses += 1
+        hits_begin(&t.classes.hits)
+        self._match(B_IP, end.address, end.size)
+        row = self._filtered_row(end.roles)
+        cache_put(&t.ends, hashed, key, end.size + 1, <uint16_t>end.size, row + 1)
+        return row
+
+    cdef uint32_t _port_row(self, const End* end) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef uint8_t key[5]
+        cdef uint64_t hashed
+        cdef uint32_t row
+        key[0] = <uint8_t>end.roles
+        memcpy(key + 1, &end.port, 4)
+        hashed = siphash13(&t.hash_key, key, 5)
+        row = cache_get(&t.ends, hashed, key, 5, 1)
+        if row != 0:
+            return row - 1
+        t.class_misses += 1
+        hits_begin(&t.classes.hits)
+        int_match(&t.int_index[I_PORT], end.port, &t.classes.hits)
+        row = self._filtered_row(end.roles)
+        cache_put(&t.ends, hashed, key, 5, 1, row + 1)
+        return row
+
+    cdef uint32_t _sockname_row(self, const End* local, const End* remote, bint is_connect) noexcept nogil:
+        """The row of fd.name of a socket. It is made each time: ports make most names unique."""
+        cdef Tables* t = &self.t
+        cdef char* text = <char*>t.scratch_value
+        cdef size_t size = 0
+        cdef const End* client = local if is_connect else remote
+        cdef const End* server = remote if is_connect else local
+        if client.size:
+            size = _end_text(text, client)
+            text[size] = 45
+            text[size + 1] = 62
+            size += 2
+        size += _end_text(text + size, server)
+        hits_begin(&t.classes.hits)
+        self._match(B_NAME, t.scratch_value, size)
+        return _space_row(&t.classes)
+
+    cdef uint32_t _login_row(self, const vedette_write* r) noexcept nogil:
+        """The row of a login record's fields (fields.py has the offsets' source)."""
+        cdef Tables* t = &self.t
+        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_write)
+        cdef const uint8_t* data = path + r.path_len
+        cdef size_t start = r.path_len
+        cdef int16_t kind
+        cdef int32_t pid
+        cdef uint32_t word[4]
+        if r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_DATA_FAULT) or r.data_len < UTMP_BYTES:
+            return 0
+        while start > 0 and path[start - 1] != 47:
+            start -= 1
+        if r.path_len - start != 4 or (memcmp(path + start, b"btmp", 4) != 0
+                                       and memcmp(path + start, b"wtmp", 4) != 0):
+            return 0
+        memcpy(&kind, data, 2)
+        memcpy(&pid, data + 4, 4)
+        memcpy(word, data + 348, 16)
+        hits_begin(&t.classes.hits)
+        int_match(&t.int_index[I_LOGIN_TYPE], kind, &t.classes.hits)
+        int_match(&t.int_index[I_LOGIN_PID], pid, &t.classes.hits)
+        self._match(B_LOGIN_LINE, data + 8, _text_size(data + 8, 32))
+        self._match(B_LOGIN_USER, data + 44, _text_size(data + 44, 32))
+        self._match(B_LOGIN_HOST, data + 76, _text_size(data + 76, 256))
+        if word[1] | word[2] | word[3]:
+            self._match(B_LOGIN_IP, data + 348, 16)
+        elif word[0]:
+            self._match(B_LOGIN_IP, data + 348, 4)
+        return _space_row(&t.classes)
+
+    # The verdict
+
+    cdef uint32_t judge(self, ProcTable* table, uint32_t slot, const vedette_header* h) noexcept nogil:
+        """The row (of self.t.verdicts) of the rules that match; 0: none. The record is well-formed."""
+        cdef Tables* t = &self.t
+        cdef TypeCode* code = &t.types[h.type]
+        cdef uint32_t key[KEY_WORDS]
+        cdef int count = 2
+        cdef uint32_t words = code.words
+        cdef uint64_t hashed
+        cdef uint32_t row
+        if not code.in_use:
+            return 0
+        if _space_is_full(&t.classes) or _space_is_full(&t.verdicts):
+            t.sets_reset += 1
+            self._new_epoch()
+        key[0] = h.type
+        key[1] = self._vector(table, slot) if code.vector else 0
+        if words >> W_RESULT & 1:
+            key[count] = self._number_row(SMALL_RESULT, I_RESULT, h.result)
+            count += 1
+        if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+            count = self._open_key(table, slot, <const vedette_open*>h, words, key, count)
+        elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+            count = self._sock_key(<const vedette_sock*>h, words, key, count)
+        elif h.type == VEDETTE_EXECVE or h.type == VEDETTE_EXECVEAT:
+            count = self._exec_key(<const vedette_exec*>h, words, key, count)
+        elif h.type == VEDETTE_WRITE:
+            count = self._write_key(<const vedette_write*>h, words, key, count)
+        elif h.type == VEDETTE_CHDIR and words >> W_RAW & 1:
+            if not h.flags & VEDETTE_F_PATH_FAULT:
+                key[count] = self._raw_row(1, <const uint8_t*>h + sizeof(vedette_chdir),
+                                           (<const vedette_chdir*>h).path_len)
+            else:
+                key[count] = 0
+            count += 1
+        if count & 1:
+            key[count] = 0
+            count += 1
+        hashed = nh_words(&t.hash_key, key, count)
+        row = cache_get(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count)
+        if row != 0:
+            return row - 1
+        t.verdict_misses += 1
+        row = self._evaluate(code, key + 1, count - 1)
+        cache_put(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count, row + 1)
+        return row
+
+    cdef int _open_key(self, ProcTable* table, uint32_t slot, const vedette_open* r, uint32_t words,
+                       uint32_t* key, int count) noexcept nogil:
+        cdef bint has_path = not r.h.flags & VEDETTE_F_PATH_FAULT
+        if words >> W_FD & 1:
+            key[count] = self._number_row(SMALL_FD, I_FD, r.h.result) if r.h.result >= 0 else 0
+            count += 1
+        if words >> W_KIND & 1:
+            key[count] = self._number_row(
+                SMALL_KIND, I_KIND,
+                2 if r.open_flags & O_DIRECTORY and r.open_flags & O_TMPFILE != O_TMPFILE else 1)
+            count += 1
+        if words >> W_OPEN & 1:
+            key[count] = self._open_row(r.open_flags)
+            count += 1
+        if words >> W_PATH & 1:
+            key[count] = self._open_path_row(table, slot, r) if has_path else 0
+            count += 1
+        if words >> W_RAW & 1:
+            key[count] = self._raw_row(0, <const uint8_t*>r + sizeof(vedette_open),
+                                       r.path_len) if has_path else 0
+            count += 1
+        return count
+
+    cdef int _sock_key(self, const vedette_sock* r, uint32_t words, uint32_t* key,
+                       int count) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef End local
+        cdef End remote
+        cdef bint has_ends = _ends(r, &local, &remote)
+        cdef int kind
+        cdef int protocol
+        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_sock)
+        if words >> W_FD & 1:
+            key[count] = self._number_row(SMALL_FD, I_FD, r.fd) if r.fd >= 0 else 0
+            count += 1
+        if words >> W_KIND & 1:
+            kind = _socket_kind(r)
+            protocol = 0
+            if r.family == AF_INET or r.family == AF_INET6:
+                if r.socktype == SOCK_RAW:
+                    protocol = 4
+                elif r.l4proto == 6:
+                    protocol = 1
+                elif r.l4proto == 17:
+                    protocol = 2
+                elif r.l4proto == 1 or r.l4proto == 58:
+                    protocol = 3
+            key[count] = self._number_row(SMALL_KIND, I_KIND, kind | protocol << 8)
+            count += 1
+        if words >> W_PATH & 1:
+            key[count] = 0
+            if has_ends:
+                key[count] = self._sockname_row(&local, &remote, r.h.type == VEDETTE_CONNECT)
+            elif (r.family == AF_UNIX and r.path_len > 0
+                    and not r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_ADDR_FAULT)):
+                memcpy(t.scratch, path, r.path_len)
+                if t.scratch[0] == 0:
+                    t.scratch[0] = 64
+                key[count] = self._path_row(PATH_VERBATIM, t.scratch, r.path_len)
+            count += 1
+        if words >> W_IP & 1:
+            key[count] = self._ip_row(&local) if local.size else 0
+            key[count + 1] = self._ip_row(&remote) if remote.size else 0
+            count += 2
+        if words >> W_PORT & 1:
+            key[count] = self._port_row(&local) if local.size else 0
+            key[count + 1] = self._port_row(&remote) if remote.size else 0
+            count += 2
+        return count
+
+    cdef int _exec_key(self, const vedette_exec* r, uint32_t words, uint32_t* key,
+                       int count) noexcept nogil:
+        if words >> W_RAW & 1:
+            if r.filename_len == 0 and r.h.flags & VEDETTE_F_PATH_FAULT:
+                key[count] = 0
+            else:
+                key[count] = self._raw_row(
+                    2, <const uint8_t*>r + sizeof(vedette_exec) + r.path_len, r.filename_len)
+            count += 1
+        return count
+
+    cdef int _write_key(self, const vedette_write* r, uint32_t words, uint32_t* key,
+                        int count) noexcept nogil:
+        if words >> W_FD & 1:
+            key[count] = self._number_row(SMALL_FD, I_FD, r.fd) if r.fd >= 0 else 0
+            count += 1
+        if words >> W_KIND & 1:
+            key[count] = self._number_row(SMALL_KIND, I_KIND, 1)
+            count += 1
+        if words >> W_PATH & 1:
+            key[count] = 0
+            if not r.h.flags & VEDETTE_F_PATH_FAULT:
+                key[count] = self._path_row(
+                    PATH_VERBATIM, <const uint8_t*>r + sizeof(vedette_write), r.path_len)
+            count += 1
+        if words >> W_LOGIN & 1:
+            key[count] = self._login_row(r)
+            count += 1
+        return count
+
+    cdef uint32_t _evaluate(self, TypeCode* code, const uint32_t* rows, int count) noexcept nogil:
+        """Run the rules whose cover is touched over the true predicates of some rows."""
+        cdef Tables* t = &self.t
+        cdef uint32_t i
+        cdef uint32_t j
+        cdef uint32_t predicate
+        cdef int n
+        hits_begin(&t.truth)
+        for n in range(count):
+            _add_row(&t.truth, &t.classes, rows[n])
+        t.rule_epoch += 1
+        if t.rule_epoch == 0:
+            memset(t.rule_mark, 0, t.rules * sizeof(uint32_t))
+            t.rule_epoch = 1
+        hits_begin(&t.verdicts.hits)
+        for i in range(t.truth.count):
+            predicate = t.truth.found[i]
+            for j in range(code.cover_start[predicate], code.cover_start[predicate + 1]):
+                self._run(code, code.cover_rules[j])
+        for j in range(code.residual_count):
+            self._run(code, code.residual[j])
+        if t.first_only and t.verdicts.hits.count > 1:
+            predicate = t.verdicts.hits.found[0]
+            for i in range(1, t.verdicts.hits.count):
+                if t.verdicts.hits.found[i] < predicate:
+                    predicate = t.verdicts.hits.found[i]
+            hits_begin(&t.verdicts.hits)
+            hits_add(&t.verdicts.hits, predicate)
+        return _space_row(&t.verdicts)
+
+    cdef void _run(self, TypeCode* code, uint32_t rule) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef uint32_t at
+        if t.rule_mark[rule] == t.rule_epoch:
+            return
+        t.rule_mark[rule] = t.rule_epoch
+        t.rules_evaluated += 1
+        at = code.starts[rule]
+        # Each jump leads to a node emitted earlier, or ends.
+        while at < t.code_count:
+            if t.truth.mark[t.code[at].predicate] == t.truth.epoch:
+                at = t.code[at].then
+            else:
+                at = t.code[at].otherwise
+        if at == CODE_TRUE:
+            hits_add(&t.verdicts.hits, rule)
+
+    cdef tuple matched(self, uint32_t row):
+        """The numbers of the rules of a verdict, in order."""
+        cdef const SetRow* found = &self.t.verdicts.rows[row]
+        cdef uint32_t i
+        return tuple(sorted([self.t.verdicts.items[found.start + i] for i in range(found.count)]))
+
+    def stats(self):
+        """Counters and sizes, by name."""
+        cdef Tables* t = &self.t
+        cdef dict found = {
+            "rules": t.rules,
+            "predicates": t.predicates,
+            "code_nodes": t.code_count,
+            "tables_bytes": self.own_heap.bytes,
+            "class_rows": t.classes.rows_used,
+            "verdict_rows": t.verdicts.rows_used,
+            "class_misses": t.class_misses,
+            "verdict_misses": t.verdict_misses,
+            "rules_evaluated": t.rules_evaluated,
+            "sets_reset": t.sets_reset,
+            "opaque_errors": t.opaque_errors,
+            "path_uncached": t.path.uncached,
+        }
+        _cache_stats(found, "verdict", &t.verdict, 1)
+        _cache_stats(found, "path", &t.path.tier[0], 3)
+        _cache_stats(found, "rawpath", &t.raw.tier[0], 3)
+        _cache_stats(found, "ends", &t.ends, 1)
+        _cache_stats(found, "numbers", &t.numbers, 1)
+        return found
+
+
+cdef int _cache_stats(dict found, str name, const Cache* cache, int tiers) except -1:
+    cdef int i
+    for key in ("hits", "misses", "inserts", "evictions", "refusals", "bytes"):
+        found[f"{name}_{key}"] = 0
+    for i in range(tiers):
+        found[f"{name}_hits"] += cache[i].hits
+        found[f"{name}_misses"] += cache[i].misses
+        found[f"{name}_inserts"] += cache[i].inserts
+        found[f"{name}_evictions"] += cache[i].evictions
+        found[f"{name}_refusals"] += cache[i].refusals
+        found[f"{name}_bytes"] += cache[i].bytes
+    return 0
+
+
+cdef inline size_t _text_size(const uint8_t* text, size_t size) noexcept nogil:
+    cdef const uint8_t* end = <const uint8_t*>memchr(text, 0, size)
+    return size if end == NULL else <size_t>(end - text)
+
+
+def _random_words(bytes seed):
+    """An endless stream of 64-bit numbers that nobody without the seed can foretell."""
+    import hashlib
+    counter = 0
+    while True:
+        block = hashlib.blake2b(counter.to_bytes(8, "little"), key=seed[:64]).digest()
+        for at in range(0, 64, 8):
+            yield int.from_bytes(block[at:at + 8], "little")
+        counter += 1
