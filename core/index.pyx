@@ -90,8 +90,6 @@ cdef void int_match(const IntIndex* index, int64_t value, Hits* hits) noexcept n
     if not index.in_use:
         return
     hits_add_slice(hits, index.lists, index.always)
-    if index.count == 0:
-        return
     while low < high:
         middle = (low + high) >> 1
         if index.bounds[middle] < value:
