@@ -9,7 +9,6 @@ by priority and reported to the aggregator as numbers that will never come.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import threading
@@ -234,7 +233,7 @@ class Shipper:
         backoff_s: float = 0.2,
         backoff_max_s: float = 30.0,
     ) -> None:
-        if curve is None and not insecure and not is_local(endpoint):
+        if curve is None and not insecure and not wire.is_local(endpoint):
             raise ShipperError(
                 f"{endpoint}: without keys signals would cross the network in clear; give the "
                 "aggregator's and the host's keys, or say `insecure: true`"
@@ -662,17 +661,3 @@ class _Session:
             with contextlib.suppress(_Broken):
                 self._heartbeat(time.monotonic())
                 self._send(wire.encode(bye))
-
-
-def is_local(endpoint: str) -> bool:
-    """Tell whether an endpoint can only be reached on this machine."""
-    scheme, _, rest = endpoint.partition("://")
-    if scheme != "tcp":
-        return scheme in ("ipc", "inproc")
-    host = rest.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -253,6 +253,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any]
     signals: list[IncidentSignal] = []
     written_ns: int = 0
+    """When the aggregator found it first, by its own clock."""
 
 
 class Committed(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,7 +268,7 @@ class Committed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store:
-    """See the module. Use from one thread; close after use (or `with`)."""
+    """See the module. Use from one thread at a time; close after use (or `with`)."""
 
     def __init__(self, path: Path, engine: sa.Engine) -> None:
         self.path = path
@@ -370,6 +371,12 @@ class Store:
                 yield self._connection
             finally:
                 self._depth -= 1
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """All or nothing for a part of the transaction that is open."""
+        with self._connection.begin_nested():
+            yield
 
     # Writing: what the aggregator's server calls.
 
@@ -671,7 +678,11 @@ class Store:
     # Writing: what the correlator calls.
 
     def write_incident(self, incident: Incident, written_ns: int) -> bool:
-        """Write an incident and its signals' places; False where its id is written already."""
+        """Write an incident and its signals' places; False where its id was written already.
+
+        Written again, it takes the new complete, reasons and details: a sequence that is completed
+        once more is the same incident.
+        """
         with self.transaction() as connection:
             values = msgspec.structs.asdict(incident)
             signals = values.pop("signals")
@@ -682,6 +693,11 @@ class Store:
                 insert(incidents_table).values(**values).on_conflict_do_nothing()
             )
             if result.rowcount == 0:
+                connection.execute(
+                    incidents_table.update()
+                    .where(incidents_table.c.id == incident.id)
+                    .values({name: values[name] for name in ("complete", "reasons", "details")})
+                )
                 return False
             if signals:
                 connection.execute(
@@ -882,7 +898,10 @@ def _engine(path: Path, read_only: bool) -> sa.Engine:
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     engine = sa.create_engine(
         "sqlite+pysqlite://",
-        creator=lambda: sqlite3.connect(uri, uri=True, isolation_level=None),
+        # May be made in one thread and used in another, by one at a time.
+        creator=lambda: sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False
+        ),
         poolclass=sa.pool.StaticPool,
     )
 

@@ -1,0 +1,236 @@
+"""The aggregator's configuration: one YAML file, every key known, every value checked.
+
+packaging/vedette-aggregator.yaml is the documented default. Paths in the file are relative to the
+file's own folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from vedette.core.wire import BATCH_SIGNALS_MAX, MESSAGE_BYTES_MIN
+
+CONFIG_BYTES_MAX = 1 << 20
+
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4095)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=86400)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names file, line, key and the cure."""
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Listen(_Section, frozen=True):
+    """Where agents connect, and who may.
+
+    endpoint    ZeroMQ endpoint to bind; port * takes a free one
+    key_file    the aggregator's own CURVE key pair, mode 0600
+    allow_list  the hosts that may connect: a line `PUBLIC-KEY HOST-ID` each; read again on SIGHUP
+    insecure    True: no keys though the endpoint can be reached from other machines; anybody may
+                then read the signals and speak as any host
+    """
+
+    endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")] = (
+        "tcp://127.0.0.1:7710"
+    )
+    key_file: _Text | None = None
+    allow_list: _Text | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.key_file is None) != (self.allow_list is None):
+            raise ValueError("key_file and allow_list go together: set both or neither")
+
+
+class Store(_Section, frozen=True):
+    """The database.
+
+    path  SQLite file; made at the first start
+    """
+
+    path: _Text = "vedette.db"
+
+
+class Sequences(_Section, frozen=True):
+    """What the aggregator looks for.
+
+    files  sequence files, in order
+    """
+
+    files: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1000)] = ()
+
+
+class Limits(_Section, frozen=True):
+    """Bounds, so that no host can exhaust or hold up the fleet.
+
+    message_bytes_max  a longer message ends its sender's connection
+    hosts_max          hosts that are known; a new one beyond is refused
+    credit_signals     signals that a host may have under way
+    silent_after_s     a host that reports no progress for so long is set aside: the fleet's
+                       sequences go on without it, and what it sends later is marked late
+    lag_s_max          the same for a host whose reported progress is so far behind the clock
+    """
+
+    message_bytes_max: Annotated[int, msgspec.Meta(ge=MESSAGE_BYTES_MIN, le=1 << 28)] = 1 << 20
+    hosts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    credit_signals: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 2 * BATCH_SIGNALS_MAX
+    silent_after_s: _Seconds = 15.0
+    lag_s_max: _Seconds = 60.0
+
+
+class Log(_Section, frozen=True):
+    """What the aggregator says about itself, on the standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(_Section, frozen=True):
+    """The whole file. Every section may be left out."""
+
+    listen: Listen = Listen()
+    store: Store = Store()
+    sequences: Sequences = Sequences()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises ConfigError, which names file, line and key, what was expected and the cure.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) > CONFIG_BYTES_MAX:
+        raise ConfigError(f"{path}: longer than {CONFIG_BYTES_MAX} bytes; not a configuration")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Check a configuration's text; `path` is named in errors and is where paths are relative to.
+
+    Raises ConfigError.
+    """
+    lines: dict[str, int] = {}
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _note_lines(node, "", lines, path)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; no key is deeper than two") from None
+    try:
+        config = msgspec.convert({} if data is None else data, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), path, lines)) from None
+    return _resolve(config, path.absolute().parent)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a configuration needs none, and they can be nested into a bomb."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem="aliases (`*name`) are not used here; write the value out",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
+def _note_lines(node: yaml.Node, key: str, lines: dict[str, int], path: Path) -> None:
+    """Note each key's line; a key that stands twice is refused, as YAML would keep the last."""
+    lines.setdefault(key, node.start_mark.line + 1)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for name, value in node.value:
+        child = f"{key}.{name.value}" if key else str(name.value)
+        line = name.start_mark.line + 1
+        if child in lines:
+            raise ConfigError(
+                f"{path}:{line}: `{child}` stands in line {lines[child]} already; keep one of them"
+            )
+        lines[child] = line
+        _note_lines(value, child, lines, path)
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "": Config,
+    "listen": Listen,
+    "store": Store,
+    "sequences": Sequences,
+    "limits": Limits,
+    "log": Log,
+}
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_WHERE = re.compile(r"(.*) - at `(?:key` in `)?\$\.?([^`]*)`", re.DOTALL)
+_PLAIN = {"`object`": "a mapping (`key: value`)", "`array`": "a list", "`str`": "text"}
+
+
+def _explain(message: str, path: Path, lines: dict[str, int]) -> str:
+    """Turn msgspec's `Expected ... - at `$.a.b`` into file, line, key, expectation and cure."""
+    match = _WHERE.fullmatch(message)
+    what, key = (match[1], match[2].replace("[...]", "")) if match else (message, "")
+    section = _SECTIONS.get(key)
+    known = list(section.__struct_fields__) if section else []
+    if unknown := _UNKNOWN.fullmatch(what):
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        what = "unknown key; " + (
+            f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+        )
+        key = f"{key}.{unknown[1]}" if key else unknown[1]
+    elif key == "listen.endpoint":
+        what = "expected tcp://ADDRESS:PORT, such as tcp://0.0.0.0:7710, or ipc:///PATH"
+    elif key == "log.level":
+        what = "expected debug, info, warning or error"
+    else:
+        what = what[:1].lower() + what[1:]
+        for old, new in _PLAIN.items():
+            what = what.replace(old, new)
+    line = lines.get(key) or lines.get(key.rpartition(".")[0]) or 1
+    return f"{path}:{line}: {key}: {what}" if key else f"{path}:{line}: {what}"
+
+
+def _resolve(config: Config, folder: Path) -> Config:
+    replace = msgspec.structs.replace
+    listen = config.listen
+    if listen.key_file is not None and listen.allow_list is not None:
+        listen = replace(
+            listen,
+            key_file=str(folder / listen.key_file),
+            allow_list=str(folder / listen.allow_list),
+        )
+    return replace(
+        config,
+        listen=listen,
+        store=replace(config.store, path=str(folder / config.store.path)),
+        sequences=replace(
+            config.sequences, files=tuple(str(folder / name) for name in config.sequences.files)
+        ),
+    )

@@ -1,0 +1,542 @@
+"""The receiving service: frames from the fleet's agents in, committed signals out.
+
+One thread receives, stores and correlates; a second one (pyzmq's) answers which CURVE keys may
+connect. What has arrived is committed together, in one transaction, and acknowledged after it, so
+that many agents share the price of one write to the disk.
+
+A connection is known by the number that the ROUTER socket gives it, never by what the peer calls
+itself: HELLO binds it to a host, and with CURVE the allow-list says which host a key may speak for.
+The newest connection of a host is the one that counts. (ROUTER_HANDOVER is off for that reason: it
+would let whoever names a routing id take over another's connection.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Final, Protocol
+
+import msgspec
+import sqlalchemy as sa
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from vedette.aggregator.config import Config
+from vedette.aggregator.store import HostsFull, Store
+from vedette.core import wire
+from vedette.core.keys import KeyFileError, read_allow_list, read_pair
+
+log = logging.getLogger(__name__)
+
+ZAP_DOMAIN: Final = "vedette"
+MESSAGES_PER_COMMIT: Final = 256
+BYTES_PER_COMMIT: Final = 32 << 20
+MESSAGES_PER_PEER: Final = 16
+"""Received and not looked at yet, per connection; beyond, TCP makes the peer wait."""
+BACKLOG: Final = 1024
+HANDSHAKE_TIMEOUT_S: Final = 10
+REFUSED_MAX: Final = 4096
+REFUSALS_LOGGED_MAX: Final = 20
+REFUSALS_LOGGED_PER_S: Final = 10
+TICK_S: Final = 0.25
+REPORT_S: Final = 5.0
+WATERMARK_KEY: Final = "watermark_ns"
+REPORT_KEY: Final = "aggregator"
+
+
+class ServerError(Exception):
+    """The aggregator cannot be started as configured; the text says why and names the cure."""
+
+
+class Correlator(Protocol):
+    """What looks for sequences in the store."""
+
+    def advance(self, watermark_ns: int) -> None:
+        """Take the signals up to this time: none that is not marked late will be added there."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """How the aggregator is, as it last wrote it into the store's meta table (REPORT_KEY).
+
+    watermark_ns  the fleet's signals up to this time have been given to the sequences
+    counters      since started_ns: messages, stored, duplicates, late, malformed, refused.CODE, ...
+    """
+
+    endpoint: str
+    started_ns: int
+    written_ns: int
+    watermark_ns: int
+    connected: int
+    counters: dict[str, int]
+
+
+class _Refused(Exception):
+    """This message ends its connection."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class _Peer:
+    """A connection that said HELLO and was let in."""
+
+    __slots__ = ("boot_id", "host_id")
+
+    def __init__(self, host_id: str, boot_id: str) -> None:
+        self.host_id = host_id
+        self.boot_id = boot_id
+
+
+class Progress:
+    """Up to when each host's signals are here, and so up to when the fleet's are.
+
+    A host counts while it makes progress. Without any for silent_after_s, or with progress that is
+    lag_s_max behind the clock, it is set aside: a dead host, or one that means ill, does not hold
+    up the others. A host that has just come holds the watermark where it stands, so that its first
+    signals are not late.
+    """
+
+    def __init__(self, silent_after_s: float, lag_s_max: float, watermark_ns: int) -> None:
+        self.silent_after_s = silent_after_s
+        self.lag_ns_max = int(lag_s_max * 1e9)
+        self.watermark_ns = watermark_ns
+        self._hosts: dict[str, tuple[int, float]] = {}
+
+    def arrive(self, host_id: str, complete_until_ns: int, now_s: float) -> None:
+        """A host said HELLO, or is known from before a restart."""
+        known_ns, _ = self._hosts.get(host_id, (0, 0.0))
+        until_ns = max(known_ns, complete_until_ns, self.watermark_ns)
+        self._hosts[host_id] = (until_ns, now_s)
+
+    def report(self, host_id: str, complete_until_ns: int, now_s: float) -> None:
+        """A host said how far it is."""
+        known_ns, _ = self._hosts.get(host_id, (0, 0.0))
+        if complete_until_ns > known_ns:
+            self._hosts[host_id] = (complete_until_ns, now_s)
+
+    def leave(self, host_id: str) -> None:
+        """A host said BYE; it is not waited for."""
+        self._hosts.pop(host_id, None)
+
+    def advance(self, now_ns: int, now_s: float) -> int:
+        """Return the watermark, which never goes back."""
+        counted = [
+            until_ns
+            for until_ns, advanced_s in self._hosts.values()
+            if now_s - advanced_s <= self.silent_after_s and now_ns - until_ns <= self.lag_ns_max
+        ]
+        # A host whose clock is ahead must not make the others' signals late. And where nobody
+        # counts, what came from those who did is still released.
+        bound_ns = now_ns if counted else now_ns - int(self.silent_after_s * 1e9)
+        self.watermark_ns = max(self.watermark_ns, min([bound_ns, *counted]))
+        return self.watermark_ns
+
+
+class Server:
+    """See the module. Make it, then `run` it; `stop` from anywhere ends it.
+
+    correlator  called once with the open store; None: signals are stored and nothing else
+    Raises ServerError (endpoint, keys, missing keys) and StoreError.
+    """
+
+    def __init__(
+        self, config: Config, correlator: Callable[[Store], Correlator] | None = None
+    ) -> None:
+        self.config = config
+        self.counters: Counter[str] = Counter()
+        self._allowed: dict[str, str] = {}
+        self._peers: dict[bytes, _Peer] = {}
+        self._routes: dict[str, bytes] = {}
+        self._refused: OrderedDict[bytes, None] = OrderedDict()
+        self._refusals_logged = 0
+        self._refusals_since_s = 0.0
+        self._stop = False
+        self._reload = False
+        self._started_ns = time.time_ns()
+        self._tick_s = 0.0
+        self._report_s = 0.0
+        self._newest_ns = 0
+        self._authenticator: ThreadAuthenticator | None = None
+        with contextlib.ExitStack() as undo:
+            self._store = undo.enter_context(Store.open(config.store.path))
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+            undo.callback(self._context.destroy, linger=0)
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            undo.callback(os.close, self._wake)
+            self._socket = self._context.socket(zmq.ROUTER)
+            self._configure_socket()
+            undo.callback(self._stop_authenticator)
+            self._configure_keys()
+            try:
+                self._socket.bind(config.listen.endpoint)
+            except zmq.ZMQError as error:
+                raise ServerError(f"{config.listen.endpoint}: cannot listen: {error}") from None
+            self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            self._released_ns = int(self._store.meta(WATERMARK_KEY) or 0)
+            limits = config.limits
+            self._progress = Progress(limits.silent_after_s, limits.lag_s_max, self._released_ns)
+            for host in self._store.hosts():
+                self._progress.arrive(host.host_id, host.complete_until_ns, time.monotonic())
+            self._correlator = correlator(self._store) if correlator else None
+            self._undo = undo.pop_all()
+
+    def _configure_socket(self) -> None:
+        socket = self._socket
+        socket.linger = 0
+        # With it, an IPv4 address is bound as IPv6's image of it, and is shown as that.
+        socket.ipv6 = "[" in self.config.listen.endpoint
+        socket.rcvhwm = MESSAGES_PER_PEER
+        socket.sndhwm = 256
+        socket.backlog = BACKLOG
+        socket.set(zmq.MAXMSGSIZE, self.config.limits.message_bytes_max)
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_S * 1000)
+        # An answer to somebody who is gone is counted instead of dropped in silence.
+        socket.set(zmq.ROUTER_MANDATORY, 1)
+        socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
+
+    def _configure_keys(self) -> None:
+        listen = self.config.listen
+        if listen.key_file is None or listen.allow_list is None:
+            if not listen.insecure and not wire.is_local(listen.endpoint):
+                raise ServerError(
+                    f"{listen.endpoint}: can be reached from other machines, and no keys are set; "
+                    "set listen.key_file and listen.allow_list, or say listen.insecure: true"
+                )
+            return
+        try:
+            pair = read_pair(listen.key_file)
+            self._allowed = read_allow_list(listen.allow_list)
+        except KeyFileError as error:
+            raise ServerError(str(error)) from None
+        self._authenticator = ThreadAuthenticator(
+            self._context, log=logging.getLogger(f"{__name__}.zap")
+        )
+        self._authenticator.start()
+        # The callback answers for this domain only; a socket in another one would hang its peers.
+        self._authenticator.configure_curve_callback(ZAP_DOMAIN, self)
+        self._socket.set_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        self._socket.curve_secretkey = pair.secret.encode()
+        self._socket.curve_publickey = pair.public.encode()
+        self._socket.curve_server = True
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """Say whether a CURVE key may connect (called from pyzmq's thread)."""
+        return key.decode("ascii") in self._allowed
+
+    def _stop_authenticator(self) -> None:
+        if self._authenticator is not None:
+            self._authenticator.stop()
+
+    def stop(self) -> None:
+        """Make `run` return; may be called from any thread and from signal handlers."""
+        self._stop = True
+        os.eventfd_write(self._wake, 1)
+
+    def reload(self) -> None:
+        """Read the allow-list again; may be called like `stop`."""
+        self._reload = True
+        os.eventfd_write(self._wake, 1)
+
+    def run(self) -> None:
+        """Serve until `stop`, SIGTERM or SIGINT; SIGHUP reads the allow-list again.
+
+        What was received and not committed is not acknowledged, so its agents send it again.
+        Signal handlers are set only where this is the main thread.
+        """
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+
+            def handle(number: int, _frame: FrameType | None) -> None:
+                (self.reload if number == signal.SIGHUP else self.stop)()
+
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                before[number] = signal.signal(number, handle)
+        log.info("listening on %s, store %s", self.endpoint, self.config.store.path)
+        try:
+            self._serve()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.close()
+        log.info("stopped")
+
+    def close(self) -> None:
+        """Release everything; `run` does this itself."""
+        self._undo.close()
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while not self._stop:
+            ready = dict(poller.poll(int(TICK_S * 1000)))
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            if self._reload:
+                self._reload = False
+                self._read_allow_list()
+            if self._socket in ready:
+                self._receive()
+            if not self._stop:
+                self._tick()
+        with self._store_errors_counted():
+            self._write_report()
+
+    # Receiving.
+
+    def _receive(self) -> None:
+        """Take what has arrived, commit it together, then answer."""
+        arrived: list[tuple[bytes, list[zmq.Frame]]] = []
+        size_bytes = 0
+        while len(arrived) < MESSAGES_PER_COMMIT and size_bytes < BYTES_PER_COMMIT:
+            try:
+                route, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            size_bytes += sum(len(frame) for frame in frames)
+            self.counters["messages"] += 1
+            if route.bytes in self._refused:
+                # It was told once; whatever else it sends is not worth an answer.
+                self.counters["ignored"] += 1
+            else:
+                arrived.append((route.bytes, frames))
+        received_ns = time.time_ns()
+        answers: list[tuple[bytes, wire.Message]] = []
+        progress: list[tuple[str, int]] = []
+        try:
+            with self._store.transaction():
+                for route_id, frames in arrived:
+                    if route_id in self._refused:
+                        self.counters["ignored"] += 1
+                        continue
+                    try:
+                        with self._store.savepoint():
+                            answer = self._take(route_id, frames, received_ns, progress)
+                    except _Refused as refusal:
+                        self._refuse(route_id, refusal, frames)
+                    except (sa.exc.SQLAlchemyError, KeyError) as error:
+                        log.error("a message could not be stored: %r", error)
+                        self._refuse(route_id, _Refused("store", "cannot be stored"), frames)
+                    else:
+                        if answer is not None:
+                            answers.append((route_id, answer))
+        except sa.exc.SQLAlchemyError as error:
+            # Nothing of this round is stored, so nothing of it is acknowledged: its agents connect
+            # again and send it again.
+            log.error("%s: %s; what arrived is refused", self.config.store.path, error)
+            self.counters["store_errors"] += 1
+            for route_id, frames in arrived:
+                if route_id not in self._refused:
+                    self._refuse(route_id, _Refused("store", "the store takes nothing"), frames)
+            return
+        for route_id, answer in answers:
+            self._send(route_id, answer)
+        now_s = time.monotonic()
+        for host_id, until_ns in progress:
+            self._progress.report(host_id, until_ns, now_s)
+
+    def _take(
+        self,
+        route_id: bytes,
+        frames: list[zmq.Frame],
+        received_ns: int,
+        progress: list[tuple[str, int]],
+    ) -> wire.Message | None:
+        """Do what a message says; return the answer. Raises _Refused."""
+        if len(frames) != 1:
+            raise _Refused("malformed", f"a message has one part, not {len(frames)}")
+        try:
+            message = wire.decode(frames[0].buffer)
+        except wire.WireError as error:
+            self.counters["malformed"] += 1
+            raise _Refused("malformed", str(error)) from None
+        if isinstance(message, wire.Hello):
+            return self._welcome(route_id, message, frames[0], received_ns)
+        peer = self._peers.get(route_id)
+        if peer is None:
+            raise _Refused("hello_first", f"{type(message).__name__} before HELLO")
+        limits = self.config.limits
+        if isinstance(message, wire.Batch):
+            done = self._store.commit(
+                peer.host_id, peer.boot_id, message, received_ns, self._released_ns
+            )
+            for name in ("stored", "duplicates", "late", "lost", "missing"):
+                self.counters[name] += getattr(done, name)
+            if done.stored:
+                newest_ns = max(signal.time_ns for signal in message.signals)
+                self._newest_ns = max(self._newest_ns, newest_ns)
+            progress.append((peer.host_id, message.complete_until_ns))
+            return wire.Ack(committed_seq=done.committed_seq, credit=limits.credit_signals)
+        if isinstance(message, wire.Heartbeat):
+            committed_seq = self._store.heartbeat(peer.host_id, peer.boot_id, message, received_ns)
+            progress.append((peer.host_id, message.complete_until_ns))
+            return wire.Ack(committed_seq=committed_seq, credit=limits.credit_signals)
+        if isinstance(message, wire.Bye):
+            log.info("host %s left", peer.host_id)
+            self._forget(route_id)
+            self._progress.leave(peer.host_id)
+            return None
+        raise _Refused("malformed", f"an aggregator does not expect {type(message).__name__}")
+
+    def _welcome(
+        self, route_id: bytes, hello: wire.Hello, frame: zmq.Frame, received_ns: int
+    ) -> wire.Welcome:
+        if route_id in self._peers:
+            raise _Refused("malformed", "HELLO twice")
+        if hello.protocol != wire.PROTOCOL:
+            raise _Refused(
+                "version", f"protocol {hello.protocol}, this aggregator speaks {wire.PROTOCOL}"
+            )
+        if self._authenticator is not None:
+            bound_id = self._allowed.get(_property(frame, "User-Id"))
+            if bound_id != hello.host_id:
+                raise _Refused(
+                    "identity", f"this key is for host {bound_id}, not for {hello.host_id}"
+                )
+        limits = self.config.limits
+        try:
+            committed_seq = self._store.hello(hello, received_ns, limits.hosts_max)
+        except HostsFull as error:
+            raise _Refused("full", str(error)) from None
+        former = self._routes.get(hello.host_id)
+        if former is not None:
+            self._refuse(former, _Refused("superseded", "this host connected again"), [])
+        self._peers[route_id] = _Peer(hello.host_id, hello.boot_id)
+        self._routes[hello.host_id] = route_id
+        self._progress.arrive(hello.host_id, 0, time.monotonic())
+        log.info("host %s (%r) connected, boot %s", hello.host_id, hello.hostname, hello.boot_id)
+        return wire.Welcome(
+            protocol=wire.PROTOCOL,
+            committed_seq=committed_seq,
+            credit=limits.credit_signals,
+            message_bytes_max=limits.message_bytes_max,
+        )
+
+    def _forget(self, route_id: bytes) -> None:
+        peer = self._peers.pop(route_id, None)
+        if peer is not None and self._routes.get(peer.host_id) == route_id:
+            del self._routes[peer.host_id]
+
+    def _refuse(self, route_id: bytes, refusal: _Refused, frames: list[zmq.Frame]) -> None:
+        """Count, log with the sender, tell the sender, and take nothing more from it."""
+        self.counters[f"refused.{refusal.code}"] += 1
+        peer = self._peers.get(route_id)
+        sender = f"host {peer.host_id}" if peer else "a peer that said no HELLO"
+        if frames:
+            sender += f" at {_property(frames[0], 'Peer-Address') or 'unknown address'}"
+            key = _property(frames[0], "User-Id")
+            if key in self._allowed:
+                sender += f" with the key of {self._allowed[key]}"
+        self._log_refusal("%s refused: %s (%s)", sender, repr(refusal.reason), refusal.code)
+        self._forget(route_id)
+        self._refused[route_id] = None
+        if len(self._refused) > REFUSED_MAX:
+            self._refused.popitem(last=False)
+        self._send(route_id, wire.Refusal(code=refusal.code, reason=refusal.reason[:1024]))
+
+    def _log_refusal(self, text: str, *values: str) -> None:
+        """Log a warning, but not as many as somebody who means ill would like."""
+        now_s = time.monotonic()
+        if now_s - self._refusals_since_s > REFUSALS_LOGGED_PER_S:
+            if self._refusals_logged > REFUSALS_LOGGED_MAX:
+                hidden = self._refusals_logged - REFUSALS_LOGGED_MAX
+                log.warning("%d more refusals were counted and not logged", hidden)
+            self._refusals_since_s, self._refusals_logged = now_s, 0
+        self._refusals_logged += 1
+        if self._refusals_logged <= REFUSALS_LOGGED_MAX:
+            log.warning(text, *values)
+
+    def _send(self, route_id: bytes, message: wire.Message) -> None:
+        try:
+            self._socket.send_multipart([route_id, wire.encode(message)], zmq.NOBLOCK)
+        except zmq.Again:
+            self.counters["unanswered.full"] += 1
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.counters["unanswered.gone"] += 1
+            self._forget(route_id)
+
+    # Between messages.
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._tick_s:
+            return
+        self._tick_s = now_s + TICK_S
+        watermark_ns = self._progress.advance(time.time_ns(), now_s)
+        report_due = now_s >= self._report_s
+        # Without signals behind the watermark there is nothing to release but time, and that is
+        # not worth writing down four times a second.
+        if watermark_ns > self._released_ns and (report_due or self._newest_ns > self._released_ns):
+            self._release(watermark_ns)
+        if report_due:
+            self._report_s = now_s + REPORT_S
+            with self._store_errors_counted():
+                self._write_report()
+        if self._authenticator is not None and not self._authenticator.is_alive():
+            raise ServerError("pyzmq's authenticator has ended; nobody could connect any more")
+
+    def _release(self, watermark_ns: int) -> None:
+        """Give the signals up to the watermark to the sequences; what comes later is late."""
+        with self._store_errors_counted():
+            # Noted first: after a crash in between, the sequences may be behind it, never ahead.
+            self._store.set_meta(WATERMARK_KEY, str(watermark_ns))
+            self._released_ns = watermark_ns
+            if self._correlator is not None:
+                self._correlator.advance(watermark_ns)
+
+    @contextlib.contextmanager
+    def _store_errors_counted(self) -> Iterator[None]:
+        """A store that takes nothing for a while does not end the service."""
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            self.counters["store_errors"] += 1
+            log.error("%s: %s", self.config.store.path, error)
+
+    def _write_report(self) -> None:
+        report = Report(
+            endpoint=self.endpoint,
+            started_ns=self._started_ns,
+            written_ns=time.time_ns(),
+            watermark_ns=self._released_ns,
+            connected=len(self._peers),
+            counters=dict(self.counters),
+        )
+        self._store.set_meta(REPORT_KEY, msgspec.json.encode(report).decode())
+
+    def _read_allow_list(self) -> None:
+        path = self.config.listen.allow_list
+        if path is None:
+            return
+        try:
+            allowed = read_allow_list(path)
+        except KeyFileError as error:
+            log.error("the allow-list stays as it was: %s", error)
+            return
+        self._allowed = allowed
+        known = set(allowed.values())
+        for route_id, peer in list(self._peers.items()):
+            if peer.host_id not in known:
+                self._refuse(route_id, _Refused("identity", "no longer on the allow-list"), [])
+        log.info("%s: %d hosts may connect", path, len(allowed))
+
+
+def _property(frame: zmq.Frame, name: str) -> str:
+    """A property of the connection that a frame came by; empty where it has none."""
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""
