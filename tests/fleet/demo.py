@@ -106,8 +106,8 @@ def show_alert(console: Console, found: dict[str, Any]) -> None:
     style = STYLES.get(found["priority"], "white") if found["alert"] else "dim"
     kind = found["priority"] if found["alert"] else "signal"
     console.print(
-        f"[{style}]{kind:>13}  {escape(found['host'])}  {escape(found['rule'])}[/]"
-        f"[dim]  {escape(found['output'])}[/]",
+        f"[{style}]{kind:>13}  {escape(found['host'])}  {escape(found['rule']):<25}[/]"
+        f"[dim]{escape(found['output'])}[/]",
         no_wrap=True,
         overflow="ellipsis",
     )

@@ -9,8 +9,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +20,12 @@ from tests.fleet.hosts import (
     Account,
     Fleet,
     FleetError,
-    cgroup2_mount,
     remove_leftovers,
     start_ticks,
 )
+from tests.fleet.traces import KINDS, assert_gone, namespaces, traces
 
 pytestmark = pytest.mark.fleet
-
-KINDS = ("net", "mnt", "uts")
 
 
 def utmp_records(path: Path) -> list[tuple[int, str, str]]:
@@ -42,45 +38,6 @@ def utmp_records(path: Path) -> list[tuple[int, str, str]]:
         user = record[44:76].rstrip(b"\0").decode()
         records.append((kind, user, socket.inet_ntoa(record[348:352])))
     return records
-
-
-def processes(name: str | None = None) -> Iterator[Path]:
-    """Yield the /proc directories of the processes in a fleet's cgroup; without a name, of all."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if name is None or f"/{name}" in (process / "cgroup").read_text():
-                yield process
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-
-
-def namespaces(name: str | None = None) -> set[str]:
-    """Return the network, mount and UTS namespaces that these processes are in, as far as seen."""
-    found = set()
-    for process in processes(name):
-        for kind in KINDS:
-            try:
-                found.add(str((process / "ns" / kind).readlink()))
-            except (FileNotFoundError, PermissionError, ProcessLookupError):
-                continue
-    return found
-
-
-def traces(name: str) -> list[str]:
-    """Return what a fleet of this name has on the machine: directories, mounts, processes."""
-    temporary = Path(tempfile.gettempdir()).resolve()
-    found = [str(path) for path in (cgroup2_mount() / name, temporary / name) if path.exists()]
-    found += [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
-    found += map(str, processes(name))
-    return found
-
-
-def assert_gone(name: str) -> None:
-    """Fail unless the fleet is without a trace, once init has reaped the orphans it got."""
-    deadline = time.monotonic() + 10
-    while (found := traces(name)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert found == []
 
 
 def test_hosts_have_their_own_name_address_accounts_and_files() -> None:
