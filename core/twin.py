@@ -284,7 +284,6 @@ class Twin:
         acting = self._table[record.pid]
         if kind == "fork" and record.result >= 0:
             parent = self._table.get(record.ppid, acting)
-            self._unchecked.discard(record.child_pid)
             child = Process(
                 pid=record.child_pid,
                 ppid=record.ppid,
@@ -332,6 +331,7 @@ class Twin:
             del self._table[entry.pid]
         elif len(self._table) >= self._processes_max:
             self._evict(acting)
+        self._unchecked.discard(entry.pid)
         self._table[entry.pid] = entry
 
     def _evict(self, acting: int | None) -> None:
