@@ -155,6 +155,7 @@ class Service:
 
     def _run(self) -> None:
         settings = self._settings
+        log(logging.INFO, "starting", config=self._path, version=__version__)
         rules = pipeline.load(settings.rules)
         host_id = settings.host.id or identity.host_id()
         numbering_id = identity.numbering_id()
@@ -184,7 +185,6 @@ class Service:
             scope=self._settings.capture.scope,
             rules=rules,
             processes=live.pipeline.engine.stats()["processes"],
-            version=__version__,
         )
         self._requests.begun = True
         self._loop(live)

@@ -72,9 +72,9 @@ class Agent:
         self.does("true")  # answers, so it is in the cgroup
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, stdout: int | None = None) -> None:
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen([*COMMAND, *arguments], stderr=log)
+            self.process = subprocess.Popen([*COMMAND, *arguments], stderr=log, stdout=stdout)
         self.logs("watching", "capturing")
 
     def logs(self, *messages: str) -> None:
@@ -108,9 +108,9 @@ class Agent:
             if process is not None:
                 process.kill()
                 process.wait()
-        for stream in (self.shell.stdin, self.shell.stdout):
-            if stream is not None:
-                stream.close()
+                for stream in (process.stdin, process.stdout):
+                    if stream is not None:
+                        stream.close()
 
 
 @pytest.fixture
@@ -217,6 +217,64 @@ def test_a_recorded_run_replays_byte_for_byte(make_agent: Callable[..., Agent]) 
     assert replay.returncode == 3
     assert live.startswith(replay.stdout)
     assert b"cut short" in replay.stderr and b"Traceback" not in replay.stderr
+
+
+def test_a_recorded_run_that_lost_events_replays_byte_for_byte(
+    make_agent: Callable[..., Agent],
+) -> None:
+    """After a loss the engine asks /proc again; the answers are in the recording."""
+    agent = make_agent()
+    text = agent.config.read_text().replace("ring_bytes: 1048576", "ring_bytes: 65536")
+    agent.config.write_text(text.replace("wakeup_bytes: 65536", "wakeup_bytes: 32768"))
+    record = agent.folder / "run.vcap"
+    agent.start("run", "--config", str(agent.config), "--record", str(record))
+    assert agent.process is not None
+    agent.does("cat secret/before")
+    agent.process.send_signal(signal.SIGSTOP)
+    read_secrets(agent, 1999)
+    agent.process.send_signal(signal.SIGCONT)
+    agent.logs("events were lost")
+    agent.does("cat secret/after; (cd secret; cat later)")
+    agent.stop()
+    with record.open("rb") as stream:
+        blocks = list(CaptureReader(stream))
+    loss = next(at for at, block in enumerate(blocks) if isinstance(block, Loss))
+    later = [block for block in blocks[loss:] if isinstance(block, Batch)]
+    assert agent.shell.pid in [pid for block in later for pid, _ in block.answers]
+    live = agent.alerts.read_bytes()
+    assert b"/secret/later" in live
+    replay = subprocess.run(
+        [*COMMAND, "replay", str(record), "--config", str(agent.config)],
+        capture_output=True,
+        check=True,
+    )
+    assert replay.stdout == live
+
+
+def test_a_stop_waits_for_nobody_who_does_not_listen(make_agent: Callable[..., Agent]) -> None:
+    """Neither for an aggregator that is not there nor for a pipe that nobody reads."""
+    agent = make_agent("ship: {endpoint: 'ipc:///nowhere/socket'}\n")
+    agent.config.write_text(
+        agent.config.read_text().replace("outputs: [", "outputs: [{type: stdout}, ")
+    )
+    agent.start("run", "--config", str(agent.config), stdout=subprocess.PIPE)
+    read_secrets(agent, 499)
+    agent.wait_until(lambda: len(agent.printed()) == 499)
+    agent.stop()
+    log = agent.log.read_text()
+    assert 'msg="alerts were left unwritten" output=stdout' in log
+    assert 'msg="signals were left unsent" kept=499' in log
+
+
+def test_a_stop_during_the_start(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    with agent.log.open("wb") as log:
+        agent.process = subprocess.Popen(
+            [*COMMAND, "run", "--config", str(agent.config)], stderr=log
+        )
+    agent.logs("msg=starting")
+    agent.stop()
+    assert "stopped before capture began" in agent.log.read_text()
 
 
 def test_signals_are_shipped_those_that_are_no_alerts_too(
