@@ -50,6 +50,12 @@ class Story:
     files: dict[str, list[Found]]
 
 
+def own_alerts(services: Services, name: str) -> list[Found]:
+    """Return what a host's agent wrote into its own file."""
+    lines = (services.directory / f"{name}.alerts.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 @pytest.fixture(scope="module")
 def story() -> Iterator[Story]:
     before = namespaces()
@@ -89,12 +95,7 @@ def story() -> Iterator[Story]:
             services.signals(),
             services.incidents(),
             shown.stdout,
-            {
-                name: [
-                    json.loads(line) for line in (services.directory / f"{name}.alerts.json").open()
-                ]
-                for name in fleet.hosts
-            },
+            {name: own_alerts(services, name) for name in fleet.hosts},
         )
         own = namespaces(fleet.name) - before
     assert own
