@@ -24,6 +24,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +250,11 @@ class _File:
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text
+        self.breaks = [match.start() for match in re.finditer("\n", text)]
+
+    def line(self, index: int) -> int:
+        """Return the line, from 1, of a place."""
+        return bisect_left(self.breaks, index) + 1
 
     def error(self, message: str, index: int, rule: str = "") -> RuleError:
         index = max(0, min(index, len(self.text)))
@@ -259,8 +266,7 @@ class _File:
         shown = clean(line[first : first + SNIPPET_CHARS].replace("\t", " ").encode())
         before = clean(line[first:column].replace("\t", " ").encode())
         snippet = f"    {shown}\n    {' ' * len(before)}^" if line.strip() else ""
-        number = self.text.count("\n", 0, index) + 1
-        return RuleError(self.name, number, column + 1, rule, message, snippet)
+        return RuleError(self.name, self.line(index), column + 1, rule, message, snippet)
 
     def within(self, scalar: _Scalar, text: str, offset: int) -> int:
         """Return where in the file a character is of a scalar's text (its blanks may differ).
@@ -534,10 +540,9 @@ class _Loader:
             message = str(error)
             later = self.definitions["macro"].get(error.unknown or "")
             if later is not None:
-                line = later.file.text.count("\n", 0, later.start) + 1
                 message = (
                     f"the macro {later.name} is used before it is defined "
-                    f"({later.file.name}:{line})"
+                    f"({later.file.name}:{later.file.line(later.start)})"
                 )
             raise _Trouble(message, definition.file.within(node, text, error.offset)) from None
 
@@ -572,7 +577,7 @@ class _Loader:
                 lambda: _text(values["desc"], "desc").strip() if "desc" in values else "", ""
             ),
             file=definition.file.name,
-            line=definition.file.text.count("\n", 0, definition.start) + 1,
+            line=definition.file.line(definition.start),
         )
         for error in troubles:
             self.fail(definition, str(error), error.index)

@@ -10,8 +10,7 @@ from tests.core import strategies as s
 from vedette.core import condition
 from vedette.core.condition import ConditionError, parse_condition
 from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
-from vedette.core.fields import FIELDS, Field, UnknownField
-from vedette.core.output import ip_text
+from vedette.core.fields import FIELDS, Field, UnknownField, ip_text
 
 
 def check(name: str, op: str, *values: Value, arg: str | None = None) -> Predicate:

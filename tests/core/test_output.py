@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,7 +132,7 @@ def test_values_of_each_type() -> None:
 
 
 @given(s.records(), s.process_values())
-def test_every_field_can_be_shown_in_any_event(record: bytes, values: dict) -> None:
+def test_every_field_can_be_shown_in_any_event(record: bytes, values: dict[str, Any]) -> None:
     view = EventView(decode(record), Process(**values), s.USERS, s.GROUPS, s.HOSTNAME)
     template = Template(" ".join(f"%{name}" for name in FIELDS))
     shown = template.fields(view)

@@ -15,7 +15,7 @@ _libc = ctypes.CDLL(None)
 
 
 def fnmatch(pattern: bytes, text: bytes, flags: int) -> bool:
-    return _libc.fnmatch(pattern, text, flags) == 0
+    return int(_libc.fnmatch(pattern, text, flags)) == 0
 
 
 # Brackets are drawn closed (the C library is not of one mind on others), and without the colons,

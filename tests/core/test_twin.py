@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -240,7 +241,7 @@ def test_rules_are_reported_in_order_and_only_those_that_are_enabled() -> None:
     for matching, found in seen.items():
         twin = Twin(
             rules,
-            on_match=lambda record, indices, process, found=found: found.append(indices),
+            on_match=partial(lambda found, record, indices, acting: found.append(indices), found),
             rule_matching=matching,
         )
         twin.feed(build("listen") + build("chdir") + build("bind"))
@@ -371,7 +372,10 @@ def test_a_missing_value_makes_any_check_false(text: str, result: bool) -> None:
     ],
 )
 def test_a_check_of_several_values_is_true_of_any(text: str, result: bool) -> None:
-    ends = {"local_addr": bytes([10, *[0] * 15]), "remote_addr": bytes([10, 1, *[0] * 14])}
+    ends: dict[str, Any] = {
+        "local_addr": bytes([10, *[0] * 15]),
+        "remote_addr": bytes([10, 1, *[0] * 14]),
+    }
     view = _view("connect", family=2, local_port=5, remote_port=22, **ends)
     assert evaluate(parse_condition(text), view) is result
 
