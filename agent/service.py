@@ -23,12 +23,11 @@ from vedette.agent.shipper import Shipper, ShipperError
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair
 from vedette.core.signal import Signal
 
-STOP_S = 1.7
-"""A stop takes about so long at most. Counted from its beginning, the ring is drained until the
-first of the following, then outputs until the second, then the shipper, whose goodbye needs a
-little more, until the third."""
+_DRAIN_RING_S, _OUTPUTS_STOP_S, _SHIPPER_STOP_S = 0.6, 0.9, 1.2
+"""A stop is over within two seconds: counted from its beginning, the ring is drained until the
+first of these, the outputs until the second, and the shipper, whose goodbye needs a little more,
+until the third."""
 
-_DRAIN_RING_S, _OUTPUTS_STOP_S, _SHIPPER_STOP_S = 0.7, 1.1, 1.5
 _CHUNK_BYTES = 64 << 10
 _RULE_COUNTERS_MAX = 100
 _COUNTER_NAME_CHARS = 200
@@ -279,7 +278,7 @@ class Service:
         return counters
 
     def _stop(self, live: Live) -> None:
-        """Take no more events and deliver what there is, within STOP_S."""
+        """Take no more events, and deliver what there is."""
         began_s = time.monotonic()
         live.detach()
         live.drain(began_s + _DRAIN_RING_S, lambda: self._deliver(live))
@@ -296,7 +295,7 @@ class Service:
         )
 
     def _close_ends(self, began_s: float) -> None:
-        """Close outputs and shipper; what began to stop at began_s ends within STOP_S of it."""
+        """Close outputs and shipper, in a stop that began at began_s (time.monotonic)."""
         while self._writers:
             writer = self._writers.pop()
             if not writer.close(max(0.05, began_s + _OUTPUTS_STOP_S - time.monotonic())):

@@ -73,7 +73,7 @@ class Agent:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str, stdout: int | None = None) -> None:
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen([*COMMAND, *arguments], stderr=log, stdout=stdout)
         self.logs("watching", "capturing")
 
@@ -268,7 +268,7 @@ def test_a_stop_waits_for_nobody_who_does_not_listen(make_agent: Callable[..., A
 
 def test_a_stop_during_the_start(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
-    with agent.log.open("wb") as log:
+    with agent.log.open("ab") as log:
         agent.process = subprocess.Popen(
             [*COMMAND, "run", "--config", str(agent.config)], stderr=log
         )
