@@ -4,9 +4,9 @@ A rule's condition is specialised for each event type that it can match: what th
 (evt.type, fields that the type cannot have, constants of the host) is folded away. What remains is
 turned into short-circuit code: a list of nodes (predicate, next if true, next if false) that only
 jump forwards. Each rule is filed under a *cover*: predicates of which at least one is true whenever
-the rule matches (an access predicate as in Fabret et al., "Filtering algorithms and implementation
-for very fast publish/subscribe systems", SIGMOD 2001). A rule without a cover is looked at for every
-new combination of classes of its event type.
+the rule matches (an access predicate as in Fabret et al., "Filtering algorithms and
+implementation for very fast publish/subscribe systems", SIGMOD 2001). A rule without a cover is
+looked at for every new combination of classes of its event type.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class _Compiler:
         if depth not in self.plan.ancestors:
             if len(self.plan.ancestors) == ANCESTOR_ROLES:
                 raise UnsupportedRule(
-                    f"{ref}: the rules use more than {ANCESTOR_ROLES} different indices of proc.aname"
+                    f"{ref}: more than {ANCESTOR_ROLES} different indices of proc.aname are used"
                 )
             self.plan.ancestors.append(depth)
         return ANCESTOR + self.plan.ancestors.index(depth)
@@ -297,10 +297,10 @@ class _Compiler:
         ranges = plan.ranges.setdefault(index, [])
         always = plan.always.setdefault(index, [])
 
-        def accepts(value: Value | None) -> bool:
+        def accepts(value: bytes | int | None) -> bool:
             return value is not None and holds(predicate.op, value, predicate.values)
 
-        def points_of(values: Iterable[tuple[int, Value | None]]) -> None:
+        def points_of(values: Iterable[tuple[int, bytes | int | None]]) -> None:
             for key, value in values:
                 if accepts(value):
                     points.setdefault(key, []).append(number)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.workload import rules, workload
 from tests.core import strategies as s
 from vedette.core import engine, twin
+from vedette.core.allocations import count_allocations
 from vedette.core.engine import Engine
-from vedette.core.expr import FieldRef
-from vedette.core.expr import Not, Predicate
+from vedette.core.expr import And, FieldRef, Not, Predicate
 from vedette.core.rules import Rule
 from vedette.core.twin import Twin
 
@@ -28,6 +28,7 @@ SHARED_COUNTERS = (
     "processes_evicted",
     "processes_repaired",
 )
+EXISTS_NAME = Predicate(FieldRef("proc.name"), "exists")
 CACHE_BYTES = st.sampled_from([0, 1, 300, 4096, 1 << 20])
 
 
@@ -128,3 +129,77 @@ def test_engine_is_its_twin(
     }
     assert stats["opaque_errors"] == 0
     assert tables.under_test.close() == 0
+
+
+def test_an_unmatched_event_makes_no_python_object_and_allocates_nothing() -> None:
+    small, large = workload("mixed", 3000), workload("mixed", 12000)
+    under_test = Engine(
+        [Rule(r.name, And((r.condition, Not(EXISTS_NAME))), "", 4) for r in rules(100)],
+        on_match=lambda record, indices, acting: None,
+    )
+    for process in large.processes:
+        under_test.add_process(process)
+    # Two passes, until the pool of strings has what the stream's processes need.
+    under_test.feed(large.records)
+    under_test.feed(small.records)
+    under_test.feed(large.records)
+    before = under_test.stats()
+    consumed, few = count_allocations(under_test.feed, small.records)
+    assert consumed == len(small.records)
+    consumed, many = count_allocations(under_test.feed, large.records)
+    assert consumed == len(large.records)
+    after = under_test.stats()
+    assert after["matches"] == 0
+    assert after["rules_evaluated"] > 0
+    assert few == many, "allocations grow with the number of events"
+    assert after["allocations"] == before["allocations"]
+    assert under_test.close() == 0
+    _, counted = count_allocations(lambda: [object() for _ in range(100)])
+    assert counted >= 100, "the counter counts"
+
+
+@pytest.mark.parametrize("matching", ["all", "first"])
+def test_generated_rules_and_stream_match_as_in_the_twin(matching: str) -> None:
+    made = rules(60)
+    for name in ("mixed", "combinations", "unique", "exec"):
+        stream = workload(name, 800, seed=7)
+        found: list[list[Any]] = []
+        for make in (Twin, Engine):
+            matches: list[Any] = []
+            side = make(
+                made,
+                on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
+                rule_matching=matching,
+            )
+            for process in stream.processes:
+                side.add_process(process)
+            assert side.feed(stream.records) == len(stream.records)
+            found.append(matches)
+        assert found[0] == found[1]
+
+
+def test_closed_engine_and_wrong_options_are_refused() -> None:
+    options: dict[str, Any] = {"on_match": lambda *match: None}
+    with pytest.raises(ValueError, match="rule_matching"):
+        Engine([], rule_matching="some", **options)
+    with pytest.raises(ValueError, match="processes_max"):
+        Engine([], processes_max=1, **options)
+    with pytest.raises(ValueError, match="seed"):
+        Engine([], seed=b"short", **options)
+    closed = Engine([], **options)
+    assert closed.close() == 0
+    assert closed.close() == 0
+    with pytest.raises(ValueError, match="closed"):
+        closed.feed(b"")
+
+
+def test_what_a_callback_raises_comes_out_of_feed() -> None:
+    def fail(*match: object) -> None:
+        raise KeyError("from the callback")
+
+    under_test = Engine([Rule("all", EXISTS_NAME, "", 4)], on_match=fail)
+    stream = workload("open", 50)
+    for process in stream.processes:
+        under_test.add_process(process)
+    with pytest.raises(KeyError, match="from the callback"):
+        under_test.feed(stream.records)
