@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from vedette.core import rulefile
 from vedette.core.expr import And, FieldRef, Predicate
+from vedette.core.fields import FIELDS
 from vedette.core.rulefile import RuleError, RuleErrors
 from vedette.core.rules import Rule, RuleSet, load_rules
 from vedette.core.signal import PRIORITIES
@@ -416,3 +418,20 @@ def test_any_bytes_are_rules_or_rule_errors(
         assert str(caught)
         for error in caught.errors:
             assert error.line >= 1
+
+
+def test_the_guides_example_loads(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "rules.md").read_text()
+    example = guide.split("Falco's names:\n")[1].split("## Files")[0]
+    (found,) = load(tmp_path, textwrap.dedent(example)).rules
+    assert found.name == "shell_reads_shadow"
+
+
+def test_the_guide_has_every_field_with_its_type_and_meaning() -> None:
+    guide = (ROOT / "docs" / "rules.md").read_text().split("## Fields")[1].replace("\\|", "|")
+    rows = [line.strip("| ").split(" | ", 3) for line in guide.splitlines() if "." in line[:12]]
+    told = {name.removesuffix("[n]"): (kind, meaning) for name, kind, _, meaning in rows}
+    assert told == {name: (field.type, field.description) for name, field in FIELDS.items()}
+    assert {name for name, *_ in rows if name.endswith("[n]")} == {
+        f"{name}[n]" for name, field in FIELDS.items() if field.argument != "none"
+    }
