@@ -22,23 +22,28 @@ from vedette.core.engine import Process
 from vedette.core.records import build
 from vedette.core.rules import Rule
 
-PROGRAMS = (
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+PROGRAMS = _words(
     "bash sh dash zsh sshd sudo su cron systemd python3 perl ruby node java nginx apache2 mysqld "
     "postgres redis-server curl wget nc ncat socat tar gzip cp mv rm cat grep sed awk find xargs "
     "ls ps top make gcc cc1 ld as git rsync scp ssh vim nano less dpkg apt apt-get pip npm docker "
     "containerd runc kubelet dockerd haproxy varnishd php-fpm httpd memcached chronyd rsyslogd"
-).split()  # noqa: SIM905 - a list of words reads better as words
-DIRECTORIES = (
+)
+DIRECTORIES = _words(
     "/etc /etc/ssh /etc/pam.d /usr/bin /usr/sbin /usr/lib /usr/lib/x86_64-linux-gnu /usr/share "
     "/var/log /var/lib /var/lib/dpkg /var/cache /var/www/html /home/ann /home/ben/.ssh /root "
     "/root/.ssh /tmp /dev /dev/shm /proc /sys/fs/cgroup /run /run/systemd /opt/app /opt/app/lib "
     "/srv/data /boot /usr/lib/python3/dist-packages /usr/local/bin"
-).split()  # noqa: SIM905 - a list of words reads better as words
+)
 EXTENSIONS = (".so.6", ".py", ".conf", ".log", ".txt", ".json", "", "", ".pyc", ".db", ".h", ".c")
-SENSITIVE = (
+SENSITIVE = _words(
     "/etc/shadow /etc/sudoers /etc/passwd /root/.ssh/id_rsa /root/.bash_history /etc/crontab "
     "/var/log/wtmp /var/log/auth.log /proc/kcore /dev/mem /etc/ld.so.preload /etc/pam.conf"
-).split()  # noqa: SIM905 - a list of words reads better as words
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class _Machine:
         run = build(
             "execve", **self.header(pid), ppid=parent, comm=made.comm, path=made.exe_path,
             filename=made.exe_path, start_time_ns=self.now_ns,
-            args=made.args + b"".join(a + b"\0" for a in arguments),
+            args=(made.args or b"") + b"".join(a + b"\0" for a in arguments),
         )  # fmt: skip
         return pid, fork + run
 

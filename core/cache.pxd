@@ -113,7 +113,6 @@ cdef inline void cache_put(Cache* cache, uint64_t hashed, const uint8_t* key, ui
     cdef uint32_t index = <uint32_t>hashed & cache.set_mask
     cdef CacheSet* line = cache.sets + index
     cdef uint32_t way
-    cdef uint32_t step
     cdef uint32_t chosen = CACHE_WAYS
     cdef uint32_t slot
     cdef uint16_t print_
@@ -132,7 +131,7 @@ cdef inline void cache_put(Cache* cache, uint64_t hashed, const uint8_t* key, ui
             cache.refusals += 1
             return
         chosen = <uint32_t>(hashed >> 40) % cache.ways
-        for step in range(cache.ways):
+        for _ in range(cache.ways):
             if not line.value[chosen] & <uint32_t>CACHE_VISITED:
                 break
             line.value[chosen] &= ~<uint32_t>CACHE_VISITED

@@ -1,9 +1,40 @@
 """The pipeline in one object: records in, matches out. See ARCHITECTURE.md, "The engine"."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
+from vedette.core.ring import RingReader
 from vedette.core.rules import Rule
+
+__all__ = ["Engine", "Process", "RingReader"]
+
+class ProcessValues(Protocol):
+    """What add_process and lookup take: Process of the engine or of the twin."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def ppid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def loginuid(self) -> int: ...
+    @property
+    def session(self) -> int: ...
+    @property
+    def start_time_ns(self) -> int: ...
+    @property
+    def cgroup_id(self) -> int: ...
+    @property
+    def comm(self) -> bytes | None: ...
+    @property
+    def exe_path(self) -> bytes | None: ...
+    @property
+    def args(self) -> bytes | None: ...
+    @property
+    def cwd(self) -> bytes | None: ...
 
 class Process:
     """A process as the table knows it, at the moment of a match. Missing values are None."""
@@ -39,35 +70,27 @@ class Process:
         parent: Process | None = None,
     ) -> None: ...
 
-class RingReader:
-    """A BPF ring buffer map, mapped into memory and consumed in place.
-
-    ring_fd     file descriptor of a BPF_MAP_TYPE_RINGBUF map; it is duplicated
-    Raises OSError where the kernel refuses the mapping, ValueError where fd is no ring buffer.
-    """
-
-    size_bytes: Final[int]
-    def __init__(self, ring_fd: int) -> None: ...
-    def fileno(self) -> int: ...
-    def wait(self, timeout_ms: int) -> bool: ...
-    def pending_bytes(self) -> int: ...
-    def close(self) -> None: ...
-
 OnMatch = Callable[[bytes, tuple[int, ...], Process], None]
-Lookup = Callable[[int], Process | None]
+Lookup = Callable[[int], ProcessValues | None]
 
 class Engine:
-    """Process table and rule tables over records.
+    """Process table and rule tables over records; ARCHITECTURE.md says what they mean.
 
     rules       in order; a match is reported by index into this list
     on_match    called with (record, indices of the rules that match, acting process), in
-                record order, for each record that matches at least one enabled rule
+                record order, for each record that matches at least one enabled rule; what it
+                raises comes out of feed and consume
     lookup      called with a pid that the table does not know; None when it cannot be learnt
     users       uid -> name, groups: gid -> name (the host's databases, read once)
-    boot_offset is not needed here: times stay CLOCK_BOOTTIME
-    class_bytes_max, verdict_bytes_max  bounds of the caches
+    hostname    the value of evt.hostname; None: missing
+    class_bytes_max, verdict_bytes_max  bounds of the class tables and the verdict table, bytes
+    strings_bytes_max  bound of the process table's strings, bytes
     processes_max  bound of the process table
     rule_matching  "first": only the first matching rule (in order) is reported, or "all"
+    seed        at least 16 secret bytes that key the hashes; None: from the system
+
+    Raises ValueError for an option out of range, compile.UnsupportedRule for a condition that
+    the tables cannot hold, MemoryError. All methods but close raise ValueError once it is closed.
     """
 
     def __init__(
@@ -78,25 +101,39 @@ class Engine:
         lookup: Lookup | None = None,
         users: dict[int, bytes] | None = None,
         groups: dict[int, bytes] | None = None,
+        hostname: bytes | None = None,
         class_bytes_max: int = ...,
         verdict_bytes_max: int = ...,
+        strings_bytes_max: int = ...,
         processes_max: int = ...,
         rule_matching: str = "all",
         seed: bytes | None = None,
     ) -> None: ...
-    def add_process(self, process: Process) -> None: ...
-    def process(self, pid: int) -> Process | None: ...
-    def processes(self) -> Iterable[Process]: ...
+    def add_process(self, process: ProcessValues) -> None:
+        """Put a process into the table, in the place of what has its pid.
+
+        Its parent is ignored.
+        """
+    def process(self, pid: int) -> Process | None:
+        """Return a process with its parents, or None."""
+    def processes(self) -> Iterable[Process]:
+        """Return all processes, by pid."""
     def feed(self, records: bytes | bytearray | memoryview) -> int:
         """Consume whole records from a buffer; return the number of bytes consumed.
 
-        Malformed records are counted and end the feed where no next record can be found.
+        A malformed record is counted and skipped where its size can be trusted. Where not, it
+        ends the feed, counted once with all that follows it, which is not consumed.
         """
     def consume(self, reader: RingReader, records_max: int = ...) -> int:
         """Consume what the ring holds, at most records_max; return the number of records."""
     def note_loss(self) -> None:
-        """Say that events were lost: processes are checked again before they are trusted."""
+        """Say that events were lost: each process is looked up again before it is trusted."""
     def swap_rules(self, rules: Sequence[Rule]) -> None:
-        """Replace the rules between two records; the process table carries over."""
-    def stats(self) -> dict[str, int]: ...
-    def close(self) -> None: ...
+        """Replace the rules between two records; the process table carries over.
+
+        Raises compile.UnsupportedRule and MemoryError, and then keeps the old rules.
+        """
+    def stats(self) -> dict[str, int]:
+        """Return counters and sizes, by name."""
+    def close(self) -> int:
+        """Free all tables; return the bytes still allocated: 0 unless memory leaks."""

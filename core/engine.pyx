@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """The pipeline: records in, the process table kept, the rule tables asked, matches out."""
 cimport cython
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memset
 from vedette.core.event cimport *
 from vedette.core.mem cimport Heap
@@ -14,7 +14,10 @@ from vedette.core.tables cimport RuleTables
 
 import os
 
-from vedette.core.ring import RingReader  # noqa: F811 - the Python name beside the C one
+import vedette.core.ring
+
+# A cimported type has no Python name of its own in this module.
+globals()["RingReader"] = vedette.core.ring.RingReader
 
 cdef enum:
     RECORD_OK = 0

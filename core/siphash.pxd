@@ -19,24 +19,39 @@ cdef inline uint64_t _rotl(uint64_t x, int b) noexcept nogil:
     return (x << b) | (x >> (64 - b))
 
 
+cdef inline void _round(uint64_t* v) noexcept nogil:
+    v[0] += v[1]
+    v[1] = _rotl(v[1], 13)
+    v[1] ^= v[0]
+    v[0] = _rotl(v[0], 32)
+    v[2] += v[3]
+    v[3] = _rotl(v[3], 16)
+    v[3] ^= v[2]
+    v[0] += v[3]
+    v[3] = _rotl(v[3], 21)
+    v[3] ^= v[0]
+    v[2] += v[1]
+    v[1] = _rotl(v[1], 17)
+    v[1] ^= v[2]
+    v[2] = _rotl(v[2], 32)
+
+
 cdef inline uint64_t siphash13(const HashKey* key, const uint8_t* data, size_t size) noexcept nogil:
-    cdef uint64_t v0 = key.k0 ^ 0x736f6d6570736575ULL
-    cdef uint64_t v1 = key.k1 ^ 0x646f72616e646f6dULL
-    cdef uint64_t v2 = key.k0 ^ 0x6c7967656e657261ULL
-    cdef uint64_t v3 = key.k1 ^ 0x7465646279746573ULL
+    cdef uint64_t v[4]
     cdef uint64_t m
     cdef uint64_t last = <uint64_t>size << 56
     cdef size_t whole = size >> 3
     cdef size_t i
     cdef size_t rest = size & 7
+    v[0] = key.k0 ^ 0x736f6d6570736575ULL
+    v[1] = key.k1 ^ 0x646f72616e646f6dULL
+    v[2] = key.k0 ^ 0x6c7967656e657261ULL
+    v[3] = key.k1 ^ 0x7465646279746573ULL
     for i in range(whole):
         memcpy(&m, data + 8 * i, 8)
-        v3 ^= m
-        v0 += v1; v1 = _rotl(v1, 13); v1 ^= v0; v0 = _rotl(v0, 32)
-        v2 += v3; v3 = _rotl(v3, 16); v3 ^= v2
-        v0 += v3; v3 = _rotl(v3, 21); v3 ^= v0
-        v2 += v1; v1 = _rotl(v1, 17); v1 ^= v2; v2 = _rotl(v2, 32)
-        v0 ^= m
+        v[3] ^= m
+        _round(v)
+        v[0] ^= m
     data += 8 * whole
     if rest >= 4:
         m = 0
@@ -47,19 +62,13 @@ cdef inline uint64_t siphash13(const HashKey* key, const uint8_t* data, size_t s
     else:
         for i in range(rest):
             last |= <uint64_t>data[i] << (8 * i)
-    v3 ^= last
-    v0 += v1; v1 = _rotl(v1, 13); v1 ^= v0; v0 = _rotl(v0, 32)
-    v2 += v3; v3 = _rotl(v3, 16); v3 ^= v2
-    v0 += v3; v3 = _rotl(v3, 21); v3 ^= v0
-    v2 += v1; v1 = _rotl(v1, 17); v1 ^= v2; v2 = _rotl(v2, 32)
-    v0 ^= last
-    v2 ^= 0xff
-    for i in range(3):
-        v0 += v1; v1 = _rotl(v1, 13); v1 ^= v0; v0 = _rotl(v0, 32)
-        v2 += v3; v3 = _rotl(v3, 16); v3 ^= v2
-        v0 += v3; v3 = _rotl(v3, 21); v3 ^= v0
-        v2 += v1; v1 = _rotl(v1, 17); v1 ^= v2; v2 = _rotl(v2, 32)
-    return v0 ^ v1 ^ v2 ^ v3
+    v[3] ^= last
+    _round(v)
+    v[0] ^= last
+    v[2] ^= 0xff
+    for _ in range(3):
+        _round(v)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
 
 
 cdef inline uint64_t nh_words(const HashKey* key, const uint32_t* words, int count) noexcept nogil:

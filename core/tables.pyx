@@ -6,12 +6,12 @@ from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy, memset
 from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cache_init, cache_put)
 from vedette.core.event cimport *
-from vedette.core.index cimport (BytesIndex, Hits, IntIndex, bytes_index_build, bytes_index_free,
+from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  bytes_match, hits_add, hits_begin, hits_free, hits_init,
                                  int_index_build, int_index_free, int_match)
 from vedette.core.mem cimport Heap, heap_del, heap_new
 from vedette.core.proctable cimport DEPTH_MAX, Image, Proc, ProcTable, Text, pt_parent
-from vedette.core.siphash cimport HashKey, nh_words, siphash13
+from vedette.core.siphash cimport nh_words, siphash13
 
 
 from vedette.core import compile as plans
