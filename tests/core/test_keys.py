@@ -1,0 +1,114 @@
+"""Key files: what is written is read, and what could be misused is refused with its cure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vedette.core import keys
+
+
+def test_a_pair_is_read_as_it_was_written_and_only_its_owner_may(tmp_path: Path) -> None:
+    pair = keys.make_pair()
+    path = tmp_path / "host.key"
+    keys.write_pair(path, pair)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert keys.read_pair(path) == pair
+
+
+def test_a_pair_does_not_show_its_secret() -> None:
+    pair = keys.make_pair()
+    assert pair.secret not in repr(pair)
+    assert pair.public in repr(pair)
+
+
+def test_a_pair_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "host.key"
+    keys.write_pair(path, keys.make_pair())
+    before = path.read_bytes()
+    with pytest.raises(keys.KeyFileError, match="exists"):
+        keys.write_pair(path, keys.make_pair())
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "host.key"
+    keys.write_pair(path, keys.make_pair())
+    path.chmod(mode)
+    with pytest.raises(keys.KeyFileError, match=f"mode {mode:04o}.*chmod 600"):
+        keys.read_pair(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_secret_that_another_user_owns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "host.key"
+    keys.write_pair(path, keys.make_pair())
+    os.chown(path, 12345, 0)
+    with pytest.raises(keys.KeyFileError, match="user 12345"):
+        keys.read_pair(path)
+
+
+def _pair_file(path: Path, text: bytes) -> Path:
+    path.write_bytes(text)
+    path.chmod(0o600)
+    return path
+
+
+def test_files_that_hold_no_pair_are_refused(tmp_path: Path) -> None:
+    one, other = keys.make_pair(), keys.make_pair()
+    for text, reason in (
+        (b"", "has 0 lines"),
+        (one.public.encode(), "has 1 lines"),
+        (f"{one.public}\n{one.secret}\n{one.public}".encode(), "has 3 lines"),
+        (f"{one.public}\n# {one.secret}\n".encode(), "has 1 lines"),
+        (f"{one.public}\n{one.secret[:-1]}\n".encode(), ":2: not a CURVE key"),
+        (f"{one.public}\n{'%' * 40}\n".encode(), ":2: not a CURVE key"),
+        (f"{one.public}\n{'~' * 40}\n".encode(), ":2: not a CURVE key"),
+        (f"{one.public}\n{other.secret}\n".encode(), "not that of the secret"),
+        (b"\n\xff\xfe\n", ":2: not ASCII"),
+        (b"x" * 5000, "longer than"),
+    ):
+        path = _pair_file(tmp_path / "key", text)
+        with pytest.raises(keys.KeyFileError) as caught:
+            keys.read_pair(path)
+        assert reason in str(caught.value)
+        assert one.secret not in str(caught.value)
+    with pytest.raises(keys.KeyFileError, match="No such file"):
+        keys.read_pair(tmp_path / "nothing")
+    with pytest.raises(keys.KeyFileError, match="cannot be read"):
+        keys.read_pair(tmp_path)
+
+
+def test_the_allow_list_binds_a_key_to_a_host(tmp_path: Path) -> None:
+    one, other = keys.make_pair().public, keys.make_pair().public
+    path = tmp_path / "hosts.allow"
+    path.write_text(f"# hosts\n\n{one} web-1\n{other}   db.2\n")
+    assert keys.read_allow_list(path) == {one: "web-1", other: "db.2"}
+
+
+def test_a_key_that_begins_like_a_comment_is_a_key(tmp_path: Path) -> None:
+    pair = next(p for p in iter(keys.make_pair, None) if p.public[0] == "#")
+    keys.write_pair(tmp_path / "key", pair)
+    assert keys.read_pair(tmp_path / "key") == pair
+    (tmp_path / "allow").write_text(f"#\n{pair.public} a\n")
+    assert keys.read_allow_list(tmp_path / "allow") == {pair.public: "a"}
+
+
+def test_an_allow_list_with_a_fault_is_refused_with_its_line(tmp_path: Path) -> None:
+    one, other = keys.make_pair().public, keys.make_pair().public
+    path = tmp_path / "hosts.allow"
+    for text, reason in (
+        (f"{one}\n", ":1: '' is no host id"),
+        (f"{one} a b\n", ":1: 'a b' is no host id"),
+        (f"{one} {'x' * 65}\n", ":1: "),
+        (f"{one} a\n{one} b\n", ":2: this key stands for a already"),
+        (f"{one} a\n{other} a\n", ":2: a has a key in line 1 already"),
+        ("nonsense a\n", ":1: not a CURVE key"),
+    ):
+        path.write_text(text)
+        with pytest.raises(keys.KeyFileError) as caught:
+            keys.read_allow_list(path)
+        assert f"{path}{reason}" in str(caught.value)
