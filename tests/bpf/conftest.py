@@ -1,13 +1,14 @@
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bpf.ring import Record, Ring
+from tests.bpf.records import Record, drain
 from vedette.bench.scope import Scope, compile_c
 from vedette.bpf.capture import Capture, CaptureConfig
+from vedette.core.engine import RingReader
 
 RING_BYTES = 4 << 20
 
@@ -15,14 +16,14 @@ RING_BYTES = 4 << 20
 class Watch:
     """A running capture of one scope, and its ring."""
 
-    def __init__(self, capture: Capture, ring: Ring, scope: Scope) -> None:
+    def __init__(self, capture: Capture, ring: RingReader, scope: Scope) -> None:
         self.capture = capture
         self.ring = ring
         self.scope = scope
 
     def records(self) -> list[Record]:
         """Everything since the last call; nothing may have been lost."""
-        records = self.ring.drain()
+        records = drain(self.ring)
         lost = {
             name: count
             for name, count in self.capture.counters().items()
@@ -52,7 +53,7 @@ def watch(scope: Scope) -> Iterator[Callable[..., Watch]]:
             } | settings
             capture = stack.enter_context(Capture(CaptureConfig(**settings)))
             capture.load()
-            ring = stack.enter_context(Ring(capture.ring_fd, capture.config.ring_bytes))
+            ring = stack.enter_context(closing(RingReader(capture.ring_fd)))
             capture.attach()
             return Watch(capture, ring, scope)
 

@@ -1,7 +1,6 @@
 """The capture's life cycle, its scope, what it refuses, and what it counts under load."""
 
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.bpf.conftest import Watch
+from tests.bpf.records import drain, skip
 from vedette.bench.scope import Scope, cgroup2_mount
 from vedette.bpf import capture as capture_module
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, cgroup_scope
@@ -99,7 +99,7 @@ def test_without_a_scope_the_whole_host_is_seen_but_not_the_excluded_process(
     subprocess.run(open_once(mark), check=True)
     with pytest.raises(FileNotFoundError):
         os.open(f"{mark}-own", os.O_RDONLY)
-    records = seen.ring.drain()
+    records = drain(seen.ring)
     assert [record["path"] for record in records].count(mark.encode()) == 1
     assert os.getpid() not in {record["pid"] for record in records}
 
@@ -189,13 +189,11 @@ def test_the_reader_is_woken_above_the_fill_level(
 ) -> None:
     seen = watch("openat", ring_bytes=1 << 20, wakeup_bytes=1 << 19)
     record_bytes = 8 + layout.SIZES["open"] + 16
-    with select.epoll() as epoll:
-        epoll.register(seen.capture.ring_fd, select.EPOLLIN | select.EPOLLET)
-        epoll.poll(0)
-        scope.run(openat_load, "100", "/vedette/absent")
-        assert epoll.poll(0) == [], "no wake-up for a few records"
-        scope.run(openat_load, str((1 << 19) // record_bytes + 100), "/vedette/absent")
-        assert [fd for fd, _ in epoll.poll(0)] == [seen.capture.ring_fd]
+    seen.ring.wait(0)
+    scope.run(openat_load, "100", "/vedette/absent")
+    assert not seen.ring.wait(0), "no wake-up for a few records"
+    scope.run(openat_load, str((1 << 19) // record_bytes + 100), "/vedette/absent")
+    assert seen.ring.wait(0)
 
 
 @bpf
@@ -212,9 +210,9 @@ def test_what_is_seen_and_what_is_lost_add_up(
         stdout=subprocess.DEVNULL,
     ) as load:
         while load.poll() is None:
-            skipped += seen.ring.skip()
+            skipped += skip(seen.ring)
     assert load.returncode == 0
-    skipped += seen.ring.skip()
+    skipped += skip(seen.ring)
     counters = seen.capture.counters()
     lost = sum(number for name, number in counters.items() if name.startswith("lost_"))
     assert counters["submitted"] == skipped
@@ -234,4 +232,4 @@ def test_a_ring_that_nobody_reads_counts_what_it_refuses(
     counters = seen.capture.counters()
     assert counters["submitted"] + counters["lost_ring_full"] == count
     assert room - 1 <= counters["submitted"] <= room
-    assert seen.ring.skip() == counters["submitted"]
+    assert skip(seen.ring) == counters["submitted"]

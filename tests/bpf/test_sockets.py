@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.conftest import Watch
-from tests.bpf.ring import Record
+from tests.bpf.records import Record
 from vedette.bench.scope import Scope
 
 pytestmark = pytest.mark.bpf

@@ -1,0 +1,140 @@
+"""What capture costs a syscall, and what is lost at full speed.
+
+One process calls openat on a path that does not exist, as fast as it can: the shortest watched
+syscall, so the share that capture adds is the largest that there is. Three ways in turn, so that
+the machine's drift meets all of them:
+
+    off        no capture is attached
+    elsewhere  a capture of everything is attached, scoped to another cgroup
+    captured   each call becomes a record, consumed by the engine without rules
+"""
+
+import statistics
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vedette.bench.scope import Scope, compile_c
+from vedette.bpf.capture import Capture, CaptureConfig
+from vedette.core.engine import Engine, RingReader
+
+CALLS: Final = 1_000_003
+_PATH: Final = "/vedette/absent"
+_SOURCE: Final = Path(__file__).resolve().parent / "openat_load.c"
+_WAIT_MS: Final = 1
+
+
+@dataclass(frozen=True)
+class Load:
+    """The outcome of one captured run.
+
+    call_ns    nanoseconds a call
+    seen       records that the engine consumed
+    submitted, lost  what the kernel programs counted; lost is the sum over all causes
+    """
+
+    call_ns: float
+    seen: int
+    submitted: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians over the rounds. Ratios are taken within a round, to that round's `off`."""
+
+    off_ns: float
+    elsewhere_ratio: float
+    captured_ratio: float
+    lost_share: float
+    loads: tuple[Load, ...]
+
+    def as_dict(self) -> dict[str, float]:
+        """The medians, rounded, for a report."""
+        return {
+            "off_ns": round(self.off_ns, 1),
+            "elsewhere_ratio": round(self.elsewhere_ratio, 3),
+            "captured_ratio": round(self.captured_ratio, 3),
+            "lost_share": round(self.lost_share, 6),
+        }
+
+
+def _run(scope: Scope, calls: int, meanwhile: Callable[[], None]) -> float:
+    """Run the calls in the scope, and `meanwhile` over and over; nanoseconds a call."""
+    command = scope.command([compile_c(_SOURCE), str(calls), _PATH])
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as load:
+        assert load.stdout is not None
+        while load.poll() is None:
+            meanwhile()
+        elapsed_ns = int(load.stdout.read())
+    assert load.returncode == 0
+    return elapsed_ns / calls
+
+
+def run_off(scope: Scope, calls: int) -> float:
+    """Nanoseconds a call without capture."""
+    done = subprocess.run(
+        scope.command([compile_c(_SOURCE), str(calls), _PATH]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return int(done.stdout) / calls
+
+
+def run_captured(scope: Scope, calls: int, config: CaptureConfig) -> Load:
+    """Run the calls under a capture that must be scoped to `scope` and to openat."""
+    with (
+        Capture(config) as capture,
+        closing(Engine([], on_match=lambda record, rules, process: None)) as engine,
+    ):
+        capture.load()
+        with closing(RingReader(capture.ring_fd)) as reader:
+            capture.attach()
+            seen = 0
+
+            def consume() -> None:
+                nonlocal seen
+                taken = engine.consume(reader)
+                seen += taken
+                if not taken:
+                    reader.wait(_WAIT_MS)
+
+            call_ns = _run(scope, calls, consume)
+            while taken := engine.consume(reader):
+                seen += taken
+        counters = capture.counters()
+    lost = sum(number for name, number in counters.items() if name.startswith("lost_"))
+    return Load(call_ns, seen, counters["submitted"], lost)
+
+
+def measure(calls: int = CALLS, rounds: int = 5) -> Cost:
+    """Run the three ways `rounds` times."""
+    offs: list[float] = []
+    elsewhere: list[float] = []
+    loads: list[Load] = []
+    with Scope() as scope, Scope() as other:
+        for _ in range(rounds):
+            offs.append(run_off(scope, calls))
+            with Capture(CaptureConfig(cgroup=other.folder)) as idle:
+                idle.load()
+                idle.attach()
+                elsewhere.append(run_off(scope, calls))
+            config = CaptureConfig(cgroup=scope.folder, event_types=frozenset({"openat"}))
+            loads.append(run_captured(scope, calls, config))
+    return Cost(
+        off_ns=statistics.median(offs),
+        elsewhere_ratio=statistics.median(
+            one / off for one, off in zip(elsewhere, offs, strict=True)
+        ),
+        captured_ratio=statistics.median(
+            load.call_ns / off for load, off in zip(loads, offs, strict=True)
+        ),
+        lost_share=statistics.median(load.lost / calls for load in loads),
+        loads=tuple(loads),
+    )
