@@ -147,6 +147,11 @@ class Live:
         self._settings = settings
         self._facts = facts
         self._recorder = recorder
+        if not procfs.in_initial_pid_namespace():
+            raise AgentError(
+                "process ids here are not the kernel's: run the agent in the initial pid "
+                "namespace (in a container: --pid=host)"
+            )
         scope = None if settings.capture.scope == "host" else settings.capture.scope
         try:
             self._capture = Capture(

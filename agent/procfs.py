@@ -23,6 +23,14 @@ _DELETED = b" (deleted)"
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
+
+
+def in_initial_pid_namespace() -> bool:
+    """Whether the process ids that /proc shows us are those that the kernel's records have."""
+    return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
+
+
 def cgroup_mount() -> bytes | None:
     """Return where cgroup v2 is mounted, or None where it is not (proc_pid_mountinfo(5))."""
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():

@@ -17,7 +17,7 @@ import zmq
 from vedette.agent import config, pipeline
 from vedette.agent.replay import Replay
 from vedette.core import wire
-from vedette.core.capturefile import Batch, CaptureReader, End, Loss
+from vedette.core.capturefile import Batch, CaptureReader, End, Loss, Snapshot
 from vedette.core.records import TYPE_NAMES, iter_records
 from vedette.core.signal import Signal
 
@@ -81,8 +81,9 @@ class Agent:
         def said() -> bool:
             assert self.process is not None
             text = self.log.read_text()
-            assert self.process.poll() is None, text
-            return any(message in text for message in messages)
+            found = any(message in text for message in messages)
+            assert found or self.process.poll() is None, text
+            return found
 
         self.wait_until(said)
 
@@ -396,3 +397,26 @@ def test_a_recording_that_is_full_ends_whole_and_the_agent_goes_on(
     with record.open("rb") as stream:
         end = list(CaptureReader(stream))[-1]
     assert isinstance(end, End) and end.reason == "full"
+
+
+def test_a_capture_ends_after_its_time(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    target = agent.folder / "file.vcap"
+    agent.start("capture", "-o", str(target), "-c", str(agent.config), "--seconds", "0.1")
+    assert agent.process is not None
+    assert agent.process.wait(10) == 0
+    assert " events, 0 lost, " in agent.log.read_text()
+    with target.open("rb") as stream:
+        blocks = list(CaptureReader(stream))
+    assert isinstance(blocks[0], Snapshot) and isinstance(blocks[-1], End)
+    assert agent.shell.pid in [process.pid for process in blocks[0].processes]
+
+
+def test_another_pid_namespace_is_refused(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", *COMMAND, "run", "--config", str(agent.config)],
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert b"run the agent in the initial pid namespace" in done.stderr
