@@ -41,7 +41,7 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p vedette
-	$(BIN)/cython-lint $(wildcard core/*.pyx core/*.pxd)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint $(wildcard core/*.pyx core/*.pxd)
 
 # The tests run even where lint finds something, so that one run shows everything.
 test: build
