@@ -22,7 +22,7 @@ from vedette.core.engine import Engine, Process
 from vedette.core.expr import FieldRef
 from vedette.core.fields import EventView, FieldType, extract, lookup
 from vedette.core.output import Template, display
-from vedette.core.records import decode
+from vedette.core.records import Record, decode
 from vedette.core.rules import Rule, RuleErrors, load_rules
 from vedette.core.signal import FieldValue, Signal
 
@@ -107,18 +107,31 @@ def load(section: config.Rules) -> Loaded:
     return Loaded(tuple(kept), digest)
 
 
+_Wanted = tuple[str, FieldRef, FieldType]
+
+
 class _Prepared:
     """A rule with its template compiled, and the fields that its signals carry."""
 
-    __slots__ = ("fields", "rule", "template")
+    __slots__ = ("_by_type", "_refs", "rule", "template")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.template = Template(rule.output)
-        refs = dict.fromkeys((*self.template.refs, *_BASE_REFS))
-        self.fields: list[tuple[str, FieldRef, FieldType]] = [
-            (str(ref), ref, lookup(ref).type) for ref in refs
-        ]
+        self._refs = tuple(dict.fromkeys((*self.template.refs, *_BASE_REFS)))
+        self._by_type: dict[int, list[_Wanted]] = {}
+
+    def fields(self, event: Record) -> list[_Wanted]:
+        """Return the fields that an event of this type can have."""
+        found = self._by_type.get(event.type)
+        if found is None:
+            known = [(ref, lookup(ref)) for ref in self._refs]
+            found = self._by_type[event.type] = [
+                (str(ref), ref, field.type)
+                for ref, field in known
+                if event.type_name in field.events
+            ]
+        return found
 
 
 class Pipeline:
@@ -181,7 +194,7 @@ class Pipeline:
             prepared = self._rules[index]
             rule = prepared.rule
             values: dict[str, FieldValue] = {}
-            for name, ref, kind in prepared.fields:
+            for name, ref, kind in prepared.fields(event):
                 value = display(extract(ref, view), kind)
                 if value is not None:
                     values[name] = value

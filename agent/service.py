@@ -156,6 +156,10 @@ class Service:
         settings = self._settings
         log(logging.INFO, "starting", config=self._path, version=__version__)
         rules = pipeline.load(settings.rules)
+        if not rules.rules:
+            log(logging.WARNING, "no rules are loaded, nothing can match", key="rules.files")
+        if not settings.outputs and settings.ship is None:
+            log(logging.WARNING, "signals go nowhere", keys="outputs,ship")
         host_id = settings.host.id or identity.host_id()
         numbering_id = identity.numbering_id()
         self._shipper = make_shipper(settings, self._facts, host_id, numbering_id, rules.digest)
@@ -254,6 +258,8 @@ class Service:
             log(logging.WARNING, "changes that need a restart", keys=",".join(changed))
         if self._shipper is not None:
             self._shipper.update(rules_digest=rules.digest)
+        if self._record is not None:
+            log(logging.WARNING, "the recording has two sets of rules, a replay has one")
         log(logging.INFO, "rules reloaded", rules=len(rules.rules), digest=rules.digest)
 
     def _heartbeat(self, live: Live) -> None:

@@ -15,11 +15,13 @@ import pytest
 import zmq
 
 from vedette.agent import config, pipeline
+from vedette.agent.outputs import alert_line
 from vedette.agent.replay import Replay
 from vedette.core import wire
 from vedette.core.capturefile import Batch, CaptureReader, End, Loss, Snapshot
 from vedette.core.records import TYPE_NAMES, iter_records
 from vedette.core.signal import Signal
+from vedette.core.twin import Twin
 
 pytestmark = pytest.mark.bpf
 
@@ -49,6 +51,7 @@ class Agent:
 
     def __init__(self, folder: Path, cgroup: Path, wait_until: WaitUntil, extra: str = "") -> None:
         self.folder = folder
+        self.cgroup = cgroup
         self.wait_until = wait_until
         self.secret = folder / "secret"
         self.secret.mkdir()
@@ -191,7 +194,9 @@ def test_hangup_reloads_rules_and_reopens_files_and_bad_rules_change_nothing(
     assert [line["rule"] for line in [*old, *agent.printed()]] == ["Another name"] * 3
 
 
-def test_a_recorded_run_replays_byte_for_byte(make_agent: Callable[..., Agent]) -> None:
+def test_a_recorded_run_replays_byte_for_byte(
+    make_agent: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
     agent = make_agent()
     record = agent.folder / "run.vcap"
     agent.start("run", "--config", str(agent.config), "--record", str(record))
@@ -208,6 +213,18 @@ def test_a_recorded_run_replays_byte_for_byte(make_agent: Callable[..., Agent]) 
         check=True,
     )
     assert replay.stdout == live
+
+    # The engine's twin, which is nothing but obvious, says the same of the recording.
+    lines: list[bytes] = []
+    monkeypatch.setattr(pipeline, "Engine", Twin)
+    loaded = pipeline.load(config.Rules(files=(str(agent.rules),)))
+    with record.open("rb") as stream:
+        Replay(CaptureReader(stream), loaded.rules).run(
+            lambda signals: lines.extend(
+                alert_line(item, "test.example") for item in signals if item.alert
+            )
+        )
+    assert b"".join(lines) == live
 
     whole = record.read_bytes()
     cut = agent.folder / "cut.vcap"
@@ -276,6 +293,19 @@ def test_a_stop_during_the_start(make_agent: Callable[..., Agent]) -> None:
     agent.logs("msg=starting")
     agent.stop()
     assert "stopped before capture began" in agent.log.read_text()
+
+
+def test_a_configuration_that_can_show_nothing_is_warned_about(
+    make_agent: Callable[..., Agent],
+) -> None:
+    agent = make_agent()
+    agent.config.write_text(
+        f"capture: {{scope: {agent.cgroup}, ring_bytes: 65536, wakeup_bytes: 32768}}\n"
+    )
+    agent.start("run", "--config", str(agent.config))
+    agent.stop()
+    assert "no rules are loaded" in agent.log.read_text()
+    assert "signals go nowhere" in agent.log.read_text()
 
 
 def test_signals_are_shipped_those_that_are_no_alerts_too(
