@@ -92,7 +92,9 @@ struct vedette_header {          /* 48 bytes */
 
 /* exec: success is taken from sched_process_exec (the kernel's own copies), a
  * failure (result < 0) from the syscall's return, then with path_len and
- * args_len 0. Blobs: path, filename, args. */
+ * args_len 0. Blobs: path, filename, args. An execveat that succeeds relative
+ * to AT_FDCWD or by an absolute path is VEDETTE_EXECVE: they are the same to
+ * the kernel. */
 struct vedette_exec {
 	struct vedette_header h;
 	__u64 start_time_ns;     /* CLOCK_BOOTTIME of the process's start */
@@ -101,7 +103,8 @@ struct vedette_exec {
 	__u32 session;           /* session id: pid of its leader, initial pid namespace */
 	__u16 path_len;          /* absolute path of the executable file (the kernel's
 	                          * exe_file: for a script its interpreter) */
-	__u16 filename_len;      /* the path as it was given to execve */
+	__u16 filename_len;      /* the path as it was given to execve; of an execveat that
+	                          * succeeded, the kernel's form: /dev/fd/N or /dev/fd/N/path */
 	__u16 args_len;          /* argv, each argument ended by NUL */
 	__u16 reserved[3];
 	char comm[VEDETTE_COMM_LEN];
@@ -128,7 +131,7 @@ struct vedette_exit {
 
 struct vedette_open {
 	struct vedette_header h;
-	__u32 open_flags;        /* O_* as passed */
+	__u32 open_flags;        /* O_* as passed; with DATA_FAULT (openat2) not known, 0 */
 	__u32 mode;              /* as passed; 0 without O_CREAT or O_TMPFILE */
 	__s32 dirfd;             /* AT_FDCWD (-100) for open(2) */
 	__u16 path_len;          /* as passed */
@@ -136,7 +139,9 @@ struct vedette_open {
 };
 
 /* connect, accept, accept4, bind, listen. Both ends come from the kernel's
- * socket where it knows them, else from the address that was passed. */
+ * socket where it knows them, else from the address that was passed. IPv4 over
+ * an IPv6 socket (::ffff:192.0.2.1) is given as AF_INET. Of a failed connect only
+ * the remote end is certain. Raw sockets have no ports. */
 struct vedette_sock {
 	struct vedette_header h;
 	__s32 fd;                /* the socket; for accept the new one (== h.result) or -1 */
@@ -153,7 +158,9 @@ struct vedette_sock {
 	__u32 listen_fd;         /* accept only: the listening socket; else 0 */
 };
 
-/* write to a watched file (see watch map): the login records of btmp and wtmp. */
+/* write to a watched file (see watch map): the login records of btmp and wtmp.
+ * Seen through the descriptor that the process's own open, by the watched absolute
+ * path, returned; not through one that was inherited or duplicated. */
 struct vedette_write {
 	struct vedette_header h;
 	__s32 fd;
