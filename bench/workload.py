@@ -303,7 +303,7 @@ def _rule_text(draw: random.Random, number: int) -> str:
                     f"evt.is_open_write=true and fd.name startswith /etc/{word}",
                     f"evt.is_open_read=true and fd.name in (/etc/shadow, /etc/{unique})",
                     f"fd.name contains {unique}",
-                    f"fd.directory in (/root/.ssh, /etc/{word}, /home/{unique})",
+                    f"fd.directory in (/root/.{second}, /etc/{word}, /home/{unique})",
                     f"fd.name endswith .{unique}",
                     f"evt.is_open_write=true and fd.filename = {unique}.conf",
                     f"fd.name startswith /var/{word} and fd.name endswith .{second}",
