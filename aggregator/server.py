@@ -96,43 +96,62 @@ class _Peer:
         self.boot_id = boot_id
 
 
+class _Advance:
+    """How far a host is: until_ns, since when (monotonic), and whether it said so itself."""
+
+    __slots__ = ("left", "reported", "since_s", "until_ns")
+
+    def __init__(self, until_ns: int, since_s: float) -> None:
+        self.until_ns = until_ns
+        self.since_s = since_s
+        self.reported = False
+        self.left = False
+
+
 class Progress:
     """Up to when each host's signals are here, and so up to when the fleet's are.
 
     A host counts while it makes progress. Without any for silent_after_s, or with progress that is
     lag_s_max behind the clock, it is set aside: a dead host, or one that means ill, does not hold
     up the others. A host that has just come holds the watermark where it stands, so that its first
-    signals are not late.
+    signals are not late; coming again and again does not prolong that.
     """
 
     def __init__(self, silent_after_s: float, lag_s_max: float, watermark_ns: int) -> None:
         self.silent_after_s = silent_after_s
         self.lag_ns_max = int(lag_s_max * 1e9)
         self.watermark_ns = watermark_ns
-        self._hosts: dict[str, tuple[int, float]] = {}
+        self._hosts: dict[str, _Advance] = {}
 
-    def arrive(self, host_id: str, complete_until_ns: int, now_s: float) -> None:
+    def arrive(self, host_id: str, now_s: float) -> None:
         """A host said HELLO, or is known from before a restart."""
-        known_ns, _ = self._hosts.get(host_id, (0, 0.0))
-        until_ns = max(known_ns, complete_until_ns, self.watermark_ns)
-        self._hosts[host_id] = (until_ns, now_s)
+        host = self._hosts.get(host_id)
+        if host is None or now_s - host.since_s > self.silent_after_s:
+            self._hosts[host_id] = _Advance(self.watermark_ns, now_s)
+        else:
+            host.left = False
 
     def report(self, host_id: str, complete_until_ns: int, now_s: float) -> None:
-        """A host said how far it is."""
-        known_ns, _ = self._hosts.get(host_id, (0, 0.0))
-        if complete_until_ns > known_ns:
-            self._hosts[host_id] = (complete_until_ns, now_s)
+        """A host that arrived said how far it is."""
+        host = self._hosts.get(host_id)
+        if host is not None and complete_until_ns > host.until_ns:
+            host.until_ns = complete_until_ns
+            host.since_s = now_s
+            host.reported = True
 
     def leave(self, host_id: str) -> None:
         """A host said BYE; it is not waited for."""
-        self._hosts.pop(host_id, None)
+        if host_id in self._hosts:
+            self._hosts[host_id].left = True
 
     def advance(self, now_ns: int, now_s: float) -> int:
         """Return the watermark, which never goes back."""
+        self._hosts = {host_id: host for host_id, host in self._hosts.items() if not host.left}
         counted = [
-            until_ns
-            for until_ns, advanced_s in self._hosts.values()
-            if now_s - advanced_s <= self.silent_after_s and now_ns - until_ns <= self.lag_ns_max
+            host.until_ns
+            for host in self._hosts.values()
+            if now_s - host.since_s <= self.silent_after_s
+            and (not host.reported or now_ns - host.until_ns <= self.lag_ns_max)
         ]
         # A host whose clock is ahead must not make the others' signals late. And where nobody
         # counts, what came from those who did is still released.
@@ -180,12 +199,15 @@ class Server:
                 self._socket.bind(config.listen.endpoint)
             except zmq.ZMQError as error:
                 raise ServerError(f"{config.listen.endpoint}: cannot listen: {error}") from None
+            self._poller = zmq.Poller()
+            self._poller.register(self._socket, zmq.POLLIN)
+            self._poller.register(self._wake, zmq.POLLIN)
             self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
             self._released_ns = int(self._store.meta(WATERMARK_KEY) or 0)
             limits = config.limits
             self._progress = Progress(limits.silent_after_s, limits.lag_s_max, self._released_ns)
             for host in self._store.hosts():
-                self._progress.arrive(host.host_id, host.complete_until_ns, time.monotonic())
+                self._progress.arrive(host.host_id, time.monotonic())
             self._correlator = correlator(self._store) if correlator else None
             self._undo = undo.pop_all()
 
@@ -263,7 +285,10 @@ class Server:
                 before[number] = signal.signal(number, handle)
         log.info("listening on %s, store %s", self.endpoint, self.config.store.path)
         try:
-            self._serve()
+            while not self._stop:
+                self.step()
+            with self._store_errors_counted():
+                self._write_report()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -274,24 +299,19 @@ class Server:
         """Release everything; `run` does this itself."""
         self._undo.close()
 
-    def _serve(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake, zmq.POLLIN)
-        while not self._stop:
-            ready = dict(poller.poll(int(TICK_S * 1000)))
-            if self._wake in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
-            if self._reload:
-                self._reload = False
-                self._read_allow_list()
-            if self._socket in ready:
-                self._receive()
-            if not self._stop:
-                self._tick()
-        with self._store_errors_counted():
-            self._write_report()
+    def step(self, timeout_s: float = TICK_S) -> None:
+        """Wait for at most timeout_s, and do what there is to do; `run` does nothing else."""
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        if self._reload:
+            self._reload = False
+            self._read_allow_list()
+        if self._socket in ready:
+            self._receive()
+        if not self._stop:
+            self._tick()
 
     # Receiving.
 
@@ -414,7 +434,7 @@ class Server:
             self._refuse(former, _Refused("superseded", "this host connected again"), [])
         self._peers[route_id] = _Peer(hello.host_id, hello.boot_id)
         self._routes[hello.host_id] = route_id
-        self._progress.arrive(hello.host_id, 0, time.monotonic())
+        self._progress.arrive(hello.host_id, time.monotonic())
         log.info("host %s (%r) connected, boot %s", hello.host_id, hello.hostname, hello.boot_id)
         return wire.Welcome(
             protocol=wire.PROTOCOL,

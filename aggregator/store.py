@@ -294,22 +294,17 @@ class Store:
         engine = _engine(path, read_only)
         try:
             store = cls(path, engine)
+            try:
+                store._prepare(read_only)
+            except BaseException:
+                store.close()
+                raise
         except sa.exc.DBAPIError as error:
             engine.dispose()
-            raise StoreError(f"{path}: cannot be opened: {error.orig}") from None
-        try:
-            store._prepare(read_only)
-        except sa.exc.DBAPIError as error:
-            store.close()
             reason = str(error.orig)
             if "not a database" in reason:
-                raise StoreError(
-                    f"{path}: not a store of Vedette (no SQLite file); move it away or name another"
-                ) from None
+                reason = "not a store of Vedette (no SQLite file); move it away or name another"
             raise StoreError(f"{path}: {reason}") from None
-        except StoreError:
-            store.close()
-            raise
         return store
 
     def _prepare(self, read_only: bool) -> None:

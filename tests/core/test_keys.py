@@ -89,14 +89,6 @@ def test_the_allow_list_binds_a_key_to_a_host(tmp_path: Path) -> None:
     assert keys.read_allow_list(path) == {one: "web-1", other: "db.2"}
 
 
-def test_a_key_that_begins_like_a_comment_is_a_key(tmp_path: Path) -> None:
-    pair = next(p for p in iter(keys.make_pair, None) if p.public[0] == "#")
-    keys.write_pair(tmp_path / "key", pair)
-    assert keys.read_pair(tmp_path / "key") == pair
-    (tmp_path / "allow").write_text(f"#\n{pair.public} a\n")
-    assert keys.read_allow_list(tmp_path / "allow") == {pair.public: "a"}
-
-
 def test_an_allow_list_with_a_fault_is_refused_with_its_line(tmp_path: Path) -> None:
     one, other = keys.make_pair().public, keys.make_pair().public
     path = tmp_path / "hosts.allow"

@@ -1,0 +1,528 @@
+"""The receiving service: real processes, real sockets, real deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+
+from tests.aggregator.service import (
+    RawAgent,
+    Service,
+    aggregator,
+    beat,
+    hello,
+    signals,
+    stored_numbers,
+    until,
+)
+from vedette.agent.shipper import Shipper
+from vedette.aggregator import config
+from vedette.aggregator.server import REPORT_KEY, WATERMARK_KEY, Progress, Server, ServerError
+from vedette.aggregator.store import Store, StoreError
+from vedette.core import keys, wire
+
+
+def shipper(endpoint: str, host_id: str = "a", **changes: object) -> Shipper:
+    values = {
+        "host_id": host_id,
+        "hostname": f"name-{host_id}",
+        "boot_id": "boot",
+        "heartbeat_s": 0.1,
+        "backoff_s": 0.02,
+        "backoff_max_s": 0.1,
+    }
+    return Shipper(endpoint, **(values | changes))  # type: ignore[arg-type]
+
+
+def acknowledged(shipper: Shipper, count: int) -> None:
+    until(lambda: shipper.stats()["kept"] == 0, f"{count} signals acknowledged: {shipper.state}")
+
+
+def report(service: Service) -> dict[str, int]:
+    """End an aggregator; return the counters that it left."""
+    assert service.end() == 0, service.log
+    with Store.open(service.store_path, read_only=True) as store:
+        text = store.meta(REPORT_KEY)
+    assert text is not None
+    counters: dict[str, int] = json.loads(text)["counters"]
+    return counters
+
+
+def test_signals_arrive_once_each_and_whole(tmp_path: Path) -> None:
+    sent = signals(1, 5003, tags=("t", "u"), fields={"proc.name": "é", "n": 7, "b": True})
+    with aggregator(tmp_path) as service:
+        with shipper(service.endpoint) as agent:
+            for start in range(0, len(sent), 97):
+                agent.send(sent[start : start + 97])
+            acknowledged(agent, len(sent))
+        with Store.open(service.store_path, read_only=True) as store:
+            stored = store.signals(host="name-a", after_id=0, limit=10_000)
+    names = ("seq", "time_ns", "rule", "priority", "tags", "alert", "output", "fields")
+    assert [[getattr(s, name) for name in names] for s in stored] == [
+        [getattr(s, name) for name in names] for s in sent
+    ]
+
+
+def test_killed_between_commit_and_acknowledgement_stores_exactly_once(tmp_path: Path) -> None:
+    with aggregator(tmp_path, kind="Dying") as dying, shipper(dying.endpoint) as agent:
+        agent.send(signals(1, 100))
+        assert dying.process.wait(20) == -signal.SIGKILL
+        assert stored_numbers(tmp_path / "vedette.db", "a") == list(range(1, 101))
+        assert agent.stats()["kept"] == 100
+        agent.send(signals(101, 150))
+        service = Service(tmp_path)
+        try:
+            acknowledged(agent, 150)
+            assert stored_numbers(service.store_path, "a") == list(range(1, 151))
+        finally:
+            service.end(signal.SIGKILL)
+
+
+def test_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    count = 4000
+    with aggregator(tmp_path) as service, shipper(service.endpoint) as agent:
+        for start in range(1, count, 500):
+            agent.send(signals(start, start + 499))
+            until(lambda: agent.stats()["acknowledged"] > 0, "a first acknowledgement")
+            service.end(signal.SIGKILL)
+            service = Service(tmp_path)
+        acknowledged(agent, count)
+        assert stored_numbers(service.store_path, "a") == list(range(1, count + 1))
+        service.end(signal.SIGKILL)
+
+
+def test_what_is_sent_twice_is_stored_once(tmp_path: Path) -> None:
+    batch = wire.Batch(signals=signals(1, 10))
+    with aggregator(tmp_path) as service:
+        with RawAgent(service.endpoint) as raw:
+            raw.ask(hello("a"))
+            for _ in range(3):
+                ack = raw.ask(batch)
+                assert isinstance(ack, wire.Ack)
+                assert ack.committed_seq == 10
+        with RawAgent(service.endpoint) as raw:
+            welcome = raw.ask(hello("a"))
+            assert isinstance(welcome, wire.Welcome)
+            assert welcome.committed_seq == 10
+        assert stored_numbers(service.store_path, "a") == list(range(1, 11))
+        assert report(service)["duplicates"] == 20
+
+
+def test_hosts_and_boots_have_numbers_of_their_own(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service:
+        for host_id in ("a", "b"):
+            for boot_id in ("one", "two"):
+                with shipper(service.endpoint, host_id, boot_id=boot_id) as agent:
+                    agent.send(signals(1, 7))
+                    acknowledged(agent, 7)
+        with Store.open(service.store_path, read_only=True) as store:
+            found = [(s.host_id, s.boot_id, s.seq) for s in store.signals(after_id=0)]
+    assert found == [(h, b, n) for h in "ab" for b in ("one", "two") for n in range(1, 8)]
+
+
+def watermark_ns(service: Service) -> int:
+    with Store.open(service.store_path, read_only=True) as store:
+        return int(store.meta(WATERMARK_KEY) or 0)
+
+
+GARBAGE = [
+    b"\xff",
+    b"\x03",
+    b"\x01\x80",
+    bytes((wire.SIGNALS,)) + os.urandom(500),
+    bytes((wire.HELLO,)) + b"\x91" * 10_000,
+    wire.encode(wire.Ack(committed_seq=1, credit=1)),
+    wire.encode(wire.Batch(signals=signals(1, 1))),
+    wire.encode(beat(1)),
+]
+
+
+def test_garbage_is_refused_and_stops_nobody_else(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, shipper(service.endpoint) as agent:
+        sent = 0
+        for garbage in GARBAGE:
+            agent.send(signals(sent + 1, sent + 50))
+            sent += 50
+            with RawAgent(service.endpoint) as raw:
+                answer = raw.ask(garbage)
+                assert isinstance(answer, wire.Refusal)
+                assert answer.code in ("malformed", "hello_first")
+                # Told once; the rest of what it says is not looked at.
+                for _ in range(20):
+                    raw.say(garbage)
+        acknowledged(agent, sent)
+        assert agent.stats()["broken"] == 0
+        assert stored_numbers(service.store_path, "a") == list(range(1, sent + 1))
+        assert service.log.count(" refused: ") == len(GARBAGE)
+        counters = report(service)
+    assert counters["refused.malformed"] + counters["refused.hello_first"] == len(GARBAGE)
+    assert counters["malformed"] == 5
+
+
+def test_garbage_after_hello_ends_that_host_only_and_names_it(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, shipper(service.endpoint, "good") as agent:
+        with RawAgent(service.endpoint) as raw:
+            assert isinstance(raw.ask(hello("bad")), wire.Welcome)
+            assert isinstance(raw.ask(b"\x03garbage"), wire.Refusal)
+        agent.send(signals(1, 10))
+        acknowledged(agent, 10)
+        assert "host bad" in service.log
+        assert agent.state == "connected"
+
+
+def test_bytes_that_are_no_zeromq_stop_nobody(tmp_path: Path) -> None:
+    with aggregator(tmp_path, "listen: {endpoint: 'tcp://127.0.0.1:*'}") as service:
+        host, port = service.endpoint.removeprefix("tcp://").split(":")
+        with socket.create_connection((host, int(port))) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + os.urandom(4096))
+            with shipper(service.endpoint) as agent:
+                agent.send(signals(1, 10))
+                acknowledged(agent, 10)
+
+
+def test_a_message_of_several_parts_is_refused(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
+        raw.socket.send_multipart([wire.encode(hello("a")), b"more"])
+        answer = raw.hear()
+        assert isinstance(answer, wire.Refusal)
+        assert answer.code == "malformed"
+
+
+def test_a_message_that_is_too_long_ends_its_connection_only(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, shipper(service.endpoint) as agent:
+        with RawAgent(service.endpoint) as raw:
+            monitor = raw.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            assert isinstance(raw.ask(hello("b")), wire.Welcome)
+            raw.say(b"x" * (wire.MESSAGE_BYTES_MIN + 1))
+            assert monitor.poll(20_000), "still connected"
+            raw.socket.disable_monitor()
+        agent.send(signals(1, 10))
+        acknowledged(agent, 10)
+        assert agent.stats()["broken"] == 0
+
+
+def test_another_protocol_version_is_told_so(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
+        answer = raw.ask(hello("a", protocol=wire.PROTOCOL + 1))
+        assert isinstance(answer, wire.Refusal)
+        assert answer.code == "version"
+        assert str(wire.PROTOCOL + 1) in answer.reason
+
+
+def test_hosts_beyond_the_bound_are_refused(tmp_path: Path) -> None:
+    with aggregator(tmp_path, "limits: {hosts_max: 2}") as service:
+        for host_id in ("a", "b", "c", "a"):
+            with RawAgent(service.endpoint) as raw:
+                answer = raw.ask(hello(host_id))
+                if host_id == "c":
+                    assert isinstance(answer, wire.Refusal)
+                    assert answer.code == "full"
+                else:
+                    assert isinstance(answer, wire.Welcome)
+        assert report(service)["refused.full"] == 1
+
+
+def test_the_newest_connection_of_a_host_counts(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as old:
+        old.ask(hello("a"))
+        with RawAgent(service.endpoint) as new:
+            assert isinstance(new.ask(hello("a")), wire.Welcome)
+            answer = old.hear()
+            assert isinstance(answer, wire.Refusal)
+            assert answer.code == "superseded"
+            assert isinstance(new.ask(wire.Batch(signals=signals(1, 1))), wire.Ack)
+
+
+def curve_config(folder: Path, hosts: dict[str, keys.KeyPair]) -> tuple[str, str]:
+    """Write an aggregator's keys; return its configuration and its public key."""
+    pair = keys.make_pair()
+    keys.write_pair(folder / "aggregator.key", pair)
+    allow(folder, hosts)
+    return (
+        "listen: {endpoint: 'tcp://127.0.0.1:*', key_file: aggregator.key, "
+        "allow_list: hosts.allow}",
+        pair.public,
+    )
+
+
+def allow(folder: Path, hosts: dict[str, keys.KeyPair]) -> None:
+    (folder / "hosts.allow").write_text(
+        "".join(f"{pair.public} {host_id}\n" for host_id, pair in hosts.items())
+    )
+
+
+def test_with_keys_a_host_speaks_for_itself_only(tmp_path: Path) -> None:
+    pairs = {"a": keys.make_pair(), "b": keys.make_pair()}
+    text, public = curve_config(tmp_path, pairs)
+    with aggregator(tmp_path, text) as service:
+        with shipper(service.endpoint, curve=keys.CurveKeys(public, pairs["a"])) as agent:
+            agent.send(signals(1, 10))
+            acknowledged(agent, 10)
+        with shipper(service.endpoint, "a", curve=keys.CurveKeys(public, pairs["b"])) as liar:
+            until(lambda: "this key is for host b, not for a" in liar.state, "a refusal")
+        with shipper(service.endpoint, curve=keys.CurveKeys(public, keys.make_pair())) as stranger:
+            until(lambda: "refuses this host's key" in stranger.state, "a refusal")
+        with shipper(
+            service.endpoint, curve=keys.CurveKeys(keys.make_pair().public, pairs["a"])
+        ) as deceived:
+            until(lambda: "hung up" in deceived.state, "a failed handshake")
+        with shipper(service.endpoint) as plain:
+            until(lambda: plain.state != "not started", "a failed handshake")
+            assert plain.state != "connected"
+        assert report(service)["refused.identity"] >= 1
+
+
+def test_a_host_that_is_taken_off_the_allow_list_is_out(tmp_path: Path) -> None:
+    pairs = {"a": keys.make_pair(), "b": keys.make_pair()}
+    text, public = curve_config(tmp_path, pairs)
+    with (
+        aggregator(tmp_path, text) as service,
+        shipper(service.endpoint, "a", curve=keys.CurveKeys(public, pairs["a"])) as out,
+        shipper(service.endpoint, "b", curve=keys.CurveKeys(public, pairs["b"])) as stays,
+    ):
+        until(lambda: out.state == stays.state == "connected", "both connected")
+        (tmp_path / "hosts.allow").write_text("nonsense\n")
+        os.kill(service.process.pid, signal.SIGHUP)
+        until(lambda: "the allow-list stays as it was" in service.log, "a complaint")
+        assert out.state == "connected"
+        allow(tmp_path, {"b": pairs["b"]})
+        os.kill(service.process.pid, signal.SIGHUP)
+        until(lambda: "refuses this host's key" in out.state, "a refusal")
+        stays.send(signals(1, 5))
+        acknowledged(stays, 5)
+        assert stays.stats()["broken"] == 0
+
+
+def test_sigterm_ends_it_in_good_order_under_load(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, shipper(service.endpoint) as agent:
+        agent.send(signals(1, 50_000))
+        until(lambda: agent.stats()["acknowledged"] > 0, "a first acknowledgement")
+        assert service.end() == 0
+        stored = stored_numbers(service.store_path, "a")
+        assert stored == list(range(1, len(stored) + 1))
+        again = Service(tmp_path)
+        try:
+            acknowledged(agent, 50_000)
+            assert stored_numbers(service.store_path, "a") == list(range(1, 50_001))
+        finally:
+            again.end(signal.SIGKILL)
+
+
+def test_heartbeats_say_how_a_host_is(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
+        raw.ask(hello("a", addresses=["10.0.0.1"], labels={"rack": "1"}, version="9"))
+        raw.ask(
+            beat(
+                77,
+                addresses=["10.0.0.2"],
+                counters={"events": 5},
+                lost_events=3,
+                rules_digest="new",
+                time_ns=time.time_ns() - 10**9,
+            )
+        )
+        with Store.open(service.store_path, read_only=True) as store:
+            (host,) = store.hosts()
+            (loss,) = store.losses(0, time.time_ns())
+    assert host.addresses == ["10.0.0.2"]
+    assert host.labels == {"rack": "1"}
+    assert (host.version, host.rules_digest, host.hostname) == ("9", "new", "name-a")
+    assert host.counters == {"events": 5}
+    assert (host.lost_events, host.complete_until_ns) == (3, 77)
+    assert host.offset_ns >= 10**9
+    assert (loss.cause, loss.count) == ("capture", 3)
+
+
+def test_a_signal_behind_the_watermark_is_stored_and_marked_late(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
+        raw.ask(hello("a"))
+        first = signals(1, 1)
+        raw.ask(wire.Batch(signals=first, complete_until_ns=first[0].time_ns + 10))
+
+        until(lambda: watermark_ns(service) >= first[0].time_ns, "the watermark to pass")
+        raw.ask(wire.Batch(signals=signals(2, 2, time_ns=first[0].time_ns)))
+        raw.ask(wire.Batch(signals=signals(3, 3)))
+        with Store.open(service.store_path, read_only=True) as store:
+            assert [s.late for s in store.signals(after_id=0)] == [False, True, False]
+            assert [s.seq for s in store.released(None, time.time_ns() + 10**9)] == [1, 3]
+            assert store.hosts()[0].signals_late == 1
+
+
+class Collector:
+    """A correlator that notes what was released, in order, and that it came once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.keys: list[tuple[int, str, int, str]] = []
+
+    def advance(self, watermark_ns: int) -> None:
+        after = self.keys[-1] if self.keys else None
+        self.keys += [s.key for s in self.store.released(after, watermark_ns)]
+
+
+def test_the_sequences_get_the_fleet_in_order(tmp_path: Path) -> None:
+    """Two hosts, each late on its way in its own manner: what is released is in event order."""
+    made: list[Collector] = []
+
+    def make(store: Store) -> Collector:
+        made.append(Collector(store))
+        return made[0]
+
+    settings = config.parse(f"listen: {{endpoint: 'ipc://{tmp_path}/s'}}", tmp_path / "c.yaml")
+    server = Server(settings, make)
+    start_ns = time.time_ns() - 10**9
+    with RawAgent(server.endpoint) as one, RawAgent(server.endpoint) as two:
+
+        def turn(raw: RawAgent, message: wire.Message) -> None:
+            """Let the server take a message, in this thread."""
+            raw.say(message)
+            until(lambda: server.step(0.01) or raw.socket.poll(0), "an answer")
+            raw.hear()
+
+        def batch(raw: RawAgent, seq: int, at: int, complete: int) -> None:
+            turn(
+                raw,
+                wire.Batch(
+                    signals=signals(seq, seq, time_ns=start_ns + at),
+                    complete_until_ns=start_ns + complete,
+                ),
+            )
+
+        turn(one, hello("one"))
+        turn(two, hello("two"))
+        batch(one, 1, 50, 60)
+        batch(one, 2, 90, 95)
+        batch(two, 1, 10, 20)
+        batch(two, 2, 70, 80)
+        collector = made[0]
+        until(lambda: server.step(0.01) or len(collector.keys) == 3, "three released signals")
+        assert [(k[0] - start_ns, k[1]) for k in collector.keys] == [
+            (10, "two"),
+            (50, "one"),
+            (70, "two"),
+        ]
+        batch(two, 3, 85, 200)
+        until(lambda: server.step(0.01) or len(collector.keys) == 5, "the others")
+        assert [(k[0] - start_ns, k[1]) for k in collector.keys[3:]] == [(85, "two"), (90, "one")]
+    server.close()
+
+
+S = 10**9
+
+
+def test_the_watermark_is_the_least_of_the_hosts_that_count() -> None:
+    progress = Progress(silent_after_s=10, lag_s_max=60, watermark_ns=0)
+    progress.arrive("a", 0)
+    progress.arrive("b", 0)
+    progress.report("a", 100 * S, 1)
+    assert progress.advance(101 * S, 1) == 0, "b has just come and holds it"
+    progress.report("b", 99 * S, 1)
+    assert progress.advance(101 * S, 1) == 99 * S
+    progress.report("b", 100 * S, 2)
+    assert progress.advance(102 * S, 2) == 100 * S
+
+
+def test_the_watermark_never_goes_back() -> None:
+    progress = Progress(silent_after_s=10, lag_s_max=60, watermark_ns=50 * S)
+    progress.arrive("a", 0)
+    progress.report("a", 11 * S, 0)
+    assert progress.advance(51 * S, 0) == 50 * S
+    progress.report("a", 70 * S, 0)
+    assert progress.advance(71 * S, 0) == 70 * S
+    progress.arrive("b", 0)
+    assert progress.advance(72 * S, 0) == 70 * S
+
+
+def test_a_silent_host_is_set_aside() -> None:
+    progress = Progress(silent_after_s=10, lag_s_max=60, watermark_ns=0)
+    for host_id in ("a", "b"):
+        progress.arrive(host_id, 0)
+        progress.report(host_id, 100 * S, 0)
+    progress.report("a", 109 * S, 9)
+    assert progress.advance(110 * S, 10) == 100 * S
+    assert progress.advance(110 * S, 10.1) == 109 * S
+
+
+def test_a_host_that_hardly_moves_is_set_aside() -> None:
+    progress = Progress(silent_after_s=10, lag_s_max=60, watermark_ns=0)
+    for host_id in ("a", "b"):
+        progress.arrive(host_id, 0)
+        progress.report(host_id, 100 * S, 0)
+    progress.report("a", 160 * S, 60)
+    progress.report("b", 100 * S + 1, 60)
+    assert progress.advance(160 * S, 60) == 100 * S + 1
+    assert progress.advance(161 * S, 61) == 160 * S
+
+
+def test_a_clock_that_is_ahead_does_not_carry_the_watermark_with_it() -> None:
+    progress = Progress(silent_after_s=10, lag_s_max=60, watermark_ns=0)
+    progress.arrive("a", 0)
+    progress.report("a", 10_000 * S, 0)
+    assert progress.advance(100 * S, 0) == 100 * S
+
+
+def test_coming_and_going_holds_up_nobody_for_longer_than_silence() -> None:
+    progress = Progress(silent_after_s=10, lag_s_max=60, watermark_ns=5 * S)
+    progress.arrive("a", 0)
+    for second in range(1, 12):
+        progress.leave("b")
+        progress.arrive("b", second)
+        progress.report("a", (100 + second) * S, second)
+        assert progress.advance(200 * S, second) == 5 * S
+    assert progress.advance(115 * S, 11.1) == 111 * S
+
+
+def test_without_hosts_what_is_stored_is_still_released() -> None:
+    progress = Progress(silent_after_s=10, lag_s_max=60, watermark_ns=0)
+    progress.arrive("a", 0)
+    progress.report("a", 100 * S, 0)
+    progress.leave("a")
+    assert progress.advance(105 * S, 0) == 95 * S
+    assert progress.advance(120 * S, 0) == 110 * S
+
+
+def test_after_a_restart_late_is_still_late(tmp_path: Path) -> None:
+    first = signals(1, 1)
+    with aggregator(tmp_path) as service:
+        with RawAgent(service.endpoint) as raw:
+            raw.ask(hello("a"))
+            raw.ask(wire.Batch(signals=first, complete_until_ns=first[0].time_ns))
+            until(lambda: watermark_ns(service) >= first[0].time_ns, "the watermark to pass")
+        service.end(signal.SIGKILL)
+        again = Service(tmp_path)
+        try:
+            with RawAgent(again.endpoint) as raw:
+                raw.ask(hello("a"))
+                raw.ask(wire.Batch(signals=signals(2, 2, time_ns=first[0].time_ns)))
+            with Store.open(again.store_path, read_only=True) as store:
+                assert [s.late for s in store.signals(after_id=0)] == [False, True]
+        finally:
+            again.end(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("listen", "reason"),
+    [
+        ("{endpoint: 'tcp://0.0.0.0:*'}", "no keys are set"),
+        ("{endpoint: 'tcp://192.0.2.1:7710', insecure: true}", "cannot listen"),
+        ("{key_file: none.key, allow_list: none}", "none.key: cannot be read"),
+    ],
+)
+def test_a_start_that_cannot_be_says_why(tmp_path: Path, listen: str, reason: str) -> None:
+    settings = config.parse(f"listen: {listen}", tmp_path / "c.yaml")
+    with pytest.raises(ServerError, match=reason):
+        Server(settings)
+
+
+def test_a_foreign_file_is_no_store_to_serve(tmp_path: Path) -> None:
+    (tmp_path / "vedette.db").write_bytes(b"something else entirely, and long enough" * 100)
+    settings = config.parse(f"listen: {{endpoint: 'ipc://{tmp_path}/s'}}", tmp_path / "c.yaml")
+    with pytest.raises(StoreError, match="not a store"):
+        Server(settings)
