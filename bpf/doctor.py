@@ -69,9 +69,11 @@ def _btf() -> Check:
 def headers_folder() -> Path | None:
     """Where bcc finds kernel headers; None where there are none."""
     modules = Path("/lib/modules") / os.uname().release
-    for name in ("build", "source"):
-        if (modules / name / "include/linux").is_dir():
-            return modules / name
+    # Debian has generated headers in build and the others in source; other systems all in build.
+    if (modules / "build").is_dir() and any(
+        (modules / name / "include/linux").is_dir() for name in ("build", "source")
+    ):
+        return modules / "build"
     kheaders = Path("/sys/kernel/kheaders.tar.xz")
     return kheaders if kheaders.exists() else None
 

@@ -73,8 +73,9 @@ packages() {
 headers() {
     release=$(uname -r)
     modules=/lib/modules/$release
+    # As bcc looks for them: Debian has generated headers in build, the others in source.
     for place in build source; do
-        [ ! -d "$modules/$place/include/linux" ] || return 0
+        [ ! -d "$modules/build" ] || [ ! -d "$modules/$place/include/linux" ] || return 0
     done
     [ ! -e /sys/kernel/kheaders.tar.xz ] || return 0
     need_root "arranging kernel headers"
