@@ -289,6 +289,8 @@ class Store:
                 f"{path}: no such store; name the aggregator's with --store, or start the "
                 "aggregator once to make it"
             )
+        if path.is_dir():
+            raise StoreError(f"{path}: is a folder; name a file in it")
         if not read_only and not path.parent.is_dir():
             raise StoreError(f"{path}: folder {path.parent} does not exist; make it first")
         engine = _engine(path, read_only)
@@ -463,8 +465,9 @@ class Store:
             # above the highest stored was stored before.
             new = [signal for signal in batch.signals if signal.seq > committed_seq]
             late = sum(signal.time_ns <= released_ns for signal in new)
+            stored = 0
             if new:
-                connection.execute(
+                result = connection.execute(
                     insert(signals_table).on_conflict_do_nothing(),
                     [
                         {
@@ -484,6 +487,8 @@ class Store:
                         for signal in new
                     ],
                 )
+                # Fewer than are new only where the boot was forgotten (BOOTS_PER_HOST_MAX).
+                stored = result.rowcount
             last_seq: int = max(committed_seq, batch.signals[-1].seq)
             lost = self._note_lost(
                 connection,
@@ -513,15 +518,15 @@ class Store:
                 committed_seq=last_seq,
                 last_time_ns=max(boot.last_time_ns, batch.signals[-1].time_ns),
                 complete_until_ns=batch.complete_until_ns,
-                stored=len(new),
+                stored=stored,
                 late=late,
                 lost=lost,
                 missing=max(missing, 0),
             )
             return Committed(
                 committed_seq=last_seq,
-                stored=len(new),
-                duplicates=len(batch.signals) - len(new),
+                stored=stored,
+                duplicates=len(batch.signals) - stored,
                 late=late,
                 lost=lost,
                 missing=max(missing, 0),

@@ -1,0 +1,333 @@
+"""The store: real SQLite files, a writer and readers."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.aggregator.service import beat, hello
+from vedette.aggregator import store as db
+from vedette.aggregator.store import (
+    Host,
+    HostsFull,
+    Incident,
+    IncidentSignal,
+    Loss,
+    Store,
+    StoreError,
+)
+from vedette.core import wire
+from vedette.core.signal import Signal
+
+
+def signal(seq: int, time_ns: int, **changes: Any) -> Signal:
+    values: dict[str, Any] = {"seq": seq, "time_ns": time_ns, "rule": "r", "priority": 5}
+    return Signal(**values | changes)
+
+
+def commit(store: Store, host_id: str, *signals: Signal, **changes: Any) -> db.Committed:
+    store.hello(hello(host_id), 1, 100)
+    batch = wire.Batch(signals=list(signals), **changes)
+    return store.commit(host_id, "boot", batch, received_ns=1000, released_ns=0)
+
+
+def host(store: Store, host_id: str = "a") -> Host:
+    (found,) = [h for h in store.hosts() if h.host_id == host_id]
+    return found
+
+
+def test_a_batch_again_adds_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        first = commit(store, "a", signal(1, 10), signal(2, 20))
+        again = commit(store, "a", signal(1, 10), signal(2, 20), signal(3, 30))
+        assert (first.stored, first.duplicates, first.committed_seq) == (2, 0, 2)
+        assert (again.stored, again.duplicates, again.committed_seq) == (1, 2, 3)
+        assert [s.seq for s in store.signals()] == [1, 2, 3]
+        assert host(store).signals_stored == 3
+        assert store.hello(hello("a"), 1, 100) == 3
+
+
+def test_reported_losses_and_unexplained_gaps_are_told_apart(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        commit(store, "a", signal(1, 10))
+        done = commit(store, "a", signal(5, 50), signal(9, 90), lost=[(2, 3), (7, 8)])
+        assert (done.lost, done.missing) == (4, 2)
+        again = commit(store, "a", signal(5, 50), signal(9, 90), lost=[(2, 3), (7, 8)])
+        assert (again.lost, again.missing) == (0, 0)
+        assert (host(store).signals_lost, host(store).signals_missing) == (4, 2)
+        assert store.losses(0, 100) == [
+            Loss(host_id="a", boot_id="boot", cause="queue", count=4, start_ns=10, end_ns=90),
+            Loss(host_id="a", boot_id="boot", cause="missing", count=2, start_ns=10, end_ns=90),
+        ]
+        assert store.losses(0, 9) == store.losses(91, 99) == []
+        assert store.losses(0, 100, hosts=["b"]) == []
+
+
+def test_losses_behind_the_last_signal_come_with_a_heartbeat(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        commit(store, "a", signal(1, 10))
+        for _ in range(2):
+            assert store.heartbeat("a", "boot", beat(40, lost=[(2, 4)]), 5) == 4
+        assert host(store).signals_lost == 3
+        assert host(store).complete_until_ns == 40
+        # What was given up once does not come back.
+        assert commit(store, "a", signal(3, 30), signal(5, 50)).stored == 1
+
+
+def test_lost_kernel_events_are_noted_with_their_window(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        store.hello(hello("a"), 1, 100)
+        for complete_until_ns, lost_events in ((10, 0), (20, 4), (30, 4), (40, 6)):
+            store.heartbeat("a", "boot", beat(complete_until_ns, lost_events=lost_events), 5)
+        losses = [(x.cause, x.count, x.start_ns, x.end_ns) for x in store.losses(0, 100)]
+        assert losses == [("capture", 4, 10, 20), ("capture", 2, 30, 40)]
+
+
+def test_hosts_boots_and_losses_are_bounded(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(db, "BOOTS_PER_HOST_MAX", 3)
+    monkeypatch.setattr(db, "LOSSES_PER_HOST_MAX", 2)
+    with Store.open(tmp_path / "s") as store:
+        for number in range(6):
+            boot_id = f"boot-{number}"
+            store.hello(hello("a", boot_id=boot_id), number, 2)
+            store.commit("a", boot_id, wire.Batch(signals=[signal(2, number)]), number, 0)
+        store.hello(hello("b"), 1, 2)
+        with pytest.raises(HostsFull, match="hosts_max is 2"):
+            store.hello(hello("c"), 1, 2)
+        assert [h.host_id for h in store.hosts()] == ["a", "b"]
+        with store.transaction() as connection:
+            boots = connection.execute(
+                sa.select(db.boots_table.c.boot_id).where(db.boots_table.c.host_id == "a")
+            )
+            assert {row.boot_id for row in boots} == {"boot-3", "boot-4", "boot-5"}
+        assert [loss.boot_id for loss in store.losses(0, 100)] == ["boot-4", "boot-5"]
+        # A boot that was forgotten begins again, and still stores nothing twice.
+        assert store.hello(hello("a", boot_id="boot-0"), 9, 2) == 0
+        again = store.commit("a", "boot-0", wire.Batch(signals=[signal(2, 0)]), 9, 0)
+        assert (again.stored, again.duplicates) == (0, 1)
+        assert sum(s.boot_id == "boot-0" for s in store.signals()) == 1
+
+
+def test_a_boot_that_never_said_hello_is_refused(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store, pytest.raises(KeyError):
+        store.commit("a", "boot", wire.Batch(signals=[signal(1, 1)]), 1, 0)
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 6)), min_size=1, max_size=12),
+    limit=st.integers(1, 4),
+)
+def test_released_pages_are_the_fleet_in_order(
+    tmp_path_factory: pytest.TempPathFactory, arrivals: list[tuple[str, int]], limit: int
+) -> None:
+    with Store.open(tmp_path_factory.mktemp("store") / "s") as store:
+        numbers = {"a": 0, "b": 0}
+        for host_id, time_ns in arrivals:
+            numbers[host_id] += 1
+            commit(store, host_id, signal(numbers[host_id], time_ns))
+        after, found = None, []
+        while page := store.released(after, 4, limit):
+            assert len(page) <= limit
+            found += [s.key for s in page]
+            after = page[-1].key
+        seen = {"a": 0, "b": 0}
+        expected = []
+        for host_id, time_ns in arrivals:
+            seen[host_id] += 1
+            if time_ns <= 4:
+                expected.append((time_ns, host_id, seen[host_id], "boot"))
+        assert found == sorted(expected)
+
+
+def test_filters(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        commit(
+            store,
+            "a",
+            signal(1, 10, rule="ssh", tags=("net", "login"), priority=2),
+            signal(2, 30, rule="file", alert=False),
+            signal(3, 50, rule="file", tags=("login2",)),
+        )
+        commit(store, "b", signal(1, 20, rule="ssh", priority=7))
+
+        def times(**filters: Any) -> list[int]:
+            return [s.time_ns for s in store.signals(**filters)]
+
+        assert times() == [10, 20, 30, 50]
+        assert times(host="a") == times(host="name-a") == [10, 30, 50]
+        assert times(host="nobody") == []
+        assert times(rule="ssh") == [10, 20]
+        assert times(tag="login") == [10]
+        assert times(priority_max=5) == [10, 30, 50]
+        assert times(since_ns=20, until_ns=30) == [20, 30]
+        assert times(alerts_only=True) == [10, 20, 50]
+        assert times(limit=2) == [30, 50], "the newest"
+        assert times(host="a", rule="file", alerts_only=True) == [50]
+        last = store.last_signal_id()
+        assert times(after_id=0) == [10, 30, 50, 20], "in order of arrival"
+        assert times(after_id=last - 1) == [20]
+        assert times(after_id=last) == []
+        assert times(after_id=0, limit=2) == [10, 30]
+
+
+def incident(store: Store, **changes: Any) -> Incident:
+    steps = [
+        IncidentSignal(step="knock", signal=s)
+        if s.host_id == "a"
+        else IncidentSignal(step="entry", signal=s)
+        for s in store.released(None, 100)
+    ]
+    values: dict[str, Any] = {
+        "id": "ab12",
+        "sequence": "pivot",
+        "priority": 2,
+        "start_ns": 10,
+        "end_ns": 20,
+        "hosts": ["a", "b"],
+        "complete": True,
+        "reasons": [],
+        "details": {"key": {"x": 1}},
+        "signals": steps,
+    }
+    return Incident(**values | changes)
+
+
+def test_an_incident_is_written_once_and_keeps_its_steps(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        commit(store, "a", signal(1, 10, fields={"proc.name": "sshd"}))
+        commit(store, "b", signal(1, 20))
+        assert store.write_incident(incident(store), 7)
+        assert not store.write_incident(
+            incident(store, complete=False, reasons=["late"], details={"completions": 2}), 8
+        )
+        assert store.write_incident(incident(store, id="ab34", signals=[], end_ns=15), 9)
+        with Store.open(tmp_path / "s", read_only=True) as reader:
+            assert [(i.id, i.written_ns) for i in reader.incidents()] == [("ab34", 9), ("ab12", 7)]
+            assert [i.id for i in reader.incidents(limit=1)] == ["ab12"]
+            assert [i.id for i in reader.incidents(since_ns=16)] == ["ab12"]
+            assert [i.id for i in reader.incidents(until_ns=16)] == ["ab34"]
+            assert reader.incidents(sequence="other") == []
+            found = reader.incident("ab12")
+            assert found is not None
+            assert (found.complete, found.reasons) == (False, ["late"])
+            assert found.details == {"completions": 2}
+            assert [(s.step, s.signal.host_id) for s in found.signals] == [
+                ("knock", "a"),
+                ("entry", "b"),
+            ]
+            assert found.signals[0].signal.fields == {"proc.name": "sshd"}
+            assert reader.incident("ab") is None, "fits two"
+            assert reader.incident("ab1") == found
+            assert reader.incident("%") is None
+            assert reader.incident("nothing") is None
+
+
+def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        store.set_meta("key", "before")
+        with pytest.raises(RuntimeError), store.transaction():
+            commit(store, "a", signal(1, 10))
+            store.set_meta("key", "after")
+            raise RuntimeError
+        assert store.signals() == []
+        assert store.hosts() == []
+        assert store.meta("key") == "before"
+
+
+def test_a_savepoint_that_fails_leaves_the_rest(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        with store.transaction():
+            store.set_meta("one", "1")
+            with pytest.raises(RuntimeError), store.savepoint():
+                store.set_meta("two", "2")
+                raise RuntimeError
+            store.set_meta("three", "3")
+        assert [store.meta(key) for key in ("one", "two", "three")] == ["1", None, "3"]
+
+
+def test_readers_see_commits_and_write_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Store.open(path) as store, Store.open(path, read_only=True) as reader:
+        commit(store, "a", signal(1, 10))
+        assert [s.seq for s in reader.signals()] == [1]
+        with store.transaction():
+            commit(store, "a", signal(2, 20))
+            assert [s.seq for s in reader.signals()] == [1], "not committed yet"
+        assert [s.seq for s in reader.signals()] == [1, 2]
+        with pytest.raises(sa.exc.OperationalError, match="readonly"):
+            reader.set_meta("a", "b")
+
+
+def test_a_commit_is_safe_from_a_power_cut(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store, store.transaction() as connection:
+        modes = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert modes == ["wal", 2, 1]
+
+
+def test_the_data_survives_closing(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        commit(store, "a", signal(1, 10, tags=("t",), output="o", fields={"n": 1}))
+        before = store.signals()
+    with Store.open(tmp_path / "s") as store:
+        assert store.signals() == before
+
+
+def foreign(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+
+
+def newer(path: Path) -> None:
+    Store.open(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {db.SCHEMA_VERSION + 1}")
+    connection.close()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (foreign, "another program's database"),
+        (newer, "install the newer one"),
+        (lambda path: path.write_bytes(b"plain text, and some more" * 200), "no SQLite file"),
+        (Path.mkdir, "is a folder"),
+    ],
+)
+def test_files_that_are_no_store_are_refused_and_left_as_they_are(
+    tmp_path: Path, make: Any, reason: str, read_only: bool
+) -> None:
+    path = tmp_path / "s"
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(StoreError) as caught:
+        Store.open(path, read_only=read_only)
+    assert str(path) in str(caught.value)
+    assert reason in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_a_missing_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such store"):
+        Store.open(tmp_path / "s", read_only=True)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(StoreError, match="does not exist"):
+        Store.open(tmp_path / "no" / "s")
+
+
+def test_an_empty_file_becomes_a_store_for_a_writer_only(tmp_path: Path) -> None:
+    (tmp_path / "s").touch()
+    with pytest.raises(StoreError, match="empty file"):
+        Store.open(tmp_path / "s", read_only=True)
+    with Store.open(tmp_path / "s") as store:
+        assert store.hosts() == []
