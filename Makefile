@@ -37,13 +37,16 @@ $(VENV)/.installed: pyproject.toml | machine
 	         'PIP_FIND_LINKS), then run this again.' >&2; exit 1; }
 	touch $@
 
+# All four run, so that one run shows everything.
 lint: build
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p vedette
-	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint $(wildcard core/*.pyx core/*.pxd)
+	@status=0; PATH="$(CURDIR)/$(BIN):$$PATH"; set -x; \
+	ruff check . || status=1; \
+	ruff format --check . || status=1; \
+	mypy -p vedette || status=1; \
+	cython-lint $(wildcard core/*.pyx core/*.pxd) || status=1; \
+	exit $$status
 
-# The tests run even where lint finds something, so that one run shows everything.
+# The tests run even where lint finds something.
 test: build
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \

@@ -17,8 +17,13 @@ FLAVOURS = {
     "release": (["-O3", "-g1"], [], {}),
     "trace": (["-O1", "-g"], [], {"linetrace": True, "profile": True}),
     "sanitize": (
-        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
-         "-fno-sanitize-recover=undefined"],
+        [
+            "-O1",
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+        ],
         ["-fsanitize=address,undefined"],
         {},
     ),
@@ -50,8 +55,14 @@ extensions = [
         include_dirs=["bpf", "core", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("CYTHON_TRACE_NOGIL", "1")] if flavour == "trace" else []),
-        extra_compile_args=["-std=c11", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function", "-Wno-sign-compare",
-                            *compile_args],
+        extra_compile_args=[
+            "-std=c11",
+            "-fno-strict-aliasing",
+            "-Wall",
+            "-Wno-unused-function",
+            "-Wno-sign-compare",
+            *compile_args,
+        ],
         extra_link_args=link_args,
         depends=["bpf/event.h", *(str(header) for header in sorted(Path("core").glob("*.h")))],
     )
@@ -59,8 +70,15 @@ extensions = [
 ]
 
 setup(
-    packages=["vedette", "vedette.core", "vedette.agent", "vedette.aggregator", "vedette.bpf",
-              "vedette.bench", "vedette.rules"],
+    packages=[
+        "vedette",
+        "vedette.core",
+        "vedette.agent",
+        "vedette.aggregator",
+        "vedette.bpf",
+        "vedette.bench",
+        "vedette.rules",
+    ],
     package_data={
         "vedette": ["py.typed"],
         "vedette.core": ["*.pyi", "*.pxd", "*.h"],
