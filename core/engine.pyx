@@ -23,6 +23,7 @@ cdef enum:
     RECORD_OK = 0
     RECORD_SKIP = 1             # malformed, but its size can be trusted
     RECORD_STOP = 2             # no next record can be found
+    TICK_NS = 10000000
     CONSUME_STEP = 256          # records between two reports to the kernel of how far we are
 
 
@@ -238,15 +239,16 @@ cdef class Engine:
         return slot
 
     cdef uint32_t _confirm(self, uint32_t slot) except 0 with gil:
-        """Look an entry up again, after a loss, and replace it if it is another process's."""
+        """Look an entry up again, after a loss, and take the answer: an exec may have been lost."""
         cdef uint32_t pid = self.procs.slots[slot].pid
         self.lookups += 1
         found = self.lookup(pid)
-        if found is None:
-            self.lookups_failed += 1
-        elif found.start_time_ns != self.procs.slots[slot].start_time_ns:
-            self.repaired += 1
+        if found is not None:
+            # /proc gives start times in ticks of 10 ms (proc(5), starttime).
+            self.repaired += (<uint64_t>found.start_time_ns // TICK_NS
+                              != self.procs.slots[slot].start_time_ns // TICK_NS)
             return self._add(pid, found, slot)
+        self.lookups_failed += 1
         self.procs.slots[slot].checked = self.loss_epoch
         return slot
 

@@ -269,8 +269,10 @@ class Twin:
             known = self._lookup(pid)
             if known is None:
                 self._stats["lookups_failed"] += 1
-            elif known.start_time_ns != self._table[pid].start_time_ns:
-                self._stats["processes_repaired"] += 1
+            else:
+                # /proc gives start times in ticks of 10 ms (proc(5), starttime).
+                ticks = [p.start_time_ns // 10_000_000 for p in (known, self._table[pid])]
+                self._stats["processes_repaired"] += ticks[0] != ticks[1]
                 self._insert(replace(_entry(known), pid=pid), acting=pid)
         self._unchecked.discard(pid)
         entry = self._table.pop(pid)

@@ -200,11 +200,16 @@ def test_a_large_table_makes_room_for_several() -> None:
 
 
 def test_after_a_loss_each_process_is_checked_once() -> None:
-    known = {10: Process(pid=10, start_time_ns=5), 11: Process(pid=11, start_time_ns=8)}
-    watched = Watched(SHELL, Process(pid=11, start_time_ns=7, comm=b"old"), lookup=known.get)
+    tick = 10_000_000
+    known = {
+        10: Process(pid=10, start_time_ns=0, comm=b"sed"),
+        11: Process(pid=11, start_time_ns=8 * tick, comm=b"new"),
+    }
+    watched = Watched(SHELL, Process(pid=11, start_time_ns=7 * tick, comm=b"old"), lookup=known.get)
     watched.twin.note_loss()
-    assert watched("listen", pid=10).comm == b"sh"
-    assert watched("listen", pid=11).comm is None
+    # Within the tick that /proc gives it is the same process, whose exec was lost.
+    assert watched("listen", pid=10).comm == b"sed"
+    assert watched("listen", pid=11).comm == b"new"
     watched("listen", pid=10)
     watched("listen", pid=11)
     stats = watched.twin.stats()
