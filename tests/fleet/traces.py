@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,11 +13,16 @@ from tests.fleet.hosts import cgroup2_mount
 KINDS = ("net", "mnt", "uts")
 
 
+def _whole(name: str) -> re.Pattern[str]:
+    """Match a fleet's name, but not one that it is the beginning of."""
+    return re.compile(re.escape(name) + r"\b")
+
+
 def processes(name: str | None = None) -> Iterator[Path]:
     """Yield the /proc directories of the processes in a fleet's cgroup; without a name, of all."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if name is None or f"/{name}" in (process / "cgroup").read_text():
+            if name is None or _whole(name).search((process / "cgroup").read_text()):
                 yield process
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -38,7 +44,9 @@ def traces(name: str) -> list[str]:
     """Return what a fleet of this name has on the machine: directories, mounts, processes."""
     temporary = Path(tempfile.gettempdir()).resolve()
     found = [str(path) for path in (cgroup2_mount() / name, temporary / name) if path.exists()]
-    found += [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
+    found += [
+        line for line in Path("/proc/mounts").read_text().splitlines() if _whole(name).search(line)
+    ]
     found += map(str, processes(name))
     return found
 
