@@ -72,8 +72,10 @@ cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, c
     image.args_len = args_len
     if comm_len > 0:
         memcpy(image.comm, comm, image.comm_len)
-    memcpy(image.data, path, path_size)
-    memcpy(image.data + path_size, args, args_size)
+    if path_size:
+        memcpy(image.data, path, path_size)
+    if args_size:
+        memcpy(image.data + path_size, args, args_size)
     return image
 
 
@@ -95,7 +97,8 @@ cdef Text* text_new(ProcTable* table, const uint8_t* data, int32_t size) noexcep
     text.row = 0
     text.row_epoch = 0
     text.size = size
-    memcpy(text.data, data, size)
+    if size:
+        memcpy(text.data, data, size)
     return text
 
 
