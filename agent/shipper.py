@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CRITICAL: Final = PRIORITIES.index("CRITICAL")
 BATCH_SIGNALS: Final = 1024
 BATCHES_UNDER_WAY_MAX: Final = 64
+HELLO_TIMEOUT_S: Final = 10.0
+"""A name that does not resolve and a packet filter that drops look like silence."""
 COUNTERS_MAX: Final = 200
 """Counters of the agent in a heartbeat; the shipper's own come on top."""
 
@@ -205,7 +207,8 @@ class Shipper:
     queue_signals_max, queue_bytes_max  bounds of what waits for an acknowledgement
     queue       another queue than one in memory; the two bounds are then its own affair
     heartbeat_s         between heartbeats
-    peer_timeout_s      without a word from the aggregator for so long, connect again
+    peer_timeout_s      without a word from the aggregator for so long, connect again; an answer to
+                        HELLO is awaited for HELLO_TIMEOUT_S if that is less
     backoff_s, backoff_max_s  waits between attempts double from the first to the second; each is
                         drawn between nothing and that, so that a fleet does not come back at once
     Raises ShipperError where curve is None, insecure False and the endpoint not on this machine,
@@ -277,6 +280,7 @@ class Shipper:
 
     def start(self) -> None:
         """Begin to connect and send."""
+        self._reason = "connecting"
         self._thread.start()
 
     def send(self, signals: Sequence[Signal]) -> None:
@@ -451,7 +455,7 @@ class _Session:
         # One connection per socket: the aggregator must see HELLO first on each, and waiting
         # between attempts is ours to decide.
         socket.set(zmq.RECONNECT_IVL, -1)
-        timeout_ms = int(shipper._peer_timeout_s * 1000)
+        timeout_ms = int(self._timeout_s * 1000)
         socket.set(zmq.CONNECT_TIMEOUT, timeout_ms)
         socket.set(zmq.HANDSHAKE_IVL, timeout_ms)
         if shipper._curve is not None:
@@ -498,18 +502,23 @@ class _Session:
             if self.monitor in ready:
                 self._watch()
             now_s = time.monotonic()
-            if now_s - self.heard_s > shipper._peer_timeout_s:
-                what = "a word" if self.welcomed else "an answer to HELLO"
-                raise _Broken(f"{shipper._peer_timeout_s:g} s without {what}")
+            if now_s - self.heard_s > self._timeout_s:
+                what = "a word" if self.welcomed else "an answer to HELLO; is the address right?"
+                raise _Broken(f"{self._timeout_s:g} s without {what}")
             if self.welcomed:
                 while self._send_batch():
                     pass
                 if now_s >= self.beat_s:
                     self._heartbeat(now_s)
 
+    @property
+    def _timeout_s(self) -> float:
+        timeout_s = self.shipper._peer_timeout_s
+        return timeout_s if self.welcomed else min(timeout_s, HELLO_TIMEOUT_S)
+
     def _poll_ms(self) -> int:
         now_s = time.monotonic()
-        until_s = self.heard_s + self.shipper._peer_timeout_s
+        until_s = self.heard_s + self._timeout_s
         if self.welcomed:
             until_s = min(until_s, self.beat_s)
         with self.shipper._lock:

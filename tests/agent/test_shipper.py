@@ -152,8 +152,8 @@ def test_what_is_not_acknowledged_is_sent_again(aggregator: Aggregator) -> None:
         aggregator.acknowledge(4)
         until(lambda: agent.stats()["kept"] == 6, "four acknowledged")
         aggregator.cut()
-        agent.send(signals(11, 12))
         until(lambda: agent.state != "connected", "the news")
+        agent.send(signals(11, 12))
         aggregator.open()
         # The aggregator had committed more than it could acknowledge.
         aggregator.welcome(committed_seq=6)
