@@ -555,7 +555,7 @@ class _Session:
         try:
             self.socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
-            raise _Broken("the connection takes no more") from None
+            raise _Broken("the connection is gone, or takes no more") from None
 
     def _take(self, message: wire.Message) -> None:
         self.heard_s = time.monotonic()
