@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.sequence_strategies import HOSTS, sequences, streams
-from vedette.aggregator.sequences import Correlator, Fleet
-from vedette.aggregator.store import Host, Store
+from vedette.aggregator.sequences import Correlator
+from vedette.aggregator.store import Store
 from vedette.core import sequences_twin
 from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Sequence, parse
+from vedette.core.sequence import Sequence
 from vedette.core.signal import Signal
 from vedette.core.wire import PROTOCOL, Batch, Hello
 
