@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette.core import wire
@@ -92,6 +92,7 @@ OTHERS = [
 ]
 
 
+@settings(deadline=None)
 @given(batches())
 def test_a_batch_comes_out_as_it_went_in(batch: wire.Batch) -> None:
     assert wire.decode(wire.encode(batch)) == batch
@@ -109,6 +110,7 @@ def test_a_missing_field_stays_missing() -> None:
     assert [s.fields for s in came.signals] == [{"a": 1}, {}]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(frame: bytes) -> None:
     try:
@@ -117,6 +119,7 @@ def test_any_bytes_are_read_or_refused(frame: bytes) -> None:
         assert str(error)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(wire.KIND_NAMES)), st.binary(max_size=200))
 def test_any_bytes_behind_a_known_kind_are_read_or_refused(kind: int, rest: bytes) -> None:
     try:
@@ -125,6 +128,7 @@ def test_any_bytes_behind_a_known_kind_are_read_or_refused(kind: int, rest: byte
         assert wire.KIND_NAMES[kind] in str(error) or "lost" in str(error)
 
 
+@settings(deadline=None)
 @given(batches(), st.data())
 def test_a_damaged_batch_is_read_or_refused(batch: wire.Batch, data: st.DataObject) -> None:
     frame = bytearray(wire.encode(batch))
@@ -283,6 +287,7 @@ wild = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(wild)
 def test_any_signal_can_be_fitted_and_then_sent(any_signal: Signal) -> None:
     fitted = wire.fit(any_signal)
