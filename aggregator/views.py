@@ -264,11 +264,10 @@ def incident_view(
     time_width = max([len("time"), *(len(after) for after, _, _ in rows)])
     step_width = max([len("step"), *(len(step) for _, step, _ in rows)])
     # Known beforehand, because the lanes go through beside all of a row's lines.
-    lanes_width = lanes.width * len(lanes.names)
-    detail_width = max(24, console.width - time_width - lanes_width - step_width - 8)
+    detail_width = max(24, console.width - time_width - lanes.width - step_width - 8)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("time", justify="right", width=time_width, style="dim", header_style="dim")
-    table.add_column(lanes.header(), width=lanes_width, no_wrap=True)
+    table.add_column(lanes.header(), width=lanes.width, no_wrap=True)
     table.add_column("step", width=step_width, no_wrap=True, header_style="dim")
     table.add_column("what was seen", width=detail_width, overflow="fold", header_style="dim")
     for number, (after, step, signals) in enumerate(rows):
@@ -312,9 +311,13 @@ class _Lanes:
             for name in (there, here) if _is_inbound(place.signal) else (here, there):
                 if name is not None:
                     names[name] = None
-        self.names = list(names)
-        longest = max((len(shown(name)) for name in names), default=1)
-        self.width = min(longest, self.NAME_CHARS_MAX) + 3
+        self.titles = [shown(name)[: self.NAME_CHARS_MAX] for name in names]
+        # Where each lane's line stands.
+        self.at: dict[str, int] = {}
+        self.width = 0
+        for name, title in zip(names, self.titles, strict=True):
+            self.at[name] = self.width
+            self.width += max(len(title) + 2, 4)
 
     def ends(self, signal: StoredSignal) -> tuple[str, str | None]:
         """Return a signal's host and whoever is at the other end, if anybody is."""
@@ -324,29 +327,33 @@ class _Lanes:
         return seen.host_name, self.OUTSIDE
 
     def header(self) -> Text:
-        names = (shown(name)[: self.NAME_CHARS_MAX].ljust(self.width) for name in self.names)
-        return Text("".join(names), style="bold")
+        header = Text(style="bold")
+        for title, at in zip(self.titles, self.at.values(), strict=True):
+            header.append(" " * (at - len(header.plain))).append(title)
+        return header
 
     def row(self, signal: StoredSignal, height: int) -> Text:
         """Return what stands beside a signal, as many lines as are needed."""
-        width, glyphs = self.width, self.glyphs
-        idle = (glyphs.line + " " * (width - 1)) * len(self.names)
+        glyphs = self.glyphs
+        chars = [" "] * self.width
+        for at in self.at.values():
+            chars[at] = glyphs.line
+        idle = "".join(chars)
         host, peer = self.ends(signal)
-        here = self.names.index(host)
-        there = here if peer is None else self.names.index(peer)
+        here = self.at[host]
+        there = here if peer is None else self.at[peer]
         first, last = sorted((here, there))
-        chars = list(idle)
         if there != here:
-            chars[first * width + 1 : last * width] = glyphs.dash * ((last - first) * width - 1)
+            chars[first + 1 : last] = glyphs.dash * (last - first - 1)
             if (here if _is_inbound(signal) else there) == last:
-                chars[last * width - 1] = glyphs.right
+                chars[last - 1] = glyphs.right
             else:
-                chars[first * width + 1] = glyphs.left
-            chars[there * width] = glyphs.there
-        chars[here * width] = glyphs.here
+                chars[first + 1] = glyphs.left
+            chars[there] = glyphs.there
+        chars[here] = glyphs.here
         text = Text("".join(chars), style="dim")
-        text.stylize("red not dim", first * width, last * width + 1)
-        text.stylize("bold red not dim", here * width, here * width + 1)
+        text.stylize("red not dim", first, last + 1)
+        text.stylize("bold red not dim", here, here + 1)
         return text.append(("\n" + idle) * (height - 1), style="dim")
 
 

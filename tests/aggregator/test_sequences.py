@@ -1,4 +1,4 @@
-"""The correlator over a real store: whatever the way the signals came, the incidents are the same."""
+"""The correlator over a real store: however the signals came, the incidents are the same."""
 
 from __future__ import annotations
 
