@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from tests.core.sequence_strategies import sequences, streams
 from vedette.core import sequences_twin
 from vedette.core.correlator import Change, Correlator, Incident
 from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Sequence
+from vedette.core.sequence import Join, Sequence, Step
+from vedette.core.signal import Signal
 
 
 def last_of_each(changes: list[Change]) -> list[Incident]:
@@ -26,3 +29,165 @@ def test_tables_give_what_the_twin_gives(sequence: Sequence, stream: list[FleetS
     event(f"{len(sequence.steps)} steps, incidents: {bool(expected)}")
     assert msgspec.json.encode(found) == msgspec.json.encode(expected)
     assert correlator.stats()["evicted"] == 0
+
+
+def named(*steps: Step, within_ns: int = 100, name: str = "seq") -> Sequence:
+    return Sequence(name=name, within_ns=within_ns, steps=steps)
+
+
+def step(rule: str, *joins: Join, count: int = 1, by: tuple[str, ...] = ()) -> Step:
+    return Step(rule, frozenset({rule}), count=count, by=by, joins=joins)
+
+
+def at(time_ns: int, rule: str, name: str = "x", host: str = "a", seq: int = 0) -> FleetSignal:
+    return FleetSignal(
+        host_id=host,
+        host_name=host,
+        boot="boot",
+        time_ns=time_ns,
+        signal=Signal(
+            seq=seq or time_ns,
+            time_ns=time_ns,
+            rule=rule,
+            priority=4,
+            fields={"proc.name": name, "login.user": name},
+        ),
+    )
+
+
+def opened(sequence: Sequence, *signals: FleetSignal) -> list[list[int]]:
+    """Return, per incident, the times of its witness' signals."""
+    correlator = Correlator([sequence])
+    changes = [change for signal in signals for change in correlator.feed(signal)]
+    expected = sequences_twin.incidents([sequence], signals)
+    assert last_of_each(changes) == expected
+    return [
+        [signal.time_ns for taken in change.opened for signal in taken]
+        for change in changes
+        if change.opened is not None
+    ]
+
+
+SAME_NAME = Join("proc.name", 0, "proc.name")
+
+
+def test_of_several_the_one_that_started_latest_is_the_witness() -> None:
+    sequence = named(step("r1"), step("r2"))
+    assert opened(sequence, at(1, "r1"), at(2, "r1"), at(3, "r2")) == [[2, 3]]
+
+
+def test_a_later_second_step_does_not_displace_a_match_that_started_later() -> None:
+    sequence = named(step("r1"), step("r2", SAME_NAME), step("r3"))
+    signals = (at(1, "r1", "x"), at(2, "r1", "y"), at(3, "r2", "y"), at(4, "r2", "x"), at(5, "r3"))
+    assert opened(sequence, *signals) == [[2, 3, 5]]
+
+
+def test_among_equal_starts_the_later_second_signal_is_taken() -> None:
+    sequence = named(step("r1"), step("r2"), step("r3"))
+    assert opened(sequence, at(1, "r1"), at(2, "r2"), at(3, "r2"), at(4, "r3")) == [[1, 3, 4]]
+
+
+def test_a_count_in_the_middle_keeps_the_start_that_has_enough_signals_after_it() -> None:
+    sequence = named(step("r1"), step("r2", count=2), step("r3"))
+    signals = (at(1, "r1"), at(2, "r2"), at(3, "r1"), at(4, "r2"), at(5, "r3"))
+    assert opened(sequence, *signals) == [[1, 2, 4, 5]]
+    signals = (*signals[:-1], at(5, "r2"), at(6, "r3"))
+    assert opened(sequence, *signals) == [[3, 4, 5, 6]]
+
+
+def test_the_window_includes_its_end() -> None:
+    sequence = named(step("r1"), step("r2"), within_ns=10)
+    assert opened(sequence, at(1, "r1"), at(11, "r2")) == [[1, 11]]
+    assert opened(sequence, at(1, "r1"), at(12, "r2")) == []
+
+
+def test_one_signal_is_never_two_steps() -> None:
+    sequence = named(step("r1"), step("r1"))
+    assert opened(sequence, at(1, "r1")) == []
+    assert opened(sequence, at(1, "r1"), at(2, "r1")) == [[1, 2]]
+
+
+def test_completions_with_the_same_values_are_counted_on_one_incident() -> None:
+    sequence = named(step("r1"), step("r2", SAME_NAME), within_ns=10)
+    correlator = Correlator([sequence])
+    signals = [at(1, "r1"), at(2, "r2"), at(9, "r1"), at(12, "r2"), at(20, "r1"), at(23, "r2")]
+    changes = [change for signal in signals for change in correlator.feed(signal)]
+    assert [change.opened is not None for change in changes] == [True, False, True]
+    assert [change.incident.completions for change in changes] == [1, 2, 1]
+    assert changes[1].incident.id == changes[0].incident.id != changes[2].incident.id
+    assert changes[0].incident.key == {"r1.proc.name": "x", "r2.proc.name": "x"}
+
+
+def test_the_id_is_a_function_of_sequence_and_signals() -> None:
+    signals = [at(1, "r1"), at(2, "r2")]
+    ids = set()
+    for name in ("one", "one", "two"):
+        correlator = Correlator([named(step("r1"), step("r2"), name=name)])
+        ids |= {change.incident.id for signal in signals for change in correlator.feed(signal)}
+    assert len(ids) == 2
+    assert all(len(found) == 64 and int(found, 16) >= 0 for found in ids)
+
+
+def test_a_repeated_signal_changes_nothing_and_an_earlier_one_is_refused() -> None:
+    correlator = Correlator([named(step("r1", count=2))])
+    correlator.feed(at(2, "r1"))
+    assert correlator.feed(at(2, "r1")) == []
+    assert correlator.stats()["duplicates"] == 1
+    with pytest.raises(ValueError, match="comes before"):
+        correlator.feed(at(1, "r1"))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_partial_matches_are_bounded_and_what_goes_is_counted(count: int) -> None:
+    by = ("proc.name",) if count > 1 else ()
+    sequence = named(step("r1", count=count, by=by), step("r2", SAME_NAME), within_ns=10**6)
+    correlator = Correlator([sequence], partials_max=10)
+    for number in range(1, 101):
+        correlator.feed(at(number, "r1", name=f"n{number}"))
+        assert correlator.stats()["partials"] <= 10
+    assert correlator.stats()["evicted"] == 90
+    if count == 1:
+        assert correlator.feed(at(200, "r2", name="n90")) == []
+        assert len(correlator.feed(at(201, "r2", name="n91"))) == 1
+
+
+def test_what_started_before_the_window_leaves_the_tables() -> None:
+    sequence = named(step("r1"), step("r2", SAME_NAME), within_ns=10)
+    correlator = Correlator([sequence])
+    for number in range(1, 1001):
+        correlator.feed(at(number, "r1", name=f"n{number}"))
+    assert correlator.stats()["partials"] == 11
+    assert correlator.stats()["evicted"] == 0
+
+
+def test_incidents_that_are_counted_on_are_bounded() -> None:
+    correlator = Correlator([named(step("r1", count=2, by=("proc.name",)))], open_max=3)
+    for number in range(1, 11):
+        correlator.feed(at(10 * number, "r1", name=f"n{number}"))
+        correlator.feed(at(10 * number + 1, "r1", name=f"n{number}"))
+    assert correlator.stats()["open"] == 3
+    assert correlator.stats()["closed_early"] == 7
+
+
+@settings(max_examples=150, deadline=None)
+@given(several=st.lists(sequences(), min_size=2, max_size=3), stream=streams(), cut=st.integers(0))
+def test_a_restart_at_any_signal_changes_nothing(
+    several: list[Sequence], stream: list[FleetSignal], cut: int
+) -> None:
+    found = [
+        Sequence(name=f"seq{number}", within_ns=item.within_ns, steps=item.steps)
+        for number, item in enumerate(several)
+    ]
+    whole = Correlator(found)
+    expected = [change for signal in stream for change in whole.feed(signal)]
+    at_signal = cut % (len(stream) + 1)
+    before, after = stream[:at_signal], stream[at_signal:]
+    first, second = Correlator(found), Correlator(found)
+    changes = [change for signal in before for change in first.feed(signal)]
+    if before:
+        since_ns = before[-1].time_ns - second.within_ns
+        second.restore(
+            [signal for signal in before if signal.time_ns >= since_ns], last_of_each(changes)
+        )
+    changes += [change for signal in after for change in second.feed(signal)]
+    assert changes == expected

@@ -1,0 +1,273 @@
+"""The sequence language: what it is read into, and what it says of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vedette.core.fleet import FleetSignal
+from vedette.core.sequence import (
+    COUNT_MAX,
+    FILE_BYTES_MAX,
+    Join,
+    Sequence,
+    SequenceError,
+    load,
+    parse,
+)
+from vedette.core.signal import PRIORITIES, Signal
+
+RULES = Path(__file__).parents[2] / "rules"
+
+WHOLE = """\
+- rule: left_to_the_rule_language
+  condition: evt.type = execve
+  output: x
+  priority: INFO
+
+- sequence: Guessing, then a login
+  desc: |
+    More than once,
+    then in.
+  within: 15m
+  priority: critical
+  tags: [ssh, T1110.001]
+  steps:
+    - as: knock
+      signal: ssh_login_failed
+      count: 5
+      by: [login.ip, host.name]
+    - as: entry
+      signal: [ssh_login, {tag: login}]
+      condition: login.user != root and not login.ip in (10.0.0.1)
+      join:
+        - entry.login.ip = knock.login.ip
+        - knock.host.name = entry.host.name
+"""
+
+STEPS = """\
+- sequence: broken
+  within: 1m
+  steps:
+    - as: first
+      signal: rule_a
+    - as: many
+      signal: rule_b
+      count: 2
+      by: [login.ip]
+    - as: second
+      signal: rule_c
+"""
+
+
+def only(text: str | bytes) -> Sequence:
+    loaded = parse(text.encode() if isinstance(text, str) else text, "f.yaml")
+    assert loaded.errors == ()
+    (found,) = loaded.sequences
+    return found
+
+
+def refused(text: str | bytes) -> SequenceError:
+    loaded = parse(text.encode() if isinstance(text, str) else text, "f.yaml")
+    assert loaded.sequences == ()
+    (error,) = loaded.errors
+    return error
+
+
+def a_signal(**fields: str | int) -> FleetSignal:
+    return FleetSignal(
+        host_id="id",
+        host_name="web1",
+        boot="boot",
+        time_ns=5,
+        peer_host=None,
+        signal=Signal(seq=1, time_ns=5, rule="ssh_login", priority=2, fields=dict(fields)),
+    )
+
+
+def test_a_whole_sequence_is_read() -> None:
+    found = only(WHOLE)
+    assert (found.name, found.desc) == ("Guessing, then a login", "More than once,\nthen in.")
+    assert found.within_ns == 15 * 60 * 10**9
+    assert PRIORITIES[found.priority] == "CRITICAL"
+    assert found.tags == ("ssh", "T1110.001")
+    knock, entry = found.steps
+    assert (knock.count, knock.by) == (5, ("login.ip", "host.name"))
+    assert (entry.rules, entry.tags) == (frozenset({"ssh_login"}), frozenset({"login"}))
+    assert entry.joins == (Join("login.ip", 0, "login.ip"), Join("host.name", 0, "host.name"))
+    assert (found.file, found.line) == ("f.yaml", 6)
+
+
+def test_the_shipped_files_are_whole() -> None:
+    loaded = load(sorted(RULES.glob("*.yaml")))
+    assert loaded.errors == ()
+    assert loaded.sequences
+
+
+@pytest.mark.parametrize(
+    ("user", "ip", "taken"),
+    [
+        ("deploy", "10.0.0.2", True),
+        ("root", "10.0.0.2", False),
+        ("deploy", "10.0.0.1", False),
+        ("deploy", "::ffff:10.0.0.1", False),
+    ],
+)
+def test_a_condition_is_checked_on_the_signals_fields(user: str, ip: str, taken: bool) -> None:
+    entry = only(WHOLE).steps[1]
+    assert entry.takes(a_signal(**{"login.user": user, "login.ip": ip})) is taken
+
+
+@pytest.mark.parametrize(
+    ("condition", "taken"),
+    [
+        ("host.name = web1", True),
+        ("host.name startswith web and host.id = id", True),
+        ("peer.host exists", False),
+        ("peer.host != web1", False),
+        ("not peer.host = web1", True),
+        ("signal.priority in (CRITICAL, ALERT)", True),
+        ("signal.rule = ssh_login", True),
+        ("fd.rport = 22", True),
+        ("fd.rport > 22", False),
+        ("fd.rnet = 192.0.2.0/24", True),
+        ("fd.port = 5000", True),
+        ("evt.failed = true", True),
+        ("login.type = 7", False),
+    ],
+)
+def test_conditions_know_pseudo_fields_and_types(condition: str, taken: bool) -> None:
+    text = STEPS.split("    - as: many", maxsplit=1)[0].replace("rule_a", "ssh_login")
+    step = only(text + f"      condition: {condition}\n").steps[0]
+    fields: dict[str, str | int] = {
+        "fd.rport": 22,
+        "fd.rip": "192.0.2.9",
+        "fd.rnet": "192.0.2.9",
+        "fd.port": "22,5000",
+        "evt.failed": True,
+        "login.type": "seven",
+    }
+    assert step.takes(a_signal(**fields)) is taken
+
+
+@pytest.mark.parametrize(
+    ("addition", "line", "column", "step", "problem"),
+    [
+        ("      join: second.login.ip = nobody.login.ip", 12, 13, "second", "no step 'nobody'"),
+        ("      join: many.login.ip = first.login.ip", 12, 13, "second", "has to be this step"),
+        ("      join: [second.login.ip]", 12, 14, "second", "expected second.FIELD = STEP.FIELD"),
+        ("      join: second.lgin.ip = first.login.ip", 12, 13, "second", "unknown field lgin.ip"),
+        (
+            "      join: second.proc.pid = first.login.ip",
+            12,
+            13,
+            "second",
+            "proc.pid is a number, login.ip is of type ip",
+        ),
+        ("      join: second.fd.ip = first.fd.ip", 12, 13, "second", "no single value"),
+        (
+            "      join: second.host.name = many.host.name",
+            12,
+            13,
+            "second",
+            "agree only on the fields of its by: list (login.ip); host.name is not among them",
+        ),
+        (
+            "      count: 3\n      by: [host.name]\n      join: second.login.ip = many.login.ip",
+            14,
+            13,
+            "second",
+            "login.ip is not among them",
+        ),
+        ("      by: [host.name]", 12, 11, "second", "goes with count: 2 or more"),
+        ("      count: 0", 12, 14, "second", f"from 1 to {COUNT_MAX}"),
+        ("      count: many", 12, 14, "second", f"from 1 to {COUNT_MAX}"),
+        ("      condition: login.user ~ root", 12, 29, "second", "expected an operator"),
+        ("      condition: 'login.usr = root'", 12, 19, "second", "unknown field login.usr"),
+        ("      absent: x", 12, 7, "second", "absent: steps that must not happen are not support"),
+        ("      distinct: 3", 12, 7, "second", "distinct: counts of distinct values are not supp"),
+        ("      cuont: 3", 12, 7, "second", "a step has no 'cuont'; expected as, signal"),
+        ("      signal: x", 12, 7, None, "signal: stands here twice"),
+        ("    - as: first\n      signal: x", 12, 11, None, "an earlier step is named first"),
+        ("    - as: no.dots\n      signal: x", 12, 11, None, "a name of letters"),
+        ("    - as: third", 12, 7, "third", "signal: is missing"),
+        ("    - as: third\n      signal: []", 13, 15, "third", "at least one rule name"),
+        ("    - as: third\n      signal: {tga: x}", 13, 15, "third", "a rule's name or {tag"),
+        ("    - signal: x", 12, 7, None, "as: is missing"),
+        ("    - third", 12, 7, None, "expected a step"),
+    ],
+)
+def test_a_mistake_in_a_step_is_told_with_its_place(
+    addition: str, line: int, column: int, step: str | None, problem: str
+) -> None:
+    error = refused(STEPS + addition + "\n")
+    assert problem in error.problem
+    assert (error.line, error.column, error.step) == (line, column, step)
+    assert error.sequence == "broken"
+    assert str(error).startswith(f'f.yaml:{line}:{column}: sequence "broken": ')
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "problem"),
+    [
+        ("- sequence: x\n  within: 1m\n", 1, 3, "steps: is missing"),
+        ("- sequence: x\n  steps: []\n", 1, 3, "within: is missing"),
+        ("- sequence: x\n  within: 1m\n  steps: []\n", 3, 10, "at least one step"),
+        ("- sequence: x\n  within: 15\n  steps: []\n", 2, 11, "90s, 15m, 2h or 1d"),
+        ("- sequence: x\n  within: 0s\n  steps: []\n", 2, 11, "at most 30d"),
+        ("- sequence: x\n  within: 31d\n  steps: []\n", 2, 11, "at most 30d"),
+        ("- sequence: x\n  within: 1m\n  priority: high\n  steps: []\n", 3, 13, "EMERGENCY"),
+        ("- sequence: x\n  within: 1m\n  gap: 1m\n  steps: []\n", 3, 3, "gap: limits between"),
+        ("- sequence: x\n  wihtin: 1m\n", 2, 3, "a sequence has no 'wihtin'"),
+        ("- sequence:\n  within: 1m\n", 1, 12, "expected the sequence's name"),
+        ("- sequenc: x\n", 1, 3, "expected sequence: NAME"),
+        ("- 5\n", 1, 3, "- sequence: NAME"),
+        ("sequence: x\n", 1, 1, "expected a list"),
+        ("- sequence: x\n  steps: [\n", 3, 1, "not YAML"),
+        (b"- sequence: \xff\n", 1, 13, "byte 0xff is not UTF-8"),
+        ("- sequence: \x07\n", 0, 0, "not YAML"),
+        ("[" * 5000, 0, 0, "nested too deep"),
+        (b" " * (FILE_BYTES_MAX + 1), 0, 0, "larger than"),
+    ],
+)
+def test_a_mistake_around_the_steps_is_told_with_its_place(
+    text: str | bytes, line: int, column: int, problem: str
+) -> None:
+    error = refused(text)
+    assert problem in error.problem
+    assert (error.line, error.column) == (line, column)
+
+
+def test_one_broken_sequence_leaves_the_others_alone() -> None:
+    loaded = parse((STEPS + "      count: x\n" + WHOLE).encode(), "f.yaml")
+    assert [error.sequence for error in loaded.errors] == ["broken"]
+    assert [sequence.name for sequence in loaded.sequences] == ["Guessing, then a login"]
+
+
+def test_a_name_is_taken_once_over_all_files(tmp_path: Path) -> None:
+    for name in ("one.yaml", "two.yaml"):
+        (tmp_path / name).write_text(WHOLE)
+    loaded = load([tmp_path / "one.yaml", tmp_path / "two.yaml", tmp_path / "none.yaml"])
+    assert len(loaded.sequences) == 1
+    again, missing = loaded.errors
+    assert f"taken already, at {tmp_path}/one.yaml:6" in str(again)
+    assert str(missing) == f"{tmp_path}/none.yaml: cannot be read: No such file or directory"
+
+
+def test_a_disabled_sequence_is_checked_and_left_out() -> None:
+    assert parse((STEPS + "  enabled: false\n").encode(), "f") == parse(b"", "f")
+    assert parse((STEPS + "  enabled: maybe\n").encode(), "f").errors[0].line == 12
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@example(b"- &a [*a]")
+@example(b"- sequence: &a x\n  within: *a\n  steps: [*a, {as: *a}]")
+@example(b"- sequence: !!python/object:os.system x")
+@example(b"- {sequence: x, within: 1m, steps: [{as: a, signal: b, ? [c] : d}]}")
+@example(b"- ? {a: b}\n  : c")
+def test_no_bytes_raise(source: bytes) -> None:
+    loaded = parse(source, "f.yaml")
+    assert all(str(error).startswith("f.yaml") for error in loaded.errors)
