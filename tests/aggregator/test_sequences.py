@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.aggregator import attack
 from tests.core.sequence_strategies import HOSTS, sequences, streams
-from vedette.aggregator.sequences import Correlator
+from vedette.aggregator.sequences import Correlator, Fleet
 from vedette.aggregator.store import Store
 from vedette.core import sequences_twin
 from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Sequence
+from vedette.core.sequence import Sequence, parse
 from vedette.core.signal import Signal
 from vedette.core.wire import PROTOCOL, Batch, Hello
 
@@ -120,3 +123,152 @@ def test_arrival_batches_restarts_and_duplicates_change_no_byte(
     counts = [row["details"]["completions"] for row, _ in msgspec.json.decode(expected)]
     assert found == [incident.id for incident in twin]
     assert counts == [incident.completions for incident in twin]
+
+
+LOGINS = b"""
+- sequence: two logins
+  within: 1m
+  steps:
+    - as: one
+      signal: login
+    - as: two
+      signal: login
+      join: [two.host.name = one.peer.host]
+"""
+
+
+def logins() -> tuple[Sequence, ...]:
+    loaded = parse(LOGINS, "logins.yaml")
+    assert not loaded.errors
+    return loaded.sequences
+
+
+def a_login(seq: int, time_ns: int, address: str) -> Signal:
+    fields = {"fd.rip": address}
+    return Signal(seq=seq, time_ns=time_ns, rule="login", priority=5, fields=fields)
+
+
+def filled(folder: Path, name: str = "store") -> Store:
+    """Return a store of a, b and c, where a's login points at b and b's at c."""
+    store = Store.open(folder / name)
+    for number, host in enumerate(ADDRESSES, 1):
+        hello(store, host, received_ns=number)
+    commit(store, "a", [a_login(1, 10, ADDRESSES["b"])])
+    commit(store, "b", [a_login(1, 20, f"::ffff:{ADDRESSES['c']}")])
+    commit(store, "c", [a_login(1, 30, "198.51.100.1")])
+    return store
+
+
+def steps_of(store: Store) -> list[list[str]]:
+    """Return the hosts of each incident's signals."""
+    whole = [store.incident(listed.id) for listed in store.incidents()]
+    return [[place.signal.hostname for place in one.signals] for one in whole if one is not None]
+
+
+def test_the_host_behind_an_address_joins(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        Correlator(store, logins()).advance(FOREVER_NS)
+        # One incident per way; each way has keys of its own.
+        assert steps_of(store) == [["a", "b"], ["b", "c"]]
+        assert [incident.hosts for incident in store.incidents()] == [
+            ["id-a", "id-b"],
+            ["id-b", "id-c"],
+        ]
+
+
+def test_only_what_the_watermark_has_passed_is_taken(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        correlator = Correlator(store, logins())
+        correlator.advance(19)
+        assert (store.incidents(), correlator.released_ns) == ([], 10)
+        correlator.advance(20)
+        assert (len(store.incidents()), correlator.released_ns) == (1, 20)
+
+
+def test_a_host_cannot_take_anothers_name_or_address(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        hello(store, "a", 99, host_id="hostile", hostname="b", addresses=list(ADDRESSES.values()))
+        fleet = Fleet(store.hosts())
+        assert [fleet.name(f"id-{host}") for host in ADDRESSES] == ["a", "b", "c"]
+        assert fleet.name("hostile") == "b (hostile)"
+        Correlator(store, logins()).advance(FOREVER_NS)
+        assert steps_of(store) == [["a", "b"], ["b", "c"]]
+
+
+def test_addresses_that_every_host_has_name_nobody(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        commit(store, "a", [a_login(2, 40, "127.0.0.1")])
+        (found,) = [s for s in store.released(None, FOREVER_NS) if s.time_ns == 40]
+        assert Fleet(store.hosts()).signal(found).peer_host is None
+
+
+def test_a_late_signal_is_left_out_and_doubts_are_written_down(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        correlator = Correlator(store, logins())
+        correlator.advance(15)
+        commit(store, "b", [a_login(2, 14, ADDRESSES["c"])], released_ns=15)
+        batch = Batch(signals=[a_login(5, 25, "198.51.100.1")], lost=[(3, 3)])
+        store.commit("id-b", "boot", batch, 1, 15)
+        correlator.advance(FOREVER_NS)
+        incident = store.incidents()[0]
+        assert not incident.complete
+        assert incident.reasons == [
+            "b: 1 signals that came too late",
+            "b: 1 signals that its agent had to give up",
+            "b: 1 signals that nobody accounts for",
+        ]
+
+
+def test_a_write_that_fails_is_taken_up_again_where_the_store_stands(tmp_path: Path) -> None:
+    """Equal times, batches of one: the worst place to stop."""
+
+    def signals() -> list[Signal]:
+        return [a_login(seq, 20, ADDRESSES["b"]) for seq in range(2, 6)]
+
+    with filled(tmp_path, "whole") as store:
+        commit(store, "b", signals())
+        Correlator(store, logins(), clock_ns=lambda: 7).advance(FOREVER_NS)
+        expected = dump(store)
+    for failing in range(1, 4):
+        with filled(tmp_path, f"failing-{failing}") as store:
+            commit(store, "b", signals())
+            calls = 0
+
+            def clock_ns(failing: int = failing) -> int:
+                nonlocal calls
+                calls += 1
+                if calls == failing:
+                    raise OSError("no space left")
+                return 7
+
+            correlator = Correlator(store, logins(), batch_signals=1, clock_ns=clock_ns)
+            with contextlib.suppress(OSError):
+                correlator.advance(FOREVER_NS)
+            Correlator(store, logins(), batch_signals=1, clock_ns=clock_ns).advance(FOREVER_NS)
+            correlator.advance(FOREVER_NS)
+            assert dump(store) == expected
+
+
+def test_the_shipped_sequence_sees_the_attack_once(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        attack.fill(store)
+        attack.correlate(store)
+        attack.correlate(store)
+        (incident,) = store.incidents()
+        assert incident.hosts == ["id-b", "id-c"]
+        assert incident.complete
+        whole = store.incident(incident.id)
+        assert whole is not None
+        assert [place.step for place in whole.signals] == [
+            *["knock"] * 5,
+            *("entry", "theft", "pivot", "landing", "execution", "callback"),
+        ]
+
+
+@pytest.mark.parametrize("left_out", range(7, len(attack.ATTACK)))
+def test_without_any_of_its_steps_the_attack_is_no_incident(tmp_path: Path, left_out: int) -> None:
+    told = tuple(item for number, item in enumerate(attack.ATTACK) if number != left_out)
+    with Store.open(tmp_path / "store") as store:
+        attack.fill(store, told)
+        attack.correlate(store)
+        assert store.incidents() == []
