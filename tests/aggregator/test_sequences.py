@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -148,9 +147,9 @@ def a_login(seq: int, time_ns: int, address: str) -> Signal:
     return Signal(seq=seq, time_ns=time_ns, rule="login", priority=5, fields=fields)
 
 
-def filled(folder: Path, name: str = "store") -> Store:
+def filled(folder: Path, name: str = "store", kind: type[Store] = Store) -> Store:
     """Return a store of a, b and c, where a's login points at b and b's at c."""
-    store = Store.open(folder / name)
+    store = kind.open(folder / name)
     for number, host in enumerate(ADDRESSES, 1):
         hello(store, host, received_ns=number)
     commit(store, "a", [a_login(1, 10, ADDRESSES["b"])])
@@ -219,34 +218,37 @@ def test_a_late_signal_is_left_out_and_doubts_are_written_down(tmp_path: Path) -
         ]
 
 
-def test_a_write_that_fails_is_taken_up_again_where_the_store_stands(tmp_path: Path) -> None:
+class FailingStore(Store):
+    """A store, one of whose writes of the position fails."""
+
+    writes_left = -1
+
+    def set_meta(self, key: str, value: str) -> None:
+        self.writes_left -= 1
+        if self.writes_left == 0:
+            raise OSError("no space left")
+        super().set_meta(key, value)
+
+
+@pytest.mark.parametrize("failing", range(1, 8))
+def test_a_write_that_fails_is_taken_up_again_where_the_store_stands(
+    tmp_path: Path, failing: int
+) -> None:
     """Equal times, batches of one: the worst place to stop."""
-
-    def signals() -> list[Signal]:
-        return [a_login(seq, 20, ADDRESSES["b"]) for seq in range(2, 6)]
-
-    with filled(tmp_path, "whole") as store:
-        commit(store, "b", signals())
-        Correlator(store, logins(), clock_ns=lambda: 7).advance(FOREVER_NS)
-        expected = dump(store)
-    for failing in range(1, 4):
-        with filled(tmp_path, f"failing-{failing}") as store:
-            commit(store, "b", signals())
-            calls = 0
-
-            def clock_ns(failing: int = failing) -> int:
-                nonlocal calls
-                calls += 1
-                if calls == failing:
-                    raise OSError("no space left")
-                return 7
-
-            correlator = Correlator(store, logins(), batch_signals=1, clock_ns=clock_ns)
-            with contextlib.suppress(OSError):
-                correlator.advance(FOREVER_NS)
-            Correlator(store, logins(), batch_signals=1, clock_ns=clock_ns).advance(FOREVER_NS)
+    stores = []
+    for name, kind in (("whole", Store), ("failing", FailingStore)):
+        stores.append(filled(tmp_path, name, kind))
+        commit(stores[-1], "b", [a_login(seq, 20, ADDRESSES["b"]) for seq in range(2, 6)])
+    whole, broken = stores
+    with whole, broken:
+        Correlator(whole, logins(), clock_ns=lambda: 7).advance(FOREVER_NS)
+        correlator = Correlator(broken, logins(), batch_signals=1, clock_ns=lambda: 7)
+        assert isinstance(broken, FailingStore)
+        broken.writes_left = failing
+        with pytest.raises(OSError, match="no space left"):
             correlator.advance(FOREVER_NS)
-            assert dump(store) == expected
+        correlator.advance(FOREVER_NS)
+        assert dump(broken) == dump(whole)
 
 
 def test_the_shipped_sequence_sees_the_attack_once(tmp_path: Path) -> None:
