@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vedette.core import fields
-from vedette.core.condition import parse_condition
-from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate
+from vedette.core.condition import ConditionError, parse_condition
+from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, predicates
 from vedette.core.signal import PRIORITIES, FieldValue, Signal
 from vedette.core.twin import holds as operator_holds
 
@@ -171,9 +171,27 @@ def value_of(field: str) -> Callable[[FleetSignal], FieldValue]:
     return plain
 
 
+_OPERATORS = frozenset(
+    "= != < <= > >= in pmatch exists contains icontains startswith endswith glob iglob regex".split()
+)
+
+
 def parse_signal_condition(text: str) -> Expr:
-    """Parse a condition over the fields of signals. Raises core.condition.ConditionError."""
-    return parse_condition(text, find=lookup)
+    """Parse a condition over the fields of signals: fields as they are, against constants.
+
+    Raises core.condition.ConditionError.
+    """
+    expr = parse_condition(text, find=lookup)
+    for node in predicates(expr):
+        is_plain = node.field == FieldRef(node.field.name, node.field.arg)
+        has_constants = not any(isinstance(value, FieldRef) for value in node.values)
+        if not (is_plain and has_constants and node.op in _OPERATORS):
+            raise ConditionError(
+                f"{node.field}: a step's condition compares fields with constants; what needs more"
+                " than that belongs into the rule",
+                0,
+            )
+    return expr
 
 
 def holds(expr: Expr, signal: FleetSignal) -> bool:

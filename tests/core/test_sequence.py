@@ -187,6 +187,7 @@ def test_conditions_know_pseudo_fields_and_types(condition: str, taken: bool) ->
         ("      count: many", 12, 14, "second", f"from 1 to {COUNT_MAX}"),
         ("      condition: login.user ~ root", 12, 29, "second", "expected an operator"),
         ("      condition: 'login.usr = root'", 12, 19, "second", "unknown field login.usr"),
+        ("      condition: tolower(login.user) = root", 12, 18, "second", "condition: "),
         ("      absent: x", 12, 7, "second", "absent: steps that must not happen are not support"),
         ("      distinct: 3", 12, 7, "second", "distinct: counts of distinct values are not supp"),
         ("      cuont: 3", 12, 7, "second", "a step has no 'cuont'; expected as, signal"),
