@@ -171,9 +171,12 @@ def value_of(field: str) -> Callable[[FleetSignal], FieldValue]:
     return plain
 
 
-_OPERATORS = frozenset(
-    "= != < <= > >= in pmatch exists contains icontains startswith endswith glob iglob regex".split()
+_COMPARED_WHOLE = ("=", "!=", "<", "<=", ">", ">=", "in", "exists")
+_COMPARED_AS_TEXT = (
+    *("contains", "icontains", "startswith", "endswith", "pmatch"),
+    *("glob", "iglob", "regex"),
 )
+_OPERATORS = frozenset((*_COMPARED_WHOLE, *_COMPARED_AS_TEXT))
 
 
 def parse_signal_condition(text: str) -> Expr:
