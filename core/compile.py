@@ -3,10 +3,19 @@
 A rule's condition is specialised for each event type that it can match: what the type decides
 (evt.type, fields that the type cannot have, constants of the host) is folded away. What remains is
 turned into short-circuit code: a list of nodes (predicate, next if true, next if false) that only
-jump forwards. Each rule is filed under a *cover*: predicates of which at least one is true whenever
-the rule matches (an access predicate as in Fabret et al., "Filtering algorithms and
-implementation for very fast publish/subscribe systems", SIGMOD 2001). A rule without a cover is
-looked at for every new combination of classes of its event type.
+jump forwards.
+
+Rules that ask about the process alone are judged once per process and event type. Of the others a
+weaker condition is made, the *event part*, in which every check of the process is taken for true:
+it holds whenever the rule matches, and for most events no rule's event part does, so that nothing
+else has to be looked up. Where a condition is just the conjunction of its event part and a
+*process part*, what the event allows and the process decide, as the phases of Recursive Flow
+Classification do (Gupta and McKeown, SIGCOMM 1999); only else the whole is run.
+
+Each rule is filed under a *cover*: predicates of which at least one is true whenever
+the condition holds (an access predicate as in Fabret et al., "Filtering algorithms and implementation
+for very fast publish/subscribe systems", SIGMOD 2001). A part without a cover is looked at for
+every new combination of classes.
 """
 
 from __future__ import annotations
@@ -26,7 +35,7 @@ FALSE: Final = 0xFFFFFFFE
 BYTES: Final = (
     "comm", "exe", "args", "cmdline", "exepath", "cwd",
     "name", "directory", "filename", "nameraw", "argpath", "argfilename",
-    "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
+    "flags", "ip", "login_user", "login_ip", "login_host", "login_line", "sockname",
 )  # fmt: skip
 INTS: Final = (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
@@ -112,6 +121,9 @@ _TYPECHARS: Final = (None, b"f", b"d", b"4", b"6", b"u")
 PROTOCOLS: Final = (None, b"tcp", b"udp", b"icmp", b"raw")
 
 _EXACT: Final = frozenset({"=", "==", "in", "intersects"})
+# What the name of a socket (fields.ip_text and a port, twice) can consist of.
+_SOCKNAME_BYTES: Final = frozenset(b"0123456789abcdef.:->")
+
 _LITERAL_KINDS: Final = {
     "startswith": "prefix",
     "bstartswith": "prefix",
@@ -128,21 +140,39 @@ class UnsupportedRule(ValueError):
 
 
 @dataclass(slots=True)
+class PartPlan:
+    """Conditions of an event type that are found by their covers.
+
+    starts    rule -> first node of its code; a rule whose condition is always true is not here
+    cover     predicate -> rules that are looked at when it is true
+    residual  rules of ``starts`` that no cover names: always looked at
+    always    rules whose condition is always true
+    """
+
+    starts: dict[int, int] = field(default_factory=dict)
+    cover: dict[int, list[int]] = field(default_factory=dict)
+    residual: list[int] = field(default_factory=list)
+    always: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class TypePlan:
     """What the tables need for one event type.
 
-    words     names of WORDS whose classes decide
-    vector    whether the process decides
-    starts    by rule that can match: first node of its code, or TRUE
-    cover     predicate -> rules that are looked at when it is true
-    residual  rules that are always looked at
+    words    names of WORDS whose classes decide
+    vector   whether the process decides
+    process  the rules that ask about the process alone
+    event    the event parts of the others
+    rest     rule of ``event`` -> first node of its process part, or TRUE
+    whole    rule of ``event`` that is more than the conjunction of its parts -> first node of all
     """
 
     words: set[str] = field(default_factory=set)
     vector: bool = False
-    starts: dict[int, int] = field(default_factory=dict)
-    cover: dict[int, list[int]] = field(default_factory=dict)
-    residual: list[int] = field(default_factory=list)
+    process: PartPlan = field(default_factory=PartPlan)
+    event: PartPlan = field(default_factory=PartPlan)
+    rest: dict[int, int] = field(default_factory=dict)
+    whole: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -193,18 +223,18 @@ class _Compiler:
 
     # Specialisation: bool for what the type decides, else a tree of what remains.
 
-    def specialise(self, node: Expr, number: int, name: bytes) -> Expr | bool:
+    def specialise(self, node: Expr, name: bytes) -> Expr | bool:
         if isinstance(node, Predicate):
             return self.specialise_predicate(node, name)
         if isinstance(node, Not):
-            item = self.specialise(node.item, number, name)
+            item = self.specialise(node.item, name)
             if isinstance(item, bool):
                 return not item
             return item.item if isinstance(item, Not) else Not(item)
         stop = isinstance(node, Or)
         kept: list[Expr] = []
         for part in node.items:
-            item = self.specialise(part, number, name)
+            item = self.specialise(part, name)
             if item is stop:
                 return stop
             if not isinstance(item, bool):
@@ -274,22 +304,31 @@ class _Compiler:
         return ANCESTOR + self.plan.ancestors.index(depth)
 
     def place_bytes(self, index: str, predicate: Predicate, number: int) -> None:
+        if index == "name":
+            # Names of sockets have an index of their own, without what can be true of paths only:
+            # most often it is empty, and then the name need not even be made.
+            self.place_literals("sockname", predicate, number)
+            sockname = self.plan.literals["sockname"]
+            sockname[:] = [e for e in sockname if _SOCKNAME_BYTES.issuperset(e[1])]
+        self.costs.append(self.place_literals(index, predicate, number))
+
+    def place_literals(self, index: str, predicate: Predicate, number: int) -> int:
+        """File a predicate in an index; return what a cover of it costs, roughly."""
         literals = self.plan.literals.setdefault(index, [])
         op = predicate.op
         is_net = any(isinstance(value, tuple) for value in predicate.values)
         if op == "exists":
             literals.append(("always", b"", number))
-            self.costs.append(1000)
-        elif op in _EXACT and not is_net:
+            return 1000
+        if op in _EXACT and not is_net:
             literals.extend(("exact", _literal(value), number) for value in predicate.values)
-            self.costs.append(1 + len(predicate.values))
-        elif op in _LITERAL_KINDS:
+            return 1 + len(predicate.values)
+        if op in _LITERAL_KINDS:
             kind = _LITERAL_KINDS[op]
             literals.extend((kind, _literal(value), number) for value in predicate.values)
-            self.costs.append(4 + len(predicate.values))
-        else:
-            self.plan.opaque.setdefault(index, []).append((number, op, predicate.values))
-            self.costs.append(50)
+            return 4 + len(predicate.values)
+        self.plan.opaque.setdefault(index, []).append((number, op, predicate.values))
+        return 50
 
     def place_int(self, index: str, name: str, predicate: Predicate, number: int) -> None:
         plan = self.plan
@@ -412,24 +451,70 @@ class _Compiler:
         chosen = [part for part in parts if part is not None]
         return sum(part[0] for part in chosen), frozenset().union(*(part[1] for part in chosen))
 
+    def is_event(self, predicate: Predicate) -> bool:
+        return self.word[self.number(predicate)] is not None
+
+    def relax(self, node: Expr, event: bool, positive: bool = True) -> Expr | bool:
+        """The weaker tree in which every check of the other scope is taken for true (or false)."""
+        if isinstance(node, Predicate):
+            return node if self.is_event(node) == event else positive
+        if isinstance(node, Not):
+            item = self.relax(node.item, event, not positive)
+            return not item if isinstance(item, bool) else Not(item)
+        stop = isinstance(node, Or)
+        kept: list[Expr] = []
+        for part in node.items:
+            item = self.relax(part, event, positive)
+            if item is stop:
+                return stop
+            if not isinstance(item, bool):
+                kept.append(item)
+        if not kept:
+            return not stop
+        if len(kept) == 1:
+            return kept[0]
+        return Or(tuple(kept)) if stop else And(tuple(kept))
+
+    def is_separable(self, node: Expr, positive: bool = True) -> bool:
+        """Whether a tree is the conjunction of its event part and its process part."""
+        if isinstance(node, Not):
+            return self.is_separable(node.item, not positive)
+        if not isinstance(node, Predicate) and isinstance(node, And) == positive:
+            return all(self.is_separable(part, positive) for part in node.items)
+        return len({self.is_event(leaf) for leaf in _leaves(node)}) <= 1
+
+    def add_part(self, plan: PartPlan, rule: int, part: Expr | bool) -> None:
+        if part is True:
+            plan.always.append(rule)
+            return
+        assert not isinstance(part, bool), "what is weaker than a tree can be true"
+        plan.starts[rule] = self.emit(part)
+        covered = self.cover(part)
+        if covered is None:
+            plan.residual.append(rule)
+        else:
+            for predicate in sorted(covered[1]):
+                plan.cover.setdefault(predicate, []).append(rule)
+
     def add_rule(self, rule: int, condition: Expr) -> None:
         for number, name in _TYPE_NAMES:
-            rest = self.specialise(condition, number, name)
+            rest = self.specialise(condition, name)
             if rest is False:
                 continue
             plan = self.plan.types.setdefault(number, TypePlan())
-            if rest is True:
-                plan.starts[rule] = TRUE
-                plan.residual.append(rule)
+            if isinstance(rest, bool):
+                plan.process.always.append(rule)
                 continue
-            assert not isinstance(rest, bool)
-            plan.starts[rule] = self.emit(rest)
-            covered = self.cover(rest)
-            if covered is None:
-                plan.residual.append(rule)
-            else:
-                for predicate in sorted(covered[1]):
-                    plan.cover.setdefault(predicate, []).append(rule)
+            if not any(self.is_event(leaf) for leaf in _leaves(rest)):
+                self.add_part(plan.process, rule, rest)
+                plan.vector = True
+                continue
+            self.add_part(plan.event, rule, self.relax(rest, event=True))
+            process = self.relax(rest, event=False)
+            if not self.is_separable(rest):
+                plan.whole[rule] = self.emit(rest)
+            elif not isinstance(process, bool):
+                plan.rest[rule] = self.emit(process)
             for leaf in _leaves(rest):
                 word = self.word[self.number(leaf)]
                 if word is None:

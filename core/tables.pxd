@@ -55,21 +55,35 @@ cdef struct Node:
     uint32_t then
     uint32_t otherwise
 
-cdef struct TypeCode:
-    bint in_use
-    uint32_t words              # bit by source: its class is part of the key
-    bint vector
+# Conditions of an event type that are found by their covers: compile.PartPlan.
+cdef struct Part:
     uint32_t* cover_start       # by predicate, and one more: into cover_rules
     uint32_t* cover_rules
     uint32_t cover_count
     uint32_t* residual
     uint32_t residual_count
-    uint32_t* starts            # by rule: first node, or compile.TRUE or FALSE
+    uint32_t* always
+    uint32_t always_count
+    uint32_t* starts            # by rule: first node of its code
+
+cdef struct TypeCode:
+    bint in_use
+    uint32_t words              # bit by source: its class is part of the key
+    bint vector
+    Part process                # rules that ask about the process alone
+    Part event                  # the event parts of the others
+    uint32_t* rest              # by rule of event: first node of its process part, or compile.TRUE
+    uint32_t* whole             # by rule of event: first node of all; compile.TRUE: its parts decide
+    uint32_t* by_vector         # by row of a process: row + 1 of the rules of process, 0: not known
+
+cdef struct OpenMemo:
+    uint32_t flags
+    uint32_t row                # + 1; 0: free
 
 cdef struct Tables:
     Heap* heap
     HashKey hash_key
-    BytesIndex bytes_index[18]
+    BytesIndex bytes_index[19]
     IntIndex int_index[13]
     uint32_t opaque             # bit by bytes index: it has predicates that Python compares
     uint8_t* roles              # by predicate
@@ -82,7 +96,10 @@ cdef struct Tables:
     ClassCache raw
     Cache ends                  # addresses, by role and value
     Cache numbers               # numbers beyond the small ones, by source and value
-    Cache verdict
+    Cache allowed               # event type and classes of its values -> rules that they allow
+    Cache cut                   # event type, allowed rules, process -> verdict, or UNDECIDED
+    Cache verdict               # event type, process and classes -> verdict, where the cut is not enough
+    OpenMemo open_memo[64]      # the last open flags of each low hash
     uint32_t* small             # by source and number: row + 1
     Node* code
     uint32_t code_count
@@ -95,6 +112,8 @@ cdef struct Tables:
     bint first_only
     uint64_t sets_reset         # the class space was full and began anew
     uint64_t class_misses       # values that took the slow path
+    uint64_t allowed_misses
+    uint64_t cut_misses
     uint64_t verdict_misses
     uint64_t rules_evaluated
     uint64_t opaque_errors
@@ -132,6 +151,10 @@ cdef class RuleTables:
     cdef int _sock_key(self, const vedette_sock* r, uint32_t words, uint32_t* key, int count) noexcept nogil
     cdef int _exec_key(self, const vedette_exec* r, uint32_t words, uint32_t* key, int count) noexcept nogil
     cdef int _write_key(self, const vedette_write* r, uint32_t words, uint32_t* key, int count) noexcept nogil
-    cdef uint32_t _evaluate(self, TypeCode* code, const uint32_t* rows, int count) noexcept nogil
-    cdef void _run(self, TypeCode* code, uint32_t rule) noexcept nogil
+    cdef uint32_t _part(self, const Part* part, const uint32_t* rows, int count) noexcept nogil
+    cdef uint32_t _cut(self, const TypeCode* code, uint32_t allowed, uint32_t certain, bint whole) noexcept nogil
+    cdef uint32_t _verdict_row(self) noexcept nogil
+    cdef bint _run(self, uint32_t at) noexcept nogil
+    cdef int _pack_part(self, Part* target, plan) except -1
+    cdef void _free_part(self, Part* part) noexcept
     cdef tuple matched(self, uint32_t row)

@@ -2,8 +2,7 @@
 """Packing a plan (core/compile.py) into the structs of tables.pxd, and judging events with them."""
 cimport cython
 from libc.stdint cimport int16_t, int32_t
-from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cache_init, cache_put)
 from vedette.core.event cimport *
 from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
@@ -50,6 +49,9 @@ cdef enum:
     B_LOGIN_IP = 15
     B_LOGIN_HOST = 16
     B_LOGIN_LINE = 17
+    B_SOCKNAME = 18
+    BYTES_COUNT = 19
+    INTS_COUNT = 13
     # The order of compile.INTS
     I_RESULT = 0
     I_UID = 1
@@ -90,11 +92,13 @@ cdef enum:
     PATH_VERBATIM = 2
 
 cdef uint32_t CODE_TRUE = plans.TRUE
-cdef uint32_t CODE_NONE = plans.FALSE
+# A value of the cut's cache: the two sets do not decide, the whole conditions must be run.
+cdef uint32_t UNDECIDED = 0x7FFFFFFF
 
 assert plans.BYTES == (
     "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
-    "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line")
+    "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
+    "sockname")
 assert plans.INTS == (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
     "login_type", "login_pid")
@@ -360,10 +364,36 @@ cdef int _ends(const vedette_sock* r, End* local, End* remote) noexcept nogil:
     return 1
 
 
+cdef size_t _number_text(char* target, uint32_t number) noexcept nogil:
+    cdef char digits[10]
+    cdef size_t size = 0
+    cdef size_t i
+    while True:
+        digits[size] = <char>(48 + number % 10)
+        size += 1
+        number //= 10
+        if number == 0:
+            break
+    for i in range(size):
+        target[i] = digits[size - 1 - i]
+    return size
+
+
 cdef size_t _end_text(char* target, const End* end) noexcept nogil:
-    cdef char address[64]
-    inet_ntop(AF_INET if end.size == 4 else AF_INET6, end.address, address, 64)
-    return snprintf(target, 80, b"%s:%u", address, end.port)
+    """`address:port`, the address as inet_ntop(3) writes it."""
+    cdef size_t size = 0
+    cdef int i
+    if end.size == 4:
+        for i in range(4):
+            size += _number_text(target + size, end.address[i])
+            target[size] = 46
+            size += 1
+        size -= 1
+    else:
+        inet_ntop(AF_INET6, end.address, target, 64)
+        size = strlen(target)
+    target[size] = 58
+    return size + 1 + _number_text(target + size + 1, end.port)
 
 
 cdef void* _alloc(Heap* heap, size_t size) except NULL:
@@ -437,7 +467,9 @@ cdef class RuleTables:
         _class_cache_init(&t.raw, t.heap, class_bytes_max // 8)
         if (cache_init(&t.ends, t.heap, class_bytes_max // 8, 18)
                 or cache_init(&t.numbers, t.heap, class_bytes_max // 8, 14)
-                or cache_init(&t.verdict, t.heap, verdict_bytes_max * 7 // 8, 4 * KEY_WORDS)):
+                or cache_init(&t.allowed, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)
+                or cache_init(&t.cut, t.heap, verdict_bytes_max // 8, 16)
+                or cache_init(&t.verdict, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)):
             raise MemoryError
         t.small = <uint32_t*>_alloc(t.heap, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         t.rule_mark = <uint32_t*>_alloc(t.heap, t.rules * sizeof(uint32_t))
@@ -462,19 +494,32 @@ cdef class RuleTables:
             code.vector = type_plan.vector
             for word in type_plan.words:
                 code.words |= <uint32_t>1 << <uint32_t>plans.WORDS.index(word)
-            starts = []
-            rules = []
-            for i in range(t.predicates):
-                starts.append(len(rules))
-                rules.extend(type_plan.cover.get(i, ()))
+            self._pack_part(&code.event, type_plan.event)
+            self._pack_part(&code.process, type_plan.process)
+            code.rest = _words(t.heap, [
+                type_plan.rest.get(rule, plans.TRUE) for rule in range(t.rules)])
+            code.whole = _words(t.heap, [
+                type_plan.whole.get(rule, plans.TRUE) for rule in range(t.rules)])
+            code.by_vector = <uint32_t*>_alloc(t.heap, t.classes.rows_size * sizeof(uint32_t))
+        return 0
+
+    cdef int _pack_part(self, Part* target, plan) except -1:
+        cdef Tables* t = &self.t
+        cdef list starts = []
+        cdef list rules = []
+        cdef uint32_t predicate
+        for predicate in range(t.predicates):
             starts.append(len(rules))
-            code.cover_count = <uint32_t>len(rules)
-            code.cover_start = _words(t.heap, starts)
-            code.cover_rules = _words(t.heap, rules)
-            code.residual_count = <uint32_t>len(type_plan.residual)
-            code.residual = _words(t.heap, type_plan.residual)
-            code.starts = _words(t.heap, [
-                type_plan.starts.get(rule, CODE_NONE) for rule in range(t.rules)])
+            rules.extend(plan.cover.get(predicate, ()))
+        starts.append(len(rules))
+        target.cover_count = <uint32_t>len(rules)
+        target.cover_start = _words(t.heap, starts)
+        target.cover_rules = _words(t.heap, rules)
+        target.residual_count = <uint32_t>len(plan.residual)
+        target.residual = _words(t.heap, plan.residual)
+        target.always_count = <uint32_t>len(plan.always)
+        target.always = _words(t.heap, plan.always)
+        target.starts = _words(t.heap, [plan.starts.get(rule, 0) for rule in range(t.rules)])
         return 0
 
     def __dealloc__(self):
@@ -487,9 +532,17 @@ cdef class RuleTables:
         cdef int i
         if heap == NULL:
             return
-        for i in range(18):
+        for i in range(VEDETTE_TYPE_COUNT):
+            code = &t.types[i]
+            if code.in_use:
+                self._free_part(&code.event)
+                self._free_part(&code.process)
+                _words_del(heap, code.rest, t.rules)
+                _words_del(heap, code.whole, t.rules)
+                heap_del(heap, code.by_vector, t.classes.rows_size * sizeof(uint32_t))
+        for i in range(BYTES_COUNT):
             bytes_index_free(&t.bytes_index[i], heap)
-        for i in range(13):
+        for i in range(INTS_COUNT):
             int_index_free(&t.int_index[i], heap)
         heap_del(heap, t.roles, t.predicates if t.predicates else 1)
         _space_free(&t.classes, heap)
@@ -501,6 +554,10 @@ cdef class RuleTables:
             cache_free(&t.ends, heap)
         if t.numbers.sets != NULL:
             cache_free(&t.numbers, heap)
+        if t.allowed.sets != NULL:
+            cache_free(&t.allowed, heap)
+        if t.cut.sets != NULL:
+            cache_free(&t.cut, heap)
         if t.verdict.sets != NULL:
             cache_free(&t.verdict, heap)
         heap_del(heap, t.small, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
@@ -508,14 +565,15 @@ cdef class RuleTables:
         heap_del(heap, t.scratch, SCRATCH_BYTES)
         heap_del(heap, t.scratch_value, SCRATCH_BYTES)
         heap_del(heap, t.code, t.code_count * sizeof(Node) if t.code_count else 1)
-        for i in range(VEDETTE_TYPE_COUNT):
-            code = &t.types[i]
-            if code.in_use:
-                _words_del(heap, code.cover_start, t.predicates + 1)
-                _words_del(heap, code.cover_rules, code.cover_count)
-                _words_del(heap, code.residual, code.residual_count)
-                _words_del(heap, code.starts, t.rules)
         memset(t, 0, sizeof(Tables))
+
+    cdef void _free_part(self, Part* part) noexcept:
+        cdef Tables* t = &self.t
+        _words_del(t.heap, part.cover_start, t.predicates + 1)
+        _words_del(t.heap, part.cover_rules, part.cover_count)
+        _words_del(t.heap, part.residual, part.residual_count)
+        _words_del(t.heap, part.always, part.always_count)
+        _words_del(t.heap, part.starts, t.rules)
 
     def close(self):
         """Free the tables; return the bytes that are still allocated (0 unless memory leaks)."""
@@ -526,6 +584,7 @@ cdef class RuleTables:
         """Forget every row and what was derived from rows. Verdicts stay what they were."""
         global _last_epoch
         cdef Tables* t = &self.t
+        cdef int i
         _last_epoch += 1
         t.epoch = _last_epoch
         _space_clear(&t.classes)
@@ -534,7 +593,13 @@ cdef class RuleTables:
         _class_cache_clear(&t.raw)
         cache_clear(&t.ends)
         cache_clear(&t.numbers)
+        cache_clear(&t.allowed)
+        cache_clear(&t.cut)
         cache_clear(&t.verdict)
+        for i in range(VEDETTE_TYPE_COUNT):
+            if t.types[i].in_use:
+                memset(t.types[i].by_vector, 0, t.classes.rows_size * sizeof(uint32_t))
+        memset(t.open_memo, 0, sizeof(t.open_memo))
         memset(t.small, 0, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
 
     # Predicates that have no index
@@ -695,26 +760,20 @@ cdef class RuleTables:
 
     cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil:
         cdef Tables* t = &self.t
-        cdef uint8_t key[5]
-        cdef uint32_t row
-        cdef uint64_t hashed
+        cdef OpenMemo* memo = &t.open_memo[(flags * <uint32_t>0x9E3779B1) >> 26]
         cdef uint32_t access = flags & 3
         cdef uint32_t bits
-        memcpy(key, &flags, 4)
-        key[4] = 255
-        hashed = siphash13(&t.hash_key, key, 5)
-        row = cache_get(&t.numbers, hashed, key, 5, 5)
-        if row != 0:
-            return row - 1
+        if memo.flags == flags and memo.row != 0:
+            return memo.row - 1
         t.class_misses += 1
         bits = (access != 1) | (access == 1 or access == 2) << 1 | (
             flags & O_CREAT != 0 or flags & O_TMPFILE == O_TMPFILE) << 2
         hits_begin(&t.classes.hits)
         int_match(&t.int_index[I_OPENBITS], bits, &t.classes.hits)
         self._match(B_FLAGS, t.scratch_value, _flags_text(<char*>t.scratch_value, flags))
-        row = _space_row(&t.classes)
-        cache_put(&t.numbers, hashed, key, 5, 5, row + 1)
-        return row
+        memo.flags = flags
+        memo.row = _space_row(&t.classes) + 1
+        return memo.row - 1
 
     cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
         """The row of a path: fd.name, fd.directory, fd.filename."""
@@ -862,7 +921,7 @@ cdef class RuleTables:
             size += 2
         size += _end_text(text + size, server)
         hits_begin(&t.classes.hits)
-        self._match(B_NAME, t.scratch_value, size)
+        self._match(B_SOCKNAME, t.scratch_value, size)
         return _space_row(&t.classes)
 
     cdef uint32_t _login_row(self, const vedette_write* r) noexcept nogil:
@@ -903,17 +962,22 @@ cdef class RuleTables:
         cdef Tables* t = &self.t
         cdef TypeCode* code = &t.types[h.type]
         cdef uint32_t key[KEY_WORDS]
-        cdef int count = 2
+        cdef uint32_t pair[4]
+        cdef int count = 1
         cdef uint32_t words = code.words
         cdef uint64_t hashed
         cdef uint32_t row
+        cdef uint32_t vector
+        cdef uint32_t by_event
+        cdef uint32_t by_process
+        cdef int i
         if not code.in_use:
             return 0
         if _space_is_full(&t.classes) or _space_is_full(&t.verdicts):
             t.sets_reset += 1
             self._new_epoch()
+        # What the event's own values allow …
         key[0] = h.type
-        key[1] = self._vector(table, slot) if code.vector else 0
         if words >> W_RESULT & 1:
             key[count] = self._number_row(SMALL_RESULT, I_RESULT, h.result)
             count += 1
@@ -932,17 +996,53 @@ cdef class RuleTables:
             else:
                 key[count] = 0
             count += 1
-        if count & 1:
-            key[count] = 0
-            count += 1
-        hashed = nh_words(&t.hash_key, key, count)
-        row = cache_get(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count)
-        if row != 0:
+        key[count] = 0
+        count += 1
+        hashed = nh_words(&t.hash_key, key, count + (count & 1))
+        by_event = cache_get(&t.allowed, hashed, <uint8_t*>key, 4 * count, <uint16_t>count)
+        if by_event == 0:
+            t.allowed_misses += 1
+            by_event = self._part(&code.event, key + 1, count - 1) + 1
+            cache_put(&t.allowed, hashed, <uint8_t*>key, 4 * count, <uint16_t>count, by_event)
+        by_event -= 1
+        # … what the process decides alone …
+        vector = self._vector(table, slot) if code.vector else 0
+        if code.by_vector[vector] == 0:
+            by_process = self._part(&code.process, &vector, 1)
+            if t.first_only and by_process != 0:
+                hits_begin(&t.verdicts.hits)
+                _add_row(&t.verdicts.hits, &t.verdicts, by_process)
+                by_process = self._verdict_row()
+            code.by_vector[vector] = by_process + 1
+        by_process = code.by_vector[vector] - 1
+        if by_event == 0:
+            return by_process
+        # … and what the process says to what the event allows.
+        pair[0] = h.type
+        pair[1] = by_event
+        pair[2] = vector
+        pair[3] = 0
+        hashed = nh_words(&t.hash_key, pair, 4)
+        row = cache_get(&t.cut, hashed, <uint8_t*>pair, 16, 16)
+        if row == 0:
+            t.cut_misses += 1
+            hits_begin(&t.truth)
+            _add_row(&t.truth, &t.classes, vector)
+            row = self._cut(code, by_event, by_process, False) + 1
+            cache_put(&t.cut, hashed, <uint8_t*>pair, 16, 16, row)
+        if row != UNDECIDED:
             return row - 1
-        t.verdict_misses += 1
-        row = self._evaluate(code, key + 1, count - 1)
-        cache_put(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count, row + 1)
-        return row
+        key[count - 1] = vector
+        hashed = nh_words(&t.hash_key, key, count + (count & 1))
+        row = cache_get(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count)
+        if row == 0:
+            t.verdict_misses += 1
+            hits_begin(&t.truth)
+            for i in range(1, count):
+                _add_row(&t.truth, &t.classes, key[i])
+            row = self._cut(code, by_event, by_process, True) + 1
+            cache_put(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count, row)
+        return row - 1
 
     cdef int _open_key(self, ProcTable* table, uint32_t slot, const vedette_open* r, uint32_t words,
                        uint32_t* key, int count) noexcept nogil:
@@ -996,7 +1096,8 @@ cdef class RuleTables:
         if words >> W_PATH & 1:
             key[count] = 0
             if has_ends:
-                key[count] = self._sockname_row(&local, &remote, r.h.type == VEDETTE_CONNECT)
+                if t.bytes_index[B_SOCKNAME].in_use or t.opaque >> B_SOCKNAME & 1:
+                    key[count] = self._sockname_row(&local, &remote, r.h.type == VEDETTE_CONNECT)
             elif (r.family == AF_UNIX and r.path_len > 0
                     and not r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_ADDR_FAULT)):
                 memcpy(t.scratch, path, r.path_len)
@@ -1044,12 +1145,13 @@ cdef class RuleTables:
             count += 1
         return count
 
-    cdef uint32_t _evaluate(self, TypeCode* code, const uint32_t* rows, int count) noexcept nogil:
-        """Run the rules whose cover is touched over the true predicates of some rows."""
+    cdef uint32_t _part(self, const Part* part, const uint32_t* rows, int count) noexcept nogil:
+        """The rules of a part that hold where the predicates of some rows are true."""
         cdef Tables* t = &self.t
         cdef uint32_t i
         cdef uint32_t j
         cdef uint32_t predicate
+        cdef uint32_t rule
         cdef int n
         hits_begin(&t.truth)
         for n in range(count):
@@ -1059,37 +1161,70 @@ cdef class RuleTables:
             memset(t.rule_mark, 0, t.rules * sizeof(uint32_t))
             t.rule_epoch = 1
         hits_begin(&t.verdicts.hits)
+        for i in range(part.always_count):
+            hits_add(&t.verdicts.hits, part.always[i])
         for i in range(t.truth.count):
             predicate = t.truth.found[i]
-            for j in range(code.cover_start[predicate], code.cover_start[predicate + 1]):
-                self._run(code, code.cover_rules[j])
-        for j in range(code.residual_count):
-            self._run(code, code.residual[j])
-        if t.first_only and t.verdicts.hits.count > 1:
-            predicate = t.verdicts.hits.found[0]
-            for i in range(1, t.verdicts.hits.count):
-                if t.verdicts.hits.found[i] < predicate:
-                    predicate = t.verdicts.hits.found[i]
-            hits_begin(&t.verdicts.hits)
-            hits_add(&t.verdicts.hits, predicate)
+            for j in range(part.cover_start[predicate], part.cover_start[predicate + 1]):
+                rule = part.cover_rules[j]
+                if t.rule_mark[rule] != t.rule_epoch:
+                    t.rule_mark[rule] = t.rule_epoch
+                    if self._run(part.starts[rule]):
+                        hits_add(&t.verdicts.hits, rule)
+        for i in range(part.residual_count):
+            if self._run(part.starts[part.residual[i]]):
+                hits_add(&t.verdicts.hits, part.residual[i])
         return _space_row(&t.verdicts)
 
-    cdef void _run(self, TypeCode* code, uint32_t rule) noexcept nogil:
+    cdef uint32_t _cut(self, const TypeCode* code, uint32_t allowed, uint32_t certain,
+                       bint whole) noexcept nogil:
+        """The verdict: `certain`, and what t.truth leaves of the rules that the event allows.
+
+        whole: t.truth has the event's predicates too, so that rules which are more than the
+        conjunction of their parts can be run; without, such a rule makes it UNDECIDED - 1.
+        """
         cdef Tables* t = &self.t
-        cdef uint32_t at
-        if t.rule_mark[rule] == t.rule_epoch:
-            return
-        t.rule_mark[rule] = t.rule_epoch
+        cdef const SetRow* row = &t.verdicts.rows[allowed]
+        cdef uint32_t i
+        cdef uint32_t rule
+        hits_begin(&t.verdicts.hits)
+        for i in range(row.start, row.start + row.count):
+            rule = t.verdicts.items[i]
+            if code.whole[rule] != CODE_TRUE:
+                if not whole:
+                    return UNDECIDED - 1
+                if self._run(code.whole[rule]):
+                    hits_add(&t.verdicts.hits, rule)
+            elif self._run(code.rest[rule]):
+                hits_add(&t.verdicts.hits, rule)
+        _add_row(&t.verdicts.hits, &t.verdicts, certain)
+        return self._verdict_row()
+
+    cdef uint32_t _verdict_row(self) noexcept nogil:
+        """The row of the gathered rules, or of the first of them."""
+        cdef Tables* t = &self.t
+        cdef uint32_t i
+        cdef uint32_t first
+        if t.first_only and t.verdicts.hits.count > 1:
+            first = t.verdicts.hits.found[0]
+            for i in range(1, t.verdicts.hits.count):
+                if t.verdicts.hits.found[i] < first:
+                    first = t.verdicts.hits.found[i]
+            hits_begin(&t.verdicts.hits)
+            hits_add(&t.verdicts.hits, first)
+        return _space_row(&t.verdicts)
+
+    cdef bint _run(self, uint32_t at) noexcept nogil:
+        """Run code over the predicates that are true in t.truth."""
+        cdef Tables* t = &self.t
         t.rules_evaluated += 1
-        at = code.starts[rule]
         # Each jump leads to a node emitted earlier, or ends.
         while at < t.code_count:
             if t.truth.mark[t.code[at].predicate] == t.truth.epoch:
                 at = t.code[at].then
             else:
                 at = t.code[at].otherwise
-        if at == CODE_TRUE:
-            hits_add(&t.verdicts.hits, rule)
+        return at == CODE_TRUE
 
     cdef tuple matched(self, uint32_t row):
         """The numbers of the rules of a verdict, in order."""
@@ -1108,12 +1243,16 @@ cdef class RuleTables:
             "class_rows": t.classes.rows_used,
             "verdict_rows": t.verdicts.rows_used,
             "class_misses": t.class_misses,
+            "allowed_misses": t.allowed_misses,
+            "cut_misses": t.cut_misses,
             "verdict_misses": t.verdict_misses,
             "rules_evaluated": t.rules_evaluated,
             "sets_reset": t.sets_reset,
             "opaque_errors": t.opaque_errors,
             "path_uncached": t.path.uncached,
         }
+        _cache_stats(found, "allowed", &t.allowed, 1)
+        _cache_stats(found, "cut", &t.cut, 1)
         _cache_stats(found, "verdict", &t.verdict, 1)
         _cache_stats(found, "path", &t.path.tier[0], 3)
         _cache_stats(found, "rawpath", &t.raw.tier[0], 3)
