@@ -373,8 +373,13 @@ def _processes(
     )
     names = [] if orphan or pid == 1 else _ancestor_names(values)
     parent_pid = values.number("proc.ppid", -1, 0, (1 << 22) - 1)
-    if not orphan and pid != 1 and parent_pid != 0 and not (parent_pid == 1 and names):
-        names.append(b"systemd")
+    if not orphan and pid != 1 and parent_pid != 0:
+        if not names and parent_pid != 1:
+            names.append(b"bash")
+        if not names or parent_pid != 1:
+            names.append(b"systemd")
+    if parent_pid == 1 and len(names) > 1:
+        raise BuildError("proc.ppid", "proc.ppid: process 1 has no ancestors")
     pids: list[int] = []
     free = (number for number in range(_PID - 1, 1, -1) if number not in (pid, parent_pid))
     for number in range(len(names)):
