@@ -12,10 +12,10 @@ else has to be looked up. Where a condition is just the conjunction of its event
 *process part*, what the event allows and the process decide, as the phases of Recursive Flow
 Classification do (Gupta and McKeown, SIGCOMM 1999); only else the whole is run.
 
-Each rule is filed under a *cover*: predicates of which at least one is true whenever
-the condition holds (an access predicate as in Fabret et al., "Filtering algorithms and implementation
-for very fast publish/subscribe systems", SIGMOD 2001). A part without a cover is looked at for
-every new combination of classes.
+Each rule is filed under a *cover*: predicates of which at least one is true whenever the condition
+holds (an access predicate as in Fabret et al., "Filtering algorithms and implementation for very
+fast publish/subscribe systems", SIGMOD 2001). One without a cover is looked at for every new
+combination of classes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Final
 
 from vedette.core import fields, layout
 from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
+from vedette.core.patterns import glob_regex
 from vedette.core.twin import holds
 
 TRUE: Final = 0xFFFFFFFF
@@ -183,6 +184,7 @@ class Plan:
     roles       by predicate
     code        (predicate, next if true, next if false); TRUE and FALSE end it
     literals    index of BYTES -> (kind, literal, predicate)
+    patterns    index of BYTES -> (predicate, regular expression of the whole value)
     opaque      index of BYTES -> (predicate, operator, constants): compared one by one
     points, ranges, always   index of INTS -> as core.index.int_index_build takes them
     ancestors   the distinct indices (>= 2) of proc.aname, in the order of their roles
@@ -192,6 +194,7 @@ class Plan:
     roles: list[int] = field(default_factory=list)
     code: list[tuple[int, int, int]] = field(default_factory=list)
     literals: dict[str, list[tuple[str, bytes, int]]] = field(default_factory=dict)
+    patterns: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     opaque: dict[str, list[tuple[int, str, tuple[Value, ...]]]] = field(default_factory=dict)
     points: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     ranges: dict[str, list[tuple[int | None, int | None, int]]] = field(default_factory=dict)
@@ -316,17 +319,31 @@ class _Compiler:
         """File a predicate in an index; return what a cover of it costs, roughly."""
         literals = self.plan.literals.setdefault(index, [])
         op = predicate.op
-        is_net = any(isinstance(value, tuple) for value in predicate.values)
         if op == "exists":
             literals.append(("always", b"", number))
             return 1000
-        if op in _EXACT and not is_net:
-            literals.extend(("exact", _literal(value), number) for value in predicate.values)
+        if op in _EXACT:
+            for value in predicate.values:
+                kind = "net" if isinstance(value, tuple) else "exact"
+                literals.append((kind, _literal(value), number))
             return 1 + len(predicate.values)
         if op in _LITERAL_KINDS:
             kind = _LITERAL_KINDS[op]
             literals.extend((kind, _literal(value), number) for value in predicate.values)
             return 4 + len(predicate.values)
+        if op in ("glob", "iglob"):
+            glob = _literal(predicate.values[0])
+            plain = _plain_glob(glob, fold=op == "iglob")
+            if plain is not None:
+                literals.append((*plain, number))
+                return 1000 if plain[0] == "always" else 6
+            regex = glob_regex(glob, fold=op == "iglob")
+            self.plan.patterns.setdefault(index, []).append((number, regex))
+            return 50
+        if op == "regex":
+            regex = _literal(predicate.values[0])
+            self.plan.patterns.setdefault(index, []).append((number, regex))
+            return 50
         self.plan.opaque.setdefault(index, []).append((number, op, predicate.values))
         return 50
 
@@ -537,9 +554,33 @@ def _leaves(node: Expr) -> Iterable[Predicate]:
 
 
 def _literal(value: Value) -> bytes:
+    """The bytes that a constant is filed under; of a network its family and then its bits."""
+    if isinstance(value, tuple):
+        base, prefix = value
+        bits = int.from_bytes(base, "big")
+        size = 8 * len(base)
+        return bytes([len(base), *(bits >> (size - 1 - i) & 1 for i in range(prefix))])
     if not isinstance(value, bytes):
         raise UnsupportedRule(f"constant {value!r} where bytes are compared")
     return value
+
+
+def _plain_glob(glob: bytes, *, fold: bool) -> tuple[str, bytes] | None:
+    """The index entry that means the same as a glob of stars around a literal, if it is one."""
+    literal = glob.strip(b"*")
+    if any(char in literal for char in b"*?[\\"):
+        return None
+    starts, ends = not glob.startswith(b"*"), not glob.endswith(b"*")
+    if not literal:
+        return ("always", b"") if glob else ("exact", b"")
+    if fold and literal.lower() != literal.upper():
+        return None if starts or ends else ("inside_folded", literal.lower())
+    return (
+        {(True, True): "exact", (True, False): "prefix", (False, True): "suffix"}.get(
+            (starts, ends), "inside"
+        ),
+        literal,
+    )
 
 
 def _integer(value: Value) -> int:

@@ -52,6 +52,7 @@ cdef struct BytesIndex:
     Trie backward
     Automaton inside
     Automaton inside_folded
+    Trie nets           # of addresses: a byte for the length, then a byte for each bit
     uint32_t* lists
     uint32_t lists_size
     bint in_use

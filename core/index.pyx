@@ -76,6 +76,15 @@ cdef void bytes_match(const BytesIndex* index, const uint8_t* value, size_t size
                     else _trie_step(&index.backward, node, value[i]))
             if node == 0:
                 break
+    if index.nets.nodes and (size == 4 or size == 16):
+        node = index.nets.root[size]
+        i = 0
+        while node != 0:
+            hits_add_slice(hits, lists, index.nets.prefix[node])
+            if i == 8 * size:
+                break
+            node = _trie_step(&index.nets, node, value[i >> 3] >> (7 - (i & 7)) & 1)
+            i += 1
     if index.inside.states:
         _automaton_match(&index.inside, lists, value, size, hits)
     if index.inside_folded.states:
@@ -290,9 +299,9 @@ cdef void _automaton_free(Automaton* automaton, Heap* heap) noexcept:
 
 cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -1:
     """entries: (kind, literal, predicate); kinds: always, exact, prefix, component, suffix,
-    inside, inside_folded. Raises MemoryError; what was built then is freed by bytes_index_free."""
+    inside, inside_folded, net. Raises MemoryError; what was built then is freed by bytes_index_free."""
     cdef dict tables = {kind: {} for kind in
-                        ("exact", "prefix", "component", "suffix", "inside", "inside_folded")}
+                        ("exact", "prefix", "component", "suffix", "inside", "inside_folded", "net")}
     cdef list lists = []
     cdef list always = []
     memset(index, 0, sizeof(BytesIndex))
@@ -312,6 +321,7 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
     _trie_build(&index.backward, heap, lists,
                 {literal[::-1]: found for literal, found in tables["suffix"].items()}, {}, {},
                 &index.bytes)
+    _trie_build(&index.nets, heap, lists, tables["net"], {}, {}, &index.bytes)
     _automaton_build(&index.inside, heap, lists, tables["inside"], False, &index.bytes)
     folded = {}
     for literal, found in tables["inside_folded"].items():
@@ -324,6 +334,7 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
 cdef void bytes_index_free(BytesIndex* index, Heap* heap) noexcept:
     _trie_free(&index.forward, heap)
     _trie_free(&index.backward, heap)
+    _trie_free(&index.nets, heap)
     _automaton_free(&index.inside, heap)
     _automaton_free(&index.inside_folded, heap)
     heap_del(heap, index.lists, index.lists_size * sizeof(uint32_t) if index.lists_size else 1)

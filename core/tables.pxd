@@ -85,7 +85,7 @@ cdef struct Tables:
     HashKey hash_key
     BytesIndex bytes_index[19]
     IntIndex int_index[13]
-    uint32_t opaque             # bit by bytes index: it has predicates that Python compares
+    uint32_t opaque             # bit by bytes index: it has predicates that need Python
     uint8_t* roles              # by predicate
     uint32_t predicates
     uint32_t rules
@@ -125,7 +125,8 @@ cdef struct Tables:
 cdef class RuleTables:
     cdef Tables t
     cdef Heap own_heap
-    cdef list opaque
+    cdef list opaque            # by bytes index: (predicate, operator, constants)
+    cdef list patterns          # by bytes index: (RE2 set, (predicate, regex) by place) or None
     cdef readonly tuple rules
     cdef readonly object plan
     cdef int _pack_code(self, plan) except -1

@@ -13,7 +13,10 @@ from vedette.core.proctable cimport DEPTH_MAX, Image, Proc, ProcTable, Text, pt_
 from vedette.core.siphash cimport nh_words, siphash13
 
 
+import re2
+
 from vedette.core import compile as plans
+from vedette.core import patterns
 from vedette.core.twin import holds
 
 cdef extern from "<arpa/inet.h>" nogil:
@@ -446,10 +449,12 @@ cdef class RuleTables:
         for i in range(16):
             t.hash_key.nh[i] = next(words) >> 32
         self.opaque = [[] for _ in plans.BYTES]
+        self.patterns = [None for _ in plans.BYTES]
         for i, name in enumerate(plans.BYTES):
             bytes_index_build(&t.bytes_index[i], t.heap, plan.literals.get(name, []))
             self.opaque[i] = plan.opaque.get(name, [])
-            if self.opaque[i]:
+            self.patterns[i] = _pattern_set(plan.patterns.get(name))
+            if self.opaque[i] or self.patterns[i] is not None:
                 t.opaque |= <uint32_t>1 << i
         for i, name in enumerate(plans.INTS):
             int_index_build(&t.int_index[i], t.heap, plan.points.get(name, {}),
@@ -606,12 +611,23 @@ cdef class RuleTables:
 
     cdef void _match_opaque(self, int index, const uint8_t* value, size_t size) noexcept with gil:
         cdef bytes text = value[:size]
-        for predicate, op, values in <list>self.opaque[index]:
-            try:
+        try:
+            if self.patterns[index] is not None:
+                found, entries = self.patterns[index]
+                places = found.Match(text)
+                if places is None:
+                    # RE2 had no memory for the set's states: ask the patterns one by one.
+                    self.t.opaque_errors += 1
+                    places = [place for place, (_, regex) in enumerate(entries)
+                              if patterns.compile_regex(regex).fullmatch(text)]
+                for place in places:
+                    if place < len(entries):
+                        hits_add(&self.t.classes.hits, entries[place][0])
+            for predicate, op, values in <list>self.opaque[index]:
                 if holds(op, text, values):
                     hits_add(&self.t.classes.hits, predicate)
-            except Exception:
-                self.t.opaque_errors += 1
+        except Exception:
+            self.t.opaque_errors += 1
 
     cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil:
         bytes_match(&self.t.bytes_index[index], value, size, &self.t.classes.hits)
@@ -1278,6 +1294,29 @@ cdef int _cache_stats(dict found, str name, const Cache* cache, int tiers) excep
 cdef inline size_t _text_size(const uint8_t* text, size_t size) noexcept nogil:
     cdef const uint8_t* end = <const uint8_t*>memchr(text, 0, size)
     return size if end == NULL else <size_t>(end - text)
+
+
+def _pattern_set(list entries):
+    """One RE2 set for all patterns of an index: (set, the entries by place), or None for none.
+
+    Raises compile.UnsupportedRule where RE2 has no memory for them all.
+    """
+    if not entries:
+        return None
+    options = patterns.options()
+    # RE2 shares this among the program and the states it makes; too little and it refuses the set.
+    options.max_mem = min(1 << 30, (8 << 20) + (len(entries) << 16))
+    found = re2.Set.FullMatchSet(options)
+    for _, regex in entries:
+        found.Add(regex)
+    # One that always matches: without it no match and a failure of RE2 would look the same.
+    found.Add(b".*")
+    try:
+        found.Compile()
+    except re2.error as error:
+        raise plans.UnsupportedRule(
+            f"{len(entries)} patterns on one field are more than RE2 takes: {error}") from None
+    return found, entries
 
 
 def _random_words(bytes seed):
