@@ -379,8 +379,8 @@ class _Reader:
                 continue
             if name == "matchPatterns":
                 self.warn(
-                    "matchPatterns: KubeArmor's BPF enforcer ignores patterns, its AppArmor enforcer"
-                    " does not; here they are looked at, after all else",
+                    "matchPatterns: ignored by KubeArmor's BPF enforcer, not by its AppArmor"
+                    " enforcer; here they are looked at, after all else",
                     found[name][0],
                 )
             for item in self.items(found[name][1], name):

@@ -1,0 +1,746 @@
+"""What Sigma's fields mean here: log source and field -> checks of events.
+
+A *target* is what one Sigma field is read as. The tables at the end of this file are the mapping;
+docs/sigma.md shows them (``tables`` writes them, and a test holds the page to it).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from sigma.types import (
+    CompareOperators,
+    SigmaBool,
+    SigmaCasedString,
+    SigmaCIDRExpression,
+    SigmaCompareExpression,
+    SigmaExists,
+    SigmaExpansion,
+    SigmaNull,
+    SigmaNumber,
+    SigmaRegularExpression,
+    SigmaRegularExpressionFlag,
+    SigmaString,
+    SigmaTimestampPart,
+    SigmaType,
+    SpecialChars,
+)
+
+from vedette.core import fields, layout
+from vedette.core.documents import shown
+from vedette.core.expr import Expr, FieldRef
+from vedette.core.trees import (
+    FALSE,
+    TRUE,
+    Pattern,
+    PatternError,
+    Wild,
+    all_of,
+    any_of,
+    check,
+    literal_regex,
+    negated,
+    normal,
+    one_of,
+    regex,
+    text,
+)
+
+VALUE_CHARS_MAX: Final = 4096
+Note = Callable[[str], None]
+"""Takes what the rule's writer should know about a check."""
+
+_NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
+_COMPARISONS: Final = {
+    CompareOperators.LT: "<",
+    CompareOperators.LTE: "<=",
+    CompareOperators.GT: ">",
+    CompareOperators.GTE: ">=",
+    CompareOperators.NEQ: "!=",
+}
+
+
+class Refused(ValueError):
+    """A check that cannot be made; ``str()`` says why, and what to write instead."""
+
+
+class Unseen(ValueError):
+    """A check of what no event carries (yet): it is never true. ``str()`` says what is missing."""
+
+
+def pattern_of(value: SigmaString) -> list[bytes | Wild]:
+    """Return a Sigma string, whose escapes pySigma has resolved. Raises Refused."""
+    made: list[bytes | Wild] = []
+    for part in value.s:
+        if isinstance(part, str):
+            made.append(part.encode("utf-8", "surrogateescape"))
+        elif isinstance(part, SpecialChars):
+            made.append(Wild.ANY if part is SpecialChars.WILDCARD_MULTI else Wild.ONE)
+        else:
+            raise Refused(f"the placeholder %{shown(part.name)}% has no value here; write it out")
+    if sum(len(part) for part in made if isinstance(part, bytes)) > VALUE_CHARS_MAX:
+        raise Refused(f"a value of more than {VALUE_CHARS_MAX} bytes")
+    return normal(made)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a Sigma field is read as.
+
+    about   in words, for docs/sigma.md
+    signal  the field of a signal that has its value, for group-by; None: none has
+    """
+
+    about: str
+    signal: str | None = field(default=None, kw_only=True)
+
+    def match(self, value: SigmaType, note: Note) -> Expr:
+        """Return the check that the field matches one value. Raises Refused and Unseen."""
+        match value:
+            case SigmaExpansion():
+                return any_of(*(self.match(item, note) for item in value.values))
+            case SigmaNull():
+                return negated(self.exists())
+            case SigmaExists():
+                return self.exists() if value.exists else negated(self.exists())
+            case SigmaString():
+                return self.text(pattern_of(value), isinstance(value, SigmaCasedString), note)
+            case SigmaBool():
+                return self.text([b"true" if value.boolean else b"false"], False, note)
+            case SigmaTimestampPart():
+                raise Refused("parts of a time are not supported")
+            case SigmaNumber():
+                return self.text([str(value.number).encode()], False, note)
+            case SigmaRegularExpression():
+                return self.regex(_search(value), note)
+            case SigmaCIDRExpression():
+                return self.network(value.network)
+            case SigmaCompareExpression():
+                return self.compare(_COMPARISONS[value.op], value.number)
+        raise Refused(f"values of the kind {type(value).__name__} are not supported")
+
+    def exists(self) -> Expr:
+        raise NotImplementedError
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        raise NotImplementedError
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        raise Refused("a regular expression cannot be compared with this field")
+
+    def network(self, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Expr:
+        raise Refused("cidr goes with fields that hold an address")
+
+    def compare(self, op: str, number: SigmaNumber) -> Expr:
+        raise Refused("lt, lte, gt and gte go with fields that hold a number")
+
+
+def _search(value: SigmaRegularExpression) -> bytes:
+    """Return the expression that matches whole values in which Sigma's matches a part."""
+    flags = {
+        SigmaRegularExpressionFlag.IGNORECASE: "i",
+        SigmaRegularExpressionFlag.MULTILINE: "m",
+        SigmaRegularExpressionFlag.DOTALL: "s",
+    }
+    chosen = "".join(letter for flag, letter in flags.items() if flag in value.flags)
+    dot = "" if "s" in chosen else "-s"
+    source = str(value.regexp)
+    if len(source) > VALUE_CHARS_MAX:
+        raise Refused(f"a regular expression of more than {VALUE_CHARS_MAX} characters")
+    return b".*(?" + (chosen + dot).encode() + b":" + source.encode() + b").*"
+
+
+@dataclass(frozen=True)
+class Text(Target):
+    """A field that holds text."""
+
+    name: str
+
+    def exists(self) -> Expr:
+        return check(self.name, "exists")
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        return text(self.name, pattern, cased=cased)
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        return regex(self.name, pattern)
+
+
+@dataclass(frozen=True)
+class Folder(Text):
+    """A directory, which our field ends with a ``/``, and Sigma's rules write without."""
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        parts = normal(pattern)
+        as_written = text(self.name, parts, cased=cased)
+        last = parts[-1] if parts else b""
+        if last is Wild.ANY or (isinstance(last, bytes) and last.endswith(b"/")):
+            return as_written
+        return any_of(as_written, text(self.name, [*parts, b"/"], cased=cased))
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        note("the directory has a / at its end, which a $ does not stand before")
+        return regex(self.name, pattern)
+
+
+@dataclass(frozen=True)
+class Number(Target):
+    """A field that holds a number; ``renamed`` are numbers that it writes another way."""
+
+    name: str
+    low: int = -(2**63)
+    high: int = 2**63 - 1
+    renamed: tuple[tuple[int, int], ...] = ()
+
+    def exists(self) -> Expr:
+        return check(self.name, "exists")
+
+    def number(self, value: str) -> int:
+        if not _NUMBER.fullmatch(value):
+            raise Refused(f"expected a number, not {shown(value)}")
+        number = dict(self.renamed).get(int(value), int(value))
+        if not self.low <= number <= self.high:
+            raise Refused(f"{number} is not within {self.low} to {self.high}")
+        return number
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        match pattern:
+            case []:
+                return negated(self.exists())
+            case [Wild.ANY]:
+                return self.exists()
+            case [bytes(one)]:
+                return check(self.name, "=", self.number(one.decode("utf-8", "replace")))
+        raise Refused("a number cannot be compared with wildcards; use lt, lte, gt and gte")
+
+    def compare(self, op: str, number: SigmaNumber) -> Expr:
+        return check(self.name, op, self.number(str(number)))
+
+
+@dataclass(frozen=True)
+class Address(Target):
+    """A field that holds an address, and its twin that is compared with networks."""
+
+    name: str
+    net: str
+
+    def exists(self) -> Expr:
+        return check(self.name, "exists")
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        match pattern:
+            case []:
+                return negated(self.exists())
+            case [Wild.ANY]:
+                return self.exists()
+            case [bytes(one)]:
+                source = one.decode("utf-8", "replace")
+                try:
+                    address = ipaddress.ip_network(source)
+                except ValueError:
+                    raise Refused(f"expected an address, not {shown(source)}") from None
+                packed, prefix = _network(address)
+                if prefix < 8 * len(packed):
+                    raise Refused("a network is compared with cidr")
+                return check(self.name, "=", packed)
+            case [bytes(one), Wild.ANY] if re.fullmatch(rb"(?:[0-9]{1,3}\.){1,3}", one):
+                parts = one.split(b".")[:-1]
+                if all(int(part) < 256 for part in parts):
+                    base = bytes(int(part) for part in parts).ljust(4, b"\0")
+                    return check(self.net, "=", (base, 8 * len(parts)))
+        raise Refused(
+            "addresses are compared whole, or by their first bytes (10.1.*), or with cidr"
+        )
+
+    def network(self, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Expr:
+        return check(self.net, "=", _network(network))
+
+
+def _network(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[bytes, int]:
+    packed, prefix = network.network_address.packed, network.prefixlen
+    if len(packed) == 16 and prefix >= 96 and packed.startswith(bytes(10) + b"\xff\xff"):
+        return packed[12:], prefix - 96
+    return packed, prefix
+
+
+@dataclass(frozen=True)
+class Line(Target):
+    """A command line: argv joined by blanks.
+
+    Our fields have argv[0] apart from the rest, so a pattern is cut wherever its text, or one of
+    its wildcards, can be the blank between them. That is exact, and both parts stay in the
+    tables' indexes. Of a parent, the rest is known with the process's name before it.
+
+    exe    the field of argv[0]
+    rest   the field of the other arguments; ``named`` tells whether a name and a blank precede them
+    whole  what a regular expression is given
+    """
+
+    exe: str
+    rest: str
+    named: bool
+    whole: str
+
+    def exists(self) -> Expr:
+        return check(self.exe, "exists")
+
+    def after(self, pattern: Pattern, cased: bool) -> Expr:
+        if not self.named:
+            return text(self.rest, pattern, cased=cased)
+        return text(self.rest, [Wild.ANY, b" ", *pattern], cased=cased)
+
+    def is_alone(self) -> Expr:
+        """Return the check that there is nothing but argv[0]."""
+        if not self.named:
+            return check(self.rest, "=", b"")
+        return all_of(self.exists(), negated(check(self.rest, "contains", b" ")))
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        parts = normal(pattern)
+        if parts == [Wild.ANY]:
+            return self.exists()
+        found: list[Expr] = []
+        if parts[-1:] != [Wild.ANY]:  # else the last cut says as much
+            found.append(all_of(text(self.exe, parts, cased=cased), self.is_alone()))
+        for left, right in _cuts(parts):
+            before = TRUE if left == [Wild.ANY] else text(self.exe, left, cased=cased)
+            if right != [Wild.ANY]:
+                behind = self.after(right, cased)
+            else:
+                behind = TRUE if left[-1:] == [Wild.ANY] else negated(self.is_alone())
+            found.append(all_of(before, behind))
+        return any_of(*found)
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        note(f"the regular expression is given {self.whole}, which has the name for argv[0]")
+        return regex(self.whole, pattern)
+
+
+def _cuts(parts: list[bytes | Wild]) -> Iterator[tuple[list[bytes | Wild], list[bytes | Wild]]]:
+    """Cut a pattern at each place that can be the one blank, which goes."""
+    for index, part in enumerate(parts):
+        before, behind = parts[:index], parts[index + 1 :]
+        if part is Wild.ANY:
+            yield [*before, Wild.ANY], [Wild.ANY, *behind]
+        elif part is Wild.ONE:
+            yield before, behind
+        elif isinstance(part, bytes):
+            for at in (i for i, byte in enumerate(part) if byte == 0x20):
+                yield normal([*before, part[:at]]), normal([part[at + 1 :], *behind])
+
+
+@dataclass(frozen=True)
+class Choice(Target):
+    """A field of few values, each of which is a check of its own; in lower case."""
+
+    choices: Mapping[str, Expr]
+
+    def exists(self) -> Expr:
+        return any_of(*self.choices.values())
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        if list(pattern) == [Wild.ANY]:
+            return self.exists()
+        one = pattern[0] if len(pattern) == 1 else None
+        key = one.decode("utf-8", "replace").lower() if isinstance(one, bytes) else ""
+        if key not in self.choices:
+            raise Refused(f"expected one of {', '.join(self.choices)}")
+        return self.choices[key]
+
+
+@dataclass(frozen=True)
+class Key(Choice):
+    """The key of an audit rule: the host's auditd knows it, we know a few that are published."""
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        try:
+            return super().text(pattern, cased, note)
+        except Refused:
+            known = ", ".join(self.choices)
+            raise Unseen(
+                f"keys name rules of auditd's configuration, which is not read (known: {known});"
+                " name the syscall"
+            ) from None
+
+
+@dataclass(frozen=True)
+class RecordType(Choice):
+    """The type of an audit record; others than those that syscalls make are never true."""
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        try:
+            return super().text(pattern, cased, note)
+        except Refused:
+            raise Unseen("records of this type are not made of captured syscalls") from None
+
+
+@dataclass(frozen=True)
+class Word(Target):
+    """One argument, by its number: the words of the arguments, which blanks divide."""
+
+    number: int
+
+    @property
+    def before(self) -> bytes:
+        return b"(?:[^ ]* ){%d}" % (self.number - 1)
+
+    def exists(self) -> Expr:
+        more = b".+" if self.number == 1 else b".*"
+        return all_of(EXEC, regex("proc.args", self.before + more))
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        out = [self.before]
+        for part in pattern:
+            if isinstance(part, bytes):
+                out.append(literal_regex(part, cased=cased))
+            else:
+                out.append(b"[^ ]*" if part is Wild.ANY else b"[^ ]")
+        return all_of(EXEC, regex("proc.args", b"".join(out) + b"(?: .*)?"))
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        raise Unseen("a regular expression on one argument needs arguments as fields of their own")
+
+
+@dataclass(frozen=True)
+class First(Text):
+    """argv[0] of an exec."""
+
+    def exists(self) -> Expr:
+        return all_of(EXEC, super().exists())
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        return all_of(EXEC, super().text(pattern, cased, note))
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        return all_of(EXEC, super().regex(pattern, note))
+
+
+@dataclass(frozen=True)
+class Title(Line):
+    """The command line of an exec."""
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        return all_of(EXEC, super().text(pattern, cased, note))
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        return all_of(EXEC, super().regex(pattern, note))
+
+
+@dataclass(frozen=True)
+class PathName(Target):
+    """The name in a PATH record: the path of an open, an exec or a change of directory."""
+
+    def exists(self) -> Expr:
+        return any_of(
+            all_of(OPENS, check("fd.name", "exists")),
+            check("evt.arg.filename", "exists"),
+            all_of(CHDIR, check("evt.arg.path", "exists")),
+        )
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        return any_of(
+            all_of(OPENS, text("fd.name", pattern, cased=cased)),
+            text("evt.arg.filename", pattern, cased=cased),
+            all_of(CHDIR, text("evt.arg.path", pattern, cased=cased)),
+        )
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        return any_of(
+            all_of(OPENS, regex("fd.name", pattern)),
+            regex("evt.arg.filename", pattern),
+            all_of(CHDIR, regex("evt.arg.path", pattern)),
+        )
+
+
+@dataclass(frozen=True)
+class Syscall(Target):
+    """The name of a syscall."""
+
+    def exists(self) -> Expr:
+        return one_of("evt.type", [name.encode() for name in SYSCALLS])
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        one = pattern[0] if len(pattern) == 1 else None
+        if not isinstance(one, bytes):
+            raise Refused("expected a syscall's name, without wildcards")
+        name = one.decode("utf-8", "replace").lower()
+        if name.isdigit():
+            raise Refused("syscalls are named here, their numbers differ between machines")
+        if name not in SYSCALLS:
+            raise Unseen(f"the syscall {shown(name)} is not captured yet")
+        return check("evt.type", "=", name.encode())
+
+
+@dataclass(frozen=True)
+class Nowhere(Target):
+    """A field that Sigma has and no event here; ``about`` says why."""
+
+    def match(self, value: SigmaType, note: Note) -> Expr:
+        raise Unseen(self.about)
+
+
+@dataclass(frozen=True)
+class Captured(Text):
+    """A field that is asked of the catalogue when a rule names it: it may not be captured yet."""
+
+    def match(self, value: SigmaType, note: Note) -> Expr:
+        try:
+            fields.lookup(FieldRef(self.name))
+        except fields.UnknownField as error:
+            raise Unseen(str(error)) from None
+        return super().match(value, note)
+
+
+def _types(*names: str) -> Expr:
+    return one_of("evt.type", [name.encode() for name in names])
+
+
+SYSCALLS: Final = tuple(name for name in layout.TYPES if name not in ("procexit", "write"))
+"""Names of the syscalls that are captured; write is captured of login records only."""
+
+EXEC: Final = all_of(_types(*fields.EXECS), check("evt.rawres", "=", 0))
+OPENS: Final = _types(*fields.OPENS)
+CHDIR: Final = _types("chdir")
+_COMPLETED: Final = any_of(check("evt.failed", "=", 0), check("evt.res", "=", b"EINPROGRESS"))
+
+
+@dataclass(frozen=True)
+class LogSource:
+    """A log source: which events it means, and its fields.
+
+    base     the check that an event is one of it
+    about    the same in words
+    output   the template that its rules print, after the rule's title
+    targets  field -> what it is read as
+    """
+
+    name: str
+    base: Expr
+    about: str
+    output: str
+    targets: Mapping[str, Target]
+
+
+def _text(about: str, name: str) -> Text:
+    return Text(about, name, signal=name)
+
+
+def _number(about: str, name: str, low: int = 0, high: int = 2**32 - 1) -> Number:
+    return Number(about, name, low, high, signal=name)
+
+
+_IMAGE: Final = _text("proc.exepath", "proc.exepath")
+_USER: Final = _text("user.name", "user.name")
+_PID: Final = _number("proc.pid", "proc.pid")
+_HOSTNAME: Final = _text("evt.hostname", "evt.hostname")
+_COMMAND_LINE: Final = Line(
+    "argv joined by blanks (proc.exe and proc.args; a regular expression: proc.cmdline)",
+    "proc.exe", "proc.args", False, "proc.cmdline",
+)  # fmt: skip
+_NO_HASHES: Final = Nowhere("hashes of executables are not captured yet")
+_WINDOWS: Final = Nowhere("there is no such thing on Linux")
+
+PROCESS_CREATION: Final = LogSource(
+    "process_creation",
+    EXEC,
+    "execve and execveat that succeeded",
+    "%user.name ran %proc.cmdline (executable %proc.exepath, parent %proc.pcmdline)",
+    {
+        "Image": _IMAGE,
+        "CommandLine": _COMMAND_LINE,
+        "CurrentDirectory": Folder("proc.cwd, with or without / at its end", "proc.cwd"),
+        "User": _USER,
+        "LogonId": _number("user.uid, as Sysmon for Linux has it", "user.uid"),
+        "ProcessId": _PID,
+        "ParentImage": _text("proc.pexepath", "proc.pexepath"),
+        "ParentCommandLine": Line(
+            "proc.pexe, and proc.pcmdline after its first blank (a regular expression: all of it)",
+            "proc.pexe", "proc.pcmdline", True, "proc.pcmdline",
+        ),
+        "ParentProcessId": _number("proc.ppid", "proc.ppid"),
+        "Computer": _HOSTNAME,
+        "Hostname": _HOSTNAME,
+        "Hashes": _NO_HASHES,
+        "md5": _NO_HASHES,
+        "sha1": _NO_HASHES,
+        "sha256": _NO_HASHES,
+        "Imphash": _WINDOWS,
+        "IntegrityLevel": _WINDOWS,
+        "OriginalFileName": _WINDOWS,
+        "Company": _WINDOWS,
+        "Description": _WINDOWS,
+        "Product": _WINDOWS,
+        "FileVersion": _WINDOWS,
+    },
+)  # fmt: skip
+
+FILE_EVENT: Final = LogSource(
+    "file_event",
+    all_of(OPENS, check("evt.failed", "=", 0), check("evt.is_open_create", "=", 1)),
+    "open, openat and openat2 that succeeded with O_CREAT or O_TMPFILE",
+    "%user.name wrote %fd.name with %proc.cmdline (executable %proc.exepath)",
+    {
+        "TargetFilename": _text("fd.name", "fd.name"),
+        "Image": _IMAGE,
+        "User": _USER,
+        "ProcessId": _PID,
+        "Computer": _HOSTNAME,
+        "Hostname": _HOSTNAME,
+        "CreationUtcTime": Nowhere("the time at which a file was made is not captured"),
+    },
+)
+
+NETWORK_CONNECTION: Final = LogSource(
+    "network_connection",
+    all_of(_types(*fields.CONNECTIONS), one_of("fd.type", [b"ipv4", b"ipv6"]), _COMPLETED),
+    "connect (also where it goes on in the background: EINPROGRESS), accept and accept4 that"
+    " succeeded, over IPv4 or IPv6",
+    "%fd.l4proto %fd.name by %proc.cmdline (executable %proc.exepath, user %user.name)",
+    {
+        "Initiated": Choice(
+            "true: connect; false: accept and accept4",
+            {"true": _types("connect"), "false": _types("accept", "accept4")},
+        ),
+        "DestinationIp": Address("fd.sip, the server's", "fd.sip", "fd.snet", signal="fd.sip"),
+        "DestinationPort": _number("fd.sport, the server's", "fd.sport", 0, 65535),
+        "DestinationHostname": Captured("fd.sip.name", "fd.sip.name", signal="fd.sip.name"),
+        "DestinationIsIpv6": Choice(
+            "fd.type",
+            {"true": check("fd.type", "=", b"ipv6"), "false": check("fd.type", "=", b"ipv4")},
+        ),
+        "SourceIp": Address("fd.cip, the client's", "fd.cip", "fd.cnet", signal="fd.cip"),
+        "SourcePort": _number("fd.cport, the client's", "fd.cport", 0, 65535),
+        "SourceHostname": Captured("fd.cip.name", "fd.cip.name", signal="fd.cip.name"),
+        "Protocol": _text("fd.l4proto", "fd.l4proto"),
+        "Image": _IMAGE,
+        "User": _USER,
+        "ProcessId": _PID,
+        "Computer": _HOSTNAME,
+        "Hostname": _HOSTNAME,
+    },
+)
+
+_CONNECTED: Final = all_of(_types("connect"), check("evt.failed", "=", 0))
+KEYS: Final = Key(
+    "network_connect_4 and network_connect_6 of Neo23x0/auditd: a connect over IPv4, IPv6 that"
+    " succeeded",
+    {
+        "network_connect_4": all_of(_CONNECTED, check("fd.type", "=", b"ipv4")),
+        "network_connect_6": all_of(_CONNECTED, check("fd.type", "=", b"ipv6")),
+    },
+)
+ARGUMENTS_MAX: Final = 63
+RAW_ARGUMENT: Final = Nowhere("the raw arguments of a syscall are not captured")
+_UNSET: Final = ((0xFFFFFFFF, -1),)
+
+AUDITD: Final = LogSource(
+    "auditd",
+    TRUE,
+    "see the record types",
+    "%evt.type %fd.name by %proc.cmdline (executable %proc.exepath, user %user.name)",
+    {
+        "a0": First("proc.exe, of an exec (in a SYSCALL record: not captured)", "proc.exe"),
+        **{
+            f"a{number}": Word(
+                f"word {number} of proc.args, of an exec (in a SYSCALL record: not captured)",
+                number,
+            )
+            for number in range(1, ARGUMENTS_MAX + 1)
+        },
+        "proctitle": Title(_COMMAND_LINE.about + ", of an exec", "proc.exe", "proc.args", False,
+                           "proc.cmdline"),
+        "name": PathName(
+            "fd.name of an open, evt.arg.filename of an exec, evt.arg.path of a chdir"
+        ),
+        "nametype": Choice(
+            "CREATE: an open with O_CREAT or O_TMPFILE; NORMAL: one without",
+            {
+                "create": all_of(OPENS, check("evt.is_open_create", "=", 1)),
+                "normal": all_of(OPENS, check("evt.is_open_create", "=", 0)),
+            },
+        ),
+        "SYSCALL": Syscall("evt.type"),
+        "syscall": Syscall("evt.type"),
+        "success": Choice(
+            "evt.failed",
+            {"yes": check("evt.failed", "=", 0), "no": check("evt.failed", "=", 1)},
+        ),
+        "exit": _number("evt.rawres", "evt.rawres", -(2**63), 2**63 - 1),
+        "key": KEYS,
+        "exe": _IMAGE,
+        "comm": _text("proc.name", "proc.name"),
+        "cwd": Folder("proc.cwd, with or without / at its end", "proc.cwd"),
+        "pid": _PID,
+        "ppid": _number("proc.ppid", "proc.ppid"),
+        "euid": _number("user.uid", "user.uid"),
+        "egid": _number("group.gid", "group.gid"),
+        "auid": Number(
+            "user.loginuid (4294967295: unset)", "user.loginuid", -1, 2**32 - 2, _UNSET,
+            signal="user.loginuid",
+        ),
+        **{
+            name: Nowhere(f"{name} is not captured yet")
+            for name in ("uid", "gid", "suid", "fsuid", "sgid", "fsgid", "tty", "ses", "inode",
+                         "mode", "ouid", "ogid", "saddr", "argc")
+        },
+    },
+)  # fmt: skip
+RESTRICTING: Final = frozenset(
+    {"name", "nametype", "SYSCALL", "syscall", "key", "proctitle"}
+    | {f"a{number}" for number in range(ARGUMENTS_MAX + 1)}
+)
+"""Fields of auditd whose check says itself which events it is about."""
+
+PATH_RECORDS: Final = _types(*fields.OPENS, *fields.EXECS, "chdir")
+RECORDS: Final[Mapping[str, tuple[Expr, str]]] = {
+    "EXECVE": (EXEC, "an exec that succeeded"),
+    "PROCTITLE": (EXEC, "an exec that succeeded"),
+    "CWD": (EXEC, "an exec that succeeded"),
+    "PATH": (PATH_RECORDS, "an open, an exec or a chdir"),
+    "SYSCALL": (
+        TRUE,
+        "the syscall or key that is named beside it, otherwise an exec that succeeded",
+    ),
+}
+RECORD_TYPE: Final = RecordType(
+    "the record's type", {name.lower(): expr for name, (expr, _) in RECORDS.items()}
+)
+LOG_SOURCES: Final = (PROCESS_CREATION, FILE_EVENT, NETWORK_CONNECTION, AUDITD)
+
+
+def tables() -> str:
+    """Return the mapping as docs/sigma.md has it, in Markdown."""
+    out: list[str] = []
+    for source in LOG_SOURCES:
+        out += [f"### {source.name}", "", f"Events: {source.about}.", ""]
+        if source is AUDITD:
+            out += ["| record type | events |", "|---|---|"]
+            out += [f"| {name} | {about} |" for name, (_, about) in RECORDS.items()]
+            out += ["", "Any other record type is never true: it is not made of syscalls.", ""]
+        out += ["| Sigma | here |", "|---|---|"]
+        missing: dict[str, list[str]] = {}
+        for name, target in source.targets.items():
+            if isinstance(target, Nowhere):
+                missing.setdefault(target.about, []).append(name)
+            elif not (isinstance(target, Word) and target.number > 2):
+                out.append(f"| {name} | {target.about} |")
+        out += [f"| {', '.join(names)} | no: {about} |" for about, names in missing.items()]
+        out.append("")
+    return "\n".join(out).replace("|---|---|\n\n", "|---|---|\n")
+
+
+__all__ = [
+    "AUDITD",
+    "FALSE",
+    "LOG_SOURCES",
+    "LogSource",
+    "PatternError",
+    "Refused",
+    "Target",
+    "Unseen",
+    "tables",
+]
