@@ -3,13 +3,22 @@
     condition := and-part { "or" and-part }
     and-part  := not-part { "and" not-part }
     not-part  := { "not" } ( "(" condition ")" | macro | check )
-    check     := field [ "[" argument "]" ] operator value
-    value     := bare word | "quoted" | 'quoted' | list (after in, intersects and pmatch)
+    check     := left "exists" | left operator right | left operator modifier list
+    left      := field [ "[" argument "]" ] | call
+    call      := transformer "(" operand { "," operand } ")"
+    operand   := left | "quoted" | number | "(" [ operand { "," operand } ] ")"
+    right     := bare word | "quoted" | 'quoted' | "val(" field ")" | call
+               | list (after in, intersects and pmatch)
+    modifier  := "oneof" | "anyof" | "allof"
     list      := "(" [ value { "," value } ] ")" | name of a list
 
-In quotes a backslash makes \\b \\f \\n \\r \\t what they are in C, and stands for the character
-itself before a blank, a quote and a backslash; before anything else it stays, which is what a
-regular expression wants.
+A list's name among values stands for its items, and where one value is wanted for its only item. In
+quotes a backslash makes \\b \\f \\n \\r \\t what they are in C and \\xhh the byte; it stands for
+the character itself before a backslash, a slash and the quote; anything else is an error.
+
+What a modifier does is what the checks one by one would do: ``anyof`` one of them, ``allof`` all,
+``oneof`` exactly one; of no values all are false. ``!=`` of fd.ip, fd.net and fd.port is true
+where neither end is equal, as in Falco.
 """
 
 from __future__ import annotations
@@ -18,17 +27,33 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
-from vedette.core.fields import Field, UnknownField, lookup
+from vedette.core import catalogue, fields
+from vedette.core.expr import (
+    FALSE,
+    TRUE,
+    And,
+    Expr,
+    FieldRef,
+    Not,
+    Operand,
+    Or,
+    Predicate,
+    Value,
+)
+from vedette.core.fields import Field, UncapturedField, UnknownField
 from vedette.core.patterns import PatternError, compile_glob, compile_regex
+from vedette.core.transformers import FUNCTIONS, NAMES
 
 CONDITION_CHARS_MAX: Final = 65536
 DEPTH_MAX: Final = 64
 """Bound of parentheses inside each other, and of the tree once macros are put in."""
 PREDICATES_MAX: Final = 10_000
 """Bound of one condition's predicates once macros are put in."""
+OPERANDS_MAX: Final = 100
+"""Bound of one call's operands."""
 VALUES_MAX: Final = 100_000
 """Bound of one list once the lists that it names are put in."""
 
@@ -49,6 +74,12 @@ _OPS_OF_TYPE: Final[dict[str, tuple[str, ...]]] = {
     "net": _COMMON_OPS,
 }
 _OPERATORS = frozenset(op for ops in _OPS_OF_TYPE.values() for op in ops)
+_MODIFIERS: Final = ("oneof", "anyof", "allof")
+_MODIFIABLE: Final = frozenset(("=", "==", "!=", *_TEXT_OPS))
+_NUMBER_TYPES: Final = ("int", "uint", "port")
+_ENDS: Final = frozenset({"fd.ip", "fd.net", "fd.port"})
+UNKNOWN: Final = "unknown"
+"""Operator of the predicates that stand where a check could not be understood, see Deferred."""
 
 # Fixed here, not read from the host's /etc/services, so that a rule means the same everywhere.
 SERVICES: Final[dict[str, int]] = {
@@ -69,7 +100,11 @@ _SYMBOL = re.compile(r"==|!=|<=|>=|=|<|>")
 _WORD = re.compile(r"[A-Za-z]+")
 _BARE = re.compile(r"[^\s()\"'=,\b]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16})\Z")
-_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_CALL = re.compile(r"(val|" + "|".join(NAMES) + r")\(")
+_MODIFIER = re.compile(r"(oneof|anyof|allof)(?=[\s(])")
+_LITERAL_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[+-]?[0-9]+(?:\.[0-9]+)?")
+_HEX_BYTE = re.compile(r"[0-9a-fA-F]{2}")
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "\\": "\\", "/": "/"}
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -84,6 +119,21 @@ class ConditionError(ValueError):
         super().__init__(message)
         self.offset = offset
         self.unknown = unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A check of something unknown, which is an error only where it is used.
+
+    field     what the check is of, as it was written
+    offset    where, in characters from the text's beginning
+    captured  False: Falco knows the field, it is not captured yet
+    """
+
+    message: str
+    field: str
+    offset: int
+    captured: bool
 
 
 def _suggest(name: str, among: Iterable[str]) -> str:
@@ -176,36 +226,125 @@ def constant(field: Field, op: str, text: str) -> Value:
             return _network(text)
 
 
+def _key(value: Value) -> tuple[int, bytes]:
+    """Sort values of one type as they sort themselves."""
+    if isinstance(value, int):
+        return value, b""
+    if isinstance(value, tuple):
+        return value[1], value[0]
+    assert isinstance(value, bytes)
+    return 0, value
+
+
 def predicate(ref: FieldRef, field: Field, op: str, values: Sequence[Value]) -> Predicate:
     """Return the one form in which a check is written in the tree."""
     op = {
         "==": "=", "intersects": "in", "bcontains": "contains", "bstartswith": "startswith",
     }.get(op, op)  # fmt: skip
+    if any(isinstance(value, FieldRef) for value in values):
+        return Predicate(ref, "=" if op == "in" else op, tuple(values))
     if op in ("in", "pmatch"):
-        # The values of one field are of one type, which sorts.
-        values = sorted(set(values))
+        values = sorted(set(values), key=_key)
         if op == "in" and len(values) == 1:
             op = "="
     if op == "!=" and field.type == "bool":
         op, values = "=", [int(not values[0])]
-    if ref.arg is not None:
-        ref = FieldRef(ref.name, str(int(ref.arg)))
+    if ref.arg is not None and field.argument == "optional":
+        ref = replace(ref, arg=str(int(ref.arg)))
     return Predicate(ref, op, tuple(values))
 
 
+def unquote(text: str) -> str:
+    """Return what a text in quotes stands for; bytes from 0x80 on become surrogates.
+
+    Raises ConditionError, with the offset in ``text``.
+    """
+    quote, at, out = text[0], 1, []
+    while at < len(text) - 1:
+        char = text[at]
+        if char != "\\":
+            out.append(char)
+            at += 1
+            continue
+        escaped = text[at + 1]
+        digits = _HEX_BYTE.match(text, at + 2)
+        if escaped == quote:
+            out.append(quote)
+        elif escaped in _ESCAPES:
+            out.append(_ESCAPES[escaped])
+        elif escaped == "x" and digits is not None:
+            byte = int(digits.group(), 16)
+            out.append(chr(byte if byte < 0x80 else 0xDC00 + byte))
+            at += 2
+        else:
+            raise ConditionError(f"unknown escape \\{escaped}; a backslash is written as \\\\", at)
+        at += 2
+    return "".join(out)
+
+
+def _exactly_one(checks: Sequence[Expr]) -> Expr:
+    """Return the tree that is true if one of the checks is and no other."""
+    if len(checks) == 1:
+        return checks[0]
+    half = len(checks) // 2
+    left, right = checks[:half], checks[half:]
+    return Or(
+        (
+            And((_exactly_one(left), Not(_any(right)))),
+            And((Not(_any(left)), _exactly_one(right))),
+        )
+    )
+
+
+def _any(checks: Sequence[Expr]) -> Expr:
+    return checks[0] if len(checks) == 1 else Or(tuple(checks))
+
+
+def _modified(modifier: str, checks: Sequence[Expr]) -> Expr:
+    if not checks:
+        return FALSE
+    if modifier == "anyof":
+        return _any(checks)
+    if modifier == "allof":
+        return checks[0] if len(checks) == 1 else And(tuple(checks))
+    return _exactly_one(checks)
+
+
+def _event_number(op: str, values: Sequence[Value]) -> Expr | None:
+    """Return what a check of evt.num is whatever the event: events are counted from 1."""
+    if op == "exists":
+        return TRUE
+    if not all(isinstance(value, int) for value in values):
+        return None
+    numbers = [value for value in values if isinstance(value, int)]
+    if op in ("=", "==", "in", "intersects"):
+        return FALSE if all(number < 1 for number in numbers) else None
+    (number,) = numbers
+    always = {"!=": number < 1, ">": number < 1, ">=": number <= 1}
+    never = {"<": number <= 1, "<=": number < 1}
+    if always.get(op):
+        return TRUE
+    return FALSE if never.get(op) else None
+
+
 class _Parser:
+    """find: None for the catalogue of events, which has transformers, val() and events' names."""
+
     def __init__(
         self,
         text: str,
         lists: Mapping[str, Sequence[str]],
         macros: Mapping[str, Expr],
-        find: Callable[[FieldRef], Field],
+        find: Callable[[FieldRef], Field] | None,
+        deferred: list[Deferred] | None = None,
     ) -> None:
         self.text = text
         self.at = 0
         self.lists = lists
         self.macros = macros
-        self.find = find
+        self.find = find or fields.lookup
+        self.is_event = find is None
+        self.deferred = deferred
 
     def blank(self) -> None:
         match = _BLANK.match(self.text, self.at)
@@ -286,9 +425,8 @@ class _Parser:
             return expr
         if _KEYWORD.match(self.text, self.at):
             raise self.fail(f"expected a field, a macro, not, or (, {self.found()}")
-        name = self.take(_FIELD)
-        if name is not None:
-            return self.check(name, start)
+        if _FIELD.match(self.text, self.at) or _CALL.match(self.text, self.at):
+            return self.check(start)
         name = self.take(_NAME)
         if name is None:
             raise self.fail(f"expected a field, a macro, not, or (, {self.found()}")
@@ -299,7 +437,10 @@ class _Parser:
         if expr is not None:
             return expr
         if self.text.startswith("(", self.at):
-            raise self.fail(f"{name}(...): functions of fields are not supported", start)
+            raise self.fail(
+                f"unknown transformer {name}{_suggest(name, NAMES)}; known are {', '.join(NAMES)}",
+                start,
+            )
         before = self.at
         is_check = self.operator() is not None
         self.at = before
@@ -319,7 +460,57 @@ class _Parser:
         self.at = start
         return None
 
-    def check(self, name: str, start: int) -> Expr:
+    def reference(self, depth: int = 0) -> FieldRef:
+        """Read a field or a call of transformers."""
+        self.blank()
+        start = self.at
+        call = _CALL.match(self.text, self.at)
+        if call is None:
+            return self.plain_reference()
+        if depth >= DEPTH_MAX:
+            raise self.fail(f"more than {DEPTH_MAX} transformers inside each other", start)
+        name = call.group(1)
+        if not self.is_event:
+            raise self.fail(f"{name}(...): functions of fields are not supported here", start)
+        if name == "val":
+            raise self.fail("val() stands on the right of an operator", start)
+        self.at = call.end()
+        operands = self.operands(depth)
+        if name in FUNCTIONS:
+            return FieldRef(name, operands=operands)
+        (operand, *more) = operands or (b"",)
+        if more or not isinstance(operand, FieldRef):
+            raise self.fail(f"{name}() takes one field", start)
+        return replace(operand, transformers=(*operand.transformers, name))
+
+    def operands(self, depth: int) -> tuple[Operand, ...]:
+        """Read what follows an opened parenthesis, to where it is closed."""
+        found: list[Operand] = []
+        if self.literal(")"):
+            return ()
+        while True:
+            self.blank()
+            if self.text[self.at : self.at + 1] in ("'", '"'):
+                found.append((self.quoted() or "").encode("utf-8", "surrogateescape"))
+            elif _LITERAL_NUMBER.match(self.text, self.at):
+                found.append((self.take(_LITERAL_NUMBER) or "").encode())
+            elif self.literal("("):
+                if depth >= DEPTH_MAX:
+                    raise self.fail(f"more than {DEPTH_MAX} lists inside each other")
+                found.append(self.operands(depth + 1))
+            else:
+                found.append(self.reference(depth + 1))
+            if len(found) > OPERANDS_MAX:
+                raise self.fail(f"more than {OPERANDS_MAX} operands")
+            if self.literal(")"):
+                return tuple(found)
+            if not self.literal(","):
+                raise self.fail(f"expected , or ), {self.found()}")
+
+    def plain_reference(self) -> FieldRef:
+        name = self.take(_FIELD)
+        if name is None:
+            raise self.fail(f"expected a field or a transformer, {self.found()}")
         argument: str | None = None
         if self.text.startswith("[", self.at):
             self.at += 1
@@ -329,33 +520,152 @@ class _Parser:
                 raise self.fail(f"expected the argument of {name}, {self.found()}")
             if not self.literal("]"):
                 raise self.fail(f"expected ] after the argument of {name}, {self.found()}")
-        ref = FieldRef(name, argument)
+        return FieldRef(name, argument)
+
+    def looked_up(self, ref: FieldRef, start: int) -> tuple[Field | None, Deferred | None]:
+        """Find a field: itself, and what is wrong with it. None for both where it is unknown."""
         try:
-            field = self.find(ref)
+            return self.find(ref), None
+        except UncapturedField as error:
+            return fields.find(ref), Deferred(str(error), str(ref), start, captured=False)
         except UnknownField as error:
-            raise self.fail(str(error), start) from None
-        allowed = _OPS_OF_TYPE[field.type]
+            if self.deferred is None or ref.name in fields.FIELDS:
+                raise self.fail(str(error), start) from None
+            return None, Deferred(str(error), str(ref), start, captured=True)
+
+    def check(self, start: int) -> Expr:
+        ref = self.reference()
+        field, trouble = self.looked_up(ref, start)
+        allowed = tuple(_OPERATORS) if field is None else _OPS_OF_TYPE[field.type]
         self.blank()
         at = self.at
         op = self.operator()
         if op is None:
+            known = sorted(allowed) if field is None else allowed
             raise self.fail(
-                f"expected an operator after {ref} ({', '.join(allowed)}), {self.found()}"
+                f"expected an operator after {ref} ({', '.join(known)}), {self.found()}"
             )
+        if field is None:
+            self.skip_right(op)
+            assert trouble is not None
+            return self.defer(trouble)
         if op not in allowed:
             raise self.fail(
                 f"{ref} is of type {field.type}, which has no {op}; it has {', '.join(allowed)}", at
             )
+        expr, wrong = self.right(ref, field, op)
+        if trouble is not None and ref == FieldRef("evt.num"):
+            number = _event_number(op, expr.values) if isinstance(expr, Predicate) else None
+            if number is not None:
+                return number
+        if trouble is None and wrong is None:
+            return expr
+        found = trouble or wrong
+        assert found is not None
+        return self.defer(found)
+
+    def defer(self, trouble: Deferred) -> Expr:
+        """Put what cannot be understood aside, or raise it."""
+        if self.deferred is None:
+            raise ConditionError(trouble.message, trouble.offset)
+        self.deferred.append(trouble)
+        return Predicate(FieldRef(trouble.field), UNKNOWN, (len(self.deferred) - 1,))
+
+    def right(self, ref: FieldRef, field: Field, op: str) -> tuple[Expr, Deferred | None]:
+        """Read what an operator compares with; return the check, and what is unknown in it."""
         if op == "exists":
-            return predicate(ref, field, op, ())
-        if op in _LIST_OPS:
-            return predicate(ref, field, op, self.values(field, op))
+            return predicate(ref, field, op, ()), None
         self.blank()
         at = self.at
-        text = self.value()
-        if text is None:
+        call = _CALL.match(self.text, self.at)
+        if call is not None and self.is_event:
+            return self.other_field(ref, field, op)
+        modifier = self.modifier() if op in _MODIFIABLE else None
+        if modifier is not None:
+            if fields.is_multiple(ref) if self.is_event else field.multiple:
+                raise self.fail(
+                    f"{ref} can have several values, which {modifier} does not take", at
+                )
+            values = self.values(field, op)
+            checks = [predicate(ref, field, op, (value,)) for value in values]
+            return _modified(modifier, checks), self.event_names(ref, values, at)
+        if op in _LIST_OPS:
+            values = self.values(field, op)
+        else:
+            text = self.value(op)
+            if text is None:
+                raise self.fail(f"expected a value after {op}, {self.found()}")
+            values = [self.converted(field, op, text, at)]
+        made: Expr = predicate(ref, field, op, values)
+        if op == "!=" and ref.name in _ENDS and self.is_event:
+            equal = predicate(ref, field, "=", values)
+            made = And((predicate(ref, field, "exists", ()), Not(equal)))
+        return made, self.event_names(ref, values, at)
+
+    def other_field(self, ref: FieldRef, field: Field, op: str) -> tuple[Expr, Deferred | None]:
+        self.blank()
+        at = self.at
+        if op == "regex":
+            raise self.fail("regex takes a constant", at)
+        if field.is_fixed:
+            raise self.fail(f"{ref} cannot be compared with a field", at)
+        if self.text.startswith("val(", at):
+            self.at += len("val(")
+            other = self.plain_reference()
+            if not self.literal(")"):
+                raise self.fail(f"expected ) after val({other}, {self.found()}")
+        else:
+            other = self.reference()
+        found, trouble = self.looked_up(other, at)
+        if found is not None:
+            if found.is_fixed:
+                raise self.fail(f"{other} cannot stand on the right of an operator", at)
+            kinds = {
+                "number" if kind in _NUMBER_TYPES else kind for kind in (field.type, found.type)
+            }
+            if len(kinds) > 1:
+                raise self.fail(
+                    f"{ref} is of type {field.type} and {other} of type {found.type}", at
+                )
+        return predicate(ref, field, op, (other,)), trouble
+
+    def modifier(self) -> str | None:
+        """Take a modifier, where a list follows it."""
+        match = _MODIFIER.match(self.text, self.at)
+        if match is None:
+            return None
+        before = self.at
+        self.at = match.end()
+        self.blank()
+        name = _BARE.match(self.text, self.at)
+        if self.text.startswith("(", self.at) or (name and name.group() in self.lists):
+            return match.group(1)
+        self.at = before
+        return None
+
+    def event_names(self, ref: FieldRef, values: Sequence[Value], at: int) -> Deferred | None:
+        """Whether evt.type is compared with what is no event."""
+        if not self.is_event or ref != FieldRef("evt.type"):
+            return None
+        for value in values:
+            name = value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+            if name not in catalogue.EVENTS:
+                message = f"unknown event type {name[:100]}{_suggest(name, catalogue.EVENTS)}"
+                return Deferred(message, "evt.type", at, captured=True)
+        return None
+
+    def skip_right(self, op: str) -> None:
+        """Pass over what an unknown field is compared with."""
+        anything = Field("", "string", "constant", (), "")
+        self.blank()
+        if op == "exists":
+            return
+        if self.is_event and _CALL.match(self.text, self.at):
+            self.other_field(FieldRef(""), anything, "=")
+        elif op in _LIST_OPS or (op in _MODIFIABLE and self.modifier() is not None):
+            self.values(anything, "in")
+        elif self.value("=") is None:
             raise self.fail(f"expected a value after {op}, {self.found()}")
-        return predicate(ref, field, op, (self.converted(field, op, text, at),))
 
     def converted(self, field: Field, op: str, text: str, at: int) -> Value:
         try:
@@ -363,9 +673,18 @@ class _Parser:
         except ValueError as error:
             raise self.fail(f"{field.name}: {error}", at) from None
 
-    def value(self) -> str | None:
+    def value(self, op: str) -> str | None:
         quoted = self.quoted()
-        return self.take(_BARE) if quoted is None else quoted
+        if quoted is not None:
+            return quoted
+        start = self.at
+        text = self.take(_BARE)
+        if text is None or text not in self.lists:
+            return text
+        items = self.lists[text]
+        if len(items) != 1:
+            raise self.fail(f"{op} takes one value, and the list {text} has {len(items)}", start)
+        return items[0]
 
     def quoted(self) -> str | None:
         self.blank()
@@ -373,26 +692,16 @@ class _Parser:
         quote = self.text[start : start + 1]
         if quote not in ("'", '"') or not quote:
             return None
-        out: list[str] = []
         at = start + 1
-        while at < len(self.text):
-            char = self.text[at]
-            if char == quote:
-                self.at = at + 1
-                return "".join(out)
-            if char == "\\" and at + 1 < len(self.text):
-                at += 1
-                escaped = self.text[at]
-                if escaped in _ESCAPES:
-                    out.append(_ESCAPES[escaped])
-                elif escaped in " \\\"'":
-                    out.append(escaped)
-                else:
-                    out.append("\\" + escaped)
-            else:
-                out.append(char)
-            at += 1
-        raise self.fail(f"the {quote} is never closed", start)
+        while at < len(self.text) and self.text[at] != quote:
+            at += 2 if self.text[at] == "\\" else 1
+        if at >= len(self.text):
+            raise self.fail(f"the {quote} is never closed", start)
+        self.at = at + 1
+        try:
+            return unquote(self.text[start : self.at])
+        except ConditionError as error:
+            raise self.fail(str(error), start + error.offset) from None
 
     def values(self, field: Field, op: str) -> list[Value]:
         self.blank()
@@ -459,18 +768,69 @@ def parse_condition(
     *,
     lists: Mapping[str, Sequence[str]] | None = None,
     macros: Mapping[str, Expr] | None = None,
-    find: Callable[[FieldRef], Field] = lookup,
+    find: Callable[[FieldRef], Field] | None = None,
+    deferred: list[Deferred] | None = None,
 ) -> Expr:
     """Parse a condition.
 
-    lists   name -> items, as they would stand in parentheses, without quotes
-    macros  name -> tree
-    find    the catalogue; it raises UnknownField for what it does not have
+    lists     name -> items, as they would stand in parentheses, without quotes
+    macros    name -> tree
+    find      another catalogue than that of events, without transformers and val(); it raises
+              UnknownField for what it does not have
+    deferred  where given, checks of unknown or uncaptured fields and event types are no errors:
+              they are appended to it, and the tree has a predicate of the operator UNKNOWN in
+              their place, whose one value is the place in ``deferred``
 
     Raises ConditionError.
     """
     if len(text) > CONDITION_CHARS_MAX:
         raise ConditionError(f"longer than {CONDITION_CHARS_MAX} characters", CONDITION_CHARS_MAX)
-    expr = _Parser(text, lists or {}, macros or {}, find).whole()
+    expr = _Parser(text, lists or {}, macros or {}, find, deferred).whole()
     _measure(expr)
     return expr
+
+
+def parse_reference(text: str, at: int) -> tuple[FieldRef, int]:
+    """Read a field or a call of transformers that begins at an offset; return it and its end.
+
+    Raises ConditionError.
+    """
+    parser = _Parser(text, {}, {}, None)
+    parser.at = at
+    return parser.reference(), parser.at
+
+
+def event_types(expr: Expr) -> frozenset[str]:
+    """Return the names of the events that a condition can be true of.
+
+    By the algebra of sets, negations pushed down to the checks (De Morgan): a check of evt.type
+    with ``=``, ``in``, ``!=`` or ``exists`` says which, every other check says nothing. Names are
+    those of ``catalogue.EVENTS``, whether they are captured or not.
+    """
+    return _event_types(expr, positive=True)
+
+
+def _event_types(expr: Expr, *, positive: bool) -> frozenset[str]:
+    if isinstance(expr, Not):
+        return _event_types(expr.item, positive=not positive)
+    if isinstance(expr, Predicate):
+        return _checked_types(expr, positive=positive)
+    if isinstance(expr, And) == positive:
+        found = catalogue.EVENTS
+        for item in expr.items:
+            found &= _event_types(item, positive=positive)
+        return found
+    return frozenset().union(*(_event_types(item, positive=positive) for item in expr.items))
+
+
+def _checked_types(check: Predicate, *, positive: bool) -> frozenset[str]:
+    if check.field != FieldRef("evt.type") or check.op not in ("=", "in", "!=", "exists"):
+        return catalogue.EVENTS
+    named = frozenset(v.decode("utf-8", "replace") for v in check.values if isinstance(v, bytes))
+    if check.op == "exists":
+        chosen = catalogue.EVENTS
+    elif check.op == "!=":
+        chosen = catalogue.EVENTS - named
+    else:
+        chosen = catalogue.EVENTS & named
+    return chosen if positive else catalogue.EVENTS - chosen

@@ -26,24 +26,66 @@ any of them). Rules may write more; what they write becomes one of these:
     glob, iglob      as fnmatch(3) without flags (see core/patterns.py); iglob: ASCII letters
                      match in either case
     exists           v is there; no constant
+
+In place of the constants there can be one reference (``proc.name = val(proc.pname)``): its value in
+the event is then the constant; where that is missing, the predicate is false. Such a predicate
+has any operator but ``in``, ``exists`` and ``regex``; icontains takes the letters A to Z of the
+referred value as lower case, pmatch drops the slashes at its end.
+
+The trees for true and false are And(()) and Or(()).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-Value = bytes | int | tuple[bytes, int]
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
 class FieldRef:
-    """A field as a rule names it: ``proc.aname[2]`` is ``FieldRef("proc.aname", "2")``."""
+    """What a rule compares: a field, a field transformed, or a function of several.
+
+        proc.aname[2]               FieldRef("proc.aname", "2")
+        tolower(proc.name)          FieldRef("proc.name", transformers=("tolower",))
+        len(basename(fd.name))      FieldRef("fd.name", transformers=("basename", "len"))
+        concat(proc.name, "-")      FieldRef("concat", operands=(FieldRef("proc.name"), b"-"))
+        len(join(":", (a.b, c.d)))  FieldRef("join", transformers=("len",), operands=(b":", (...)))
+
+    transformers  applied to the value one after the other, the innermost first
+    operands      of the functions ``join`` and ``concat``, which are no fields of the catalogue;
+                  a tuple among them is a list. Empty for every field
+    """
 
     name: str
     arg: str | None = None
+    transformers: tuple[str, ...] = ()
+    operands: tuple[Operand, ...] = ()
 
     def __str__(self) -> str:
-        return self.name if self.arg is None else f"{self.name}[{self.arg}]"
+        if self.operands:
+            text = f"{self.name}({', '.join(_operand_text(item) for item in self.operands)})"
+        else:
+            text = self.name if self.arg is None else f"{self.name}[{self.arg}]"
+        for transformer in self.transformers:
+            text = f"{transformer}({text})"
+        return text
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is a field as it is: neither transformed nor a function."""
+        return not self.transformers and not self.operands
+
+
+Operand = FieldRef | bytes | tuple["Operand", ...]
+Value = bytes | int | tuple[bytes, int] | FieldRef
+
+
+def _operand_text(operand: Operand) -> str:
+    if isinstance(operand, FieldRef):
+        return str(operand)
+    if isinstance(operand, tuple):
+        return f"({', '.join(_operand_text(item) for item in operand)})"
+    return '"' + operand.decode("utf-8", "replace").replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +98,11 @@ class Predicate:
     field: FieldRef
     op: str
     values: tuple[Value, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a field as it is is compared with constants."""
+        return self.field.is_plain and not any(isinstance(v, FieldRef) for v in self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +121,8 @@ class Not:
 
 
 Expr = Predicate | And | Or | Not
+TRUE: Final = And(())
+FALSE: Final = Or(())
 
 
 def predicates(expr: Expr) -> list[Predicate]:

@@ -10,17 +10,18 @@ import difflib
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal, Protocol
 
-from vedette.core import layout
-from vedette.core.expr import FieldRef
+from vedette.core import catalogue, layout
+from vedette.core.expr import FieldRef, Operand
 from vedette.core.records import Record
+from vedette.core.transformers import FUNCTIONS, UNARY, transform
 
 FieldType = Literal["string", "int", "uint", "bool", "ip", "net", "port"]
 Scope = Literal["process", "event", "constant"]
-Argument = Literal["none", "optional"]
+Argument = Literal["none", "optional", "key"]
 Scalar = bytes | int
 Raw = Scalar | list[Scalar] | None
 
@@ -172,9 +173,12 @@ class Field:
     sources      the sources (ARCHITECTURE.md) that it is computed from; a field of two has the
                  values of both, and a predicate is true if it is true of either
     events       the event types that can have it
-    argument     "none", or "optional": an index in brackets may follow the name
+    argument     "none"; "optional": an index in brackets may follow the name; "key": a text may
     multiple     True: it may have several values (without an argument); a predicate is true if
                  it is true of any
+    captured     False: Falco has the field, Vedette's records do not carry it yet. Conditions that
+                 name it are refused, outputs show it as missing
+    needs        what would have to be captured
     """
 
     name: str
@@ -185,10 +189,32 @@ class Field:
     events: tuple[str, ...] = ALL
     argument: Argument = "none"
     multiple: bool = False
+    captured: bool = True
+    needs: str = ""
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it is defined and never has a value, such as the image of a container."""
+        return self.captured and not self.events
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it can be compared with constants only: not transformed, and not in val()."""
+        return self.multiple or self.type == "net" or self.name in _FIXED
+
+
+_FIXED: Final = frozenset(
+    {"proc.aexe", "proc.aexepath", "proc.acmdline", "proc.apid", "proc.aenv"}
+    | {f"fd.{letter}ip.name" for letter in "cslr"}
+)
 
 
 class UnknownField(ValueError):
     """A field that the catalogue does not have, or an argument that it does not take."""
+
+
+class UncapturedField(UnknownField):
+    """A field that Falco has and that is not captured yet."""
 
 
 def resolve(base: bytes | None, raw: bytes) -> bytes:
@@ -505,6 +531,10 @@ def _loginname(view: EventView) -> bytes | None:
 
 def _constant(value: bytes) -> Callable[[EventView], Raw]:
     return lambda view: value
+
+
+def _nothing(view: EventView) -> Raw:
+    return None
 
 
 Getter = Callable[[EventView], Raw]
@@ -938,6 +968,15 @@ def _fill() -> None:
         _loginname,
         "Name of the user that logged in",
     )
+    arguments: dict[str, Argument] = {"none": "none", "index": "optional", "key": "key"}
+    for table, captured in ((catalogue.ABSENT, True), (catalogue.UNCAPTURED, False)):
+        for row in catalogue.rows(table):
+            argument = arguments[row.argument]
+            _GETTERS[row.name] = _nothing
+            FIELDS[row.name] = Field(
+                row.name, row.type, "event", (), row.description, (), argument,
+                captured=captured, needs=row.needs,
+            )  # fmt: skip
 
 
 _fill()
@@ -954,18 +993,36 @@ def closest(name: str) -> str | None:
     return found[0] if found else None
 
 
-def lookup(ref: FieldRef) -> Field:
-    """Return the field that a reference means.
+def find(ref: FieldRef) -> Field:
+    """Return the field that a reference means, whether it is captured or not.
 
-    Raises UnknownField, with the closest name, or what is wrong with the argument.
+    Of a reference with transformers, or of a function, a field of its name, type and events.
+    Raises UnknownField, with the closest name, or what is wrong with the argument, a transformer
+    or an operand.
     """
+    field = _function(ref) if ref.operands else _field(ref)
+    for transformer in ref.transformers:
+        if transformer not in UNARY:
+            raise UnknownField(f"unknown transformer {transformer}; known are {', '.join(UNARY)}")
+        if field.is_fixed:
+            raise UnknownField(f"{field.name} cannot be transformed")
+        if field.type != "string":
+            raise UnknownField(
+                f"{transformer}() takes text, and {field.name} is of type {field.type}"
+            )
+        kind: FieldType = "int" if transformer == "len" else "string"
+        field = replace(field, name=f"{transformer}({field.name})", type=kind)
+    return field
+
+
+def _field(ref: FieldRef) -> Field:
     field = FIELDS.get(ref.name)
     if field is None:
         hint = closest(ref.name)
         raise UnknownField(
             f"unknown field {ref.name}" + (f"; did you mean {hint}?" if hint else "")
         )
-    if ref.arg is None:
+    if ref.arg is None or field.argument == "key":
         return field
     if field.argument == "none":
         raise UnknownField(f"{ref.name} takes no argument in brackets")
@@ -976,9 +1033,149 @@ def lookup(ref: FieldRef) -> Field:
     return field
 
 
+def _function(ref: FieldRef) -> Field:
+    operands = list(ref.operands)
+    if ref.name not in FUNCTIONS:
+        raise UnknownField(f"unknown function {ref.name}; known are {', '.join(FUNCTIONS)}")
+    if ref.name == "join":
+        if len(operands) != 2:
+            raise UnknownField("join() takes two operands, a separator and a list")
+        separator, items = operands
+        if isinstance(separator, tuple):
+            raise UnknownField("the separator of join() is one text, not a list")
+        if not isinstance(items, tuple):
+            raise UnknownField(
+                "the second operand of join() is a list such as (proc.name, fd.name)"
+            )
+        operands = [separator, *items]
+    elif len(operands) < 2:
+        raise UnknownField("concat() takes two operands or more")
+    scope: Scope = "constant"
+    events = ALL
+    missing: Field | None = None
+    sources: list[str] = []
+    for operand in operands:
+        if isinstance(operand, tuple):
+            raise UnknownField(f"a list is no operand of {ref.name}() here")
+        if isinstance(operand, bytes):
+            continue
+        field = find(operand)
+        if field.is_fixed:
+            raise UnknownField(f"{field.name} cannot be an operand of {ref.name}()")
+        if field.type != "string":
+            raise UnknownField(f"{ref.name}() takes text, and {field.name} is of type {field.type}")
+        if not field.captured:
+            missing = field
+        if field.scope == "event" or scope == "constant":
+            scope = field.scope
+        sources += field.sources
+        events = tuple(name for name in events if name in field.events)
+    return Field(
+        str(replace(ref, transformers=())), "string", scope, tuple(dict.fromkeys(sources)), "",
+        events, captured=missing is None, needs="" if missing is None else missing.needs,
+    )  # fmt: skip
+
+
+def lookup(ref: FieldRef) -> Field:
+    """Return the field that a reference means, as ``find``, where it is captured.
+
+    Raises UnknownField as ``find``, and UncapturedField with what is missing.
+    """
+    field = find(ref)
+    if not field.captured:
+        raise UncapturedField(f"{field.name} is not captured yet (missing: {field.needs})")
+    return field
+
+
+_GROUPS: Final = (
+    ("opens", OPENS), ("sockets", SOCKS), ("connect, accept, accept4", CONNECTIONS),
+    ("execve, execveat", EXECS),
+)  # fmt: skip
+
+
+def events_text(field: Field) -> str:
+    """Return what can have a field, in words: a process, every event, or which events."""
+    if not field.captured:
+        return "not captured yet"
+    if field.is_absent:
+        return "missing on a host"
+    if field.scope != "event":
+        return field.scope
+    left = dict.fromkeys(field.events)
+    if len(left) == len(ALL):
+        return "every event"
+    if left.keys() == set(ALL) - {"procexit"}:
+        return "every event but procexit"
+    words: list[str] = []
+    for word, names in _GROUPS:
+        if left.keys() >= set(names):
+            words.append(word)
+            left = {name: None for name in left if name not in names}
+    return ", ".join([*words, *left])
+
+
+def markdown() -> str:
+    """Return the catalogue as the tables of docs/rules.md."""
+
+    def shown(field: Field) -> str:
+        return field.name + {"none": "", "optional": "[n]", "key": "[name]"}[field.argument]
+
+    def table(fields: list[Field], last: str, text: Callable[[Field], str]) -> list[str]:
+        rows = [f"| field | type | {last} |", "|---|---|" + "---|" * (last.count("|") + 1)]
+        return rows + [f"| {shown(field)} | {field.type} | {text(field)} |" for field in fields]
+
+    def told(field: Field) -> str:
+        return field.description.replace("|", "\\|")
+
+    every = list(FIELDS.values())
+    present = [field for field in every if field.captured and not field.is_absent]
+    absent = [field for field in every if field.is_absent]
+    missing = [field for field in every if not field.captured]
+    return "\n".join(
+        [
+            *table(present, "of | meaning", lambda f: f"{events_text(f)} | {told(f)}"),
+            "",
+            "### Fields that a host does not have",
+            "",
+            "They are defined and always missing, so that rules which ask about containers load.",
+            "",
+            *table(absent, "meaning", told),
+            "",
+            "### Fields that are not captured yet",
+            "",
+            "A condition that needs one is refused; an output shows it as `<NA>`.",
+            "",
+            *table(missing, "meaning | missing", lambda f: f"{told(f)} | {f.needs}"),
+            "",
+        ]
+    )
+
+
 def is_multiple(ref: FieldRef) -> bool:
     """Whether ``extract`` gives a list for this reference."""
-    return FIELDS[ref.name].multiple and ref.arg is None
+    return ref.is_plain and FIELDS[ref.name].multiple and ref.arg is None
+
+
+def _operand(operand: Operand, view: EventView) -> bytes | None:
+    if isinstance(operand, bytes):
+        return operand
+    assert isinstance(operand, FieldRef)
+    found = extract(operand, view)
+    return found if isinstance(found, bytes) else None
+
+
+def _call(ref: FieldRef, view: EventView) -> Raw:
+    separator: bytes | None = b""
+    operands = ref.operands
+    if ref.name == "join":
+        first, items = ref.operands
+        assert isinstance(items, tuple)
+        separator, operands = _operand(first, view), items
+    texts = [_operand(operand, view) for operand in operands]
+    present = [text for text in texts if text is not None]
+    if separator is None or len(present) < len(texts):
+        return None
+    return separator.join(present)
 
 
 def extract(ref: FieldRef, view: EventView) -> Raw:
@@ -987,6 +1184,14 @@ def extract(ref: FieldRef, view: EventView) -> Raw:
     A field with several values gives a list, of what is not missing. Raises KeyError for a
     name that is not in the catalogue; ``lookup`` is where references are checked.
     """
-    if ref.arg is not None:
-        return _aname(view, ref.arg)
-    return _GETTERS[ref.name](view)
+    if ref.operands:
+        value = _call(ref, view)
+    elif ref.arg is not None and ref.name == "proc.aname":
+        value = _aname(view, ref.arg)
+    else:
+        value = _GETTERS[ref.name](view)
+    for transformer in ref.transformers:
+        if not isinstance(value, bytes):
+            return None
+        value = transform(transformer, value)
+    return value

@@ -4,6 +4,7 @@
 
 A ``%`` is followed by a field, the longest name of the catalogue that fits; ``%%`` is a ``%``.
 A number before the name is the least width in characters, to the right or, with ``-``, to the left.
+In the place of a field there can be transformers, such as ``%tolower(proc.name)``.
 A ``*`` at the template's beginning is left out: Falco needs it to print lines with missing values,
 here they always are.
 """
@@ -14,6 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from vedette.core.condition import ConditionError, parse_reference
 from vedette.core.expr import FieldRef
 from vedette.core.fields import (
     FIELDS,
@@ -24,29 +26,36 @@ from vedette.core.fields import (
     UnknownField,
     closest,
     extract,
+    find,
     ip_text,
-    lookup,
 )
+from vedette.core.transformers import NAMES
 
 MISSING: Final = "<NA>"
 TEMPLATE_CHARS_MAX: Final = 16384
-FIELDS_MAX: Final = 256
+FIELDS_MAX: Final = 512
 WIDTH_MAX: Final = 200
 
 _WIDTH = re.compile(r"(-?)([0-9]*)")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 _ARGUMENT = re.compile(r"\[([^\s\[\]\"']*)\]")
+_CALL = re.compile(r"(?:" + "|".join(NAMES) + r")\(")
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 class OutputError(ValueError):
-    """A template that cannot be taken; ``offset`` is where, in characters."""
+    """A template that cannot be taken.
 
-    def __init__(self, message: str, offset: int) -> None:
+    offset      where, in characters
+    is_unknown  whether the trouble is a field that does not exist
+    """
+
+    def __init__(self, message: str, offset: int, *, is_unknown: bool = False) -> None:
         super().__init__(message)
         self.offset = offset
+        self.is_unknown = is_unknown
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -92,18 +101,20 @@ def text(value: Raw, kind: FieldType) -> str:
 class Template:
     """A template, compiled once.
 
-    source  the template as it was written
-    refs    the fields that it names, in order, each once
+    source      the template as it was written
+    refs        the fields that it names, in order, each once
+    uncaptured  those that are not captured yet: they are shown as missing and not among ``refs``
 
     Raises OutputError for a field that does not exist and for bounds that are passed.
     """
 
-    def __init__(self, source: str, *, find: Callable[[FieldRef], Field] = lookup) -> None:
+    def __init__(self, source: str, *, find: Callable[[FieldRef], Field] = find) -> None:
         self.source = source
         if len(source) > TEMPLATE_CHARS_MAX:
             raise OutputError(f"longer than {TEMPLATE_CHARS_MAX} characters", TEMPLATE_CHARS_MAX)
         self._parts: list[str | tuple[FieldRef, FieldType, int, bool]] = []
         refs: dict[FieldRef, FieldType] = {}
+        uncaptured: dict[FieldRef, None] = {}
         at = 1 if source.startswith("*") else 0
         while at < len(source):
             percent = source.find("%", at)
@@ -115,17 +126,21 @@ class Template:
                 self._parts.append("%")
                 at = percent + 2
                 continue
-            part, at = self._field(percent, find)
-            refs[part[0]] = part[1]
-            if len(refs) > FIELDS_MAX:
+            part, at, is_captured = self._field(percent, find)
+            if len(refs) + len(uncaptured) >= FIELDS_MAX:
                 raise OutputError(f"more than {FIELDS_MAX} fields", percent)
+            if is_captured:
+                refs[part[0]] = part[1]
+            else:
+                uncaptured[part[0]] = None
             self._parts.append(part)
         self._types = refs
+        self.uncaptured: Final[tuple[FieldRef, ...]] = tuple(uncaptured)
         self.refs: Final[tuple[FieldRef, ...]] = tuple(refs)
 
     def _field(
         self, percent: int, find: Callable[[FieldRef], Field]
-    ) -> tuple[tuple[FieldRef, FieldType, int, bool], int]:
+    ) -> tuple[tuple[FieldRef, FieldType, int, bool], int, bool]:
         width = _WIDTH.match(self.source, percent + 1)
         assert width is not None
         at = width.end()
@@ -135,12 +150,25 @@ class Template:
         columns = int(width.group(2)[:6] or 0)
         if columns > WIDTH_MAX:
             raise OutputError(f"a width of more than {WIDTH_MAX}", percent)
-        field = self._longest(name.group(), find)
-        if field is None:
+        is_left = width.group(1) == "-"
+        if _CALL.match(self.source, at):
+            try:
+                ref, end = parse_reference(self.source, at)
+                field = find(ref)
+            except ConditionError as error:
+                raise OutputError(str(error), error.offset) from None
+            except UnknownField as error:
+                raise OutputError(str(error), at, is_unknown=True) from None
+            return (ref, field.type, columns, is_left), end, field.captured
+        found = self._longest(name.group(), find)
+        if found is None:
             hint = closest(name.group())
             raise OutputError(
-                f"unknown field {name.group()}" + (f"; did you mean {hint}?" if hint else ""), at
+                f"unknown field {name.group()}" + (f"; did you mean {hint}?" if hint else ""),
+                at,
+                is_unknown=True,
             )
+        field = found
         at += len(field.name)
         argument = _ARGUMENT.match(self.source, at) if field.argument != "none" else None
         ref = FieldRef(field.name, argument.group(1) if argument else None)
@@ -149,9 +177,10 @@ class Template:
         except UnknownField as error:
             raise OutputError(str(error), at) from None
         if argument:
-            ref = FieldRef(field.name, str(int(argument.group(1))))
             at = argument.end()
-        return (ref, field.type, columns, width.group(1) == "-"), at
+            if field.argument == "optional":
+                ref = FieldRef(field.name, str(int(argument.group(1))))
+        return (ref, field.type, columns, is_left), at, field.captured
 
     @staticmethod
     def _longest(name: str, find: Callable[[FieldRef], Field]) -> Field | None:

@@ -13,10 +13,11 @@
 
 All files of one load are one text. As in Falco, a list may name lists that were first defined
 before it, a macro any list and the macros before it, a rule any list and any macro. What is
-defined again replaces the earlier definition, for its earlier users, too, and stays at its place.
+defined again replaces the earlier definition, for its earlier users, too, and stays at its place;
+``override`` says of each key whether it is appended or replaced.
 
-Falco's required_engine_version and required_plugin_versions are read and mean nothing here. A
-``sequence`` is left to core/sequence.py.
+Errors and warnings have Falco's codes. What one rule has wrong stops no other from being read, and
+all is reported at once. A ``sequence`` is left to core/sequence.py.
 """
 
 from __future__ import annotations
@@ -25,44 +26,83 @@ import contextlib
 import difflib
 import hashlib
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 import yaml
 
-from vedette.core.condition import VALUES_MAX, ConditionError, parse_condition
-from vedette.core.expr import Expr, FieldRef, Predicate
+from vedette.core import catalogue, layout
+from vedette.core.condition import (
+    UNKNOWN,
+    VALUES_MAX,
+    ConditionError,
+    Deferred,
+    event_types,
+    parse_condition,
+    unquote,
+)
+from vedette.core.expr import FALSE, TRUE, And, Expr, Not, Or, Predicate, predicates
+from vedette.core.fields import FIELDS
 from vedette.core.output import OutputError, Template, clean
+from vedette.core.ruleyaml import (
+    CONDITION,
+    PARSE,
+    READ,
+    STRUCTURE,
+    VALIDATE,
+    Items,
+    Location,
+    Node,
+    Pairs,
+    RuleError,
+    RuleWarning,
+    Scalar,
+    SourceFile,
+    Trouble,
+    as_falco,
+    compose,
+    mark_index,
+)
 from vedette.core.signal import PRIORITIES
+
+ENGINE_VERSION: Final = (0, 58, 0)
+"""Version of Falco's engine that this is compatible with: rules may require it or an older one."""
 
 FILE_BYTES_MAX: Final = 8 << 20
 FILES_MAX: Final = 1000
-DEPTH_MAX: Final = 16
-ALIASES_MAX: Final = 1000
 ERRORS_MAX: Final = 100
+WARNINGS_MAX: Final = 1000
 NESTING_MAX: Final = 16
 """Bound of the definitions that wait for each other, where later ones replaced earlier ones."""
-SNIPPET_CHARS: Final = 100
-
-_RULE_KEYS = (
-    "rule", "condition", "output", "desc", "priority", "tags", "enabled", "source", "alert",
-)  # fmt: skip
+EVENTS_MAX: Final = 100
+"""A condition of more event types than this is warned of, as in Falco."""
+_FLAGS: Final = ("enabled", "warn_evttypes", "skip-if-unknown-filter", "capture", "alert")
+_NUMBERS: Final = ("capture_duration", "capture_events", "capture_filesize")
+_APPENDABLE: Final = ("condition", "output", "desc", "tags", "exceptions")
+_REPLACEABLE: Final = (*_APPENDABLE, "priority", *_FLAGS, *_NUMBERS)
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
-    "rule": _RULE_KEYS,
-    "macro": ("macro", "condition"),
-    "list": ("list", "items"),
+    "rule": ("rule", *_REPLACEABLE, "source", "append", "override"),
+    "macro": ("macro", "condition", "append", "override"),
+    "list": ("list", "items", "append", "override"),
     "required_engine_version": ("required_engine_version",),
     "required_plugin_versions": ("required_plugin_versions",),
     "sequence": ("sequence",),
 }
-_LATER: Final = ("append", "override", "exceptions")
+_BODY: Final = {"macro": "condition", "list": "items"}
 _PRIORITY_NUMBERS: Final = {name: number for number, name in enumerate(PRIORITIES)} | {
     "INFO": PRIORITIES.index("INFORMATIONAL")
 }
 _BOOLS: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_MACRO_NAME: Final = re.compile(r"[a-zA-Z]+[a-zA-Z0-9_]*")
+_LIST_NAME: Final = re.compile(r"[^()\"'\s=,]+")
+_LIST_OPERATORS: Final = ("in", "intersects", "pmatch")
+_OPERATOR: Final = re.compile(
+    r"(=|==|!=|<|<=|>|>=|in|intersects|pmatch|exists"
+    r"|(=|==|!=|contains|icontains|bcontains|startswith|bstartswith|endswith|glob|iglob|regex)"
+    r"(\s+(oneof|anyof|allof))?)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +117,8 @@ class Rule:
     enabled      False: known by name, never matched
     alert        False: its signals only feed sequences and are not shown to a person
     file, line   where the rule begins; the line is counted from 1
+    capture      whether a match is to record the events around it
+    capture_ms   for how long, in milliseconds; 0: as configured
     """
 
     name: str
@@ -89,42 +131,78 @@ class Rule:
     description: str = ""
     file: str = ""
     line: int = 0
+    capture: bool = False
+    capture_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
     """All rules of one load, in order.
 
-    digest  SHA-256 (hex) over the files' contents in the order in which they were read: equal
-            digests mean equal rules
+    digest    SHA-256 (hex) over the files' contents in the order in which they were read: equal
+              digests mean equal rules
+    warnings  what is doubtful in the files, in their order
     """
 
     rules: tuple[Rule, ...]
     digest: str
+    warnings: tuple[RuleWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class RuleError:
-    """One thing that is wrong in a rule file.
-
-    file     as it was given
-    line     from 1; 0 where the trouble is with the file as a whole
-    column   from 1, in characters
-    rule     such as ``rule "Shell in a web server"``; empty outside of any definition
-    snippet  the line, and below it a caret at the column; may be empty
-    """
+class Requirement:
+    """A plugin that a file wants: any of ``alternatives`` (name, version) does."""
 
     file: str
     line: int
-    column: int
-    rule: str
-    message: str
-    snippet: str = ""
+    alternatives: tuple[tuple[str, str], ...]
 
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        head = ": ".join(part for part in (place, self.rule, self.message) if part)
-        return f"{head}\n{self.snippet}" if self.snippet else head
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """Everything that came of reading rule files.
+
+    rules      those without errors, in order
+    digest     as in RuleSet
+    files      as they were read
+    errors     what is wrong, and warnings what is doubtful, in the files' order
+    failed     name of a rule that did not compile -> why, once for each reason
+    lists      name -> items, lists put in
+    macros     name -> condition, macros put in; without those that have errors
+    plugins    what the files want of plugins; Vedette has none and needs none
+    """
+
+    rules: tuple[Rule, ...]
+    digest: str
+    files: tuple[str, ...]
+    errors: tuple[RuleError, ...]
+    warnings: tuple[RuleWarning, ...]
+    failed: Mapping[str, tuple[str, ...]]
+    lists: Mapping[str, tuple[str, ...]]
+    macros: Mapping[str, Expr]
+    plugins: tuple[Requirement, ...]
+
+    def as_falco(self) -> dict[str, Any]:
+        """Return the result in the form of ``falco --validate`` with JSON output.
+
+        Lines and columns are counted from 1. Errors beyond ERRORS_MAX and warnings beyond
+        WARNINGS_MAX are left out, and ``left_out`` says how many.
+        """
+        shown: list[dict[str, Any]] = []
+        for name in self.files:
+            errors = [error for error in self.errors if error.file == name]
+            warnings = [warning for warning in self.warnings if warning.file == name]
+            one: dict[str, Any] = {
+                "name": name,
+                "successful": not errors,
+                "errors": [as_falco(error) for error in errors[:ERRORS_MAX]],
+                "warnings": [as_falco(warning) for warning in warnings[:WARNINGS_MAX]],
+            }
+            left_out = max(0, len(errors) - ERRORS_MAX) + max(0, len(warnings) - WARNINGS_MAX)
+            if left_out:
+                one["left_out"] = left_out
+            shown.append(one)
+        return {"falco_load_results": shown}
 
 
 class RuleErrors(ValueError):
@@ -146,171 +224,85 @@ class RuleErrors(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Scalar:
-    text: str
-    start: int
-    end: int
-    style: str
+class _Value:
+    """What a key has in a file: several of them where later entries append."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    items: list[_Node]
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Mapping:
-    pairs: list[tuple[_Node, _Node]]
-    start: int
-
-
-_Node = _Scalar | _Sequence | _Mapping
-
-
-class _Trouble(Exception):
-    """What is wrong, and where in the file, in characters."""
-
-    def __init__(self, message: str, index: int) -> None:
-        super().__init__(message)
-        self.index = index
+    file: SourceFile
+    node: Node
 
 
 @dataclass(slots=True)
-class _Open:
-    node: _Sequence | _Mapping
-    anchor: str | None
-    key: _Node | None = None
+class _Entry:
+    """A text or a list of entries, as exceptions are made of."""
+
+    start: int
+    text: str = ""
+    items: list[_Entry] | None = None
 
 
-def _index(mark: Any) -> int:
-    """Return a YAML mark's place in characters; libyaml's and PyYAML's are of different classes."""
-    return 0 if mark is None else int(mark.index)
+@dataclass(slots=True)
+class _Exception:
+    name: str
+    file: SourceFile
+    start: int
+    fields: _Entry | None
+    comps: _Entry | None
+    values: list[_Entry]
 
-
-def _compose(text: str) -> _Node | None:
-    """Read the one YAML document of a text into nodes that know their place.
-
-    Goes through the parser's events with a stack of its own, so that neither depth nor aliases can
-    make more of a file than is written in it.
-    """
-    stack: list[_Open] = []
-    anchors: dict[str, _Node] = {}
-    root: _Node | None = None
-    aliases = 0
-
-    def add(node: _Node) -> None:
-        nonlocal root
-        if not stack:
-            root = node
-        elif isinstance(stack[-1].node, _Sequence):
-            stack[-1].node.items.append(node)
-        elif stack[-1].key is None:
-            stack[-1].key = node
-        else:
-            stack[-1].node.pairs.append((stack[-1].key, node))
-            stack[-1].key = None
-
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-        start = _index(event.start_mark)
-        match event:
-            case yaml.ScalarEvent():
-                node = _Scalar(event.value, start, _index(event.end_mark), event.style or "")
-                if event.anchor is not None:
-                    anchors[event.anchor] = node
-                add(node)
-            case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
-                if len(stack) >= DEPTH_MAX:
-                    raise _Trouble(f"nested deeper than {DEPTH_MAX} levels", start)
-                is_list = isinstance(event, yaml.SequenceStartEvent)
-                stack.append(
-                    _Open(_Sequence([], start) if is_list else _Mapping([], start), event.anchor)
-                )
-            case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
-                closed = stack.pop()
-                if closed.anchor is not None:
-                    anchors[closed.anchor] = closed.node
-                add(closed.node)
-            case yaml.AliasEvent():
-                aliases += 1
-                if aliases > ALIASES_MAX:
-                    raise _Trouble(f"more than {ALIASES_MAX} aliases", start)
-                if event.anchor not in anchors:
-                    raise _Trouble(f"unknown alias *{event.anchor}", start)
-                add(anchors[event.anchor])
-            case yaml.DocumentStartEvent():
-                if root is not None:
-                    raise _Trouble("more than one YAML document; write one file for each", start)
-    return root
-
-
-class _File:
-    """A rule file's text, and the places in it."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.text = text
-        self.breaks = [match.start() for match in re.finditer("\n", text)]
-
-    def line(self, index: int) -> int:
-        """Return the line, from 1, of a place."""
-        return bisect_left(self.breaks, index) + 1
-
-    def error(self, message: str, index: int, rule: str = "") -> RuleError:
-        index = max(0, min(index, len(self.text)))
-        begin = self.text.rfind("\n", 0, index) + 1
-        end = self.text.find("\n", begin)
-        line = self.text[begin : len(self.text) if end < 0 else end].rstrip("\r")
-        column = index - begin
-        first = max(0, column - SNIPPET_CHARS * 2 // 3)
-        shown = clean(line[first : first + SNIPPET_CHARS].replace("\t", " ").encode())
-        before = clean(line[first:column].replace("\t", " ").encode())
-        snippet = f"    {shown}\n    {' ' * len(before)}^" if line.strip() else ""
-        return RuleError(self.name, self.line(index), column + 1, rule, message, snippet)
-
-    def within(self, scalar: _Scalar, text: str, offset: int) -> int:
-        """Return where in the file a character is of a scalar's text (its blanks may differ).
-
-        Folding changes only blanks, so the place is found by counting what is not blank. Where
-        escapes make the two texts differ, it is the scalar's beginning.
-        """
-        at = scalar.start
-        if scalar.style in ("|", ">"):
-            at = self.text.find("\n", at) + 1
-        elif scalar.style in ("'", '"'):
-            at += 1
-        last = at
-        for char in text[: offset + 1]:
-            if char.isspace():
-                continue
-            while at < scalar.end and self.text[at].isspace():
-                at += 1
-            if at >= scalar.end or self.text[at] != char:
-                return scalar.start
-            last = at
-            at += 1
-        return last + 1 if offset >= len(text.rstrip()) else last
+    def place(self, offset: int) -> tuple[SourceFile, int]:
+        """Return its place, whatever the character of the text that is made of it."""
+        return self.file, self.start
 
 
 @dataclass(slots=True)
 class _Definition:
-    """One list, macro or rule as it stands in a file.
+    """One list, macro or rule, with all that later entries did to it.
 
-    place  its number among all definitions of the load
-    first  the place of the first definition of its name
+    file, start  where it was defined last
+    place        its number among all definitions of the load
+    first        the place of the first definition of its name
+    broken       it has an error that has been reported
     """
 
     kind: str
     name: str
-    file: _File
+    file: SourceFile
     start: int
-    values: dict[str, _Node]
+    values: dict[str, list[_Value]]
     place: int
     first: int
+    exceptions: list[_Exception] = field(default_factory=list)
+    broken: bool = False
 
     @property
     def label(self) -> str:
         return f'{self.kind} "{clean(self.name[:200].encode())}"'
+
+    def has(self, key: str) -> bool:
+        return key in self.values
+
+    def last(self, key: str) -> _Value:
+        return self.values[key][-1]
+
+
+@dataclass(slots=True)
+class _Joined:
+    """A text that may come from several places, joined by blanks."""
+
+    pieces: list[tuple[SourceFile, Scalar, str]]
+
+    @property
+    def text(self) -> str:
+        return " ".join(text for _, _, text in self.pieces)
+
+    def place(self, offset: int) -> tuple[SourceFile, int]:
+        """Return where in which file a character of the text is."""
+        for file, node, text in self.pieces[:-1]:
+            if offset <= len(text):
+                return file, file.within(node, text, offset)
+            offset -= len(text) + 1
+        file, node, text = self.pieces[-1]
+        return file, file.within(node, text, offset)
 
 
 _T = TypeVar("_T")
@@ -346,9 +338,21 @@ class _Visible(Mapping[str, _T], Generic[_T]):
         return sum(1 for _ in self)
 
 
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """A check that was put aside: what it is, where, and in which definition."""
+
+    trouble: Deferred
+    file: SourceFile
+    index: int
+    definition: _Definition
+
+
 class _Loader:
-    def __init__(self) -> None:
+    def __init__(self, *, skip_unknown: bool = False) -> None:
+        self.skip_unknown = skip_unknown
         self.errors: list[RuleError] = []
+        self.warnings: list[RuleWarning] = []
         self.names: list[str] = []
         self.definitions: dict[str, dict[str, _Definition]] = {"list": {}, "macro": {}, "rule": {}}
         self.places = 0
@@ -356,8 +360,19 @@ class _Loader:
         self.lists: dict[str, tuple[str, ...] | None] = {}
         self.macros: dict[str, Expr | None] = {}
         self.open: list[tuple[str, str]] = []
+        self.used: set[tuple[str, str]] = set()
+        self.deferred: list[Deferred] = []
+        self.put: dict[int, _Put] = {}
+        self.told: set[int] = set()
+        self.failed: dict[str, tuple[str, ...]] = {}
+        self.plugins: list[Requirement] = []
 
     # Reading: files to definitions.
+
+    def whole(self, name: str, message: str, code: str) -> None:
+        """Report what is wrong with a file as a whole."""
+        way = (Location("rules content", "", name),)
+        self.errors.append(RuleError(name, 0, 0, "", message, "", code, way))
 
     def read(self, path: Path) -> None:
         name = str(path)
@@ -366,103 +381,369 @@ class _Loader:
             with path.open("rb") as stream:
                 data = stream.read(FILE_BYTES_MAX + 1)
         except OSError as error:
-            self.errors.append(RuleError(name, 0, 0, "", error.strerror or str(error)))
+            self.whole(name, error.strerror or str(error), READ)
             return
         if len(data) > FILE_BYTES_MAX:
-            self.errors.append(RuleError(name, 0, 0, "", f"larger than {FILE_BYTES_MAX} bytes"))
+            self.whole(name, f"larger than {FILE_BYTES_MAX} bytes", READ)
             return
         self.digest.update(len(data).to_bytes(8, "little"))
         self.digest.update(data)
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            file = _File(name, data.decode("utf-8", "replace"))
+            file = SourceFile(name, data.decode("utf-8", "replace"))
             index = len(data[: error.start].decode("utf-8"))
             message = f"not UTF-8: byte 0x{data[error.start]:02x}; save the file as UTF-8"
-            self.errors.append(file.error(message, index))
+            self.errors.append(file.error(message, index, PARSE))
             return
-        file = _File(name, text.removeprefix("\ufeff"))
+        file = SourceFile(name, text.removeprefix("\ufeff"))
         try:
-            root = _compose(file.text)
+            roots = compose(file.text)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             message = ", ".join(part for part in (error.context, error.problem) if part)
-            index = _index(mark)
-            self.errors.append(file.error(f"not YAML: {message}", index))
+            self.errors.append(file.error(f"not YAML: {message}", mark_index(mark), PARSE))
             return
         except yaml.YAMLError as error:
             index = getattr(error, "position", 0)
             reason = getattr(error, "reason", "") or str(error)
-            self.errors.append(file.error(f"not YAML: {reason}", index))
+            self.errors.append(file.error(f"not YAML: {reason}", index, PARSE))
             return
-        except _Trouble as error:
-            self.errors.append(file.error(str(error), error.index))
+        except Trouble as error:
+            self.errors.append(file.error(str(error), error.index, error.code))
             return
-        self.entries(file, root)
+        for root in roots:
+            self.entries(file, root)
 
-    def entries(self, file: _File, root: _Node | None) -> None:
-        if root is None or (isinstance(root, _Scalar) and not root.text):
+    def entries(self, file: SourceFile, root: Node) -> None:
+        if isinstance(root, Scalar) and not root.text:
             return
-        if not isinstance(root, _Sequence):
+        if not isinstance(root, Items):
             message = "expected a sequence of definitions (- rule:, - macro:, - list:)"
-            self.errors.append(file.error(message, root.start))
+            self.errors.append(file.error(message, root.start, STRUCTURE))
             return
         for item in root.items:
+            if isinstance(item, Scalar) and not item.text and not item.style:
+                continue
             try:
                 self.entry(file, item)
-            except _Trouble as error:
-                self.errors.append(file.error(str(error), error.index))
+            except Trouble as error:
+                self.errors.append(file.error(str(error), error.index, error.code))
 
-    def entry(self, file: _File, item: _Node) -> None:
-        if not isinstance(item, _Mapping):
-            raise _Trouble("expected a definition: rule, macro or list, and its keys", item.start)
-        values: dict[str, _Node] = {}
+    def entry(self, file: SourceFile, item: Node) -> None:
+        if not isinstance(item, Pairs):
+            raise Trouble("expected a definition: rule, macro or list, and its keys", item.start)
+        values: dict[str, Node] = {}
         starts: dict[str, int] = {}
         for node, value in item.pairs:
-            if not isinstance(node, _Scalar):
-                raise _Trouble("expected a key", node.start)
+            if not isinstance(node, Scalar):
+                raise Trouble("expected a key", node.start)
             if node.text in values:
-                raise _Trouble(f"the key {node.text} is there twice", node.start)
+                raise Trouble(f"the key {node.text[:100]} is there twice", node.start)
             values[node.text] = value
             starts[node.text] = node.start
         kinds = [kind for kind in _KEYS if kind in values]
-        if len(kinds) != 1:
-            found = " and ".join(kinds) or "none"
-            raise _Trouble(
+        if not kinds:
+            message = (
+                f"unknown item {next(iter(values), '')[:100]}; expected rule, macro or list, "
+                "so it is left out"
+            )
+            self.warnings.append(
+                _warning(file.error(message, item.start, "LOAD_UNKNOWN_ITEM", kind=RuleWarning))
+            )
+            return
+        if len(kinds) > 1:
+            found = " and ".join(kinds)
+            raise Trouble(
                 f"expected one of the keys rule, macro and list; found {found}", item.start
             )
-        kind = kinds[0]
-        if kind not in self.definitions:
-            return  # Sequences are read elsewhere; Falco's versions are not this engine's.
-        name = _text(values[kind], f"the {kind}'s name").strip()
-        if not name:
-            raise _Trouble(f"the {kind} has no name", values[kind].start)
-        first = self.definitions[kind].get(name)
-        definition = _Definition(
-            kind, name, file, item.start, values, self.places,
-            self.places if first is None else first.first,
-        )  # fmt: skip
-        self.places += 1
+        (kind,) = kinds
+        if kind == "required_engine_version":
+            self.engine_version(values[kind])
+        elif kind == "required_plugin_versions":
+            self.plugin_versions(file, values[kind])
+        elif kind in self.definitions:
+            name = _text(values[kind], f"the {kind}'s name").strip()
+            if not name:
+                raise Trouble(f"the {kind} has no name", values[kind].start)
+            made = _Definition(
+                kind, name, file, item.start, {k: [_Value(file, v)] for k, v in values.items()},
+                self.places, self.places,
+            )  # fmt: skip
+            self.places += 1
+            self.unknown_keys(made, starts)
+            try:
+                self.define(made, starts)
+            except Trouble as error:
+                self.fail(made, error)
+                # Where it is used, nothing more needs to be said.
+                self.definitions[kind].setdefault(name, made).broken = True
+
+    def engine_version(self, node: Node) -> None:
+        text = _text(node, "required_engine_version").strip()
+        number = re.fullmatch(r"([0-9]{1,6})|([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", text)
+        if number is None:
+            raise Trouble(
+                f"required_engine_version: expected a version such as 0.31.0, not {text[:50]}",
+                node.start,
+            )
+        if number[1] is not None:
+            wanted = (0, int(number[1]), 0)
+        else:
+            wanted = (int(number[2]), int(number[3]), int(number[4]))
+        if wanted[0] != ENGINE_VERSION[0] or wanted > ENGINE_VERSION:
+            raise Trouble(
+                f"the rules need version {_version(wanted)} of Falco's engine; "
+                f"this one is compatible with {_version(ENGINE_VERSION)}",
+                node.start,
+                VALIDATE,
+            )
+
+    def plugin_versions(self, file: SourceFile, node: Node) -> None:
+        for item in _items(node, "required_plugin_versions"):
+            wanted = [_plugin(item)]
+            (pairs,) = [item.pairs] if isinstance(item, Pairs) else [[]]
+            for key, value in pairs:
+                if isinstance(key, Scalar) and key.text == "alternatives":
+                    wanted += [_plugin(one) for one in _items(value, "alternatives")]
+            if len({name for name, _ in wanted}) < len(wanted):
+                raise Trouble("a plugin is there twice", item.start, VALIDATE)
+            self.plugins.append(Requirement(file.name, file.line(item.start), tuple(wanted)))
+
+    def unknown_keys(self, made: _Definition, starts: Mapping[str, int]) -> None:
+        known = _KEYS[made.kind]
         for key, start in starts.items():
-            if key in _KEYS[kind]:
-                continue
-            if key in _LATER:
-                self.fail(definition, f"the key {key} is not supported", start)
-            else:
-                close = difflib.get_close_matches(key[:100], _KEYS[kind], n=1, cutoff=0.6)
-                hint = (
-                    f"did you mean {close[0]}?" if close else f"known are {', '.join(_KEYS[kind])}"
+            if key not in known:
+                close = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
+                hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+                message = f"unknown key {key[:100]} is left out; {hint}"
+                self.warn(made, message, start, "LOAD_UNKNOWN_KEY", ("value for", key[:100]))
+
+    def define(self, made: _Definition, starts: Mapping[str, int]) -> None:
+        """Take in one entry: a new definition, or what an earlier one is changed by."""
+        self.check_name(made)
+        before = self.definitions[made.kind].get(made.name)
+        is_append = False
+        if made.has("append"):
+            is_append = _flag(made.last("append").node, "append")
+            if is_append:
+                key = "items" if made.kind == "list" else "condition"
+                message = f"append is deprecated; write `override: {{{key}: append}}` instead"
+                place = ("value for", "append")
+                self.warn(made, message, starts["append"], "LOAD_DEPRECATED_ITEM", place)
+        how = self.overrides(made)
+        if is_append and how:
+            raise Trouble(
+                "append and override cannot be used together; leave append out", starts["override"]
+            )
+        if is_append:
+            keys = ("condition", "exceptions") if made.kind == "rule" else (_BODY[made.kind],)
+            how = {key: "append" for key in keys if made.has(key)}
+            if not how:
+                raise Trouble(
+                    f"append: nothing to append, expected {' or '.join(keys)}",
+                    starts["append"],
+                    VALIDATE if made.kind == "rule" else STRUCTURE,
                 )
-                self.fail(definition, f"unknown key {key[:100]}; {hint}", start)
-        if kind == "rule" and first is not None and set(values) == {"rule", "enabled"}:
-            first.values["enabled"] = values["enabled"]
-            return
-        self.definitions[kind][name] = definition
+        if made.kind != "rule" and "append" not in how.values():
+            how = {}  # Replacing all that a list or a macro has is defining it again.
+        if how:
+            if before is None:
+                raise Trouble(
+                    f"there is no {made.kind} of this name before it that could be changed",
+                    made.start,
+                    VALIDATE,
+                )
+            self.change(before, made, how)
+        elif made.kind == "rule" and not any(
+            made.has(key) for key in ("condition", "output", "desc", "priority")
+        ):
+            self.switch(before, made)
+        else:
+            self.define_new(before, made)
+
+    def check_name(self, made: _Definition) -> None:
+        pattern = {"macro": _MACRO_NAME, "list": _LIST_NAME}.get(made.kind)
+        if pattern is not None and not pattern.fullmatch(made.name):
+            message = f"a {made.kind}'s name is of the form {pattern.pattern}"
+            node = made.last(made.kind).node
+            code = f"LOAD_INVALID_{made.kind.upper()}_NAME"
+            self.warn(made, message, node.start, code, (made.kind, made.name[:100]))
+
+    def overrides(self, made: _Definition) -> dict[str, str]:
+        """Return key -> append or replace of an entry, checked against its keys."""
+        if not made.has("override"):
+            return {}
+        node = made.last("override").node
+        if not isinstance(node, Pairs) or not node.pairs:
+            raise Trouble("override: expected keys with append or replace", node.start)
+        body = _BODY.get(made.kind)
+        appendable = _APPENDABLE if body is None else (body,)
+        replaceable = _REPLACEABLE if body is None else (body,)
+        how: dict[str, str] = {}
+        for key_node, value in node.pairs:
+            key = _text(key_node, "override: a key")
+            word = _text(value, f"override: {key[:100]}")
+            allowed = {"append": appendable, "replace": replaceable}.get(word)
+            if allowed is None:
+                raise Trouble(f"override: {key[:100]}: expected append or replace", value.start)
+            if key not in allowed:
+                can = "; it can be replaced" if key in replaceable else ""
+                raise Trouble(
+                    f"override: {key[:100]} cannot be {word.removesuffix('e')}ed{can}",
+                    key_node.start,
+                )
+            if not made.has(key):
+                raise Trouble(
+                    f"override: {key} is to be {word.removesuffix('e')}ed and is not there",
+                    key_node.start,
+                )
+            how[key] = word
+        for key in replaceable:
+            if made.has(key) and key not in how:
+                raise Trouble(
+                    f"{key}: override does not say whether it is appended or replaced",
+                    made.last(key).node.start,
+                )
+        return how
+
+    def change(self, before: _Definition, made: _Definition, how: Mapping[str, str]) -> None:
+        exceptions = self.read_exceptions(made, is_append=True) if "exceptions" in how else []
+        before.place = made.place
+        for key, word in how.items():
+            if key == "exceptions":
+                if word == "replace":
+                    before.exceptions = []
+                self.add_exceptions(before, made, exceptions)
+            elif word == "append":
+                before.values.setdefault(key, []).append(made.last(key))
+            else:
+                before.values[key] = [made.last(key)]
+
+    def switch(self, before: _Definition | None, made: _Definition) -> None:
+        """An entry without a body switches an earlier rule on or off."""
+        if not made.has("enabled"):
+            raise Trouble(
+                "the key condition is missing (or, to change an earlier rule, override)",
+                made.start,
+            )
+        if before is None:
+            raise Trouble("there is no rule of this name before it to switch", made.start, VALIDATE)
+        value = made.last("enabled")
+        before.values["enabled"] = [value]
+        message = "enabled alone is deprecated; add `override: {enabled: replace}`"
+        place = ("value for", "enabled")
+        self.warn(made, message, value.node.start, "LOAD_DEPRECATED_ITEM", place)
+
+    def define_new(self, before: _Definition | None, made: _Definition) -> None:
+        if before is not None:
+            made.first = before.first
+            if made.kind == "rule":
+                sources = [
+                    d.last("source").node if d.has("source") else None for d in (before, made)
+                ]
+                texts = [node.text if isinstance(node, Scalar) else "syscall" for node in sources]
+                if texts[0] != texts[1]:
+                    raise Trouble(
+                        f"the rule was defined with the source {texts[0][:50]} before",
+                        made.start,
+                        VALIDATE,
+                    )
+        self.definitions[made.kind][made.name] = made
+        if made.has("exceptions"):
+            self.add_exceptions(made, made, self.read_exceptions(made, is_append=False))
+
+    # Exceptions.
+
+    def read_exceptions(self, made: _Definition, *, is_append: bool) -> list[_Exception]:
+        node = made.last("exceptions").node
+        if isinstance(node, Scalar) and not node.text:
+            return []
+        found: list[_Exception] = []
+        for item in _items(node, "exceptions"):
+            if not isinstance(item, Pairs):
+                raise Trouble("an exception: expected name, fields, comps and values", item.start)
+            values: dict[str, Node] = {}
+            for key, value in item.pairs:
+                text = _text(key, "an exception's key")
+                if text not in ("name", "fields", "comps", "values"):
+                    message = f"unknown key {text[:100]} of an exception is left out"
+                    self.warn(made, message, key.start, "LOAD_UNKNOWN_KEY", ("exception", ""))
+                values[text] = value
+            if "name" not in values:
+                raise Trouble("an exception: the key name is missing", item.start)
+            name = _text(values["name"], "an exception's name")
+            if any(other.name == name for other in found):
+                message = f"there is an exception {name[:100]} before it; both hold"
+                code = "LOAD_EXCEPTION_NAME_NOT_UNIQUE"
+                self.warn(made, message, item.start, code, ("exception", name[:100]))
+            listed = values.get("values")
+            if listed is None and is_append:
+                message = f"the exception {name[:100]} appends no values"
+                code = "LOAD_APPEND_NO_VALUES"
+                self.warn(made, message, item.start, code, ("exception", name[:100]))
+            fields = _entry(values["fields"]) if "fields" in values else None
+            comps = _entry(values["comps"]) if "comps" in values else None
+            made_of = [] if listed is None else [_entry(v) for v in _items(listed, "values")]
+            found.append(_Exception(name, made.file, item.start, fields, comps, made_of))
+        return found
+
+    def add_exceptions(
+        self, rule: _Definition, made: _Definition, exceptions: Sequence[_Exception]
+    ) -> None:
+        """Add exceptions to a rule: new ones, or values of those that it has."""
+        known = {one.name: one for one in rule.exceptions}
+        for one in exceptions:
+            before = known.get(one.name)
+            if before is None or made is rule:
+                if one.fields is None:
+                    raise Trouble(
+                        f"the exception {one.name[:100]}: the key fields is missing",
+                        one.start,
+                        VALIDATE,
+                    )
+                _check_comps(one)
+                rule.exceptions.append(one)
+                continue
+            if one.fields is not None or one.comps is not None:
+                raise Trouble(
+                    f"the exception {one.name[:100]} is there: only values can be appended",
+                    one.start,
+                    VALIDATE,
+                )
+            before.values.extend(one.values)
 
     # Compiling: definitions to rules.
 
-    def fail(self, definition: _Definition, message: str, index: int) -> None:
-        self.errors.append(definition.file.error(message, index, definition.label))
+    def fail(self, definition: _Definition, error: Trouble) -> None:
+        self.errors.append(self.told_of(definition, error, RuleError))
+
+    def told_of(self, definition: _Definition, error: Trouble, kind: type[RuleError]) -> RuleError:
+        own = definition.file.location(definition.kind, definition.name[:200], definition.start)
+        return (error.file or definition.file).error(
+            str(error),
+            error.index,
+            error.code,
+            rule=definition.label,
+            way=(own,),
+            item=error.item or (f"value for {definition.kind}", ""),
+            kind=kind,
+        )
+
+    def warn(
+        self, definition: _Definition, message: str, index: int, code: str, item: tuple[str, str],
+        file: SourceFile | None = None,
+    ) -> None:  # fmt: skip
+        trouble = Trouble(message, index, code, file=file, item=item)
+        self.warnings.append(_warning(self.told_of(definition, trouble, RuleWarning)))
+
+    def use_list(self, definition: _Definition) -> tuple[str, ...]:
+        self.used.add((definition.kind, definition.name))
+        return self.items(definition)
+
+    def use_macro(self, definition: _Definition) -> Expr:
+        self.used.add((definition.kind, definition.name))
+        return self.macro(definition)
 
     def items(self, definition: _Definition) -> tuple[str, ...]:
         """Return a list's items, with the lists among them put in."""
@@ -474,21 +755,19 @@ class _Loader:
         return found
 
     def make_items(self, definition: _Definition) -> tuple[str, ...]:
-        node = self.need(definition, "items")
-        if not isinstance(node, _Sequence):
-            raise _Trouble("items: expected a sequence such as [a, b]", node.start)
-        visible = _Visible(self.definitions["list"], definition.place, self.items)
+        visible = _Visible(self.definitions["list"], definition.place, self.use_list)
         found: list[str] = []
-        for item in node.items:
-            value = _text(item, "an item")
-            if value in visible and value != definition.name:
-                found.extend(visible[value])
-            elif len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-                found.append(value[1:-1])
-            else:
-                found.append(value)
-            if len(found) > VALUES_MAX:
-                raise _Trouble(f"more than {VALUES_MAX} items", item.start)
+        for value in self.need(definition, "items"):
+            for item in _items(value.node, "items"):
+                text = _text(item, "an item")
+                if text in visible and text != definition.name:
+                    found.extend(visible[text])
+                else:
+                    found.extend(_item(text, item, value.file))
+                if len(found) > VALUES_MAX:
+                    raise Trouble(
+                        f"more than {VALUES_MAX} items", item.start, VALIDATE, file=value.file
+                    )
         return tuple(found)
 
     def macro(self, definition: _Definition) -> Expr:
@@ -502,100 +781,298 @@ class _Loader:
     def guarded(self, definition: _Definition, make: Callable[[_Definition], _T]) -> _T | None:
         """Make a definition's value; report its errors and return None where it has any."""
         mark = (definition.kind, definition.name)
+        if definition.broken:
+            return None
         try:
             if mark in self.open:
-                raise _Trouble(f"the {definition.kind} is part of itself", definition.start)
+                raise Trouble(
+                    f"the {definition.kind} is part of itself", definition.start, VALIDATE
+                )
             if len(self.open) >= NESTING_MAX:
-                raise _Trouble(f"more than {NESTING_MAX} inside each other", definition.start)
+                raise Trouble(
+                    f"more than {NESTING_MAX} inside each other", definition.start, VALIDATE
+                )
             self.open.append(mark)
             try:
                 return make(definition)
             finally:
                 self.open.pop()
-        except _Trouble as error:
-            self.fail(definition, str(error), error.index)
+        except Trouble as error:
+            self.fail(definition, error)
         except _Broken:
             pass
         except RecursionError:
-            self.fail(definition, "its macros and parentheses are too deep", definition.start)
+            message = "its macros and parentheses are too deep"
+            self.fail(definition, Trouble(message, definition.start, CONDITION))
         return None
 
-    def need(self, definition: _Definition, key: str) -> _Node:
-        if key not in definition.values:
-            raise _Trouble(f"the key {key} is missing", definition.start)
+    def need(self, definition: _Definition, key: str) -> list[_Value]:
+        if not definition.has(key):
+            raise Trouble(f"the key {key} is missing", definition.start)
         return definition.values[key]
 
-    def condition(self, definition: _Definition) -> Expr:
-        node = self.need(definition, "condition")
-        text = _text(node, "condition")
-        assert isinstance(node, _Scalar)
-        place = definition.place if definition.kind == "macro" else self.places
+    def joined(self, definition: _Definition, key: str) -> _Joined:
+        """Return a text with all that was appended to it."""
+        pieces: list[tuple[SourceFile, Scalar, str]] = []
+        for value in self.need(definition, key):
+            node = _scalar(value.node, key, value.file)
+            pieces.append((value.file, node, node.text))
+        return _Joined(pieces)
+
+    def parsed(
+        self, definition: _Definition, text: str, place: Callable[[int], tuple[SourceFile, int]],
+        item: tuple[str, str],
+    ) -> Expr:  # fmt: skip
+        """Parse a condition; what is unknown in it is put aside with its place."""
+        visible_to = definition.place if definition.kind == "macro" else self.places
+        before = len(self.deferred)
         try:
             return parse_condition(
                 text,
-                lists=_Visible(self.definitions["list"], self.places, self.items),
-                macros=_Visible(self.definitions["macro"], place, self.macro),
+                lists=_Visible(self.definitions["list"], self.places, self.use_list),
+                macros=_Visible(self.definitions["macro"], visible_to, self.use_macro),
+                deferred=self.deferred,
             )
         except ConditionError as error:
-            message = str(error)
+            message, code = str(error), CONDITION
             later = self.definitions["macro"].get(error.unknown or "")
             if later is not None:
                 message = (
                     f"the macro {later.name} is used before it is defined "
                     f"({later.file.name}:{later.file.line(later.start)})"
                 )
-            raise _Trouble(message, definition.file.within(node, text, error.offset)) from None
+            if error.unknown is not None:
+                code = VALIDATE
+            file, index = place(error.offset)
+            raise Trouble(message, index, code, file=file, item=item) from None
+        finally:
+            # Macros that are made while this is parsed have put theirs aside already.
+            for number in range(before, len(self.deferred)):
+                if number not in self.put:
+                    trouble = self.deferred[number]
+                    self.put[number] = _Put(trouble, *place(trouble.offset), definition)
 
-    def rule(self, definition: _Definition) -> Rule:
-        values = definition.values
-        troubles: list[_Trouble] = []
+    def condition(self, definition: _Definition) -> Expr:
+        joined = self.joined(definition, "condition")
+        item = (f"{definition.kind} condition", "")
+        tree = self.parsed(definition, joined.text, joined.place, item)
+        excepted: list[Expr] = []
+        for one in definition.exceptions:
+            text = _exception_text(one)
+            if text:
+                item = ("exception", one.name[:100])
+                excepted.append(Not(self.parsed(definition, text, one.place, item)))
+        if not excepted:
+            return tree
+        own = tree.items if isinstance(tree, And) and tree.items else (tree,)
+        return And((*own, *excepted))
+
+    def rule(self, definition: _Definition) -> Rule | None:
+        """Compile one rule; None where it cannot be, which has been reported."""
+        troubles: list[Trouble] = []
 
         def attempt(make: Callable[[], _T], default: _T) -> _T:
+            # Whatever the default is, a trouble keeps the rule from being made.
             try:
                 return make()
-            except _Trouble as error:
+            except Trouble as error:
                 troubles.append(error)
-            except _Broken:
-                pass
             return default
 
-        def flag(key: str) -> bool:
-            return _flag(values[key], key) if key in values else True
+        def flag(key: str, default: bool) -> bool:
+            if not definition.has(key):
+                return default
+            value = definition.last(key)
+            return _flag(value.node, key, value.file)
 
-        nothing: Expr = Predicate(FieldRef("evt.type"), "in")
-        if "source" in values:
-            attempt(lambda: self.source(values["source"]), None)
-        rule = Rule(
+        def number(key: str) -> int:
+            if not definition.has(key):
+                return 0
+            value = definition.last(key)
+            text = _text(value.node, key, value.file)
+            if not re.fullmatch("[0-9]{1,15}", text):
+                raise Trouble(f"{key}: expected a number", value.node.start, file=value.file)
+            return int(text)
+
+        if definition.broken:
+            return None
+        if definition.has("source"):
+            value = definition.last("source")
+            source = attempt(lambda: _text(value.node, "source", value.file), "syscall")
+            if source != "syscall":
+                message = (
+                    f"unknown source {source[:50]}, the only one is syscall: the rule is skipped"
+                )
+                self.warn(
+                    definition, message, value.node.start, "LOAD_UNKNOWN_SOURCE",
+                    ("value for", "source"), value.file,
+                )  # fmt: skip
+                return None
+        is_skipped = attempt(lambda: flag("skip-if-unknown-filter", False), False)
+        warns = attempt(lambda: flag("warn_evttypes", True), True)
+        # Of captures only what Vedette's own can be told is kept; the rest is checked.
+        attempt(lambda: number("capture_events"), 0)
+        attempt(lambda: number("capture_filesize"), 0)
+
+        def output_or_none() -> str | None:
+            return self.output(definition, is_skipped=is_skipped or self.skip_unknown)
+
+        condition: Expr | None = None
+        try:
+            condition = attempt(lambda: self.condition(definition), None)
+        except _Broken:
+            self.failed[definition.name] = ("its condition has errors",)
+        except RecursionError:
+            message = "its macros and parentheses are too deep"
+            troubles.append(Trouble(message, definition.start, CONDITION))
+        output: str | None = attempt(output_or_none, None)
+        made = Rule(
             name=definition.name,
-            condition=attempt(lambda: self.condition(definition), nothing),
-            output=attempt(lambda: self.output(definition), ""),
-            priority=attempt(lambda: _priority(self.need(definition, "priority")), 0),
-            tags=attempt(lambda: _tags(values["tags"]) if "tags" in values else (), ()),
-            enabled=attempt(lambda: flag("enabled"), True),
-            alert=attempt(lambda: flag("alert"), True),
-            description=attempt(
-                lambda: _text(values["desc"], "desc").strip() if "desc" in values else "", ""
-            ),
+            condition=condition or And(()),
+            output=output or "",
+            priority=attempt(lambda: _priority(self.need(definition, "priority")[-1]), 0),
+            tags=attempt(lambda: _tags(definition.values.get("tags", [])), ()),
+            enabled=attempt(lambda: flag("enabled", True), True),
+            alert=attempt(lambda: flag("alert", True), True),
+            description=attempt(lambda: self.description(definition), ""),
             file=definition.file.name,
             line=definition.file.line(definition.start),
+            capture=attempt(lambda: flag("capture", False), False),
+            capture_ms=attempt(lambda: number("capture_duration"), 0),
         )
         for error in troubles:
-            self.fail(definition, str(error), error.index)
-        return rule
+            self.fail(definition, error)
+        if troubles:
+            self.failed[definition.name] = tuple(str(error) for error in troubles)
+        if condition is None:
+            return None
+        if any(check.op == UNKNOWN for check in predicates(condition)):
+            # What a host decides by itself may leave nothing of what is unknown.
+            condition = folded(condition)
+            made = replace(made, condition=condition)
+        is_fit = self.understood(definition, condition, is_skipped=is_skipped or self.skip_unknown)
+        is_fit &= self.events(definition, condition, warns, is_skipped or self.skip_unknown)
+        return made if is_fit and not troubles and output is not None else None
 
-    def source(self, node: _Node) -> None:
-        if _text(node, "source") != "syscall":
-            raise _Trouble("source: expected syscall, the only one there is", node.start)
+    def description(self, definition: _Definition) -> str:
+        if not definition.has("desc"):
+            return ""
+        return self.joined(definition, "desc").text.strip()
 
-    def output(self, definition: _Definition) -> str:
-        node = self.need(definition, "output")
-        text = " ".join(_text(node, "output").splitlines()).strip()
-        assert isinstance(node, _Scalar)
+    def understood(self, rule: _Definition, condition: Expr, *, is_skipped: bool) -> bool:
+        """Report what a rule's condition checks and is unknown; False where there is any."""
+        numbers: dict[int, None] = {}
+        deprecated: dict[str, None] = {}
+        for check in predicates(condition):
+            if check.op == UNKNOWN:
+                (number,) = check.values
+                assert isinstance(number, int)
+                numbers[number] = None
+            for name in (check.field.name, *(str(v) for v in check.values)):
+                if name in catalogue.DEPRECATED:
+                    deprecated[name] = None
+        for name in deprecated:
+            message = f"{name} is deprecated: {catalogue.DEPRECATED[name]}"
+            node = rule.last("condition").node
+            item = ("rule condition", "")
+            self.warn(
+                rule, message, node.start, "LOAD_DEPRECATED_ITEM", item, rule.last("condition").file
+            )
+        if not numbers:
+            return True
+        reasons = dict.fromkeys(self.put[number].trouble.message for number in numbers)
+        self.failed[rule.name] = (*self.failed.get(rule.name, ()), *reasons)
+        for number in numbers:
+            put = self.put[number]
+            inside = "" if put.definition is rule else f" (in the {put.definition.label})"
+            if is_skipped:
+                message = f"{put.trouble.message}{inside}; the rule is skipped"
+                item = ("rule condition", "")
+                code = "LOAD_UNKNOWN_FILTER"
+                self.warn(rule, message, put.index, code, item, put.file)
+            elif number not in self.told:
+                self.told.add(number)
+                item = (f"{put.definition.kind} condition", "")
+                trouble = Trouble(
+                    put.trouble.message, put.index, CONDITION, file=put.file, item=item
+                )
+                self.fail(put.definition, trouble)
+        return False
+
+    def events(self, rule: _Definition, condition: Expr, warns: bool, is_skipped: bool) -> bool:
+        """Report what is to be said of the events that a rule is about; False: none is captured."""
+        if folded(condition) == FALSE:
+            return True  # On a host it never is, so no event is missed.
+        found = event_types(condition)
+        value = rule.last("condition")
+        item = ("rule condition", "")
+        if not found or len(found) > EVENTS_MAX:
+            if warns:
+                message = (
+                    "the condition is true of no event"
+                    if not found
+                    else "the condition names no event types; add evt.type"
+                )
+                self.warn(rule, message, value.node.start, "LOAD_NO_EVTTYPE", item, value.file)
+            return True
+        missing = sorted(found - layout.TYPES.keys())
+        if not missing:
+            return True
+        names = ", ".join(missing[:20]) + (", …" if len(missing) > 20 else "")
+        if found & layout.TYPES.keys():
+            message = f"these of its events are not captured yet: {names}"
+            self.warn(rule, message, value.node.start, "LOAD_UNKNOWN_FILTER", item, value.file)
+            return True
+        message = f"none of its events is captured yet: {names}"
+        self.failed[rule.name] = (*self.failed.get(rule.name, ()), message)
+        if is_skipped:
+            message += "; the rule is skipped"
+            self.warn(rule, message, value.node.start, "LOAD_UNKNOWN_FILTER", item, value.file)
+        else:
+            self.fail(
+                rule, Trouble(message, value.node.start, CONDITION, file=value.file, item=item)
+            )
+        return False
+
+    def output(self, definition: _Definition, *, is_skipped: bool) -> str | None:
+        """Return the output template; None where the rule is skipped for it."""
+        joined = self.joined(definition, "output")
+        joined.pieces = [
+            (file, node, " ".join(text.splitlines()).strip()) for file, node, text in joined.pieces
+        ]
+        text = joined.text
+        item = ("rule output", "")
+        if "%container.info" in text:
+            file, index = joined.place(text.index("%container.info"))
+            message = "%container.info is deprecated and left out"
+            self.warn(definition, message, index, "LOAD_DEPRECATED_ITEM", item, file)
+            joined.pieces = [
+                (file, node, text.replace("%container.info", "").strip())
+                for file, node, text in joined.pieces
+            ]
+            text = joined.text
+        for name, advice in catalogue.DEPRECATED.items():
+            if f"%{name}" in text:
+                file, index = joined.place(text.index(f"%{name}"))
+                message = f"{name} is deprecated: {advice}"
+                self.warn(definition, message, index, "LOAD_DEPRECATED_ITEM", item, file)
+                break
         try:
-            Template(text)
+            template = Template(text)
         except OutputError as error:
-            index = definition.file.within(node, text, error.offset)
-            raise _Trouble(f"output: {error}", index) from None
+            file, index = joined.place(error.offset)
+            if error.is_unknown and is_skipped:
+                message = f"output: {error}; the rule is skipped"
+                self.warn(definition, message, index, "LOAD_UNKNOWN_FILTER", item, file)
+                self.failed[definition.name] = (f"output: {error}",)
+                return None
+            code = "LOAD_ERR_COMPILE_OUTPUT"
+            raise Trouble(f"output: {error}", index, code, file=file, item=item) from None
+        if template.uncaptured:
+            names = ", ".join(dict.fromkeys(str(ref) for ref in template.uncaptured))
+            message = f"output: not captured yet and shown as <NA>: {names}"
+            file, index = joined.place(0)
+            self.warn(definition, message, index, "LOAD_UNKNOWN_FILTER", item, file)
         return text
 
     def compile(self) -> tuple[Rule, ...]:
@@ -603,37 +1080,238 @@ class _Loader:
             self.quietly(self.items, definition)
         for definition in self.definitions["macro"].values():
             self.quietly(self.macro, definition)
-        return tuple(self.rule(rule) for rule in self.definitions["rule"].values())
+        made = [self.rule(rule) for rule in self.definitions["rule"].values()]
+        for kind, code in (("macro", "LOAD_UNUSED_MACRO"), ("list", "LOAD_UNUSED_LIST")):
+            for definition in self.definitions[kind].values():
+                if (kind, definition.name) not in self.used:
+                    message = f"the {kind} is used by no other"
+                    item = (kind, definition.name[:200])
+                    self.warn(definition, message, definition.start, code, item)
+        return tuple(rule for rule in made if rule is not None)
 
     def quietly(self, make: Callable[[_Definition], Any], definition: _Definition) -> None:
         with contextlib.suppress(_Broken):
             make(definition)
 
 
-def _text(node: _Node, what: str) -> str:
-    if not isinstance(node, _Scalar):
-        raise _Trouble(f"{what}: expected text", node.start)
-    return node.text
-
-
-def _flag(node: _Node, key: str) -> bool:
-    found = _BOOLS.get(_text(node, key).lower())
-    if found is None:
-        raise _Trouble(f"{key}: expected true or false", node.start)
+def _warning(found: RuleError) -> RuleWarning:
+    assert isinstance(found, RuleWarning)
     return found
 
 
-def _priority(node: _Node) -> int:
-    found = _PRIORITY_NUMBERS.get(_text(node, "priority").upper())
+def _version(version: tuple[int, int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _scalar(node: Node, what: str, file: SourceFile | None = None) -> Scalar:
+    if not isinstance(node, Scalar):
+        raise Trouble(f"{what}: expected text", node.start, file=file)
+    return node
+
+
+def _text(node: Node, what: str, file: SourceFile | None = None) -> str:
+    return _scalar(node, what, file).text
+
+
+def _items(node: Node, what: str, file: SourceFile | None = None) -> list[Node]:
+    if not isinstance(node, Items):
+        raise Trouble(f"{what}: expected a sequence such as [a, b]", node.start, file=file)
+    return node.items
+
+
+def _flag(node: Node, key: str, file: SourceFile | None = None) -> bool:
+    found = _BOOLS.get(_text(node, key, file).lower())
     if found is None:
-        raise _Trouble(f"priority: expected one of {', '.join(PRIORITIES)}", node.start)
+        raise Trouble(f"{key}: expected true or false", node.start, file=file)
     return found
 
 
-def _tags(node: _Node) -> tuple[str, ...]:
-    if not isinstance(node, _Sequence):
-        raise _Trouble("tags: expected a sequence such as [host, network]", node.start)
-    return tuple(_text(item, "a tag") for item in node.items)
+def _priority(value: _Value) -> int:
+    found = _PRIORITY_NUMBERS.get(_text(value.node, "priority", value.file).upper())
+    if found is None:
+        raise Trouble(
+            f"priority: expected one of {', '.join(PRIORITIES)}", value.node.start, file=value.file
+        )
+    return found
+
+
+def _tags(values: Sequence[_Value]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for value in values:
+        if isinstance(value.node, Scalar):
+            raise Trouble(
+                "tags: expected a sequence such as [host, network]",
+                value.node.start,
+                file=value.file,
+            )
+        for item in _items(value.node, "tags", value.file):
+            found[_text(item, "a tag", value.file)] = None
+    return tuple(found)
+
+
+def _plugin(node: Node) -> tuple[str, str]:
+    if not isinstance(node, Pairs):
+        raise Trouble("a plugin: expected name and version", node.start)
+    values = {key.text: value for key, value in node.pairs if isinstance(key, Scalar)}
+    for key in ("name", "version"):
+        if key not in values:
+            raise Trouble(f"a plugin: the key {key} is missing", node.start)
+    name = _text(values["name"], "a plugin's name")
+    version = _text(values["version"], "a plugin's version")
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6}){2}([-+].{1,100})?", version):
+        raise Trouble(
+            f"the plugin {name[:50]}: expected a version such as 0.4.0", node.start, VALIDATE
+        )
+    return name, version
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+
+
+def _item(text: str, node: Node, file: SourceFile) -> list[str]:
+    """Return the values that an item of a list stands for where the list's name is put."""
+    if _is_quoted(text):
+        try:
+            return [unquote(text)]
+        except ConditionError as error:
+            raise Trouble(str(error), node.start, CONDITION, file=file) from None
+    if "," in text and not re.search(r"\s", text):
+        return [part for part in text.split(",") if part]
+    return [text]
+
+
+def _entry(node: Node) -> _Entry:
+    if isinstance(node, Pairs):
+        raise Trouble("an exception: expected text or a sequence", node.start)
+    if isinstance(node, Items):
+        return _Entry(node.start, items=[_entry(item) for item in node.items])
+    if not node.text:
+        raise Trouble("an exception: a text is empty", node.start)
+    return _Entry(node.start, node.text)
+
+
+def _takes_list(operator: str) -> bool:
+    return operator in _LIST_OPERATORS or operator.endswith("of")
+
+
+def _check_comps(one: _Exception) -> None:
+    """Check an exception's fields and comps against each other; put in what comps default to."""
+    assert one.fields is not None
+    what = f"the exception {one.name[:100]}"
+    if one.fields.items is None:
+        if one.comps is None:
+            one.comps = _Entry(one.start, "in")
+        if one.comps.items is not None:
+            raise Trouble(f"{what}: fields is one, so comps is one", one.start, VALIDATE)
+        if not _OPERATOR.fullmatch(one.comps.text) or not _takes_list(one.comps.text):
+            raise Trouble(
+                f"{what}: with one field, comps is in, pmatch, intersects, or an operator with "
+                "anyof, allof or oneof",
+                one.comps.start,
+                VALIDATE,
+            )
+        return
+    if one.comps is None:
+        one.comps = _Entry(one.start, items=[_Entry(one.start, "=") for _ in one.fields.items])
+    comps = one.comps.items
+    if comps is None or len(comps) != len(one.fields.items):
+        raise Trouble(f"{what}: fields and comps are of one length", one.comps.start, VALIDATE)
+    for comp in comps:
+        if comp.items is not None or not _OPERATOR.fullmatch(comp.text):
+            raise Trouble(f"{what}: {comp.text[:50]} is no operator", comp.start, VALIDATE)
+    if any(name.items is not None for name in one.fields.items):
+        raise Trouble(f"{what}: a field is a text", one.fields.start, VALIDATE)
+
+
+def _quote(text: str, *, in_list: bool) -> str:
+    """Write a value of an exception so that it is read as one, as Falco does where it has blanks.
+
+    Values without blanks are put in as they are, so that lists can be named.
+    """
+    if _is_quoted(text):
+        return text
+    if re.search(r"[\s()='\"]" if in_list else r"[\s()='\",]", text):
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text
+
+
+def _exception_text(one: _Exception) -> str:
+    """Return the condition that an exception means; empty where it has no values."""
+    assert one.fields is not None and one.comps is not None
+    if not one.values:
+        return ""
+    if one.fields.items is None:
+        texts: list[str] = []
+        for value in one.values:
+            if value.items is not None:
+                raise Trouble(
+                    f"the exception {one.name[:100]}: with one field, values are texts",
+                    value.start,
+                    VALIDATE,
+                    file=one.file,
+                )
+            texts.append(_quote(value.text, in_list=True))
+        return f"{one.fields.text} {one.comps.text} ({', '.join(texts)})"
+    names, comps = one.fields.items, one.comps.items or []
+    choices: list[str] = []
+    for value in one.values:
+        if value.items is None or len(value.items) != len(names):
+            raise Trouble(
+                f"the exception {one.name[:100]}: each of values has {len(names)} values, "
+                "one for each field",
+                value.start,
+                VALIDATE,
+                file=one.file,
+            )
+        checks: list[str] = []
+        for name, comp, item in zip(names, comps, value.items, strict=True):
+            if item.items is not None:
+                shown = ", ".join(_quote(inner.text, in_list=True) for inner in item.items)
+                right = f"({shown})"
+            elif _takes_list(comp.text):
+                is_open = item.text.startswith("(")
+                right = item.text if is_open else f"({_quote(item.text, in_list=True)})"
+            else:
+                right = _quote(item.text, in_list=False)
+            checks.append(f"{name.text} {comp.text} {right}")
+        choices.append("(" + " and ".join(checks) + ")")
+    return " or ".join(choices)
+
+
+_HOST: Final[dict[str, bytes]] = {
+    "container.id": b"host", "evt.source": b"syscall", "evt.dir": b"<",
+}  # fmt: skip
+
+
+def folded(expr: Expr) -> Expr:
+    """Return a condition without the checks that are the same for every event of every host.
+
+    Those are checks of container.id, evt.source and evt.dir by ``=``, ``!=``, ``in`` and
+    ``exists``, and every check of what a host cannot have, such as an image.
+    """
+    if isinstance(expr, Predicate):
+        known = FIELDS.get(expr.field.name)
+        if known is not None and known.is_absent and expr.field.is_plain:
+            return FALSE
+        value = _HOST.get(expr.field.name)
+        if value is None or not expr.is_plain or expr.op not in ("=", "!=", "in", "exists"):
+            return expr
+        is_true = expr.op == "exists" or (value in expr.values) == (expr.op != "!=")
+        return TRUE if is_true else FALSE
+    if isinstance(expr, Not):
+        item = folded(expr.item)
+        if item in (TRUE, FALSE):
+            return FALSE if item == TRUE else TRUE
+        return Not(item)
+    neutral, stop = (TRUE, FALSE) if isinstance(expr, And) else (FALSE, TRUE)
+    items = [folded(item) for item in expr.items]
+    if stop in items:
+        return stop
+    items = [item for item in items if item != neutral]
+    if len(items) == 1:
+        return items[0]
+    return And(tuple(items)) if isinstance(expr, And) else Or(tuple(items))
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -644,21 +1322,47 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def load_rules(paths: Sequence[Path]) -> RuleSet:
+def load(paths: Sequence[Path], *, skip_unknown: bool = False) -> LoadResult:
     """Read rule files, in order; a directory stands for its *.yaml and *.yml, by name.
+
+    skip_unknown  rules that need fields or events which are unknown or not captured are skipped
+                  with a warning, as if each had ``skip-if-unknown-filter: true``
+
+    Raises nothing for what is wrong in the files: the result has it.
+    """
+    loader = _Loader(skip_unknown=skip_unknown)
+    for number, path in enumerate(_files(paths)):
+        if number >= FILES_MAX:
+            loader.names.append(str(path))
+            loader.whole(str(path), f"more than {FILES_MAX} files", READ)
+            break
+        loader.read(path)
+    rules = loader.compile()
+    order = {name: number for number, name in enumerate(loader.names)}
+
+    def place(error: RuleError) -> tuple[int, int, int]:
+        return order.get(error.file, -1), error.line, error.column
+
+    return LoadResult(
+        rules,
+        loader.digest.hexdigest(),
+        tuple(dict.fromkeys(loader.names)),
+        tuple(sorted(loader.errors, key=place)),
+        tuple(sorted(loader.warnings, key=place)),
+        loader.failed,
+        {name: items for name, items in loader.lists.items() if items is not None},
+        {name: tree for name, tree in loader.macros.items() if tree is not None},
+        tuple(loader.plugins),
+    )
+
+
+def load_rules(paths: Sequence[Path], *, skip_unknown: bool = False) -> RuleSet:
+    """Read rule files as ``load`` does.
 
     Raises RuleErrors with everything that is wrong in all of them. Nothing is returned then:
     whoever holds older rules keeps those.
     """
-    loader = _Loader()
-    for number, path in enumerate(_files(paths)):
-        if number >= FILES_MAX:
-            loader.errors.append(RuleError(str(path), 0, 0, "", f"more than {FILES_MAX} files"))
-            break
-        loader.read(path)
-    rules = loader.compile()
-    if loader.errors:
-        order = {name: number for number, name in enumerate(loader.names)}
-        loader.errors.sort(key=lambda error: (order.get(error.file, -1), error.line, error.column))
-        raise RuleErrors(loader.errors)
-    return RuleSet(rules, loader.digest.hexdigest())
+    result = load(paths, skip_unknown=skip_unknown)
+    if result.errors:
+        raise RuleErrors(result.errors)
+    return RuleSet(result.rules, result.digest, result.warnings)

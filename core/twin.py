@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vedette.core import layout
-from vedette.core.expr import And, Expr, Not, Or, Predicate, Value
+from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
 from vedette.core.fields import (
     ANCESTORS_MAX,
     LOGINUID_UNSET,
@@ -122,12 +122,32 @@ def holds(op: str, value: Scalar, constants: tuple[Value, ...]) -> bool:
     raise ValueError(f"no operator {op} for {value!r}")
 
 
+def _constants(node: Predicate, view: EventView) -> tuple[Value, ...] | None:
+    """Return what a predicate compares with in an event; None where that is missing."""
+    found: list[Value] = []
+    for value in node.values:
+        if not isinstance(value, FieldRef):
+            found.append(value)
+            continue
+        here = extract(value, view)
+        if here is None:
+            return None
+        assert not isinstance(here, list)  # what has several values is not compared with
+        if isinstance(here, bytes) and node.op == "icontains":
+            here = here.lower()
+        if isinstance(here, bytes) and node.op == "pmatch":
+            here = here.rstrip(b"/")
+        found.append(here)
+    return tuple(found)
+
+
 def _predicate(node: Predicate, view: EventView) -> bool:
     value = extract(node.field, view)
-    if value is None:
+    constants = _constants(node, view)
+    if value is None or constants is None:
         return False
     values = value if isinstance(value, list) else [value]
-    return any(holds(node.op, one, node.values) for one in values)
+    return any(holds(node.op, one, constants) for one in values)
 
 
 def evaluate(expr: Expr, view: EventView) -> bool:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
 from vedette.core import layout
 from vedette.core.condition import predicate
-from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
-from vedette.core.fields import AF_INET, AF_INET6, AF_UNIX, FIELDS, LOGINUID_UNSET, OPEN_FLAGS
+from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value
+from vedette.core.fields import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    FIELDS,
+    LOGINUID_UNSET,
+    OPEN_FLAGS,
+    find,
+)
 from vedette.core.records import build
 from vedette.core.rules import Rule
 
@@ -131,14 +140,93 @@ def _constant(kind: str, op: str) -> st.SearchStrategy[Any]:
     return _CONSTANTS[kind]
 
 
+CAPTURED = tuple(name for name, field in FIELDS.items() if field.captured and not field.is_absent)
+"""The fields that an event can have a value of."""
+ABSENT = tuple(name for name, field in FIELDS.items() if field.is_absent)
+"""The fields that are defined and never have a value."""
+
+
+def _plain(names: tuple[str, ...]) -> st.SearchStrategy[FieldRef]:
+    """Fields that can be transformed and stand in val()."""
+    return st.sampled_from([n for n in names if not FIELDS[n].is_fixed]).map(FieldRef)
+
+
+_TEXT_FIELDS = tuple(n for n in (*CAPTURED, *ABSENT[:3]) if FIELDS[n].type == "string")
+
+
+@st.composite
+def references(draw: st.DrawFn, depth: int = 2, *, is_text: bool = False) -> FieldRef:
+    """A field as it is, transformed, or a function of several: text, or len()."""
+
+    def operand() -> Operand:
+        if draw(st.booleans()):
+            return draw(st.sampled_from(TEXTS))
+        return draw(references(depth - 1, is_text=True))
+
+    def operands() -> tuple[Operand, ...]:
+        return tuple(operand() for _ in range(draw(st.integers(2, 3))))
+
+    match draw(st.integers(0, 2)) if depth else 0:
+        case 0:
+            ref = draw(_plain(_TEXT_FIELDS))
+        case 1:
+            ref = FieldRef("concat", operands=operands())
+        case _:
+            ref = FieldRef("join", operands=(operand(), operands()))
+    names = ["tolower", "toupper", "basename", "b64"]
+    transformers = draw(st.lists(st.sampled_from(names), max_size=2))
+    if not is_text and draw(st.booleans()):
+        transformers.append("len")
+    return replace(ref, transformers=tuple(transformers))
+
+
+@st.composite
+def new_predicates(draw: st.DrawFn) -> Predicate:
+    """A check that has a transformer, a function or a field on its right, or an absent field."""
+    match draw(st.integers(0, 2)):
+        case 0:
+            ref = draw(references())
+        case 1:
+            ref = draw(_plain(CAPTURED))
+        case _:
+            return draw(predicates(ABSENT))
+    field = find(ref)
+    op = draw(st.sampled_from(OPS[field.type]))
+    if op == "exists" or (ref.is_plain and op in ("in", "regex")):
+        return predicate(ref, field, "exists", ())
+    if ref.is_plain or (op not in ("in", "regex") and draw(st.booleans())):
+        alike = [
+            name
+            for name in (*CAPTURED, *ABSENT)
+            if FIELDS[name].type == field.type and not FIELDS[name].is_fixed
+        ]
+        others = st.sampled_from(alike).map(FieldRef)
+        if field.type in ("string", "int"):
+            others |= references().filter(lambda other: find(other).type == field.type)
+        return predicate(ref, field, op, (draw(others),))
+    constants = _constant(field.type, op)
+    values = draw(st.lists(constants, max_size=4)) if op in ("in", "pmatch") else [draw(constants)]
+    return predicate(ref, field, op, values)
+
+
 @st.composite
 def predicates(
-    draw: st.DrawFn, names: tuple[str, ...] = tuple(FIELDS), ops: frozenset[str] | None = None
+    draw: st.DrawFn,
+    names: tuple[str, ...] = CAPTURED,
+    ops: frozenset[str] | None = None,
+    *,
+    full: bool = False,
 ) -> Predicate:
-    """A check of any field of ``names``, by any operator of its type that ``ops`` allows."""
+    """A check of any field of ``names``, by any operator of its type that ``ops`` allows.
+
+    full  also checks with transformers, functions, fields on the right and absent fields
+    """
+    if full and draw(st.booleans()):
+        return draw(new_predicates())
     name = draw(st.sampled_from(names))
     field = FIELDS[name]
-    arg = draw(st.none() | st.integers(0, 4).map(str)) if field.argument != "none" else None
+    has_index = field.argument == "optional"
+    arg = draw(st.none() | st.integers(0, 4).map(str)) if has_index else None
     allowed = [op for op in OPS[field.type] if ops is None or op in ops]
     op = draw(st.sampled_from(allowed))
     constants = _constant(field.type, op)

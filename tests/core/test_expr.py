@@ -8,6 +8,19 @@ from vedette.core.expr import And, FieldRef, Not, Or, Predicate, predicates
 def test_a_field_reference_reads_as_rules_write_it() -> None:
     assert str(FieldRef("proc.name")) == "proc.name"
     assert str(FieldRef("proc.aname", "2")) == "proc.aname[2]"
+    assert str(FieldRef("fd.name", None, ("basename", "len"))) == "len(basename(fd.name))"
+    inner = FieldRef("join", operands=(b'"\\', (FieldRef("proc.name"), b"x")))
+    assert str(FieldRef("concat", operands=(inner, b"-"))) == (
+        'concat(join("\\"\\\\", (proc.name, "x")), "-")'
+    )
+
+
+def test_plain_is_a_field_against_constants() -> None:
+    name = FieldRef("proc.name")
+    assert Predicate(name, "=", (b"sh",)).is_plain
+    assert not Predicate(name, "=", (FieldRef("proc.pname"),)).is_plain
+    assert not Predicate(FieldRef("proc.name", None, ("len",)), "=", (2,)).is_plain
+    assert not Predicate(FieldRef("concat", operands=(name, b"x")), "exists").is_plain
 
 
 def test_predicates_come_left_to_right_with_repeats() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import posixpath
@@ -16,10 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core import strategies as s
-from vedette.core import fields, layout
+from vedette.core import catalogue, fields, layout
 from vedette.core.expr import FieldRef
-from vedette.core.fields import EventView, Raw, UnknownField, extract, lookup, resolve
+from vedette.core.fields import (
+    EventView,
+    Raw,
+    UncapturedField,
+    UnknownField,
+    extract,
+    lookup,
+    resolve,
+)
 from vedette.core.records import build, decode
+from vedette.core.transformers import decode_base64
 from vedette.core.twin import Process
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +64,7 @@ def test_every_field_and_source_of_the_table_in_words_is_in_the_catalogue() -> N
             assert set(sources.strip().split(", ")) & set(fields.FIELDS[name].sources), name
             assert fields.FIELDS[name].scope == scope.strip(), name
         named |= in_row
-    assert named == set(fields.FIELDS)
+    assert named == set(s.CAPTURED)
 
 
 @given(s.records(), s.process_values())
@@ -500,6 +510,121 @@ def test_ancestors_end_at_their_bound() -> None:
     found = of_process("proc.aname", chain)
     assert isinstance(found, list) and len(found) == fields.ANCESTORS_MAX
     assert of_process("proc.aname[64]", chain) == b"36"
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        (FieldRef("proc.name", None, ("toupper",)), b"BASH"),
+        (FieldRef("proc.exepath", None, ("basename",)), b"Bash"),
+        (FieldRef("proc.exepath", None, ("basename", "tolower")), b"bash"),
+        (FieldRef("proc.exepath", None, ("len",)), 13),
+        (FieldRef("proc.args", None, ("b64",)), b"id\n"),
+        (FieldRef("proc.args", None, ("b64", "len")), 3),
+        (FieldRef("proc.name", None, ("b64",)), b"m\xab!"),
+        (FieldRef("proc.cwd", None, ("basename",)), b""),
+        (FieldRef("proc.pname", None, ("tolower",)), None),
+        (FieldRef("proc.pname", None, ("len",)), None),
+        (FieldRef("concat", operands=(FieldRef("proc.name"), b"-", FieldRef("proc.args"))),
+         b"bash-aWQK"),
+        (FieldRef("concat", operands=(FieldRef("proc.name"), FieldRef("proc.pname"))), None),
+        (FieldRef("join", operands=(b", ", (FieldRef("proc.name"), b"x", FieldRef("evt.type")))),
+         b"bash, x, listen"),
+        (FieldRef("join", operands=(FieldRef("proc.name"), (b"a", b"b"))), b"abashb"),
+        (FieldRef("join", operands=(b",", ())), b""),
+        (FieldRef("join", operands=(b",", (FieldRef("proc.pname"),))), None),
+        (FieldRef("join", None, ("toupper", "len"), (b"", (b"a", b"b"))), 2),
+        (FieldRef("concat", operands=(b"a", FieldRef("proc.name", None, ("toupper",)))), b"aBASH"),
+    ],
+)  # fmt: skip
+def test_transformed_values(field: FieldRef, expected: Raw) -> None:
+    process = Process(
+        pid=1, comm=b"bash", exe_path=b"/usr/bin/Bash", args=b"bash\0aWQK", cwd=b"/home"
+    )
+    assert extract(field, view(build("listen"), process)) == expected
+    found = lookup(field)
+    assert found.type == ("int" if field.transformers[-1:] == ("len",) else "string")
+    assert found.name == str(field)
+
+
+@given(st.binary(max_size=12))
+def test_base64_is_undone_with_and_without_padding(data: bytes) -> None:
+    encoded = base64.b64encode(data)
+    bare = encoded.rstrip(b"=")
+    assert decode_base64(encoded) == decode_base64(bare) == decode_base64(bare + b"\0") == data
+
+
+@pytest.mark.parametrize("text", [b"a", b"YQ===", b"Y-==", b"YR==", b"YQ =", b"=YQ"])
+def test_what_is_no_base64(text: bytes) -> None:
+    assert decode_base64(text) is None
+
+
+@given(s.references(), s.records(), s.process_values())
+def test_a_transformed_value_is_of_its_type_and_only_in_its_events(
+    ref: FieldRef, record: bytes, values: dict[str, Any]
+) -> None:
+    seen = view(record, Process(**values))
+    found, field = extract(ref, seen), lookup(ref)
+    if found is not None:
+        assert isinstance(found, int if field.type == "int" else bytes)
+        assert seen.record.type_name in field.events
+
+
+def test_functions_have_the_events_that_all_their_operands_have() -> None:
+    both = FieldRef("concat", operands=(FieldRef("fd.name"), FieldRef("evt.arg.path")))
+    assert lookup(both).events == fields.OPENS
+    assert lookup(both).sources == ("path", "sockname", "rawpath")
+    assert lookup(FieldRef("concat", operands=(FieldRef("container.image"), b"x"))).events == ()
+    with pytest.raises(UncapturedField, match="not captured yet"):
+        lookup(FieldRef("concat", operands=(FieldRef("proc.env"), b"x")))
+
+
+@pytest.mark.parametrize("name", s.ABSENT)
+def test_what_a_host_cannot_have_is_missing(name: str) -> None:
+    assert value(name, build("listen")) is None
+    assert lookup(FieldRef(name)).events == ()
+
+
+def test_what_is_not_captured_is_known_and_says_what_it_needs() -> None:
+    uncaptured = [field for field in fields.FIELDS.values() if not field.captured]
+    assert len(uncaptured) > 100
+    for field in uncaptured:
+        assert field.needs and field.description
+        assert value(field.name, build("listen")) is None
+        with pytest.raises(UncapturedField, match="is not captured yet"):
+            lookup(FieldRef(field.name))
+    assert str(fields.find(FieldRef("proc.env", "PATH"))) == str(fields.FIELDS["proc.env"])
+
+
+FALCO = ROOT.parent / "shared" / "corpora" / "falco" / "fields.tsv"
+TYPES = {
+    "PT_CHARBUF": "string", "PT_BYTEBUF": "string", "string": "string", "PT_BOOL": "bool",
+    "bool": "bool", "PT_INT64": "int", "PT_UINT64": "int", "PT_RELTIME": "int",
+    "PT_ABSTIME": "int", "abstime": "int", "PT_UINT32": "uint", "PT_IPADDR": "ip",
+    "PT_IPNET": "net", "PT_PORT": "port",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not FALCO.exists(), reason="Falco's published rules are not here")
+def test_every_field_of_the_published_rules_is_known_with_its_type() -> None:
+    rows = [line.split("\t") for line in FALCO.read_text().splitlines()[1:]]
+    assert len(rows) > 80
+    for name, kind, flags, *_ in rows:
+        field = fields.FIELDS[name]
+        assert field.type == TYPES[kind], name
+        if "EPF_NO_TRANSFORMER" in flags:
+            assert field.is_fixed, name
+        elif flags == "EPF_NONE":
+            assert not field.is_fixed, name
+
+
+def test_events_have_names_once() -> None:
+    assert not catalogue.SYSCALLS & catalogue.META_EVENTS
+    assert layout.TYPES.keys() <= catalogue.EVENTS
+    names = [row.name for table in (catalogue.ABSENT, catalogue.UNCAPTURED)
+             for row in catalogue.rows(table)]  # fmt: skip
+    assert len(names) == len(set(names))
+    assert not set(names) & set(s.CAPTURED)
 
 
 def test_constants() -> None:

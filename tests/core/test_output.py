@@ -49,6 +49,12 @@ CONNECT = EventView(
         ("%fd.name", "/etc/a\\x0a\\xff"),
         ("%fd.sip %fd.port %group.name", "<NA> <NA> <NA>"),
         ("%fd.nameraw%fd.name", "/etc/a\\x0a\\xff/etc/a\\x0a\\xff"),
+        ("%toupper(proc.name)/%len(fd.name)", "SH/8"),
+        ('%-5concat(proc.name, "(", user.name).', "sh(root."),
+        ("%4basename(fd.name)%join('-', (proc.name, 'x'))", "a\\x0a\\xffsh-x"),
+        ("%tolower(fd.l4proto) %b64(proc.name)", "<NA> <NA>"),
+        ("%proc.tty %container.image.repository|%proc.env[PATH]", "<NA> <NA>|<NA>"),
+        ("%len(proc.env)!", "<NA>!"),
     ],
 )
 def test_templates(template: str, shown: str) -> None:
@@ -86,6 +92,10 @@ def test_fields_by_name_in_order_each_once() -> None:
         ("x % proc.name", 2, "expected a field's name after %"),
         ("x %proc.nme", 3, "unknown field proc.nme; did you mean proc.name?"),
         ("x %-5prc", 5, "unknown field prc"),
+        ("x %tolower(proc.nme)", 3, "unknown field proc.nme; did you mean proc.name?"),
+        ("x %tolower(fd.num)", 3, "tolower() takes text, and fd.num is of type int"),
+        ("x %tolower(proc.name", 20, "expected , or ), found the end"),
+        ("x %concat(proc.name, 'a", 21, "the ' is never closed"),
         ("%proc.aname[x]", 11, "is a number, not 'x'"),
         ("%proc.aname[99]", 11, "is at most 64"),
         ("a%300proc.name", 1, "a width of more than 200"),
@@ -97,6 +107,19 @@ def test_what_is_refused_and_where(template: str, offset: int, message: str) -> 
         Template(template)
     assert message in str(caught.value)
     assert caught.value.offset == offset
+
+
+def test_transformed_fields_travel_by_their_text() -> None:
+    template = Template("%toupper(proc.name) %len(fd.name) %proc.tty")
+    assert template.fields(OPEN) == {"toupper(proc.name)": "SH", "len(fd.name)": 8}
+    assert template.uncaptured == (FieldRef("proc.tty"),)
+
+
+def test_only_what_does_not_exist_is_unknown() -> None:
+    for source, is_unknown in (("%proc.nme", True), ("%tolower(a.b)", True), ("% x", False)):
+        with pytest.raises(OutputError) as caught:
+            Template(source)
+        assert caught.value.is_unknown == is_unknown
 
 
 @pytest.mark.parametrize(
@@ -134,9 +157,11 @@ def test_values_of_each_type() -> None:
 @given(s.records(), s.process_values())
 def test_every_field_can_be_shown_in_any_event(record: bytes, values: dict[str, Any]) -> None:
     view = EventView(decode(record), Process(**values), s.USERS, s.GROUPS, s.HOSTNAME)
+    names = [name for name, field in FIELDS.items() if field.captured]
     template = Template(" ".join(f"%{name}" for name in FIELDS))
     shown = template.fields(view)
-    assert list(shown) == list(FIELDS)
+    assert list(shown) == names
+    assert [str(ref) for ref in template.uncaptured] == [n for n in FIELDS if n not in names]
     line = template.format(view)
     assert "\n" not in line
     assert line.count("<NA>") >= sum(value is None for value in shown.values())

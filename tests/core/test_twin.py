@@ -366,9 +366,56 @@ def test_a_missing_value_makes_any_check_false(text: str, result: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "result"),
     [
+        ("proc.name = val(evt.type)", False),
+        ("proc.name != val(evt.type)", True),
+        ("proc.name = basename(proc.exepath)", True),
+        ("toupper(proc.name) = CAT", True),
+        ("proc.exepath endswith val(proc.name)", True),
+        ("proc.exepath contains val(proc.name)", True),
+        ("proc.exepath icontains toupper(proc.name)", True),
+        ("proc.exepath pmatch val(proc.cwd)", True),
+        ("proc.exepath pmatch val(proc.name)", False),
+        ("proc.name in val(proc.name)", True),
+        ("proc.name glob val(proc.name)", True),
+        ("proc.name = val(proc.pname)", False),  # there is no parent
+        ("proc.name != val(proc.pname)", False),
+        ("not proc.name != val(proc.pname)", True),
+        ("proc.pname = val(proc.name)", False),
+        ("proc.pid = val(proc.sid)", True),
+        ("proc.pid <= val(proc.sid)", True),
+        ("proc.pid < val(proc.sid)", False),
+        ("len(proc.name) = 3", True),
+        ("len(proc.name) > len(proc.exepath)", False),
+        ("len(proc.pname) >= 0", False),
+        ("concat(proc.cwd, proc.name) = /usr/bin/cat", True),
+        ("join('+', (proc.name, 'x')) in (a, cat+x)", True),
+        ("b64(proc.args) contains i", True),
+        ("tolower(proc.pname) exists", False),
+        ("container.image.repository exists", False),
+        ("container.image.repository != a", False),
+        ("not container.image.repository = a", True),
+        ("k8s.ns.name = val(container.name)", False),
+        ("proc.name startswith oneof (c, ca)", False),
+        ("proc.name startswith oneof (c, x)", True),
+        ("proc.pname != allof (a, b)", False),
+        ("evt.num >= 1 and not evt.num = 0", True),
+    ],
+)
+def test_transformed_values_and_fields_on_the_right(text: str, result: bool) -> None:
+    process = Process(
+        pid=7, session=7, comm=b"cat", exe_path=b"/usr/bin/cat", cwd=b"/usr/bin", args=b"cat\0aWQK"
+    )
+    view = EventView(decode(build("listen")), process, {}, {})
+    assert evaluate(parse_condition(text), view) is result
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
         ("fd.port = 22", True),
         ("fd.port = 5", True),
-        ("fd.port != 22", True),  # of the other end
+        ("fd.port != 22", False),
+        ("fd.port != 23", True),
         ("not fd.port = 22", False),
         ("fd.port in (1, 22)", True),
         ("fd.net = 10.0.0.0/8", True),
@@ -376,7 +423,9 @@ def test_a_missing_value_makes_any_check_false(text: str, result: bool) -> None:
         ("fd.port > 22", False),
     ],
 )
-def test_a_check_of_several_values_is_true_of_any(text: str, result: bool) -> None:
+def test_a_check_of_several_values_is_true_of_any_but_unequal_of_all(
+    text: str, result: bool
+) -> None:
     ends: dict[str, Any] = {
         "local_addr": bytes([10, *[0] * 15]),
         "remote_addr": bytes([10, 1, *[0] * 14]),

@@ -1,0 +1,371 @@
+"""Fields that Falco has and a record does not carry (yet), and the names of its events.
+
+core/fields.py puts these fields into its table, so that rules which name them are understood and
+the reason is given where they cannot be checked.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple, cast
+
+Kind = Literal["string", "int", "uint", "bool", "ip", "net", "port"]
+Argument = Literal["none", "index", "key"]
+
+
+class Row(NamedTuple):
+    """One field: name, type, whether brackets may follow it, what it is, and what it needs."""
+
+    name: str
+    type: Kind
+    argument: Argument
+    description: str
+    needs: str
+
+
+ABSENT: Final = """
+container.name           string  none   Name of the container
+container.full_id        string  none   Full id of the container
+container.type           string  none   Type of the container
+container.image          string  none   Image of the container
+container.image.id       string  none   Id of the image
+container.image.repository string none  Repository of the image
+container.image.tag      string  none   Tag of the image
+container.image.digest   string  none   Digest of the image
+container.privileged     bool    none   Whether the container is privileged
+container.ip             string  none   Address of the container
+container.cni.json       string  none   Network of the container, as JSON
+container.label          string  key    Label of the container
+container.labels         string  none   Labels of the container
+container.mounts         string  none   Mounts of the container
+container.mount          string  key    Mount of the container
+container.mount.source   string  key    Source of a mount
+container.mount.dest     string  key    Destination of a mount
+container.mount.mode     string  key    Mode of a mount
+container.mount.rdwr     string  key    Whether a mount can be written
+container.mount.propagation string key  Propagation of a mount
+container.start_ts       int     none   When the container started
+container.duration       int     none   Nanoseconds since the container started
+container.created_time   int     none   When the container was made
+container.host_pid       bool    none   Whether the container shares the host's pid namespace
+container.host_network   bool    none   Whether the container shares the host's network namespace
+container.host_ipc       bool    none   Whether the container shares the host's IPC namespace
+k8s.ns.name              string  none   Namespace of the pod
+k8s.pod.name             string  none   Name of the pod
+k8s.pod.id               string  none   Id of the pod
+k8s.pod.uid              string  none   Unique id of the pod
+k8s.pod.sandbox_id       string  none   Id of the pod's sandbox
+k8s.pod.full_sandbox_id  string  none   Full id of the pod's sandbox
+k8s.pod.label            string  key    Label of the pod
+k8s.pod.labels           string  none   Labels of the pod
+k8s.pod.ip               string  none   Address of the pod
+k8s.pod.cni.json         string  none   Network of the pod, as JSON
+"""
+"""What processes of a container or pod have. A host that runs none has no value for them."""
+
+UNCAPTURED: Final = """
+# the number of the event
+evt.num                  int     none   Number of the event, counted from 1
+# the time of the event as text
+evt.time                 string  none   Time of the event
+evt.time.s               string  none   Time of the event without its fraction
+evt.time.iso8601         string  none   Time of the event, ISO 8601
+evt.datetime             string  none   Date and time of the event
+evt.datetime.s           string  none   Date and time of the event without its fraction
+evt.rawtime              int     none   Nanoseconds since the epoch
+evt.rawtime.s            int     none   Seconds since the epoch
+evt.rawtime.ns           int     none   Fraction of the second, in nanoseconds
+evt.reltime              int     none   Nanoseconds since capture began
+evt.pluginname           string  none   Plugin that made the event
+evt.plugininfo           string  none   What the plugin says of the event
+# the event's number, category and CPU
+evt.cpu                  int     none   CPU of the event
+evt.category             string  none   Category of the event
+evt.count                uint    none   Always 1
+evt.count.error          uint    none   1 for an event that failed
+evt.is_syscall           bool    none   Whether the event is a syscall
+evt.syscall.type         string  none   Name of the syscall
+evt.is_async             bool    none   Whether the event came asynchronously
+evt.asynctype            string  none   Type of an asynchronous event
+evt.is_io                bool    none   Whether the event reads or writes
+evt.is_io_read           bool    none   Whether the event reads
+evt.is_io_write          bool    none   Whether the event writes
+evt.io_dir               string  none   r for reads, w for writes
+evt.is_wait              bool    none   Whether the event waits
+evt.wait_latency         int     none   Nanoseconds that the event waited
+evt.latency              int     none   Nanoseconds between entry and exit
+evt.latency.s            int     none   Seconds between entry and exit
+evt.latency.ns           int     none   Fraction of the latency's second
+evt.latency.human        string  none   Latency as text
+evt.abspath              string  key    Absolute path of an argument
+# the data that was read or written
+evt.buffer               string  none   Data that the event carried
+evt.buflen               int     none   Length of the data
+evt.buflen.in            int     none   Length of data that came in
+evt.buflen.out           int     none   Length of data that went out
+# all arguments of the syscall
+evt.args                 string  none   All arguments as text
+evt.arg                  string  key    Argument by name or number
+evt.rawarg               string  key    Argument by name, not interpreted
+evt.info                 string  none   All arguments as text
+# the mode of an open
+evt.is_open_exec         bool    none   Whether an open made a file that may be executed
+# arguments of syscalls that are not captured yet
+evt.arg.name             string  none   Path of mkdir, rmdir, unlink, chmod and their like
+evt.arg.oldpath          string  none   First path of rename and link
+evt.arg.newpath          string  none   Second path of rename and link
+evt.arg.linkpath         string  none   Path of a symlink
+evt.arg.target           string  none   What a symlink points to
+evt.arg.mode             string  none   Mode of chmod and mkdir
+evt.arg.uid              string  none   User of setuid and chown
+evt.arg.euid             string  none   Effective user of setresuid
+evt.arg.gid              string  none   Group of setgid and chown
+evt.arg.cmd              string  none   Command of bpf and fcntl
+evt.arg.request          string  none   Request of ptrace and ioctl
+evt.arg.domain           string  none   Address family of socket
+evt.arg.type             string  none   Type of socket
+evt.arg.proto            string  none   Protocol of socket
+evt.arg.fd               string  none   File descriptor that was passed
+evt.arg.addr             string  none   Address that was passed
+evt.arg.data             string  none   Data that was passed
+evt.arg.size             string  none   Size that was passed
+evt.arg.res              string  none   Result
+evt.arg.pid              string  none   Process id that was passed
+evt.arg.sig              string  none   Signal of kill
+evt.arg.signal           string  none   Signal that was delivered
+evt.arg.exe              string  none   First argument of exec
+evt.arg.args             string  none   Arguments of exec
+evt.arg.env              string  none   Environment of exec
+evt.arg.comm             string  none   Name of the process
+evt.arg.cwd              string  none   Working directory
+evt.arg.dev              string  none   Device of mount
+evt.arg.dir              string  none   Directory of mount
+evt.arg.nstype           string  none   Namespace type of setns
+evt.arg.prot             string  none   Protection of mmap and mprotect
+evt.arg.length           string  none   Length of mmap
+evt.arg.offset           string  none   Offset
+evt.arg.option           string  none   Option of prctl
+evt.arg.resource         string  none   Resource of setrlimit
+evt.arg.tuple            string  none   Addresses and ports of a socket
+evt.arg.queuepct         string  none   How full the queue of listen is
+evt.arg.backlog          string  none   Backlog of listen
+evt.arg.dirfd            string  none   Directory that a path is relative to
+evt.arg.olddirfd         string  none   Directory that the first path is relative to
+evt.arg.newdirfd         string  none   Directory that the second path is relative to
+evt.arg.linkdirfd        string  none   Directory that the symlink's path is relative to
+# the state of the file descriptor
+fd.connected             bool    none   Whether the socket is connected
+fd.name_changed          bool    none   Whether the event changed the descriptor's name
+fd.is_server             bool    none   Whether the process is the socket's server
+fd.is_upper_layer        bool    none   Whether the file lies in an overlay's upper layer
+fd.is_lower_layer        bool    none   Whether the file lies in an overlay's lower layer
+fd.uid                   string  none   Thread and descriptor
+fd.dev                   int     none   Device of the file
+fd.dev.major             int     none   Major number of the device
+fd.dev.minor             int     none   Minor number of the device
+fd.ino                   int     none   Inode of the file
+fd.proto                 string  none   Protocol by the server's port
+fd.cproto                string  none   Protocol by the client's port
+fd.sproto                string  none   Protocol by the server's port
+fd.lproto                string  none   Protocol by the local port
+fd.rproto                string  none   Protocol by the remote port
+fd.containerdirectory    string  none   Container and directory
+fd.containername         string  none   Container and name
+fd.types                 string  key    Types of all descriptors of the process
+# the family of a socket that has no address
+fd.sockfamily            string  none   ip or unix
+# names of addresses, which Falco asks a name server for
+fd.cip.name              string  none   Name of the client's address
+fd.sip.name              string  none   Name of the server's address
+fd.lip.name              string  none   Name of the local address
+fd.rip.name              string  none   Name of the remote address
+# the paths of file system calls
+fs.path.name             string  none   Path that a file system call works on
+fs.path.nameraw          string  none   Path that a file system call works on, as it was passed
+fs.path.source           string  none   Source path of a file system call
+fs.path.sourceraw        string  none   Source path of a file system call, as it was passed
+fs.path.target           string  none   Target path of a file system call
+fs.path.targetraw        string  none   Target path of a file system call, as it was passed
+# the terminal of the process
+proc.tty                 uint    none   Number of the terminal; 0: none
+# the environment of the process
+proc.env                 string  key    Environment, or one variable of it
+proc.aenv                string  key    Environment of an ancestor
+# ids of the process in its own namespaces, its group and its session
+proc.vpid                int     none   Process id in its own pid namespace
+proc.pvpid               int     none   Process id of the parent in its own pid namespace
+proc.pgid                int     none   Process group
+proc.vpgid               int     none   Process group in its own pid namespace
+proc.is_vpgid_leader     bool    none   Whether the process leads its process group
+proc.is_sid_leader       bool    none   Whether the process leads its session
+proc.is_pgid_leader      bool    none   Whether the process leads its group
+proc.sname               string  none   Name of the session's leader
+proc.sid.exe             string  none   argv[0] of the session's leader
+proc.sid.exepath         string  none   Executable of the session's leader
+proc.vpgid.name          string  none   Name of the group's leader
+proc.vpgid.exe           string  none   argv[0] of the group's leader
+proc.vpgid.exepath       string  none   Executable of the group's leader
+proc.pgid.name           string  none   Name of the group's leader
+proc.pgid.exe            string  none   argv[0] of the group's leader
+proc.pgid.exepath        string  none   Executable of the group's leader
+proc.apid                int     index  Process id of an ancestor
+proc.stdin.type          string  none   Type of the standard input
+proc.stdout.type         string  none   Type of the standard output
+proc.stderr.type         string  none   Type of the standard error
+proc.stdin.name          string  none   Name of the standard input
+proc.stdout.name         string  none   Name of the standard output
+proc.stderr.name         string  none   Name of the standard error
+# more of the ancestors
+proc.aexe                string  index  argv[0] of an ancestor
+proc.aexepath            string  index  Executable of an ancestor
+proc.acmdline            string  index  Command line of an ancestor
+proc.aargs               string  index  Arguments of an ancestor
+# more of the process
+proc.pcmdnargs           int     none   Number of the parent's arguments
+proc.cmdnargs            int     none   Number of arguments
+proc.cmdlenargs          int     none   Length of all arguments
+proc.exeline             string  none   argv[0] and arguments
+proc.loginshellid        int     none   Process id of the oldest shell among the ancestors
+proc.fdopencount         int     none   Number of open descriptors
+proc.fdlimit             int     none   Bound of open descriptors
+proc.fdusage             int     none   Share of descriptors in use
+proc.nthreads            int     none   Number of threads
+proc.nchilds             int     none   Number of children
+proc.thread.cpu          int     none   Share of a CPU
+proc.vmsize              int     none   Virtual memory, in kB
+proc.vmrss               int     none   Resident memory, in kB
+proc.vmswap              int     none   Swapped memory, in kB
+thread.pfmajor           int     none   Major page faults
+thread.pfminor           int     none   Minor page faults
+thread.tid               int     none   Thread id
+thread.vtid              int     none   Thread id in its own pid namespace
+thread.ismain            bool    none   Whether the thread is the process's first
+thread.exectime          int     none   CPU time
+thread.totexectime       int     none   CPU time since capture began
+thread.cgroups           string  none   Control groups
+thread.cgroup            string  key    Control group of a subsystem
+thread.nametid           string  none   Name and thread id
+thread.cpu               int     none   Share of a CPU
+# when the process started
+proc.duration            int     none   Nanoseconds since the process started
+proc.ppid.duration       int     none   Nanoseconds since the parent started
+proc.pid.ts              int     none   When the process started
+proc.ppid.ts             int     none   When the parent started
+# the file that was executed
+proc.exe_ino             int     none   Inode of the executable
+proc.exe_ino.ctime       int     none   When the executable's inode last changed
+proc.exe_ino.mtime       int     none   When the executable was last written
+proc.exe_ino.ctime_duration_proc_start  int none Time from the executable's change to the start
+proc.exe_ino.ctime_duration_pidns_start int none Time from the change to the namespace's start
+proc.pidns_init_start_ts int     none   When the pid namespace started
+proc.is_exe_writable     bool    none   Whether the user may write the executable
+proc.is_exe_upper_layer  bool    none   Whether the executable lies in an overlay's upper layer
+proc.is_exe_lower_layer  bool    none   Whether the executable lies in an overlay's lower layer
+proc.is_exe_from_memfd   bool    none   Whether the executable is memory without a file
+# the capabilities of the process
+thread.cap_permitted     string  none   Permitted capabilities
+thread.cap_inheritable   string  none   Inheritable capabilities
+thread.cap_effective     string  none   Effective capabilities
+# more of the user
+user.homedir             string  none   Home directory
+user.shell               string  none   Shell
+# what sends syslog messages
+syslog.facility          uint    none   Facility of a syslog message
+syslog.facility.str      string  none   Facility of a syslog message as text
+syslog.severity          uint    none   Severity of a syslog message
+syslog.severity.str      string  none   Severity of a syslog message as text
+syslog.message           string  none   Text of a syslog message
+# lists of descriptors of a poll
+fdlist.nums              string  none   Descriptors of a poll
+fdlist.names             string  none   Names of a poll's descriptors
+fdlist.cips              string  none   Client addresses of a poll's descriptors
+fdlist.sips              string  none   Server addresses of a poll's descriptors
+fdlist.cports            string  none   Client ports of a poll's descriptors
+fdlist.sports            string  none   Server ports of a poll's descriptors
+"""
+"""What Vedette's records do not carry. A comment says what the fields below it need."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+SYSCALLS: Final = _words("""
+    _sysctl accept accept4 access acct add_key adjtimex afs_syscall alarm arch_prctl bind bpf brk
+    cachestat capget capset chdir chmod chown chroot clock_adjtime clock_getres clock_gettime
+    clock_nanosleep clock_settime clone clone3 close close_range connect copy_file_range creat
+    create_module delete_module dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old
+    epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2 execve execveat exit
+    exit_group faccessat faccessat2 fadvise64 fallocate fanotify_init fanotify_mark fchdir fchmod
+    fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr finit_module flistxattr flock fork
+    fremovexattr fsconfig fsetxattr fsmount fsopen fspick fstat fstatfs fsync ftruncate futex
+    futex_requeue futex_wait futex_waitv futex_wake futimesat get_kernel_syms get_mempolicy
+    get_robust_list get_thread_area getcpu getcwd getdents getdents64 getegid geteuid getgid
+    getgroups getitimer getpeername getpgid getpgrp getpid getpmsg getppid getpriority getrandom
+    getresgid getresuid getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday
+    getuid getxattr init_module inotify_add_watch inotify_init inotify_init1 inotify_rm_watch
+    io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit io_uring_enter
+    io_uring_register io_uring_setup ioctl ioperm iopl ioprio_get ioprio_set kcmp kexec_file_load
+    kexec_load keyctl kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown
+    lgetxattr link linkat listen listmount listxattr llistxattr lookup_dcookie lremovexattr lseek
+    lsetxattr lsm_get_self_attr lsm_list_modules lsm_set_self_attr lstat madvise map_shadow_stack
+    mbind membarrier memfd_create memfd_secret migrate_pages mincore mkdir mkdirat mknod mknodat
+    mlock mlock2 mlockall mmap modify_ldt mount mount_setattr move_mount move_pages mprotect
+    mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal msgctl
+    msgget msgrcv msgsnd msync munlock munlockall munmap name_to_handle_at nanosleep newfstatat
+    nfsservctl open open_by_handle_at open_tree openat openat2 pause perf_event_open personality
+    pidfd_getfd pidfd_open pidfd_send_signal pipe pipe2 pivot_root pkey_alloc pkey_free
+    pkey_mprotect poll ppoll prctl pread64 preadv preadv2 prlimit64 process_madvise
+    process_mrelease process_vm_readv process_vm_writev pselect6 ptrace putpmsg pwrite64 pwritev
+    pwritev2 query_module quotactl quotactl_fd read readahead readlink readlinkat readv reboot
+    recvfrom recvmmsg recvmsg remap_file_pages removexattr rename renameat renameat2 request_key
+    restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo
+    rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max
+    sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
+    sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler
+    sched_yield seccomp security select semctl semget semop semtimedop sendfile sendmmsg sendmsg
+    sendto set_mempolicy set_mempolicy_home_node set_robust_list set_thread_area set_tid_address
+    setdomainname setfsgid setfsuid setgid setgroups sethostname setitimer setns setpgid
+    setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt settimeofday
+    setuid setxattr shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 socket
+    socketcall socketpair splice stat statfs statmount statx swapoff swapon symlink symlinkat sync
+    sync_file_range syncfs sysfs sysinfo syslog tee tgkill time timer_create timer_delete
+    timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
+    times tkill truncate tuxcall umask umount umount2 uname unlink unlinkat unshare uselib
+    userfaultfd ustat utime utimensat utimes vfork vhangup vmsplice vserver wait4 waitid write
+    writev
+""")
+"""Linux's syscalls on x86-64 (asm/unistd_64.h), and those that only other machines have."""
+
+META_EVENTS: Final = _words("""
+    procexit switch drop notification infra container page_fault signaldeliver cpu_hotplug
+    k8s mesos tracer procinfo userevent useradded userdeleted groupadded groupdeleted
+    pluginevent asyncevent syscall fcntl64 fstat64 fstatat64 llseek lstat64 nice pread prlimit
+    pwrite recv send sigaction stat64 ugetrlimit waitpid
+""")
+"""Events of Falco that are no syscalls, and its own names of some that are."""
+
+EVENTS: Final = SYSCALLS | META_EVENTS
+"""What ``evt.type`` can be compared with."""
+
+DEPRECATED: Final = {
+    "evt.dir": "events are only seen when the syscall returns: `evt.dir = <` is always true and "
+    "`evt.dir = >` always false, so leave the check out",
+    **dict.fromkeys(
+        ("evt.latency", "evt.latency.s", "evt.latency.ns", "evt.latency.human", "evt.wait_latency"),
+        "Falco itself no longer has it, since it sees no entries of syscalls",
+    ),
+}
+"""Fields that Falco warns of, and what to do."""
+
+
+def rows(table: str) -> list[Row]:
+    """Read one of the tables above."""
+    found: list[Row] = []
+    needs = ""
+    for line in table.strip().splitlines():
+        if line.startswith("#"):
+            needs = line.removeprefix("#").strip()
+            continue
+        name, kind, argument, description = line.split(None, 3)
+        found.append(Row(name, cast(Kind, kind), cast(Argument, argument), description, needs))
+    return found
