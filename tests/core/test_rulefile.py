@@ -440,7 +440,7 @@ def test_any_bytes_are_rules_or_rule_errors(
 
 def test_the_guides_example_loads(tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "rules.md").read_text()
-    example = guide.split("Falco's names:\n")[1].split("## Files")[0]
+    example = guide.split("load as they are:\n")[1].split("\n`vedette")[0]
     (found,) = load(tmp_path, textwrap.dedent(example)).rules
     assert found.name == "shell_reads_shadow"
 
