@@ -800,6 +800,81 @@ def parse_reference(text: str, at: int) -> tuple[FieldRef, int]:
     return parser.reference(), parser.at
 
 
+_BARE_WORD = re.compile(r"[A-Za-z0-9_./:@%+*?^$|~!;{}\[\]-]+")
+
+
+def _quote(value: bytes) -> str:
+    """Write a text as a value: bare where it can be, else in quotes."""
+    text = value.decode("utf-8", "surrogateescape")
+    if _BARE_WORD.fullmatch(text):
+        return text
+    out: list[str] = []
+    for char in text:
+        code = ord(char)
+        if char in '\\"':
+            out.append("\\" + char)
+        elif 0xDC80 <= code <= 0xDCFF:
+            out.append(f"\\x{code - 0xDC00:02x}")
+        elif code < 0x20 or code == 0x7F:
+            out.append(f"\\x{code:02x}")
+        else:
+            out.append(char)
+    return '"' + "".join(out) + '"'
+
+
+def _value_text(field: Field, value: Value) -> str:
+    if isinstance(value, FieldRef):
+        return f"val({value})" if value.is_plain else str(value)
+    if isinstance(value, tuple):
+        return f"{fields.ip_text(value[0])}/{value[1]}"
+    if isinstance(value, int):
+        return ("false", "true")[value] if field.type == "bool" else str(value)
+    return fields.ip_text(value) if field.type == "ip" else _quote(value)
+
+
+def _check_text(check: Predicate) -> str:
+    if check.op == "exists":
+        return f"{check.field} exists"
+    field = fields.find(check.field)
+    texts = [_value_text(field, value) for value in check.values]
+    is_list = check.op in _LIST_OPS and not any(isinstance(v, FieldRef) for v in check.values)
+    return f"{check.field} {check.op} " + (f"({', '.join(texts)})" if is_list else texts[0])
+
+
+def condition_text(expr: Expr, width: int | None = None) -> str:
+    """Write a tree as a condition; ``parse_condition`` makes the same tree of it.
+
+    width  where given, ``and`` and ``or`` begin lines of their own in what is longer
+    """
+    return _text_of(expr, width, 0)
+
+
+def _text_of(expr: Expr, width: int | None, depth: int) -> str:
+    if isinstance(expr, Predicate):
+        return _check_text(expr)
+    if isinstance(expr, Not):
+        return f"not {_inner_text(expr.item, width, depth)}"
+    if not expr.items:
+        return "evt.num > 0" if isinstance(expr, And) else "evt.num = 0"
+    parts = [
+        _text_of(item, width, depth)
+        if isinstance(item, Predicate | Not) or (isinstance(expr, Or) and isinstance(item, And))
+        else _inner_text(item, width, depth)
+        for item in expr.items
+    ]
+    word = "and" if isinstance(expr, And) else "or"
+    text = f" {word} ".join(parts)
+    if width is None or (len(text) + 2 * depth <= width and "\n" not in text):
+        return text
+    return f"\n{'  ' * depth}{word} ".join(parts)
+
+
+def _inner_text(expr: Expr, width: int | None, depth: int) -> str:
+    if isinstance(expr, Predicate):
+        return _check_text(expr)
+    return f"({_text_of(expr, width, depth + 1)})"
+
+
 def event_types(expr: Expr) -> frozenset[str]:
     """Return the names of the events that a condition can be true of.
 

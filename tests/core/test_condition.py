@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.core import strategies as s
 from vedette.core import catalogue, condition
-from vedette.core.condition import ConditionError, parse_condition
+from vedette.core.condition import ConditionError, condition_text, parse_condition
 from vedette.core.expr import (
     FALSE,
     TRUE,
@@ -23,7 +23,7 @@ from vedette.core.expr import (
     Value,
     predicates,
 )
-from vedette.core.fields import FIELDS, EventView, Field, UnknownField, ip_text
+from vedette.core.fields import EventView, Field, UnknownField
 from vedette.core.records import build, decode
 from vedette.core.twin import Process, evaluate
 
@@ -467,50 +467,36 @@ def test_a_condition_is_only_true_of_its_event_types(
         assert view.record.type_name in condition.event_types(tree)
 
 
-def _constant(field: Field, op: str, value: Value) -> str:
-    assert not isinstance(value, FieldRef)
-    if isinstance(value, tuple):
-        return f"{ip_text(value[0])}/{value[1]}"
-    if isinstance(value, int):
-        return ("false", "true")[value] if field.type == "bool" else str(value)
-    if field.type == "ip":
-        return ip_text(value)
-    if op in ("contains", "startswith"):
-        return '"' + value.hex() + '"'
-    text = value.decode("utf-8", "surrogateescape")
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def as_text(expr: Expr) -> str:
-    """Write a tree as a condition, every group in parentheses."""
-    match expr:
-        case Predicate(ref, op, values):
-            shown = [_constant(FIELDS[ref.name], op, value) for value in values]
-            if op == "exists":
-                return f"{ref} exists"
-            if op in ("in", "pmatch"):
-                return f"{ref} {op} ({', '.join(shown)})"
-            if op in ("contains", "startswith"):
-                op = "b" + op
-            return f"{ref} {op} {shown[0]}"
-        case Not(item):
-            return f"not ({as_text(item)})"
-        case And(items):
-            return " and ".join(f"({as_text(item)})" for item in items)
-        case Or(items):
-            return " or ".join(f"({as_text(item)})" for item in items)
-
-
 def _is_written_otherwise(check: Predicate) -> bool:
     """Whether the text of a check means another tree: events' names are checked, != is Falco's."""
     name = check.field.name
     return name == "evt.type" or (check.op == "!=" and name in ("fd.ip", "fd.net", "fd.port"))
 
 
+_WRITTEN = s.conditions(s.predicates(full=True).filter(lambda p: not _is_written_otherwise(p)))
+
+
 @settings(max_examples=300)
-@given(s.conditions(s.predicates().filter(lambda check: not _is_written_otherwise(check))))
-def test_a_tree_written_as_text_is_read_back(tree: Expr) -> None:
-    assert parse_condition(as_text(tree)) == tree
+@given(_WRITTEN, st.none() | st.integers(0, 100))
+def test_a_tree_written_as_text_is_read_back(tree: Expr, width: int | None) -> None:
+    assert parse_condition(condition_text(tree, width)) == tree
+
+
+def test_a_condition_is_written_with_few_parentheses_and_in_lines() -> None:
+    text = "a and (b or not (a or c)) and not b or c"
+    tree = parse_condition(text, macros=MACROS)
+    shown = condition_text(tree)
+    for name in "abc":
+        shown = shown.replace(f"proc.name = {name}", name)
+    assert shown == text
+    assert condition_text(tree, 60) == (
+        "proc.name = a\nand (proc.name = b or not (proc.name = a or proc.name = c))\n"
+        "and not proc.name = b\nor proc.name = c"
+    )
+    assert condition_text(TRUE) == "evt.num > 0"
+    assert condition_text(parse_condition("evt.type = open and evt.num = 0")) == (
+        "evt.type = open and (evt.num = 0)"
+    )
 
 
 _PIECES = st.sampled_from(
