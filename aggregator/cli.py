@@ -19,14 +19,12 @@ import typer
 from rich.console import Console, RenderableType
 
 from vedette import __version__
-from vedette.aggregator import views
+from vedette.aggregator import rules_cli, views
 from vedette.aggregator.config import Config, ConfigError
 from vedette.aggregator.config import load as load_config
 from vedette.aggregator.sequences import Correlator, Fleet
 from vedette.aggregator.store import Incident, Store, StoredSignal, StoreError
 from vedette.core import sequence
-from vedette.core.fields import FIELDS
-from vedette.core.fleet import PSEUDO_FIELDS
 from vedette.core.keys import KeyFileError, make_pair, read_pair, write_pair
 from vedette.core.output import clean
 from vedette.core.rules import RuleErrors, load_rules
@@ -83,6 +81,7 @@ app.add_typer(aggregator_app, name="aggregator")
 app.add_typer(incidents_app, name="incidents")
 app.add_typer(sequences_app, name="sequences")
 app.add_typer(keys_app, name="keys")
+rules_cli.mount(app)
 
 StoreOption = Annotated[
     Path | None,
@@ -411,23 +410,6 @@ def _unknown_signals(
                         sequence=item.name,
                         step=step.name,
                     )
-
-
-@app.command(epilog=_example("vedette fields", "vedette fields fd.", "vedette fields --json"))
-def fields(
-    prefix: Annotated[
-        str, typer.Argument(metavar="[PREFIX]", help="Only fields whose names begin so.")
-    ] = "",
-    as_json: JsonOption = False,
-) -> None:
-    """List the fields that conditions, outputs and joins can name."""
-    names = [name for name in (*FIELDS, *PSEUDO_FIELDS) if name.startswith(prefix)]
-    if not names:
-        raise _no_such("field", prefix, [*FIELDS, *PSEUDO_FIELDS])
-    if as_json:
-        _print_json(views.field_json(name) for name in names)
-    else:
-        _print(views.fields_table(names))
 
 
 @keys_app.command("init", epilog=_example("vedette keys init /etc/vedette/aggregator.key"))

@@ -19,8 +19,7 @@ from rich.text import Text
 
 from vedette.aggregator.sequences import Fleet
 from vedette.aggregator.store import Host, Incident, StoredSignal
-from vedette.core.fields import FIELDS
-from vedette.core.fleet import PSEUDO_FIELDS, remote_address
+from vedette.core.fleet import remote_address
 from vedette.core.output import clean
 from vedette.core.signal import PRIORITIES
 
@@ -447,27 +446,3 @@ def _head(incident: Incident, fleet: Fleet, glyphs: _Glyphs, *, utc: bool) -> Re
         box=box.ROUNDED if glyphs.dash == "─" else box.ASCII,
         padding=(1, 2),
     )
-
-
-def fields_table(names: Iterable[str]) -> RenderableType:
-    """Return fields of the catalogue as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("field", no_wrap=True, style="bold")
-    table.add_column("type", no_wrap=True)
-    table.add_column("for", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
-    for name in names:
-        row = field_json(name)
-        table.add_row(Text(name), row["type"], row["for"], Text(row["description"]))
-    return table
-
-
-def field_json(name: str) -> dict[str, str]:
-    """Return a field as JSON is to show it; ``for`` says which language has it."""
-    field = PSEUDO_FIELDS[name] if name in PSEUDO_FIELDS else FIELDS[name]
-    return {
-        "field": name,
-        "type": field.type,
-        "for": "sequences" if name in PSEUDO_FIELDS else "rules, sequences",
-        "description": field.description,
-    }

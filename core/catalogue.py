@@ -63,7 +63,7 @@ k8s.pod.cni.json         string  none   Network of the pod, as JSON
 """What processes of a container or pod have. A host that runs none has no value for them."""
 
 UNCAPTURED: Final = """
-# the number of the event
+# a counter of the events
 evt.num                  int     none   Number of the event, counted from 1
 # the time of the event as text
 evt.time                 string  none   Time of the event
@@ -102,14 +102,14 @@ evt.buffer               string  none   Data that the event carried
 evt.buflen               int     none   Length of the data
 evt.buflen.in            int     none   Length of data that came in
 evt.buflen.out           int     none   Length of data that went out
-# all arguments of the syscall
+# the arguments of the syscall as text
 evt.args                 string  none   All arguments as text
 evt.arg                  string  key    Argument by name or number
 evt.rawarg               string  key    Argument by name, not interpreted
 evt.info                 string  none   All arguments as text
 # the mode of an open
 evt.is_open_exec         bool    none   Whether an open made a file that may be executed
-# arguments of syscalls that are not captured yet
+# the syscalls that have this argument
 evt.arg.name             string  none   Path of mkdir, rmdir, unlink, chmod and their like
 evt.arg.oldpath          string  none   First path of rename and link
 evt.arg.newpath          string  none   Second path of rename and link
@@ -214,12 +214,12 @@ proc.stderr.type         string  none   Type of the standard error
 proc.stdin.name          string  none   Name of the standard input
 proc.stdout.name         string  none   Name of the standard output
 proc.stderr.name         string  none   Name of the standard error
-# more of the ancestors
+# this value of the ancestors
 proc.aexe                string  index  argv[0] of an ancestor
 proc.aexepath            string  index  Executable of an ancestor
 proc.acmdline            string  index  Command line of an ancestor
 proc.aargs               string  index  Arguments of an ancestor
-# more of the process
+# this value of the process
 proc.pcmdnargs           int     none   Number of the parent's arguments
 proc.cmdnargs            int     none   Number of arguments
 proc.cmdlenargs          int     none   Length of all arguments
@@ -245,7 +245,7 @@ thread.cgroups           string  none   Control groups
 thread.cgroup            string  key    Control group of a subsystem
 thread.nametid           string  none   Name and thread id
 thread.cpu               int     none   Share of a CPU
-# when the process started
+# the time since the start
 proc.duration            int     none   Nanoseconds since the process started
 proc.ppid.duration       int     none   Nanoseconds since the parent started
 proc.pid.ts              int     none   When the process started
@@ -265,7 +265,7 @@ proc.is_exe_from_memfd   bool    none   Whether the executable is memory without
 thread.cap_permitted     string  none   Permitted capabilities
 thread.cap_inheritable   string  none   Inheritable capabilities
 thread.cap_effective     string  none   Effective capabilities
-# more of the user
+# this value of the user database
 user.homedir             string  none   Home directory
 user.shell               string  none   Shell
 # what sends syslog messages

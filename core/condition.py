@@ -23,7 +23,6 @@ where neither end is equal, as in Falco.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,8 +136,8 @@ class Deferred:
 
 
 def _suggest(name: str, among: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name[:100], list(among)[:10_000], n=1, cutoff=0.6)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = fields.nearest(name, among)
+    return "" if found is None else f"; did you mean {found}?"
 
 
 def _shown(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal, Protocol
@@ -987,10 +987,15 @@ def _names() -> tuple[str, ...]:
     return tuple(FIELDS)
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the one of the names that is most like the given one, if any is."""
+    found = difflib.get_close_matches(name[:100], list(known)[:10_000], n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
 def closest(name: str) -> str | None:
     """Return the field whose name is most like the given one, if any is."""
-    found = difflib.get_close_matches(name[:100], _names(), n=1, cutoff=0.6)
-    return found[0] if found else None
+    return nearest(name, _names())
 
 
 def find(ref: FieldRef) -> Field:

@@ -1,0 +1,323 @@
+"""The commands for people who write rules: `vedette rules` and `vedette fields`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vedette.core import fields as catalogue
+from vedette.core import layout
+from vedette.core.condition import condition_text, event_types
+from vedette.core.fields import FIELDS, Field
+from vedette.core.fleet import PSEUDO_FIELDS
+from vedette.core.output import clean
+from vedette.core.rules import LoadResult, Rule, load
+from vedette.core.signal import PRIORITIES
+
+EXIT_RUNTIME = 1
+EXIT_USAGE = 2
+PIPED_WIDTH = 160
+CONDITION_WIDTH = 90
+"""Columns of a condition that `vedette rules show` prints, before it takes lines of its own."""
+EVENTS_SHOWN_MAX = 40
+
+
+def _example(*lines: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+rules_app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Rule files: check them, list their rules, show what a rule comes to.",
+    epilog="Exit codes: 0 done, 1 no such rule, 2 the files have errors, or usage.",
+)
+
+FilesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Rule files, or folders with *.yaml, in their order."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SkipOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unknown",
+        help="Leave out rules that need unknown fields or events, with a warning, as if each had "
+        "`skip-if-unknown-filter: true`.",
+    ),
+]
+
+
+@rules_app.command(
+    "check",
+    epilog=_example(
+        "vedette rules check rules",
+        "vedette rules check falco_rules.yaml local.yaml --skip-unknown",
+        "vedette rules check rules --json | jq '.falco_load_results[].errors'",
+    )
+    + "\n\nExit codes: 0 no errors (with --strict: and no warnings), 2 there are.",
+)
+def check(
+    files: FilesArgument,
+    skip_unknown: SkipOption = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Take warnings for errors.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check rule files: all errors and warnings, each with file, line and column.
+
+    All files are one text, in their order. JSON has the form of `falco --validate`.
+    """
+    result = load(files, skip_unknown=skip_unknown)
+    if as_json:
+        _print_json(result.as_falco())
+    else:
+        for error in (*result.errors, *result.warnings):
+            _print_error(str(error))
+        for line in _summary(result):
+            _print(line)
+    if result.errors or (strict and result.warnings):
+        raise typer.Exit(EXIT_USAGE)
+
+
+def _summary(result: LoadResult) -> Iterable[str]:
+    for name in result.files:
+        errors = sum(error.file == name for error in result.errors)
+        warnings = sum(warning.file == name for warning in result.warnings)
+        rules = sum(rule.file == name for rule in result.rules)
+        yield f"{name}: {_count(rules, 'rule')}, {_count(errors, 'error')}, " + _count(
+            warnings, "warning"
+        )
+    for plugin in result.plugins:
+        wanted = " or ".join(f"{name} {version}" for name, version in plugin.alternatives)
+        yield f"{plugin.file}:{plugin.line}: wants the plugin {wanted}; Vedette needs none"
+    if result.failed:
+        every = len(result.rules) + len(result.failed)
+        yield f"{len(result.rules)} of {every} rules can be used; these cannot:"
+        for name, reasons in result.failed.items():
+            yield f"  {name}: {'; '.join(reasons)}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+@rules_app.command(
+    "list",
+    epilog=_example(
+        "vedette rules list rules",
+        "vedette rules list rules --tag credentials",
+        "vedette rules list rules --json | jq -r .rule",
+    ),
+)
+def list_rules(
+    files: FilesArgument,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="TAG", help="Only rules with all of these tags.")
+    ] = None,
+    skip_unknown: SkipOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the rules of files, in their order, with priority, tags and place."""
+    result = load(files, skip_unknown=skip_unknown)
+    wanted = set(tag or ())
+    found = [rule for rule in result.rules if wanted <= set(rule.tags)]
+    if as_json:
+        for rule in found:
+            _print_json(_rule_json(rule))
+    else:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("rule", "priority", "on", "tags", "place"):
+            table.add_column(column, overflow="fold")
+        for rule in found:
+            on = ("yes" if rule.alert else "feeds sequences") if rule.enabled else "no"
+            table.add_row(
+                Text(_clean(rule.name)),
+                PRIORITIES[rule.priority].lower(),
+                on,
+                Text(_clean(" ".join(rule.tags))),
+                Text(_clean(f"{rule.file}:{rule.line}")),
+            )
+        _console().print(table)
+    _end(result)
+
+
+@rules_app.command(
+    "show",
+    epilog=_example(
+        "vedette rules show 'Read sensitive file untrusted' falco_rules.yaml",
+        "vedette rules show shell_reads_shadow rules --json",
+    ),
+)
+def show(
+    rule_name: Annotated[str, typer.Argument(metavar="RULE", help="The rule's name.")],
+    files: FilesArgument,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one rule as it is used: macros, lists, exceptions and overrides put in."""
+    result = load(files)
+    found = [rule for rule in result.rules if rule.name == rule_name]
+    if not found:
+        reasons = result.failed.get(rule_name)
+        if reasons is not None:
+            _print_error(f"the rule {rule_name} cannot be used: {'; '.join(reasons)}")
+        else:
+            names = [*(rule.name for rule in result.rules), *result.failed]
+            _print_error(f"no rule {rule_name}{_hint(rule_name, names)}")
+            if result.errors:
+                _print_error("the files have errors; `vedette rules check` shows them")
+        raise typer.Exit(EXIT_RUNTIME)
+    (rule,) = found
+    shown = _rule_json(rule)
+    if as_json:
+        _print_json(shown)
+        return
+    lines = [f"rule: {rule.name}", f"place: {rule.file}:{rule.line}"]
+    if rule.description:
+        lines.append(f"desc: {' '.join(rule.description.split())}")
+    lines.append(f"priority: {PRIORITIES[rule.priority]}")
+    lines.append(f"tags: [{', '.join(rule.tags)}]")
+    lines += [f"{key}: {str(shown[key]).lower()}" for key in ("enabled", "alert", "capture")]
+    events = shown["events"]
+    lines.append(f"events: {'all' if events is None else ', '.join(events)}")
+    lines += ["condition:", *_indented(condition_text(rule.condition, CONDITION_WIDTH))]
+    lines += ["output:", *_indented(rule.output)]
+    for line in lines:
+        _print(line)
+
+
+def _indented(text: str) -> Iterable[str]:
+    return (f"  {line}" for line in text.split("\n"))
+
+
+def _rule_json(rule: Rule) -> dict[str, Any]:
+    events = sorted(event_types(rule.condition) & layout.TYPES.keys())
+    return {
+        "rule": rule.name,
+        "desc": rule.description,
+        "priority": PRIORITIES[rule.priority],
+        "tags": list(rule.tags),
+        "enabled": rule.enabled,
+        "alert": rule.alert,
+        "capture": rule.capture,
+        "capture_ms": rule.capture_ms,
+        "file": rule.file,
+        "line": rule.line,
+        "events": None if len(events) == len(layout.TYPES) else events,
+        "condition": condition_text(rule.condition),
+        "output": rule.output,
+    }
+
+
+def _end(result: LoadResult) -> None:
+    if result.errors:
+        _print_error(f"{_count(len(result.errors), 'error')}; `vedette rules check` shows them")
+        raise typer.Exit(EXIT_USAGE)
+
+
+def fields(
+    prefix: Annotated[
+        str, typer.Argument(metavar="[PREFIX]", help="Only fields whose names begin so.")
+    ] = "",
+    captured: Annotated[
+        bool, typer.Option("--captured", help="Only fields that an event can have a value of.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables of the guide, of all fields.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
+) -> None:
+    """List the fields that conditions, outputs and joins can name.
+
+    Of the fields that Falco has, those are listed, too, that a host never has a value of, and those
+    that are not captured yet, with what is missing.
+    """
+    if markdown:
+        sys.stdout.write(catalogue.markdown())
+        return
+    every: dict[str, Field] = {**FIELDS, **PSEUDO_FIELDS}
+    found = [
+        field
+        for name, field in every.items()
+        if name.startswith(prefix)
+        and not (captured and name in FIELDS and (field.is_absent or not field.captured))
+    ]
+    if not found:
+        _print_error(f"no field {prefix}{_hint(prefix, every)}")
+        raise typer.Exit(EXIT_RUNTIME)
+    if as_json:
+        for field in found:
+            _print_json(_field_json(field))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("field", no_wrap=True, style="bold")
+    table.add_column("type", no_wrap=True)
+    table.add_column("of", overflow="fold")
+    table.add_column("what it is", overflow="fold")
+    for field in found:
+        row = _field_json(field)
+        about = field.description + (f" (missing: {field.needs})" if field.needs else "")
+        table.add_row(Text(row["name"]), field.type, Text(row["of"]), Text(about))
+    _console().print(table)
+
+
+def _field_json(field: Field) -> dict[str, Any]:
+    """Return a field as JSON is to show it; ``for`` says which language has it."""
+    is_pseudo = field.name in PSEUDO_FIELDS
+    brackets = {"none": "", "optional": "[n]", "key": "[name]"}[field.argument]
+    return {
+        "field": field.name,
+        "name": field.name + brackets,
+        "type": field.type,
+        "for": "sequences" if is_pseudo else "rules, sequences",
+        "of": "the fleet" if is_pseudo else catalogue.events_text(field),
+        "description": field.description,
+        "events": list(field.events),
+        "captured": field.captured,
+        "absent": not is_pseudo and field.is_absent,
+        "needs": field.needs,
+    }
+
+
+def mount(app: typer.Typer) -> None:
+    """Add `rules` and `fields` to the command."""
+    app.add_typer(rules_app, name="rules")
+    app.command(
+        "fields",
+        epilog=_example("vedette fields", "vedette fields fd.", "vedette fields --json"),
+    )(fields)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = catalogue.nearest(name, known)
+    return "" if near is None else f"; did you mean {near}?"
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def _clean(text: str) -> str:
+    return clean(text.encode("utf-8", "backslashreplace"))
+
+
+def _print(text: str) -> None:
+    print(_clean(text))
+
+
+def _print_error(text: str) -> None:
+    for line in text.splitlines():
+        print(f"vedette: {_clean(line)}", file=sys.stderr)
+
+
+def _print_json(row: dict[str, Any]) -> None:
+    sys.stdout.write(msgspec.json.encode(row).decode() + "\n")

@@ -1,0 +1,193 @@
+"""`vedette rules` and `vedette fields` as people run them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vedette.core.condition import parse_condition
+from vedette.core.fields import FIELDS, markdown
+from vedette.core.rules import load_rules
+from vedette.core.ruleyaml import CODES
+
+ROOT = Path(__file__).parents[2]
+GOOD = """\
+- list: shells
+  items: [sh, bash]
+- macro: opened
+  condition: evt.type in (open, openat) and not proc.name = cat
+- rule: reads shadow
+  desc: It
+    reads.
+  condition: opened and proc.name in (shells) and fd.name = /etc/shadow
+  output: "%proc.name read %fd.name"
+  priority: WARNING
+  tags: [files, T1003]
+- rule: feeds
+  condition: evt.type = execve
+  output: x
+  priority: debug
+  alert: false
+- rule: off
+  condition: proc.name = x
+  output: x
+  priority: debug
+  enabled: false
+"""
+BAD = """\
+- rule: typed
+  condition: evt.type = open and proc.tty != 0
+  output: x
+  priority: debug
+- rule: wrong
+  condition: evt.type = open and proc.nme = a
+  output: "\x1b[31m%proc.nme"
+  priority: debug
+"""
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vedette.aggregator.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD.replace("\x1b", "\\e"))
+    return path
+
+
+def test_good_files_are_told_in_numbers(good: Path) -> None:
+    done = run("rules", "check", good)
+    assert done.returncode == 0
+    assert done.stdout == f"{good}: 3 rules, 0 errors, 1 warning\n"
+    assert f'{good}:18:14: warning: rule "off": the condition names no event types' in done.stderr
+    assert run("rules", "check", good, "--strict").returncode == 2
+
+
+def test_errors_are_told_with_their_places_and_the_rules_that_fail(bad: Path, good: Path) -> None:
+    done = run("rules", "check", good, bad)
+    assert done.returncode == 2
+    assert f'{bad}:2:34: rule "typed": proc.tty is not captured yet' in done.stderr
+    assert (
+        f'{bad}:6:34: rule "wrong": unknown field proc.nme; did you mean proc.name?' in done.stderr
+    )
+    assert "vedette:       condition: evt.type = open and proc.nme = a" in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"{good}: 3 rules")
+    assert lines[1].startswith(f"{bad}: 0 rules, 3 errors")
+    assert lines[2] == "3 of 5 rules can be used; these cannot:"
+    assert lines[3].startswith("  typed: proc.tty is not captured yet (missing: ")
+    assert "\x1b" not in done.stdout + done.stderr
+    skipped = run("rules", "check", bad, "--skip-unknown")
+    assert skipped.returncode == 0
+    assert "0 of 2 rules can be used" in skipped.stdout
+
+
+def test_json_has_falcos_form(bad: Path, good: Path) -> None:
+    done = run("rules", "check", bad, good, "--json")
+    assert done.returncode == 2
+    first, second = json.loads(done.stdout)["falco_load_results"]
+    assert (first["name"], first["successful"]) == (str(bad), False)
+    assert (second["name"], second["successful"]) == (str(good), True)
+    error = first["errors"][0]
+    assert error.keys() == {"code", "codedesc", "message", "context"}
+    assert error["codedesc"] == CODES[error["code"]]
+    assert error["context"]["snippet"] == (
+        "      condition: evt.type = open and proc.tty != 0\n"
+        + " " * 37 + "^\n"
+    )  # fmt: skip
+    assert [place["item_type"] for place in error["context"]["locations"]] == [
+        "rules content", "rule", "rule condition",
+    ]  # fmt: skip
+    offset = error["context"]["locations"][-1]["position"]["offset"]
+    assert bad.read_text()[offset:].startswith("proc.tty")
+    assert error["context"]["locations"][-1]["position"] == {
+        "name": str(bad), "line": 2, "column": 34, "offset": offset,
+    }  # fmt: skip
+
+
+def rows(*arguments: object) -> list[dict[str, Any]]:
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_rules_are_listed(good: Path, bad: Path) -> None:
+    listed = rows("rules", "list", good)
+    assert [row["rule"] for row in listed] == ["reads shadow", "feeds", "off"]
+    assert listed[0]["events"] == ["open", "openat"]
+    assert listed[2]["events"] is None
+    shown = run("rules", "list", good).stdout
+    assert "feeds sequences" in shown and f"{good}:5" in shown
+    assert [row["rule"] for row in rows("rules", "list", good, "--tag", "T1003")] == [
+        "reads shadow"
+    ]
+    done = run("rules", "list", good, bad)
+    assert done.returncode == 2
+    assert "3 errors; `vedette rules check` shows them" in done.stderr
+
+
+def test_a_rule_is_shown_as_it_is_used(good: Path, bad: Path) -> None:
+    done = run("rules", "show", "reads shadow", good)
+    assert (
+        done.stdout
+        == f"""\
+rule: reads shadow
+place: {good}:5
+desc: It reads.
+priority: WARNING
+tags: [files, T1003]
+enabled: true
+alert: true
+capture: false
+events: open, openat
+condition:
+  (evt.type in (open, openat) and not proc.name = cat)
+  and proc.name in (bash, sh)
+  and fd.name = /etc/shadow
+output:
+  %proc.name read %fd.name
+"""
+    )
+    (row,) = rows("rules", "show", "reads shadow", good)
+    assert parse_condition(row["condition"]) == load_rules([good]).rules[0].condition
+    missing = run("rules", "show", "read shadow", good)
+    assert missing.returncode == 1
+    assert "no rule read shadow; did you mean reads shadow?" in missing.stderr
+    failed = run("rules", "show", "typed", bad)
+    assert failed.returncode == 1
+    assert "the rule typed cannot be used: proc.tty is not captured yet" in failed.stderr
+
+
+def test_fields_are_listed_with_what_they_need() -> None:
+    found = {row["field"]: row for row in rows("fields")}
+    assert found.keys() > FIELDS.keys()
+    assert found["proc.aname"]["name"] == "proc.aname[n]"
+    assert found["proc.env"]["name"] == "proc.env[name]"
+    assert found["peer.host"]["for"] == "sequences"
+    tty = found["proc.tty"]
+    assert (tty["captured"], tty["absent"], tty["needs"]) == (
+        False,
+        False,
+        "the terminal of the process",
+    )
+    image = found["container.image.repository"]
+    assert (image["captured"], image["absent"], image["of"]) == (True, True, "missing on a host")
+    captured = {row["field"] for row in rows("fields", "--captured")}
+    assert "proc.name" in captured and not captured & {"proc.tty", "k8s.ns.name"}
+    assert "missing: the terminal of the process" in run("fields", "proc.tty").stdout
+    assert run("fields", "--markdown").stdout == markdown()
