@@ -22,7 +22,7 @@ cdef struct Cache:
     CacheSet* sets
     uint8_t* keys          # stride bytes a way: the label, then the key
     uint16_t* door         # fingerprints of keys that were refused once
-    uint32_t set_mask
+    uint32_t set_count
     uint32_t ways          # 8, or fewer in a cache of fewer than eight entries
     uint32_t stride
     uint32_t key_max       # longer keys are never kept
@@ -35,25 +35,31 @@ cdef struct Cache:
     uint64_t refusals      # first sight in a full set: remembered at the door only
 
 
+cdef inline uint32_t cache_set(const Cache* cache, uint64_t hashed) noexcept nogil:
+    """The set of a hash: its low half, scaled to the number of sets (Lemire, 2016)."""
+    return <uint32_t>(<uint64_t><uint32_t>hashed * cache.set_count >> 32)
+
+
 cdef inline int cache_init(Cache* cache, Heap* heap, uint64_t bytes_max, uint32_t key_max) noexcept nogil:
     """Size a cache to at most bytes_max, at least one entry; return -1 without memory."""
     cdef uint64_t entries
-    cdef uint32_t sets = 1
+    cdef uint32_t sets
+    cdef uint32_t door = 4
     memset(cache, 0, sizeof(Cache))
     cache.stride = (key_max + 2 + 7) & ~<uint32_t>7
     cache.key_max = key_max
-    # Per entry: its part of the set's line, its key, and four door slots of two bytes.
+    # Per entry: its part of the set's line, its key, and two to four door slots of two bytes.
     entries = bytes_max // (8 + cache.stride + 8)
     if entries < 1:
         entries = 1
-    if entries < CACHE_WAYS:
-        cache.ways = <uint32_t>entries
-    else:
-        cache.ways = CACHE_WAYS
-        while <uint64_t>sets * 2 * CACHE_WAYS <= entries and sets < (1 << 24):
-            sets *= 2
-    cache.set_mask = sets - 1
-    cache.door_mask = sets * CACHE_WAYS * 4 - 1
+    if entries > (1 << 27):
+        entries = 1 << 27
+    cache.ways = CACHE_WAYS if entries >= CACHE_WAYS else <uint32_t>entries
+    sets = <uint32_t>(entries // cache.ways)
+    while door * 2 <= sets * cache.ways * 4:
+        door *= 2
+    cache.set_count = sets
+    cache.door_mask = door - 1
     cache.sets = <CacheSet*>heap_new(heap, sets * sizeof(CacheSet))
     cache.keys = <uint8_t*>heap_new(heap, <size_t>sets * cache.ways * cache.stride)
     cache.door = <uint16_t*>heap_new(heap, <size_t>(cache.door_mask + 1) * 2)
@@ -66,7 +72,7 @@ cdef inline int cache_init(Cache* cache, Heap* heap, uint64_t bytes_max, uint32_
 
 
 cdef inline void cache_free(Cache* cache, Heap* heap) noexcept nogil:
-    cdef size_t sets = <size_t>cache.set_mask + 1
+    cdef size_t sets = cache.set_count
     heap_del(heap, cache.sets, sets * sizeof(CacheSet))
     heap_del(heap, cache.keys, sets * cache.ways * cache.stride)
     heap_del(heap, cache.door, (<size_t>cache.door_mask + 1) * 2)
@@ -78,13 +84,13 @@ cdef inline void cache_free(Cache* cache, Heap* heap) noexcept nogil:
 
 cdef inline void cache_clear(Cache* cache) noexcept nogil:
     """Forget every entry; the counters stay."""
-    memset(cache.sets, 0, (<size_t>cache.set_mask + 1) * sizeof(CacheSet))
+    memset(cache.sets, 0, cache.set_count * sizeof(CacheSet))
 
 
 cdef inline uint32_t cache_get(Cache* cache, uint64_t hashed, const uint8_t* key, uint32_t size,
                                uint16_t label) noexcept nogil:
     """Return the value, or 0. label: names the key's size and kind; keys differ if it differs."""
-    cdef uint32_t index = <uint32_t>hashed & cache.set_mask
+    cdef uint32_t index = cache_set(cache, hashed)
     cdef CacheSet* line = cache.sets + index
     cdef uint32_t tag = <uint32_t>(hashed >> 32)
     cdef uint32_t found = 0
@@ -110,7 +116,7 @@ cdef inline uint32_t cache_get(Cache* cache, uint64_t hashed, const uint8_t* key
 cdef inline void cache_put(Cache* cache, uint64_t hashed, const uint8_t* key, uint32_t size,
                            uint16_t label, uint32_t value) noexcept nogil:
     """Keep a value (not 0, top bit clear) that cache_get just missed, if it is admitted."""
-    cdef uint32_t index = <uint32_t>hashed & cache.set_mask
+    cdef uint32_t index = cache_set(cache, hashed)
     cdef CacheSet* line = cache.sets + index
     cdef uint32_t way
     cdef uint32_t chosen = CACHE_WAYS
@@ -145,8 +151,24 @@ cdef inline void cache_put(Cache* cache, uint64_t hashed, const uint8_t* key, ui
     cache.inserts += 1
 
 
-cdef inline void cache_prefetch(const Cache* cache, uint64_t hashed) noexcept nogil:
-    __builtin_prefetch(cache.sets + (<uint32_t>hashed & cache.set_mask))
+cdef inline void cache_prefetch_set(const Cache* cache, uint64_t hashed) noexcept nogil:
+    """Begin to load the line that cache_get reads first."""
+    __builtin_prefetch(cache.sets + cache_set(cache, hashed))
+
+
+cdef inline void cache_prefetch_key(const Cache* cache, uint64_t hashed) noexcept nogil:
+    """Begin to load the key that cache_get will compare; the set's line should have come."""
+    cdef uint32_t index = cache_set(cache, hashed)
+    cdef const CacheSet* line = cache.sets + index
+    cdef uint32_t tag = <uint32_t>(hashed >> 32)
+    cdef uint32_t found = 0
+    cdef uint32_t way
+    for way in range(CACHE_WAYS):
+        found |= <uint32_t>(line.tag[way] == tag) << way
+    if found:
+        way = <uint32_t>__builtin_ctz(found)
+        if way < cache.ways:
+            __builtin_prefetch(cache.keys + (<size_t>index * cache.ways + way) * cache.stride)
 
 
 cdef extern from *:

@@ -7,7 +7,7 @@ from vedette.core.event cimport *
 from vedette.core.mem cimport Heap
 from vedette.core.proctable cimport (
     DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Image, Proc, ProcTable, Text,
-    image_drop, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_remove,
+    image_drop, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch, pt_remove,
     pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
 from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
 from vedette.core.tables cimport RuleTables
@@ -24,6 +24,7 @@ cdef enum:
     RECORD_SKIP = 1             # malformed, but its size can be trusted
     RECORD_STOP = 2             # no next record can be found
     TICK_NS = 10000000
+    AHEAD = 16                  # records that are looked at before the first of them is taken
     CONSUME_STEP = 256          # records between two reports to the kernel of how far we are
 
 
@@ -53,6 +54,14 @@ cdef class Process:
 
     def __repr__(self):
         return f"Process(pid={self.pid}, ppid={self.ppid}, comm={self.comm!r})"
+
+
+# A record that is about to be taken.
+cdef struct Ahead:
+    const vedette_header* record
+    uint64_t path_hash          # 0: not made
+    uint32_t size
+    int state                   # RECORD_*
 
 
 cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil:
@@ -423,6 +432,35 @@ cdef class Engine:
         self.on_match((<const uint8_t*>h)[:h.size], rules, self._snapshot(slot))
         return 0
 
+    cdef int _batch(self, Ahead* ahead, uint32_t count, uint32_t* done) except -1 nogil:
+        """Take some records in order; *done counts those that were taken, the failing one too.
+
+        First all of them are looked at, so that what they need from memory is on its way while the
+        others are: hashes of paths are made, process entries and cache lines asked for.
+        """
+        cdef uint32_t i
+        cdef const vedette_header* h
+        for i in range(count):
+            if ahead[i].state == RECORD_OK:
+                h = ahead[i].record
+                pt_prefetch(&self.procs, h.pid)
+                ahead[i].path_hash = self.tables.look_ahead(h)
+        for i in range(count):
+            if ahead[i].state == RECORD_OK and ahead[i].path_hash != 0:
+                self.tables.look_closer(ahead[i].record, ahead[i].path_hash)
+        for i in range(count):
+            done[0] = i + 1
+            if ahead[i].state != RECORD_OK:
+                self.malformed += 1
+                continue
+            h = ahead[i].record
+            self.tables.t.ahead_key = NULL
+            if ahead[i].path_hash != 0:
+                self.tables.t.ahead_key = <const uint8_t*>h + sizeof(vedette_open)
+                self.tables.t.ahead_hash = ahead[i].path_hash
+            self._one(h)
+        return 0
+
     def feed(self, records):
         """Consume whole records from a buffer; return the number of bytes consumed.
 
@@ -433,50 +471,74 @@ cdef class Engine:
         cdef const uint8_t* data
         cdef size_t size = view.shape[0]
         cdef size_t at = 0
-        cdef uint32_t step = 0
-        cdef int state
+        cdef uint32_t count
+        cdef uint32_t done
+        cdef bint stopped = False
+        cdef Ahead ahead[AHEAD]
         self._check_open()
         if size == 0:
             return 0
         data = &view[0]
         with nogil:
-            while at < size:
-                state = _check(data + at, size - at, &step)
-                if state == RECORD_OK:
-                    self._one(<const vedette_header*>(data + at))
-                else:
-                    self.malformed += 1
-                    if state == RECORD_STOP:
+            while at < size and not stopped:
+                count = 0
+                while count < AHEAD and at < size:
+                    ahead[count].state = _check(data + at, size - at, &ahead[count].size)
+                    if ahead[count].state == RECORD_STOP:
+                        self.malformed += 1
+                        stopped = True
                         break
-                at += step
+                    ahead[count].record = <const vedette_header*>(data + at)
+                    at += ahead[count].size
+                    count += 1
+                done = 0
+                self._batch(ahead, count, &done)
         return at
 
     def consume(self, RingReader reader, uint64_t records_max=1 << 20):
         """Consume what the ring holds, at most records_max; return the number of records."""
         cdef uint64_t at
         cdef uint64_t taken = 0
+        cdef uint64_t ends[AHEAD]
         cdef uint32_t size = 0
-        cdef uint32_t named = 0
+        cdef uint32_t count
+        cdef uint32_t done = 0
+        cdef uint64_t consumed
         cdef const uint8_t* record
+        cdef Ahead ahead[AHEAD]
         self._check_open()
         if reader.producer == NULL:
             raise ValueError("the ring reader is closed")
         at = reader.consumer[0]
+        consumed = at
         try:
             with nogil:
                 while taken < records_max:
-                    record = ring_peek(reader, &at, &size)
-                    if record == NULL:
+                    count = 0
+                    while count < AHEAD and taken + count < records_max:
+                        record = ring_peek(reader, &at, &size)
+                        if record == NULL:
+                            break
+                        ahead[count].record = <const vedette_header*>record
+                        ahead[count].state = _check(record, size, &ahead[count].size)
+                        ends[count] = at
+                        count += 1
+                    if count == 0:
+                        # What was discarded at the end is past, too.
+                        consumed = at
                         break
-                    taken += 1
-                    if _check(record, size, &named) == RECORD_OK:
-                        self._one(<const vedette_header*>record)
-                    else:
-                        self.malformed += 1
-                    if taken % CONSUME_STEP == 0:
-                        vedette_store_release64(reader.consumer, at)
+                    done = 0
+                    taken += count
+                    self._batch(ahead, count, &done)
+                    consumed = ends[count - 1]
+                    done = 0
+                    if taken % CONSUME_STEP < AHEAD:
+                        vedette_store_release64(reader.consumer, consumed)
         finally:
-            vedette_store_release64(reader.consumer, at)
+            if done != 0:
+                # A callback raised: the records after it stay in the ring.
+                consumed = ends[done - 1]
+            vedette_store_release64(reader.consumer, consumed)
         return taken
 
     def stats(self):

@@ -1,7 +1,22 @@
-"""Memory that is accounted for: every block is counted, so that a test can see zero after close."""
+"""Memory that is accounted for: every block is counted, so that a test can see zero after close.
+
+Large blocks are mapped on their own, with huge pages where the kernel gives them: a table that is
+larger than the second-level cache is read at random, and with pages of 4 KiB each read would miss
+the TLB too.
+"""
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t size, int protection, int flags, int fd, long offset)
+    int munmap(void* address, size_t size)
+    int madvise(void* address, size_t size, int advice)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_HUGEPAGE
+    void* MAP_FAILED
+
+cdef enum:
+    MAPPED_BYTES_MIN = 1048576
 
 cdef struct Heap:
     uint64_t bytes    # bytes that are allocated now
@@ -11,7 +26,14 @@ cdef struct Heap:
 
 cdef inline void* heap_new(Heap* heap, size_t size) noexcept nogil:
     """Return zeroed memory, or NULL."""
-    cdef void* block = calloc(1, size)
+    cdef void* block
+    if size >= MAPPED_BYTES_MIN:
+        block = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if block == MAP_FAILED:
+            return NULL
+        madvise(block, size, MADV_HUGEPAGE)
+    else:
+        block = calloc(1, size)
     if block != NULL:
         heap.bytes += size
         heap.blocks += 1
@@ -22,7 +44,10 @@ cdef inline void* heap_new(Heap* heap, size_t size) noexcept nogil:
 cdef inline void heap_del(Heap* heap, void* block, size_t size) noexcept nogil:
     """Free what heap_new gave; size is what it was asked for."""
     if block != NULL:
-        free(block)
+        if size >= MAPPED_BYTES_MIN:
+            munmap(block, size)
+        else:
+            free(block)
         heap.bytes -= size
         heap.blocks -= 1
 

@@ -104,6 +104,17 @@ cdef inline uint32_t pt_find(const ProcTable* table, uint32_t pid) noexcept nogi
     return slot
 
 
+cdef inline void pt_prefetch(const ProcTable* table, uint32_t pid) noexcept nogil:
+    """Begin to load a pid's entry."""
+    cdef uint32_t slot = pt_slot(table, pid)
+    __builtin_prefetch(&table.slots[slot])
+    __builtin_prefetch(<const uint8_t*>&table.slots[slot] + 64)
+
+
+cdef extern from *:
+    void __builtin_prefetch(const void* address) noexcept nogil
+
+
 cdef inline uint32_t pt_parent(const ProcTable* table, uint32_t slot) noexcept nogil:
     """Slot of the parent if it is in the table, or 0."""
     cdef uint32_t parent = table.slots[slot].parent

@@ -99,8 +99,11 @@ cdef struct Tables:
     Cache allowed               # event type and classes of its values -> rules that they allow
     Cache cut                   # event type, allowed rules, process -> verdict, or UNDECIDED
     Cache verdict               # event type, process and classes -> verdict, where the cut is not enough
+    const uint8_t* ahead_key    # a path whose hash was made ahead, or NULL
+    uint64_t ahead_hash
     OpenMemo open_memo[64]      # the last open flags of each low hash
     uint32_t* small             # by source and number: row + 1
+    uint32_t* ports             # by role of the end and port: row + 1
     Node* code
     uint32_t code_count
     TypeCode types[19]
@@ -129,6 +132,8 @@ cdef class RuleTables:
     cdef list patterns          # by bytes index: (RE2 set, (predicate, regex) by place) or None
     cdef readonly tuple rules
     cdef readonly object plan
+    cdef uint64_t look_ahead(self, const vedette_header* h) noexcept nogil
+    cdef void look_closer(self, const vedette_header* h, uint64_t hashed) noexcept nogil
     cdef int _pack_code(self, plan) except -1
     cdef void _free(self) noexcept
     cdef void _new_epoch(self) noexcept nogil

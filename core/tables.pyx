@@ -3,7 +3,8 @@
 cimport cython
 from libc.stdint cimport int16_t, int32_t
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
-from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cache_init, cache_put)
+from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cache_init, cache_prefetch_key,
+                                 cache_prefetch_set, cache_put)
 from vedette.core.event cimport *
 from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  bytes_match, hits_add, hits_begin, hits_free, hits_init,
@@ -113,6 +114,10 @@ cdef enum:
     SMALL_FD = 1
     SMALL_KIND = 2
     SMALL_SOURCES = 3
+    # An end is local or remote, and client or server.
+    PORT_ROLES = 4
+
+cdef uint64_t KIND_SPREAD = 0x9E3779B97F4A7C15
 
 # Epochs are never used twice, so that rows of replaced tables are known to be stale.
 cdef uint32_t _last_epoch = 0
@@ -470,13 +475,14 @@ cdef class RuleTables:
         hits_init(&t.truth, t.heap, t.predicates, words)
         _class_cache_init(&t.path, t.heap, class_bytes_max // 2)
         _class_cache_init(&t.raw, t.heap, class_bytes_max // 8)
-        if (cache_init(&t.ends, t.heap, class_bytes_max // 8, 18)
+        if (cache_init(&t.ends, t.heap, class_bytes_max // 8, 22)
                 or cache_init(&t.numbers, t.heap, class_bytes_max // 8, 14)
                 or cache_init(&t.allowed, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)
                 or cache_init(&t.cut, t.heap, verdict_bytes_max // 8, 16)
                 or cache_init(&t.verdict, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)):
             raise MemoryError
         t.small = <uint32_t*>_alloc(t.heap, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
+        t.ports = <uint32_t*>_alloc(t.heap, PORT_ROLES * 65536 * sizeof(uint32_t))
         t.rule_mark = <uint32_t*>_alloc(t.heap, t.rules * sizeof(uint32_t))
         t.scratch = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
         t.scratch_value = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
@@ -566,6 +572,7 @@ cdef class RuleTables:
         if t.verdict.sets != NULL:
             cache_free(&t.verdict, heap)
         heap_del(heap, t.small, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
+        heap_del(heap, t.ports, PORT_ROLES * 65536 * sizeof(uint32_t))
         _words_del(heap, t.rule_mark, t.rules)
         heap_del(heap, t.scratch, SCRATCH_BYTES)
         heap_del(heap, t.scratch_value, SCRATCH_BYTES)
@@ -606,6 +613,7 @@ cdef class RuleTables:
                 memset(t.types[i].by_vector, 0, t.classes.rows_size * sizeof(uint32_t))
         memset(t.open_memo, 0, sizeof(t.open_memo))
         memset(t.small, 0, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
+        memset(t.ports, 0, PORT_ROLES * 65536 * sizeof(uint32_t))
 
     # Predicates that have no index
 
@@ -794,7 +802,8 @@ cdef class RuleTables:
     cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
         """The row of a path: fd.name, fd.directory, fd.filename."""
         cdef Tables* t = &self.t
-        cdef uint64_t hashed = siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * 0x9E3779B97F4A7C15ULL
+        cdef uint64_t hashed = (t.ahead_hash if key == t.ahead_key else
+                                siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * KIND_SPREAD)
         cdef Cache* cache = _tier(&t.path, size)
         cdef uint16_t label = <uint16_t>size | <uint16_t>(kind << 14)
         cdef uint32_t row
@@ -850,7 +859,7 @@ cdef class RuleTables:
     cdef uint32_t _raw_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
         """The row of a path as passed. kind 0: open, 1: chdir, 2: exec's filename."""
         cdef Tables* t = &self.t
-        cdef uint64_t hashed = siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * 0x9E3779B97F4A7C15ULL
+        cdef uint64_t hashed = siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * KIND_SPREAD
         cdef Cache* cache = _tier(&t.raw, size)
         cdef uint16_t label = <uint16_t>size | <uint16_t>(kind << 14)
         cdef uint32_t row
@@ -889,39 +898,34 @@ cdef class RuleTables:
 
     cdef uint32_t _ip_row(self, const End* end) noexcept nogil:
         cdef Tables* t = &self.t
-        cdef uint8_t key[17]
+        cdef uint32_t key[6]
+        cdef uint32_t size = end.size + 4
         cdef uint64_t hashed
         cdef uint32_t row
-        key[0] = <uint8_t>end.roles
+        key[0] = end.roles
         memcpy(key + 1, end.address, end.size)
-        hashed = siphash13(&t.hash_key, key, end.size + 1)
-        row = cache_get(&t.ends, hashed, key, end.size + 1, <uint16_t>end.size)
+        key[5] = 0
+        hashed = nh_words(&t.hash_key, key, 2 if end.size == 4 else 6)
+        row = cache_get(&t.ends, hashed, <uint8_t*>key, size, <uint16_t>size)
         if row != 0:
             return row - 1
         t.class_misses += 1
         hits_begin(&t.classes.hits)
         self._match(B_IP, end.address, end.size)
         row = self._filtered_row(end.roles)
-        cache_put(&t.ends, hashed, key, end.size + 1, <uint16_t>end.size, row + 1)
+        cache_put(&t.ends, hashed, <uint8_t*>key, size, <uint16_t>size, row + 1)
         return row
 
     cdef uint32_t _port_row(self, const End* end) noexcept nogil:
         cdef Tables* t = &self.t
-        cdef uint8_t key[5]
-        cdef uint64_t hashed
-        cdef uint32_t row
-        key[0] = <uint8_t>end.roles
-        memcpy(key + 1, &end.port, 4)
-        hashed = siphash13(&t.hash_key, key, 5)
-        row = cache_get(&t.ends, hashed, key, 5, 1)
-        if row != 0:
-            return row - 1
-        t.class_misses += 1
-        hits_begin(&t.classes.hits)
-        int_match(&t.int_index[I_PORT], end.port, &t.classes.hits)
-        row = self._filtered_row(end.roles)
-        cache_put(&t.ends, hashed, key, 5, 1, row + 1)
-        return row
+        cdef uint32_t* place = t.ports + (
+            ((end.roles & END_REMOTE != 0) | (end.roles & END_SERVER != 0) << 1) << 16
+        ) + end.port
+        if place[0] == 0:
+            hits_begin(&t.classes.hits)
+            int_match(&t.int_index[I_PORT], end.port, &t.classes.hits)
+            place[0] = self._filtered_row(end.roles) + 1
+        return place[0] - 1
 
     cdef uint32_t _sockname_row(self, const End* local, const End* remote, bint is_connect) noexcept nogil:
         """The row of fd.name of a socket. It is made each time: ports make most names unique."""
@@ -972,6 +976,26 @@ cdef class RuleTables:
         return _space_row(&t.classes)
 
     # The verdict
+
+    cdef uint64_t look_ahead(self, const vedette_header* h) noexcept nogil:
+        """Begin to load what judge will read for a record some steps later; return its path's hash.
+
+        0 where there is nothing to load: only absolute paths depend on the record alone.
+        """
+        cdef Tables* t = &self.t
+        cdef const vedette_open* r = <const vedette_open*>h
+        cdef const uint8_t* path = <const uint8_t*>h + sizeof(vedette_open)
+        cdef uint64_t hashed
+        if (h.type < VEDETTE_OPEN or h.type > VEDETTE_OPENAT2 or r.path_len == 0 or path[0] != 47
+                or r.path_len > 510 or not t.types[h.type].words >> W_PATH & 1):
+            return 0
+        hashed = siphash13(&t.hash_key, path, r.path_len)
+        cache_prefetch_set(_tier(&t.path, r.path_len), hashed)
+        return hashed
+
+    cdef void look_closer(self, const vedette_header* h, uint64_t hashed) noexcept nogil:
+        """The second half of look_ahead, once the first loads have come."""
+        cache_prefetch_key(_tier(&self.t.path, (<const vedette_open*>h).path_len), hashed)
 
     cdef uint32_t judge(self, ProcTable* table, uint32_t slot, const vedette_header* h) noexcept nogil:
         """The row (of self.t.verdicts) of the rules that match; 0: none. The record is well-formed."""
