@@ -7,14 +7,17 @@ export VEDETTE_BUILD ?= release
 export HOLD
 # pytest's own arguments, as in: make test ARGS='-k ring -x'
 ARGS ?=
+# Tests of the compiled core that `make sanitize` runs.
+SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_floor.py
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test demo bench clean
+.PHONY: help machine build lint test sanitize demo bench clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
 	@echo 'make test      lint, then all tests (root; ARGS=... goes to pytest)'
 	@echo 'make demo      three hosts, one attack, one incident (root; HOLD=1 keeps it up)'
+	@echo 'make sanitize  the core under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
 	@echo 'make bench     benchmarks (ARGS=... goes to pytest)'
 	@echo 'make clean     remove $(VENV), build/ and caches'
@@ -51,7 +54,16 @@ test: build
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/pytest $(ARGS) || status=1; \
+	[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory sanitize || status=1; \
 	exit $$status
+
+# What the core's own tests do, with every access checked. Python itself leaks on purpose.
+sanitize: export VEDETTE_BUILD := sanitize
+sanitize: machine $(VENV)/.installed
+	$(BIN)/python setup.py -q build_ext --inplace
+	ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	$(BIN)/pytest -q -s -p no:cacheprovider --timeout 600 $(SANITIZED)
 
 demo: build
 	$(BIN)/python -m tests.fleet.demo

@@ -146,7 +146,7 @@ cdef class Engine:
         memset(&self.heap, 0, sizeof(Heap))
 
     def __init__(self, rules, *, on_match, lookup=None, users=None, groups=None, hostname=None,
-                 uint64_t class_bytes_max=16 << 20, uint64_t verdict_bytes_max=8 << 20,
+                 uint64_t class_bytes_max=32 << 20, uint64_t verdict_bytes_max=8 << 20,
                  uint64_t strings_bytes_max=64 << 20, processes_max=65536, rule_matching="all",
                  seed=None):
         if rule_matching not in ("all", "first"):
