@@ -32,7 +32,7 @@ from sigma.types import (
 
 from vedette.core import fields, layout
 from vedette.core.documents import shown
-from vedette.core.expr import Expr, FieldRef
+from vedette.core.expr import Expr
 from vedette.core.trees import (
     FALSE,
     TRUE,
@@ -306,12 +306,12 @@ class Line(Target):
         found: list[Expr] = []
         if parts[-1:] != [Wild.ANY]:  # else the last cut says as much
             found.append(all_of(text(self.exe, parts, cased=cased), self.is_alone()))
-        for left, right in _cuts(parts):
+        for left, right, is_wild in _cuts(parts):
             before = TRUE if left == [Wild.ANY] else text(self.exe, left, cased=cased)
             if right != [Wild.ANY]:
                 behind = self.after(right, cased)
             else:
-                behind = TRUE if left[-1:] == [Wild.ANY] else negated(self.is_alone())
+                behind = TRUE if is_wild else negated(self.is_alone())
             found.append(all_of(before, behind))
         return any_of(*found)
 
@@ -320,17 +320,27 @@ class Line(Target):
         return regex(self.whole, pattern)
 
 
-def _cuts(parts: list[bytes | Wild]) -> Iterator[tuple[list[bytes | Wild], list[bytes | Wild]]]:
-    """Cut a pattern at each place that can be the one blank, which goes."""
+_Parts = list[bytes | Wild]
+
+
+def _cuts(parts: _Parts) -> Iterator[tuple[_Parts, _Parts, bool]]:
+    """Cut a pattern at each place that can be the one blank, which goes.
+
+    The third value tells whether the place is a ``*``, which can do without a blank, too. Where
+    nothing would be left behind a blank there is none: argv[0] alone is not followed by one.
+    """
     for index, part in enumerate(parts):
         before, behind = parts[:index], parts[index + 1 :]
         if part is Wild.ANY:
-            yield [*before, Wild.ANY], [Wild.ANY, *behind]
+            yield [*before, Wild.ANY], [Wild.ANY, *behind], True
         elif part is Wild.ONE:
-            yield before, behind
+            if behind:
+                yield before, behind, False
         elif isinstance(part, bytes):
             for at in (i for i, byte in enumerate(part) if byte == 0x20):
-                yield normal([*before, part[:at]]), normal([part[at + 1 :], *behind])
+                rest = normal([part[at + 1 :], *behind])
+                if rest:
+                    yield normal([*before, part[:at]]), rest, False
 
 
 @dataclass(frozen=True)
@@ -487,11 +497,13 @@ class Nowhere(Target):
 class Captured(Text):
     """A field that is asked of the catalogue when a rule names it: it may not be captured yet."""
 
+    @property
+    def is_seen(self) -> bool:
+        return fields.FIELDS[self.name].captured
+
     def match(self, value: SigmaType, note: Note) -> Expr:
-        try:
-            fields.lookup(FieldRef(self.name))
-        except fields.UnknownField as error:
-            raise Unseen(str(error)) from None
+        if not self.is_seen:
+            raise Unseen(f"{self.name} is not captured yet")
         return super().match(value, note)
 
 
@@ -646,7 +658,7 @@ AUDITD: Final = LogSource(
         "a0": First("proc.exe, of an exec (in a SYSCALL record: not captured)", "proc.exe"),
         **{
             f"a{number}": Word(
-                f"word {number} of proc.args, of an exec (in a SYSCALL record: not captured)",
+                "that word of proc.args, of an exec (in a SYSCALL record: not captured)",
                 number,
             )
             for number in range(1, ARGUMENTS_MAX + 1)
@@ -682,11 +694,11 @@ AUDITD: Final = LogSource(
             "user.loginuid (4294967295: unset)", "user.loginuid", -1, 2**32 - 2, _UNSET,
             signal="user.loginuid",
         ),
-        **{
-            name: Nowhere(f"{name} is not captured yet")
-            for name in ("uid", "gid", "suid", "fsuid", "sgid", "fsgid", "tty", "ses", "inode",
-                         "mode", "ouid", "ogid", "saddr", "argc")
-        },
+        **dict.fromkeys(
+            ("uid", "gid", "suid", "fsuid", "sgid", "fsgid", "tty", "ses", "inode", "mode", "ouid",
+             "ogid", "saddr", "argc"),
+            Nowhere("not captured yet"),
+        ),
     },
 )  # fmt: skip
 RESTRICTING: Final = frozenset(
@@ -723,11 +735,16 @@ def tables() -> str:
             out += ["", "Any other record type is never true: it is not made of syscalls.", ""]
         out += ["| Sigma | here |", "|---|---|"]
         missing: dict[str, list[str]] = {}
+        same: dict[str, list[str]] = {}
         for name, target in source.targets.items():
-            if isinstance(target, Nowhere):
-                missing.setdefault(target.about, []).append(name)
-            elif not (isinstance(target, Word) and target.number > 2):
-                out.append(f"| {name} | {target.about} |")
+            if isinstance(target, Nowhere) or (isinstance(target, Captured) and not target.is_seen):
+                why = "not captured yet" if isinstance(target, Captured) else target.about
+                missing.setdefault(why, []).append(name)
+            else:
+                same.setdefault(target.about, []).append(name)
+        for about, names in same.items():
+            listed = ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]}"
+            out.append(f"| {listed} | {about} |")
         out += [f"| {', '.join(names)} | no: {about} |" for about, names in missing.items()]
         out.append("")
     return "\n".join(out).replace("|---|---|\n\n", "|---|---|\n")

@@ -299,7 +299,7 @@ class _Compiler:
                 return None
         detections = self.whole(any_of(*found))
         if detections == FALSE:
-            reasons = "; ".join(dict.fromkeys(f"{name}: {why}" for name, why in self.unseen))
+            reasons = "; ".join(dict.fromkeys(why for _, why in self.unseen))
             self.document.error(f"nothing of it can be seen: {reasons}", "detection")
             return None
         whole = all_of(self.source.base, detections)
@@ -307,7 +307,7 @@ class _Compiler:
             self.document.error(f"more than {PREDICATES_MAX} checks", "detection")
             return None
         for name, why in dict.fromkeys(self.unseen):
-            self.document.warn(f"{name}: {why}; what asks for it is never true", "detection", name)
+            self.document.warn(f"{why}; what asks for it is never true", "detection", name)
         for name, why in self.notes:
             self.document.warn(f"{name}: {why}", "detection", name)
         return whole
@@ -382,7 +382,7 @@ class _Compiler:
                 name,
                 f"{_label(name, item)}: {why}; without it the rule would find what this excludes",
             )
-        self.unseen.append((name, why))
+        self.unseen.append((name, f"{_label(name, item)}: {why}"))
 
     def target(self, name: str, item: SigmaDetectionItem, among: SigmaDetection) -> Target:
         assert item.field is not None
@@ -442,7 +442,7 @@ class _Auditd(_Compiler):
                 raise _Failed(
                     name, f"{name}: {why}; without it the rule would find what this excludes"
                 )
-            self.unseen.append((name, why))
+            self.unseen.append((name, f"{name}: {why}"))
             return FALSE
         made = super().detection(name, detection, positive)
         fields = {i.field for i in items if isinstance(i, SigmaDetectionItem) and i.field}
