@@ -133,6 +133,9 @@ class Ship(_Section, frozen=True):
     insecure           speak in clear to another machine; needed where there are no keys
     queue_signals_max, queue_bytes_max  bounds of what waits for an acknowledgement; beyond them
                        the least urgent and oldest go, and are counted
+    spool_path         folder where signals wait instead of in memory, so that they survive the
+                       agent; its bounds are the next two
+    spool_bytes_max, spool_age_s_max  of what waits there; beyond them the same goes
     """
 
     endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp://[^\s/]+:\d{1,5}|ipc://\S+)$")]
@@ -141,6 +144,9 @@ class Ship(_Section, frozen=True):
     insecure: bool = False
     queue_signals_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
     queue_bytes_max: _Bytes = 64 << 20
+    spool_path: _Text | None = None
+    spool_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 42)] = 1 << 30
+    spool_age_s_max: Annotated[float, msgspec.Meta(ge=1, le=366 * 86400)] = 7 * 86400.0
 
     def __post_init__(self) -> None:
         if self.client_key_file is not None and self.server_key is None:
@@ -345,4 +351,6 @@ def _resolve(config: Config, folder: Path) -> Config:
     ship = config.ship
     if ship is not None and ship.client_key_file is not None:
         ship = replace(ship, client_key_file=str(folder / ship.client_key_file))
+    if ship is not None and ship.spool_path is not None:
+        ship = replace(ship, spool_path=str(folder / ship.spool_path))
     return replace(config, rules=rules, outputs=outputs, ship=ship)

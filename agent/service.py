@@ -20,6 +20,7 @@ from vedette.agent.errors import AgentError, ConfigError
 from vedette.agent.live import Live, Recorder, capture_header, host_facts
 from vedette.agent.logs import log
 from vedette.agent.shipper import Shipper, ShipperError
+from vedette.agent.spool import Spool, SpoolError
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair
 from vedette.core.signal import Signal
 
@@ -91,8 +92,29 @@ def open_outputs(
     return writers
 
 
+def open_spool(settings: config.Config, numbering_id: str) -> Spool | None:
+    """Open the configuration's spool. Raises ConfigError."""
+    ship = settings.ship
+    if ship is None or ship.spool_path is None:
+        return None
+    try:
+        return Spool.open(
+            ship.spool_path,
+            numbering_id,
+            bytes_max=ship.spool_bytes_max,
+            age_s_max=ship.spool_age_s_max,
+        )
+    except SpoolError as error:
+        raise ConfigError(f"ship.spool_path: {error}") from None
+
+
 def make_shipper(
-    settings: config.Config, facts: pipeline.Facts, host_id: str, numbering_id: str, digest: str
+    settings: config.Config,
+    facts: pipeline.Facts,
+    host_id: str,
+    numbering_id: str,
+    digest: str,
+    spool: Spool | None = None,
 ) -> Shipper | None:
     """Make the configuration's shipper, not started. Raises ConfigError."""
     ship = settings.ship
@@ -115,6 +137,7 @@ def make_shipper(
             insecure=ship.insecure,
             queue_signals_max=ship.queue_signals_max,
             queue_bytes_max=ship.queue_bytes_max,
+            spool=spool,
             heartbeat_s=settings.heartbeat_s,
         )
     except (ShipperError, KeyFileError) as error:
@@ -137,6 +160,7 @@ class Service:
         self._requests = Requests()
         self._writers: list[outputs.LineWriter] = []
         self._shipper: Shipper | None = None
+        self._spool: Spool | None = None
         self._facts = host_facts(self._settings.host)
         self._beat_s = 0.0
 
@@ -162,8 +186,11 @@ class Service:
             log(logging.WARNING, "signals go nowhere", keys="outputs,ship")
         host_id = settings.host.id or identity.host_id()
         numbering_id = identity.numbering_id()
-        self._shipper = make_shipper(settings, self._facts, host_id, numbering_id, rules.digest)
+        self._spool = open_spool(settings, numbering_id)
         try:
+            self._shipper = make_shipper(
+                settings, self._facts, host_id, numbering_id, rules.digest, self._spool
+            )
             self._writers = open_outputs(settings.outputs)
             recorder = None
             if self._record is not None:
@@ -310,4 +337,11 @@ class Service:
         if shipper is not None:
             remaining_s = max(0.05, began_s + _SHIPPER_STOP_S - time.monotonic())
             if not shipper.close(remaining_s):
-                log(logging.WARNING, "signals were left unsent", kept=shipper.stats()["kept"])
+                kept = shipper.stats()["kept"]
+                if self._spool is not None:
+                    log(logging.INFO, "signals wait in the spool", kept=kept)
+                else:
+                    log(logging.WARNING, "signals were left unsent", kept=kept)
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            spool.close()

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from random import SystemRandom
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 import zmq
@@ -89,6 +89,32 @@ class Queue(Protocol):
     @property
     def lost(self) -> Mapping[int, int]:
         """Signals given up, by priority."""
+
+    def tend(self) -> Mapping[str, int]:
+        """Called every few seconds: give up what is too old; return what else is to be reported."""
+
+
+class NumberedQueue(Queue, Protocol):
+    """The signals of one numbering."""
+
+    @property
+    def boot_id(self) -> str:
+        """The numbering's name."""
+
+
+class Numberings(Protocol):
+    """Queues that outlive the agent (spool.Spool). Called under the shipper's lock."""
+
+    @property
+    def current(self) -> NumberedQueue:
+        """Where this run's signals go."""
+
+    @property
+    def former(self) -> Sequence[NumberedQueue]:
+        """What earlier runs left, the oldest first."""
+
+    def finish(self, queue: Any) -> None:
+        """Take a former numbering away: all of it is delivered."""
 
 
 class MemoryQueue:
@@ -175,6 +201,9 @@ class MemoryQueue:
         self._taken_seq = committed_seq
         self.commit(committed_seq)
 
+    def tend(self) -> Mapping[str, int]:
+        return {"queue_bytes": self._bytes}
+
     def untaken_min_ns(self) -> int | None:
         return min(
             (signal.time_ns for side in (self._urgent, self._other) for signal in side),
@@ -205,7 +234,8 @@ class Shipper:
     boot_id     names a numbering; must be a new one whenever numbers start again at 1
     curve       keys; None speaks in clear, which beyond this machine needs insecure=True
     queue_signals_max, queue_bytes_max  bounds of what waits for an acknowledgement
-    queue       another queue than one in memory; the two bounds are then its own affair
+    spool       where signals wait instead of in memory; the two bounds are then its own affair, and
+                what earlier runs left there is delivered first
     heartbeat_s         between heartbeats
     peer_timeout_s      without a word from the aggregator for so long, connect again; an answer to
                         HELLO is awaited for HELLO_TIMEOUT_S if that is less
@@ -230,7 +260,7 @@ class Shipper:
         insecure: bool = False,
         queue_signals_max: int = 100_000,
         queue_bytes_max: int = 64 << 20,
-        queue: Queue | None = None,
+        spool: Numberings | None = None,
         heartbeat_s: float = 5.0,
         peer_timeout_s: float = 30.0,
         backoff_s: float = 0.2,
@@ -264,7 +294,10 @@ class Shipper:
         self._peer_timeout_s = peer_timeout_s
         self._backoff_s = backoff_s
         self._backoff_max_s = backoff_max_s
-        self._queue: Queue = queue or MemoryQueue(queue_signals_max, queue_bytes_max)
+        self._spool = spool
+        self._queue: Queue = (
+            spool.current if spool else MemoryQueue(queue_signals_max, queue_bytes_max)
+        )
         self._lock = threading.Lock()
         self._complete_until_ns = 0
         self._lost_events = 0
@@ -350,7 +383,7 @@ class Shipper:
             if self._wake >= 0:
                 os.close(self._wake)
                 self._wake = -1
-            return self._queue.kept == 0
+            return self._kept == 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -373,8 +406,9 @@ class Shipper:
         try:
             while not self._done():
                 session = _Session(self, context)
+                delivered = False
                 try:
-                    session.run()
+                    delivered = session.run()
                 except (_Broken, zmq.ZMQError, wire.WireError) as error:
                     self._note_broken(str(error))
                 except Exception:
@@ -387,6 +421,8 @@ class Shipper:
                     backoff_s = self._backoff_s
                 if self._done():
                     break
+                if delivered:
+                    continue
                 wait_s = random.uniform(0, backoff_s)
                 if self._drain_until_s is not None:
                     wait_s = min(wait_s, max(0.0, self._drain_until_s - time.monotonic()), 0.1)
@@ -402,7 +438,13 @@ class Shipper:
         with self._lock:
             if self._drain_until_s is None:
                 return False
-            return self._queue.kept == 0 or time.monotonic() >= self._drain_until_s
+            return self._kept == 0 or time.monotonic() >= self._drain_until_s
+
+    @property
+    def _kept(self) -> int:
+        """Signals of all numberings that nobody acknowledged; the lock is held."""
+        former = self._spool.former if self._spool else ()
+        return self._queue.kept + sum(queue.kept for queue in former)
 
     def _note_broken(self, reason: str) -> None:
         with self._lock:
@@ -421,8 +463,9 @@ class Shipper:
         stats = {
             "connected": int(self._connected),
             "waiting": self._queue.waiting,
-            "kept": self._queue.kept,
+            "kept": self._kept,
             "lost": sum(self._queue.lost.values()),
+            **self._queue.tend(),
         }
         for name in ("sent", "acknowledged", "resent", "refitted", "broken", "connections"):
             stats[name] = self._counts[name]
@@ -432,10 +475,17 @@ class Shipper:
 
 
 class _Session:
-    """One connection, from HELLO to its end."""
+    """One connection, from HELLO to its end, for one numbering."""
 
     def __init__(self, shipper: Shipper, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.shipper = shipper
+        with shipper._lock:
+            former = shipper._spool.former if shipper._spool else ()
+            self.former = former[0] if former else None
+            self.queue: Queue = self.former or shipper._queue
+            self.hello = shipper._hello
+            if self.former is not None:
+                self.hello = msgspec.structs.replace(self.hello, boot_id=self.former.boot_id)
         self.welcomed = False
         self.credit = 0
         self.under_way: deque[tuple[int, int]] = deque()
@@ -470,8 +520,11 @@ class _Session:
         # BYE and nothing else may still be on its way out.
         self.socket.close(linger=200 if self.welcomed else 0)
 
-    def run(self) -> None:
-        """Speak until the shipper is to stop; raises where the connection ends before that."""
+    def run(self) -> bool:
+        """Speak until the shipper is to stop, or (True) a former numbering is delivered.
+
+        Raises where the connection ends before that.
+        """
         shipper = self.shipper
         self.monitor = self.socket.get_monitor_socket(
             zmq.EVENT_DISCONNECTED
@@ -481,9 +534,7 @@ class _Session:
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH
         )
         self.socket.connect(shipper._endpoint)
-        with shipper._lock:
-            hello = msgspec.structs.replace(shipper._hello, time_ns=time.time_ns())
-        self._send(wire.encode(hello))
+        self._send(wire.encode(msgspec.structs.replace(self.hello, time_ns=time.time_ns())))
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
@@ -491,7 +542,7 @@ class _Session:
         while True:
             if shipper._done():
                 self._bye()
-                return
+                return False
             ready = dict(poller.poll(self._poll_ms()))
             if shipper._wake in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -508,8 +559,23 @@ class _Session:
             if self.welcomed:
                 while self._send_batch():
                     pass
+                if self._delivered():
+                    return True
                 if now_s >= self.beat_s:
                     self._heartbeat(now_s)
+
+    def _delivered(self) -> bool:
+        """Tell whether nothing of a former numbering is left; it is taken away then."""
+        shipper = self.shipper
+        if self.former is None or shipper._spool is None:
+            return False
+        with shipper._lock:
+            if self.queue.kept or self.queue.lost_at_end() is not None:
+                return False
+            shipper._spool.finish(self.former)
+            shipper._sent_seq = 0
+        log.info("what numbering %s left is delivered", self.former.boot_id)
+        return True
 
     @property
     def _timeout_s(self) -> float:
@@ -567,11 +633,11 @@ class _Session:
             self.credit = message.credit
             self.message_bytes_max = message.message_bytes_max
             with shipper._lock:
-                known = shipper._queue.last_seq
-                shipper._queue.rewind(message.committed_seq)
+                known = self.queue.last_seq
+                self.queue.rewind(message.committed_seq)
                 shipper._connected = True
                 shipper._counts["connections"] += 1
-            if message.committed_seq > known:
+            if message.committed_seq > known and self.former is None:
                 log.error(
                     "%s has signals up to number %d of %s, this agent gave out %d only: the "
                     "boot id was used before, and signals will be taken for duplicates",
@@ -590,7 +656,7 @@ class _Session:
                 acknowledged += self.under_way.popleft()[1]
             self.signals_under_way -= acknowledged
             with shipper._lock:
-                shipper._queue.commit(message.committed_seq)
+                self.queue.commit(message.committed_seq)
                 shipper._counts["acknowledged"] += acknowledged
         else:
             raise _Broken(f"an agent does not expect {type(message).__name__}")
@@ -602,8 +668,10 @@ class _Session:
         if count <= 0 or len(self.under_way) >= BATCHES_UNDER_WAY_MAX:
             return False
         with shipper._lock:
-            taken = shipper._queue.take(count)
-            complete_until_ns = 0 if shipper._queue.waiting else shipper._complete_until_ns
+            taken = self.queue.take(count)
+            complete_until_ns = (
+                0 if self.queue.waiting or self.former else shipper._complete_until_ns
+            )
         if not taken.signals:
             return False
         signals, lost = taken
@@ -624,7 +692,7 @@ class _Session:
                 signals, rest = signals[: len(signals) // 2], signals[len(signals) // 2 :]
                 complete_until_ns = 0
                 with shipper._lock:
-                    shipper._queue.untake(rest)
+                    self.queue.untake(rest)
             else:
                 signals = [wire.fit(signals[0])]
                 with shipper._lock:
@@ -641,7 +709,9 @@ class _Session:
     def _complete_until_ns(self) -> int:
         """Up to where everything is sent; the lock is held."""
         shipper = self.shipper
-        waiting_ns = shipper._queue.untaken_min_ns()
+        if self.former is not None:
+            return 0
+        waiting_ns = self.queue.untaken_min_ns()
         if waiting_ns is None:
             return shipper._complete_until_ns
         return min(shipper._complete_until_ns, max(waiting_ns - 1, 0))
@@ -650,13 +720,13 @@ class _Session:
         shipper = self.shipper
         self.beat_s = now_s + shipper._heartbeat_s
         with shipper._lock:
-            lost = shipper._queue.lost_at_end()
+            lost = self.queue.lost_at_end()
             own = {f"ship.{name}": value for name, value in shipper._stats().items()}
             beat = wire.Heartbeat(
                 time_ns=time.time_ns(),
                 complete_until_ns=self._complete_until_ns(),
                 lost=[lost] if lost else [],
-                lost_events=shipper._lost_events,
+                lost_events=0 if self.former else shipper._lost_events,
                 counters=shipper._counters | own,
                 addresses=shipper._hello.addresses,
                 rules_digest=shipper._hello.rules_digest,
