@@ -72,7 +72,7 @@ def _gaps(files: list[CaseFile]) -> list[str]:
 
 def test(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILES…", help="Files of cases, or folders of them.")
+        list[Path], typer.Argument(metavar="FILE...", help="Files of cases, or folders of them.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     junit_file: Annotated[

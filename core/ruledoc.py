@@ -15,14 +15,14 @@ _TACTIC = "mitre_"
 _HEAD = """\
 # Shipped rules
 
-{count} rules in {files} files below `rules/`. Load `base.yaml` first, then any of the others; a folder
-stands for all of its files. Every rule has test cases in `rules/tests`, see
+{count} rules in {files} files below `rules/`. Load `base.yaml` first, then any of the others; a
+folder stands for all of its files. Every rule has test cases in `rules/tests`, see
 [rule-tests.md](rule-tests.md). This page is made from the rules: `python -m vedette.core.ruledoc`.
 
-Rules of priority WARNING and above are quiet on an ordinary Debian host that runs sshd, cron, apt and
-a web server; `tests/fleet/test_quiet.py` runs such a day. Those marked *no alert* only feed sequences.
-Techniques are those of MITRE ATT&CK. To fit a rule to a site, define its lists and macros again in a
-file that is loaded later, or switch it off:
+Rules of priority WARNING and above are quiet on an ordinary Debian host that runs sshd, cron, apt
+and a web server; `tests/fleet/test_quiet.py` runs such a day. Those marked *no alert* only feed
+sequences. Techniques are those of MITRE ATT&CK. To fit a rule to a site, define its lists and
+macros again in a file that is loaded later, or switch it off:
 
     - rule: outbound_ssh
       enabled: false

@@ -24,6 +24,7 @@ import re
 import socket
 import struct
 import xml.etree.ElementTree as ET
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any, Final
 import yaml
 
 from vedette.core import layout
-from vedette.core.capturefile import Batch, CaptureFileError, CaptureReader, Loss, Snapshot
+from vedette.core.capturefile import Answer, Batch, CaptureFileError, CaptureReader, Loss, Snapshot
 from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine, Process
 from vedette.core.expr import FieldRef
@@ -907,22 +908,21 @@ def case_files(paths: Sequence[Path]) -> Iterator[Path]:
 # Running.
 
 
-def _lookups(answers: list[tuple[int, Process | None]]) -> Callable[[int], Process | None]:
+def _lookups(answers: deque[Answer]) -> Callable[[int], Process | None]:
     def lookup_process(pid: int) -> Process | None:
         if answers and answers[0][0] == pid:
-            return answers.pop(0)[1]
+            return answers.popleft()[1]
         return None
 
     return lookup_process
 
 
-def _run_capture(path: Path, rules: Sequence[Rule]) -> set[int]:
-    """Return the indices of the rules that match anything in a capture file.
+def _run_capture(path: Path, rules: Sequence[Rule], matched: set[int]) -> None:
+    """Add to ``matched`` the indices of the rules that match anything in a capture file.
 
-    Raises CaptureFileError, OSError.
+    Raises OSError, and CaptureFileError after everything before the damage was judged.
     """
-    matched: set[int] = set()
-    answers: list[tuple[int, Process | None]] = []
+    answers: deque[Answer] = deque()
     with path.open("rb") as stream:
         reader = CaptureReader(stream, str(path))
         header = reader.header
@@ -938,7 +938,8 @@ def _run_capture(path: Path, rules: Sequence[Rule]) -> set[int]:
         try:
             for block in reader:
                 if isinstance(block, Batch):
-                    answers[:] = block.answers
+                    answers.clear()
+                    answers.extend(block.answers)
                     engine.feed(block.records)
                 elif isinstance(block, Snapshot):
                     for process in block.processes:
@@ -947,7 +948,6 @@ def _run_capture(path: Path, rules: Sequence[Rule]) -> set[int]:
                     engine.note_loss()
         finally:
             engine.close()
-    return matched
 
 
 def _judge(case: Case, matched: tuple[str, ...]) -> list[str]:
@@ -962,13 +962,14 @@ def _judge(case: Case, matched: tuple[str, ...]) -> list[str]:
 def run_cases(file: CaseFile) -> list[Result]:
     """Run all cases of a file, each event through the engine and through its twin.
 
-    Rules that are not enabled are tested as if they were, but count for ``exactly`` only where a
-    case names them. Raises compile.UnsupportedRule for a rule that the engine cannot hold.
+    A rule that is not enabled counts in the cases that name it, as if it were. Raises
+    compile.UnsupportedRule for a rule that the engine cannot hold.
     """
     named = {name for case in file.cases for name in (*case.expected, *case.no_match)}
     rules = [
         replace(rule, enabled=True) for rule in file.rules if rule.enabled or rule.name in named
     ]
+    disabled = {rule.name for rule in file.rules if not rule.enabled}
     by_engine: set[int] = set()
     by_twin: set[int] = set()
     facts: dict[str, Any] = {"users": file.users, "groups": file.groups, "hostname": HOSTNAME}
@@ -982,7 +983,7 @@ def run_cases(file: CaseFile) -> list[Result]:
             problems: list[str] = []
             if case.capture is not None:
                 try:
-                    by_engine.update(_run_capture(case.capture, rules))
+                    _run_capture(case.capture, rules, by_engine)
                 except (CaptureFileError, OSError) as error:
                     problems.append(str(error))
             for event in case.events:
@@ -994,7 +995,9 @@ def run_cases(file: CaseFile) -> list[Result]:
             if case.capture is None and by_engine != by_twin:
                 odd = ", ".join(rules[index].name for index in sorted(by_engine ^ by_twin))
                 problems.append(f"the engine and its twin disagree on {odd}; please report this")
-            matched = tuple(rules[index].name for index in sorted(by_engine))
+            found = [rules[index].name for index in sorted(by_engine)]
+            expected = {*case.expected, *case.no_match}
+            matched = tuple(name for name in found if name not in disabled or name in expected)
             results.append(Result(case, matched, (*problems, *_judge(case, matched))))
     finally:
         engine.close()

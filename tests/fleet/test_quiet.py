@@ -94,7 +94,8 @@ fi
 """
 _ADMIN = """
 uname -a; uptime; who; last -n 3; df -h /; free -m; ps aux; ss -tln; ip address; lsblk || :
-cat /etc/passwd /etc/os-release; grep -r PermitRootLogin /etc/ssh/sshd_config; ls -la /root /etc /tmp
+cat /etc/passwd /etc/os-release; grep -r PermitRootLogin /etc/ssh/sshd_config
+ls -la /root /etc /tmp
 tail -n 3 /var/log/*.log || :
 tar czf /root/etc.tgz /etc/apt /etc/default
 find /var/log -name '*.gz' -mtime +30
