@@ -61,7 +61,7 @@ _SECTION_KEYS: Final[dict[Class, tuple[str, ...]]] = {
     "capabilities": ("matchCapabilities",),
     "syscalls": ("matchSyscalls", "matchPaths"),
 }
-_ENTRY_KEYS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+ENTRY_KEYS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("process", "matchPaths"): ("path", "execname", "allowedArgs", "ownerOnly", "fromSource"),
     ("process", "matchDirectories"): ("dir", "recursive", "ownerOnly", "fromSource"),
     ("process", "matchPatterns"): ("pattern", "path", "ownerOnly", "fromSource"),
@@ -385,7 +385,7 @@ class _Reader:
                 )
             for item in self.items(found[name][1], name):
                 values = self.mapping(item, f"{section}.{name}")
-                self.only(values, (*_COMMON, *_ENTRY_KEYS[section, name]), f"{section}.{name}")
+                self.only(values, (*_COMMON, *ENTRY_KEYS[section, name]), f"{section}.{name}")
                 entries += self.entry(
                     policy, section, name, item, values, self.common(values, inherited)
                 )

@@ -1,14 +1,16 @@
 """Correlations of Sigma 2.1 to the sequences of core/sequence.py, as far as these can say them.
 
-An event_count becomes a sequence of one step that counts; a temporal_ordered becomes its rules as
-steps, tied by joins on the group-by fields. All else is read, and refused with the name of the key
-that is not evaluated yet. A correlation that is refused leaves its rules alerting by themselves.
+An event_count and a value_count become a sequence of one step that counts; a temporal and a
+temporal_ordered become their rules as steps, tied by joins on the group-by fields. All else is
+read, and refused with the name of the key that is not evaluated yet. A correlation that is
+refused leaves its rules alerting by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import factorial
 from typing import Final
 
 from sigma.correlations import (
@@ -25,6 +27,7 @@ from vedette.core.documents import place, shown
 from vedette.core.fields import UnknownField
 from vedette.core.fleet import find, has_one_value
 from vedette.core.sequence import (
+    ARRANGEMENTS_MAX,
     BY_MAX,
     COUNT_MAX,
     JOINS_MAX,
@@ -48,6 +51,8 @@ HOST_FIELDS: Final = ("Computer", "ComputerName", "Hostname", "HostName", "host"
 """Names under which a group-by means the host that a signal comes from."""
 
 _SECOND_NS: Final = 10**9
+_COUNTING: Final = (SigmaCorrelationType.EVENT_COUNT, SigmaCorrelationType.VALUE_COUNT)
+_TEMPORAL: Final = (SigmaCorrelationType.TEMPORAL, SigmaCorrelationType.TEMPORAL_ORDERED)
 
 
 class _NotYet(ValueError):
@@ -116,6 +121,11 @@ def _parse(document: Document) -> SigmaCorrelationRule | None:
     return None if broken else parsed
 
 
+def _kind(name: str) -> str:
+    found = find(name).type
+    return "number" if found in ("int", "uint", "port") else found
+
+
 class _Correlation:
     def __init__(
         self,
@@ -132,10 +142,7 @@ class _Correlation:
     def compile(self) -> tuple[Sequence, list[Compiled], list[list[str]]]:
         """Return the sequence, its rules, and the fields that each has to carry."""
         parsed = self.parsed
-        if parsed.type not in (
-            SigmaCorrelationType.EVENT_COUNT,
-            SigmaCorrelationType.TEMPORAL_ORDERED,
-        ):
+        if parsed.type not in (*_COUNTING, *_TEMPORAL):
             raise _NotYet("type", f"{parsed.type.name.lower()} is not evaluated yet")
         within_ns = parsed.timespan.seconds * _SECOND_NS
         if within_ns > WITHIN_NS_MAX:
@@ -146,17 +153,22 @@ class _Correlation:
             [self.field(name, reference, rule) for name in parsed.group_by or []]
             for reference, rule in zip(self.references(), rules, strict=True)
         ]
-        counting = parsed.type is SigmaCorrelationType.EVENT_COUNT
-        steps = self.counted(rules, groups) if counting else self.ordered(rules, groups)
+        any_order = parsed.type is SigmaCorrelationType.TEMPORAL and len(rules) > 1
         sequence = Sequence(
             name=self.title,
             within_ns=within_ns,
-            steps=steps,
+            steps=self.counted(rules, groups)
+            if parsed.type in _COUNTING
+            else self.ordered(rules, groups),
+            groups=((0, len(rules)),) if any_order else (),
             desc=" ".join((parsed.description or "").split()),
             priority=PRIORITY_OF_LEVEL[parsed.level],
             tags=tuple(dict.fromkeys(str(tag) for tag in parsed.tags)),
         )
-        carried = [[name for name in names if "host." not in name] for names in groups]
+        distinct = [step.distinct for step in sequence.steps if step.distinct is not None]
+        carried = [
+            [name for name in (*names, *distinct) if name != "host.name"] for names in groups
+        ]
         return sequence, rules, carried
 
     def references(self) -> list[str]:
@@ -208,22 +220,53 @@ class _Correlation:
         if not isinstance(condition.count, int):
             raise _NotYet("condition", "expected a whole number")
         count = condition.count + (condition.op is operators.GT)
-        if not 1 <= count <= COUNT_MAX:
-            raise _NotYet("condition", f"a count is from 1 to {COUNT_MAX}")
+        distinct = self.distinct(rules)
+        least = 1 if distinct is None else 2
+        if not least <= count <= COUNT_MAX:
+            raise _NotYet("condition", f"a count is from {least} to {COUNT_MAX}")
         if any(group != groups[0] for group in groups):
             raise _NotYet("group-by", "the rules have it in different fields; is not evaluated yet")
         by = tuple(dict.fromkeys(groups[0])) if groups and count > 1 else ()
         if len(by) > BY_MAX:
             raise _NotYet("group-by", f"more than {BY_MAX} fields")
+        if distinct in by:
+            raise _NotYet("condition.field", "is one of group-by, and so has one value")
         names = frozenset(item.rule.name for item in rules)
-        return (Step("counted", names, count=count, by=by),)
+        return (Step("counted", names, count=count, by=by, distinct=distinct),)
+
+    def distinct(self, rules: list[Compiled]) -> str | None:
+        """Return the field whose values a value_count counts; None for an event_count."""
+        if self.parsed.type is not SigmaCorrelationType.VALUE_COUNT:
+            return None
+        condition = self.parsed.condition
+        assert isinstance(condition, SigmaCorrelationCondition)
+        name = condition.fieldref
+        if not isinstance(name, str):
+            raise _NotYet("condition.field", "expected one field")
+        found = {
+            self.field(name, reference, rule)
+            for reference, rule in zip(self.references(), rules, strict=True)
+        }
+        if len(found) != 1:
+            raise _NotYet(
+                "condition.field", "the rules have it in different fields; is not evaluated yet"
+            )
+        return found.pop()
 
     def ordered(self, rules: list[Compiled], groups: list[list[str]]) -> tuple[Step, ...]:
         if len(rules) > STEPS_MAX:
             raise _NotYet("rules", f"more than {STEPS_MAX}")
         if groups and len(groups[0]) > JOINS_MAX:
             raise _NotYet("group-by", f"more than {JOINS_MAX} fields")
+        if self.parsed.type is SigmaCorrelationType.TEMPORAL and (
+            factorial(len(rules)) > ARRANGEMENTS_MAX
+        ):
+            raise _NotYet("rules", f"temporal: more than {ARRANGEMENTS_MAX} orders of the rules")
         self.all_of_them(len(rules))
+        for group in groups:
+            for own, first in zip(group, groups[0], strict=True):
+                if _kind(own) != _kind(first):
+                    raise _NotYet("aliases", f"{own} and {first} have values of different types")
         steps: list[Step] = []
         for index, (item, group) in enumerate(zip(rules, groups, strict=True)):
             joins = tuple(Join(own, 0, first) for own, first in zip(group, groups[0], strict=True))

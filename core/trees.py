@@ -6,8 +6,9 @@ The tree itself, and the forms in which it holds constants, are those of core/ex
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from enum import Enum
-from typing import Final
+from typing import Final, TypeGuard
 
 from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
 from vedette.core.patterns import PatternError, compile_glob, compile_regex
@@ -33,8 +34,38 @@ def all_of(*items: Expr) -> Expr:
 
 
 def any_of(*items: Expr) -> Expr:
-    """Return the disjunction, without what is never true; true where one of them is."""
-    return _joined(items, Or)
+    """Return the disjunction, without what is never true; true where one of them is.
+
+    Equalities of one field become one check.
+    """
+    joined = _joined(items, Or)
+    if not isinstance(joined, Or):
+        return joined
+    values: dict[FieldRef, set[Value]] = {}
+    for item in joined.items:
+        if _is_equality(item):
+            values.setdefault(item.field, set()).update(item.values)
+    made: dict[Expr, None] = {}
+    for item in joined.items:
+        if _is_equality(item):
+            if (chosen := values.pop(item.field, None)) is None:
+                continue  # it is part of an earlier one
+            if len(chosen) > 1:
+                item = replace(item, op="in", values=_sorted(chosen))
+        made[item] = None
+    return next(iter(made)) if len(made) == 1 else Or(tuple(made))
+
+
+def _is_equality(item: Expr) -> TypeGuard[Predicate]:
+    return isinstance(item, Predicate) and item.op in ("=", "in") and item.is_plain
+
+
+def _sorted(values: set[Value]) -> tuple[Value, ...]:
+    return (
+        *sorted(value for value in values if isinstance(value, int)),
+        *sorted(value for value in values if isinstance(value, bytes)),
+        *sorted(value for value in values if isinstance(value, tuple)),
+    )
 
 
 def _joined(items: Iterable[Expr], kind: type[And] | type[Or]) -> Expr:

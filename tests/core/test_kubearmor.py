@@ -18,6 +18,7 @@ from vedette.core import documents
 from vedette.core.fields import AF_INET, AF_UNIX
 from vedette.core.kubearmor import (
     CLASSES,
+    ENTRY_KEYS,
     Decision,
     Host,
     Policies,
@@ -487,6 +488,13 @@ def test_more_entries_than_can_be_weighed_are_refused() -> None:
     of = Judge(made)
     assert of.open(b"/1999") == ["would_block"]
     assert of.open(b"/2000") == []
+
+
+def test_the_page_names_every_key() -> None:
+    page = (ROOT / "docs/kubearmor.md").read_text()
+    for (section, group), keys in ENTRY_KEYS.items():
+        assert group in page and section in page
+        assert [key for key in keys if key not in page] == []
 
 
 # The order in which entries are looked at, held to a plain reading of docs/kubearmor.md.

@@ -607,6 +607,40 @@ def test_temporal_ordered_is_steps_with_joins() -> None:
     )
 
 
+def test_temporal_is_steps_in_any_order() -> None:
+    made = clean(
+        base("a"),
+        base("b"),
+        correlation("{type: temporal, rules: [a, b], group-by: User, timespan: 1m}"),
+    )
+    (found,) = made.sequences
+    assert found.groups == ((0, 2),)
+    for first, second in (("a", "b"), ("b", "a")):
+        both = [signal(first, 1, user__name="root"), signal(second, 2, user__name="root")]
+        assert len(incidents(made.sequences, both)) == 1
+        others = [signal(first, 1, user__name="root"), signal(second, 2, user__name="ann")]
+        assert incidents(made.sequences, others) == []
+    alone = correlation("{type: temporal, rules: [a], timespan: 1m}")
+    assert clean(base("a"), alone).sequences[0].groups == ()
+
+
+def test_value_count_is_a_step_that_counts_what_differs() -> None:
+    made = clean(
+        base("a"),
+        correlation(
+            "{type: value_count, rules: a, group-by: User, timespan: 1m,"
+            " condition: {gte: 2, field: ParentProcessId}}"
+        ),
+    )
+    (step,) = made.sequences[0].steps
+    assert (step.count, step.distinct, step.by) == (2, "proc.ppid", ("user.name",))
+    assert "%proc.ppid" in made.rules[0].output
+    here = {"user__name": "root"}
+    same = [signal("a", at, proc__ppid=7, **here) for at in (1, 2)]
+    assert incidents(made.sequences, same) == []
+    assert len(incidents(made.sequences, [*same, signal("a", 3, proc__ppid=8, **here)])) == 1
+
+
 def test_the_condition_of_a_temporal_ordered_can_ask_for_all() -> None:
     for condition in ("{gte: 2}", "{eq: 2}", "{gt: 1}", "a and b"):
         text = f"{{type: temporal_ordered, rules: [a, b], timespan: 1m, condition: {condition}}}"
@@ -618,18 +652,43 @@ def test_the_condition_of_a_temporal_ordered_can_ask_for_all() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("{type: temporal, rules: [a, b], timespan: 1m}", "type: temporal is not evaluated yet"),
+        ("{type: temporal, rules: [a, b, a, b, a], timespan: 1m}", "more than 24 orders"),
+        ("{type: temporal, rules: [a, b], timespan: 1m, condition: a or b}", "or, not and"),
         *(
             (
                 f"{{type: {name}, rules: a, timespan: 1m, condition: {{gte: 2, field: User}}}}",
                 f"type: {name} is not evaluated yet",
             )
-            for name in ("value_count", "value_sum", "value_avg", "value_percentile")
+            for name in ("value_sum", "value_avg", "value_percentile")
         ),
         ("{type: event_count, rules: a, timespan: 1m, condition: {lt: 2}}", "condition.lt: is not"),
         ("{type: event_count, rules: a, timespan: 1m, condition: {eq: 2}}", "condition.eq: is not"),
         ("{type: event_count, rules: a, timespan: 1m, condition: {gte: 0}}", "from 1 to 10000"),
         ("{type: event_count, rules: a, timespan: 1m, condition: {gte: 2.5}}", "a whole number"),
+        (
+            "{type: value_count, rules: a, timespan: 1m, condition: {gte: 1, field: User}}",
+            "condition: a count is from 2 to 10000",
+        ),
+        (
+            "{type: value_count, rules: a, timespan: 1m,"
+            " condition: {gte: 2, field: [User, Image]}}",
+            "condition.field: expected one field",
+        ),
+        (
+            "{type: value_count, rules: a, group-by: User, timespan: 1m,"
+            " condition: {gte: 2, field: User}}",
+            "condition.field: is one of group-by",
+        ),
+        (
+            "{type: value_count, rules: [a, b], aliases: {w: {a: User, b: Image}}, timespan: 1m,"
+            " condition: {gte: 2, field: w}}",
+            "condition.field: the rules have it in different fields",
+        ),
+        (
+            "{type: temporal, rules: [a, b], aliases: {w: {a: User, b: ProcessId}}, timespan: 1m,"
+            " group-by: w}",
+            "aliases: proc.pid and user.name have values of different types",
+        ),
         ("{type: event_count, rules: a, timespan: 31d, condition: {gte: 2}}", "more than 30 days"),
         ("{type: event_count, rules: x, timespan: 1m, condition: {gte: 2}}", "the id or name x"),
         ("{type: event_count, rules: d, timespan: 1m, condition: {gte: 2}}", "chains are not"),

@@ -1,0 +1,162 @@
+"""Rule files of any language: told apart by their content, and read within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vedette.core import documents
+from vedette.core.documents import DocumentError
+from vedette.core.kubearmor import Host
+from vedette.core.ruleload import AnyRules, load_any
+
+FALCO = "- rule: f\n  condition: evt.type = chdir\n  output: x\n  priority: notice\n"
+SIGMA = (
+    "title: s\nlogsource: {category: process_creation}\ndetection: {a: {Image: /x}, condition: a}\n"
+)
+KUBEARMOR = (
+    "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorHostPolicy\nmetadata: {name: k}\n"
+    "spec: {nodeSelector: {matchLabels: {a: b}}, file: {matchPaths: [{path: /x}]}}\n"
+)
+
+
+def load(tmp_path: Path, *texts: str | bytes, host: Host | None = None) -> AnyRules:
+    for number, text in enumerate(texts):
+        path = tmp_path / f"{number}.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_any([tmp_path], host)
+
+
+def kinds(made: AnyRules) -> list[str]:
+    return [kind for _, kind in sorted(made.kinds.items())]
+
+
+def messages(made: AnyRules) -> str:
+    return "\n".join(str(found) for found in made.findings)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (FALCO, "falco"), (f"---\n{FALCO}", "falco"), (f"# x\n\n  # y\n---\n{FALCO}", "falco"),
+        (f"\ufeff{FALCO}", "falco"), ("[]", "falco"), ("", "falco"), (" \n", "falco"),
+        (SIGMA, "sigma"), (f"---\n{SIGMA}", "sigma"), (f"--- # x\r\n{SIGMA}", "sigma"),
+        (f"%YAML 1.1\n---\n{SIGMA}", "sigma"), (f"\ufeff{SIGMA}", "sigma"),
+        (KUBEARMOR, "kubearmor"), (f"---\n{KUBEARMOR}---\n", "kubearmor"),
+        (f"{KUBEARMOR}---\n{SIGMA}", "kubearmor and sigma"),
+    ],
+)  # fmt: skip
+def test_languages_are_told_apart(tmp_path: Path, text: str, kind: str) -> None:
+    made = load(tmp_path, text)
+    assert kinds(made) == [kind]
+    assert made.errors == ()
+    letters = {"falco": "f", "sigma": "s", "kubearmor": "k"}
+    expected = [letters[part] for part in kind.split(" and ")] if "rule" in text or kind else []
+    names = [rule.name[0] for rule in made.rules.rules]
+    assert names == (expected if len(text) > 5 else [])
+
+
+def test_what_is_none_of_them_is_an_error(tmp_path: Path) -> None:
+    made = load(tmp_path, "a: b", FALCO)
+    assert "0.yaml:1:1: error: neither a list of rules" in messages(made)
+    assert [rule.name for rule in made.rules.rules] == ["f"]
+
+
+def test_files_of_all_languages_are_one_load(tmp_path: Path) -> None:
+    made = load(tmp_path, SIGMA, KUBEARMOR, FALCO)
+    assert kinds(made) == ["sigma", "kubearmor", "falco"]
+    assert [rule.name for rule in made.rules.rules] == ["f", "k file", "s"]
+    assert made.decisions["k file"].outcome == "would_block"
+    assert {found.severity for found in made.warnings} == {"warning"}
+    other = load(tmp_path, host=Host("h", {"a": "c"}))
+    assert [rule.name for rule in other.rules.rules] == ["f", "s"]
+    assert other.skipped == ("k",)
+    assert other.decisions == {}
+
+
+def test_the_digest_is_over_all_files(tmp_path: Path) -> None:
+    first = load(tmp_path, SIGMA, KUBEARMOR).rules.digest
+    assert load(tmp_path, SIGMA, KUBEARMOR).rules.digest == first
+    assert load(tmp_path, SIGMA, KUBEARMOR + "\n").rules.digest != first
+    assert load(tmp_path, SIGMA + KUBEARMOR, "").rules.digest != first
+
+
+def test_a_name_is_taken_once(tmp_path: Path) -> None:
+    made = load(tmp_path, FALCO, SIGMA.replace("title: s", "title: f"))
+    assert [rule.name for rule in made.rules.rules] == ["f"]
+    assert 'rule "f": the name is taken already, at ' in messages(made)
+
+
+def test_errors_of_each_language_stop_no_other(tmp_path: Path) -> None:
+    made = load(
+        tmp_path,
+        FALCO.replace("evt.type", "evt.tpye"),
+        SIGMA.replace("Image", "Imag"),
+        KUBEARMOR.replace("/x", "x"),
+        SIGMA.replace("title: s", "title: t"),
+        b"title: \xff",
+        ": x: [",
+    )
+    assert [rule.name for rule in made.rules.rules] == ["t"]
+    places = [(Path(found.file).name, found.line > 0) for found in made.errors]
+    assert places == [(f"{number}.yaml", True) for number in (0, 1, 2, 4, 5)]
+
+
+def test_directories_are_read_to_their_ends(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/x.yml").write_text(SIGMA)
+    (tmp_path / "a/x.txt").write_text("no rule")
+    (tmp_path / "a/d.yaml").mkdir()
+    assert [rule.name for rule in load_any([tmp_path]).rules.rules] == ["s"]
+    missing = load_any([tmp_path / "missing.yaml", tmp_path / "a/b/x.yml"])
+    assert "missing.yaml: error: No such file or directory" in messages(missing)
+    assert [rule.name for rule in missing.rules.rules] == ["s"]
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(8)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "more than 200000 values, aliases included"),
+        ("title: " + "[" * 100_000, "nested deeper than 32 levels"),
+        ("title:\n" + "".join(f"{' ' * n}- \n" for n in range(1, 100)), "deeper than 32 levels"),
+        ("title: &a [*a]", "*a is part of itself"),
+        ("title: *a", "undefined alias"),
+        ("title: 'x", "not YAML"),
+        ("title: \x01", "not YAML"),
+        ("title: x\n" + "#" * (8 << 20), "larger than 8388608 bytes"),
+        ("".join(f"k{n}: v\n" for n in range(100_001)), "more than 200000 values"),
+    ],
+)
+def test_bombs(tmp_path: Path, text: str, message: str) -> None:
+    made = load(tmp_path, text, SIGMA)
+    assert [rule.name for rule in made.rules.rules] == ["s"]
+    (found,) = made.errors
+    assert message in found.message
+
+
+def test_an_alias_is_what_it_stands_for(tmp_path: Path) -> None:
+    text = SIGMA.replace("{Image: /x}", "{Image: &v [/x, /y], ParentImage: *v}")
+    assert load(tmp_path, text).errors == ()
+
+
+def test_lists_of_ten_thousand_are_fine(tmp_path: Path) -> None:
+    values = ", ".join(f"/x{number}" for number in range(10_000))
+    made = load(tmp_path, SIGMA.replace("Image: /x", f"Image|cased: [{values}]"))
+    assert made.errors == ()
+    (rule,) = made.rules.rules
+    assert rule.name == "s"
+
+
+def test_a_place_that_yaml_knows_is_given() -> None:
+    with pytest.raises(DocumentError) as caught:
+        documents.compose(b"a: b\nc: [\n", "x")
+    assert (caught.value.finding.line, caught.value.finding.file) == (3, "x")
+    with pytest.raises(DocumentError) as caught:
+        documents.compose("é: a\nb: ".encode() + b"\xff", "x")
+    assert (caught.value.finding.line, caught.value.finding.column) == (2, 4)
