@@ -27,6 +27,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from vedette.core import catalogue, fields
@@ -41,8 +42,9 @@ from vedette.core.expr import (
     Or,
     Predicate,
     Value,
+    quote,
 )
-from vedette.core.fields import Field, UncapturedField, UnknownField
+from vedette.core.fields import Field, FieldType, UncapturedField, UnknownField
 from vedette.core.patterns import PatternError, compile_glob, compile_regex
 from vedette.core.transformers import FUNCTIONS, NAMES
 
@@ -199,12 +201,12 @@ def _string(op: str, text: str) -> bytes:
     return value
 
 
-def constant(field: Field, op: str, text: str) -> Value:
-    """Return a constant's value for a field and an operator, as the tree holds it.
+def constant(kind: FieldType, op: str, text: str) -> Value:
+    """Return a constant's value for a field's type and an operator, as the tree holds it.
 
     Raises ValueError with what was expected.
     """
-    match field.type:
+    match kind:
         case "string":
             return _string(op, text)
         case "int":
@@ -225,6 +227,12 @@ def constant(field: Field, op: str, text: str) -> Value:
             return _network(text)
 
 
+@lru_cache(maxsize=64)
+def _constants(kind: FieldType, op: str, texts: tuple[str, ...]) -> tuple[Value, ...]:
+    """Return the values of many constants; kept, since rules share their lists."""
+    return tuple(constant(kind, op, text) for text in texts)
+
+
 def _key(value: Value) -> tuple[int, bytes]:
     """Sort values of one type as they sort themselves."""
     if isinstance(value, int):
@@ -235,6 +243,12 @@ def _key(value: Value) -> tuple[int, bytes]:
     return 0, value
 
 
+@lru_cache(maxsize=64)
+def _sorted(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Return each of the values once, in order; kept, since rules share their lists."""
+    return tuple(sorted(set(values), key=_key))
+
+
 def predicate(ref: FieldRef, field: Field, op: str, values: Sequence[Value]) -> Predicate:
     """Return the one form in which a check is written in the tree."""
     op = {
@@ -243,7 +257,7 @@ def predicate(ref: FieldRef, field: Field, op: str, values: Sequence[Value]) -> 
     if any(isinstance(value, FieldRef) for value in values):
         return Predicate(ref, "=" if op == "in" else op, tuple(values))
     if op in ("in", "pmatch"):
-        values = sorted(set(values), key=_key)
+        values = _sorted(tuple(values))
         if op == "in" and len(values) == 1:
             op = "="
     if op == "!=" and field.type == "bool":
@@ -336,6 +350,7 @@ class _Parser:
         macros: Mapping[str, Expr],
         find: Callable[[FieldRef], Field] | None,
         deferred: list[Deferred] | None = None,
+        hints: bool = True,
     ) -> None:
         self.text = text
         self.at = 0
@@ -344,6 +359,10 @@ class _Parser:
         self.find = find or fields.lookup
         self.is_event = find is None
         self.deferred = deferred
+        self.hints = hints
+
+    def suggest(self, name: str, among: Iterable[str]) -> str:
+        return _suggest(name, among) if self.hints else ""
 
     def blank(self) -> None:
         match = _BLANK.match(self.text, self.at)
@@ -436,16 +455,15 @@ class _Parser:
         if expr is not None:
             return expr
         if self.text.startswith("(", self.at):
-            raise self.fail(
-                f"unknown transformer {name}{_suggest(name, NAMES)}; known are {', '.join(NAMES)}",
-                start,
-            )
+            known = ", ".join(NAMES)
+            hint = self.suggest(name, NAMES)
+            raise self.fail(f"unknown transformer {name}{hint}; known are {known}", start)
         before = self.at
         is_check = self.operator() is not None
         self.at = before
         what = "field" if is_check else "macro"
         raise ConditionError(
-            f"unknown {what} {name}{_suggest(name, self.macros)}", start, unknown=name
+            f"unknown {what} {name}{self.suggest(name, self.macros)}", start, unknown=name
         )
 
     def operator(self) -> str | None:
@@ -530,7 +548,8 @@ class _Parser:
         except UnknownField as error:
             if self.deferred is None or ref.name in fields.FIELDS:
                 raise self.fail(str(error), start) from None
-            return None, Deferred(str(error), str(ref), start, captured=True)
+            message = str(error) if self.hints else str(error.args[0])
+            return None, Deferred(message, str(ref), start, captured=True)
 
     def check(self, start: int) -> Expr:
         ref = self.reference()
@@ -649,7 +668,7 @@ class _Parser:
         for value in values:
             name = value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
             if name not in catalogue.EVENTS:
-                message = f"unknown event type {name[:100]}{_suggest(name, catalogue.EVENTS)}"
+                message = f"unknown event type {name[:100]}{self.suggest(name, catalogue.EVENTS)}"
                 return Deferred(message, "evt.type", at, captured=True)
         return None
 
@@ -668,7 +687,7 @@ class _Parser:
 
     def converted(self, field: Field, op: str, text: str, at: int) -> Value:
         try:
-            return constant(field, op, text)
+            return constant(field.type, op, text)
         except ValueError as error:
             raise self.fail(f"{field.name}: {error}", at) from None
 
@@ -713,7 +732,7 @@ class _Parser:
             if name not in self.lists:
                 raise self.fail(
                     f"expected ( or the name of a list after {op}: there is no list {name}"
-                    f"{_suggest(name, self.lists)}",
+                    f"{self.suggest(name, self.lists)}",
                     start,
                 )
             self.extend(found, field, op, self.lists[name], start)
@@ -741,7 +760,10 @@ class _Parser:
     ) -> None:
         if len(found) + len(texts) > VALUES_MAX:
             raise self.fail(f"more than {VALUES_MAX} values in one list", at)
-        found.extend(self.converted(field, op, text, at) for text in texts)
+        try:
+            found.extend(_constants(field.type, op, tuple(texts)))
+        except ValueError as error:
+            raise self.fail(f"{field.name}: {error}", at) from None
 
 
 def _measure(expr: Expr) -> None:
@@ -769,6 +791,7 @@ def parse_condition(
     macros: Mapping[str, Expr] | None = None,
     find: Callable[[FieldRef], Field] | None = None,
     deferred: list[Deferred] | None = None,
+    hints: bool = True,
 ) -> Expr:
     """Parse a condition.
 
@@ -779,12 +802,16 @@ def parse_condition(
     deferred  where given, checks of unknown or uncaptured fields and event types are no errors:
               they are appended to it, and the tree has a predicate of the operator UNKNOWN in
               their place, whose one value is the place in ``deferred``
+    hints     whether errors name what may have been meant, which takes time to find
 
     Raises ConditionError.
     """
     if len(text) > CONDITION_CHARS_MAX:
         raise ConditionError(f"longer than {CONDITION_CHARS_MAX} characters", CONDITION_CHARS_MAX)
-    expr = _Parser(text, lists or {}, macros or {}, find, deferred).whole()
+    # Not `lists or {}`: to ask a loader's mapping for its length takes time.
+    known_lists = {} if lists is None else lists
+    known_macros = {} if macros is None else macros
+    expr = _Parser(text, known_lists, known_macros, find, deferred, hints).whole()
     _measure(expr)
     return expr
 
@@ -805,20 +832,7 @@ _BARE_WORD = re.compile(r"[A-Za-z0-9_./:@%+*?^$|~!;{}\[\]-]+")
 def _quote(value: bytes) -> str:
     """Write a text as a value: bare where it can be, else in quotes."""
     text = value.decode("utf-8", "surrogateescape")
-    if _BARE_WORD.fullmatch(text):
-        return text
-    out: list[str] = []
-    for char in text:
-        code = ord(char)
-        if char in '\\"':
-            out.append("\\" + char)
-        elif 0xDC80 <= code <= 0xDCFF:
-            out.append(f"\\x{code - 0xDC00:02x}")
-        elif code < 0x20 or code == 0x7F:
-            out.append(f"\\x{code:02x}")
-        else:
-            out.append(char)
-    return '"' + "".join(out) + '"'
+    return text if _BARE_WORD.fullmatch(text) else quote(value)
 
 
 def _value_text(field: Field, value: Value) -> str:
@@ -889,12 +903,17 @@ def _event_types(expr: Expr, *, positive: bool) -> frozenset[str]:
         return _event_types(expr.item, positive=not positive)
     if isinstance(expr, Predicate):
         return _checked_types(expr, positive=positive)
-    if isinstance(expr, And) == positive:
-        found = catalogue.EVENTS
-        for item in expr.items:
-            found &= _event_types(item, positive=positive)
-        return found
-    return frozenset().union(*(_event_types(item, positive=positive) for item in expr.items))
+    is_both = isinstance(expr, And) == positive
+    found: frozenset[str] = catalogue.EVENTS if is_both else frozenset()
+    for item in expr.items:
+        one = _event_types(item, positive=positive)
+        if is_both:
+            found = one if found is catalogue.EVENTS else found & one
+        elif one is catalogue.EVENTS:
+            return one
+        else:
+            found |= one
+    return found
 
 
 def _checked_types(check: Predicate, *, positive: bool) -> frozenset[str]:

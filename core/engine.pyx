@@ -7,9 +7,10 @@ from vedette.core.event cimport *
 from vedette.core.mem cimport Heap
 from vedette.core.proctable cimport (
     DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Image, Proc, ProcTable, Text,
-    image_drop, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch, pt_remove,
+    image_drop, image_known, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch, pt_remove,
     pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
 from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
+from vedette.core.siphash cimport HashKey
 from vedette.core.tables cimport RuleTables
 
 import os
@@ -149,6 +150,8 @@ cdef class Engine:
                  uint64_t class_bytes_max=32 << 20, uint64_t verdict_bytes_max=8 << 20,
                  uint64_t strings_bytes_max=64 << 20, processes_max=65536, rule_matching="all",
                  seed=None):
+        cdef HashKey hash_key
+        memset(&hash_key, 0, sizeof(HashKey))
         if rule_matching not in ("all", "first"):
             raise ValueError(f"rule_matching is all or first, not {rule_matching!r}")
         if not 2 <= processes_max <= PID_LIMIT:
@@ -165,7 +168,9 @@ cdef class Engine:
             "class_bytes_max": class_bytes_max, "verdict_bytes_max": verdict_bytes_max,
             "first_only": rule_matching == "first", "seed": seed,
         }
-        pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max)
+        hash_key.k0 = int.from_bytes(seed[:8], "little")
+        hash_key.k1 = int.from_bytes(seed[8:16], "little")
+        pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max, &hash_key)
         self.is_open = True
         self.swap_rules(rules)
 
@@ -399,6 +404,7 @@ cdef class Engine:
     cdef void _exec(self, uint32_t slot, const vedette_exec* r) noexcept nogil:
         cdef ProcTable* procs = &self.procs
         cdef Proc* p = &procs.slots[slot]
+        cdef Image* image
         cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_exec)
         cdef int32_t path_len = r.path_len
         cdef int32_t args_len = r.args_len
@@ -406,17 +412,22 @@ cdef class Engine:
             path_len = -1
         if args_len == 0 and r.h.flags & VEDETTE_F_ARGS_FAULT:
             args_len = -1
-        image_drop(procs, p.image)
-        p.image = image_new(procs, <const uint8_t*>r.comm, _comm_size(r.comm), path, path_len,
+        image = image_known(procs, <const uint8_t*>r.comm, _comm_size(r.comm), path, path_len,
                             path + r.path_len + r.filename_len, args_len)
+        image_drop(procs, p.image)
+        if image != p.image or image == NULL:
+            p.image = image
+            p.lineage_epoch = 0
+            pt_stale_descendants(procs, slot)
         p.loginuid = r.loginuid
         p.session = r.session
         p.start_time_ns = r.start_time_ns
         p.flags &= ~<uint32_t>PROC_INCOMPLETE
         p.vector_epoch = 0
-        pt_stale_descendants(procs, slot)
         if p.ppid != r.ppid:
             pt_set_parent(procs, slot, r.ppid)
+            p.lineage_epoch = 0
+            pt_stale_descendants(procs, slot)
 
     cdef void _chdir(self, uint32_t slot, const vedette_chdir* r) noexcept nogil:
         cdef Proc* p = &self.procs.slots[slot]

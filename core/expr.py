@@ -76,6 +76,22 @@ class FieldRef:
         return not self.transformers and not self.operands
 
 
+def quote(value: bytes) -> str:
+    """Write bytes as a condition has them in quotes."""
+    out: list[str] = []
+    for char in value.decode("utf-8", "surrogateescape"):
+        code = ord(char)
+        if char in '\\"':
+            out.append("\\" + char)
+        elif 0xDC80 <= code <= 0xDCFF:
+            out.append(f"\\x{code - 0xDC00:02x}")
+        elif code < 0x20 or code == 0x7F:
+            out.append(f"\\x{code:02x}")
+        else:
+            out.append(char)
+    return '"' + "".join(out) + '"'
+
+
 Operand = FieldRef | bytes | tuple["Operand", ...]
 Value = bytes | int | tuple[bytes, int] | FieldRef
 
@@ -85,7 +101,7 @@ def _operand_text(operand: Operand) -> str:
         return str(operand)
     if isinstance(operand, tuple):
         return f"({', '.join(_operand_text(item) for item in operand)})"
-    return '"' + operand.decode("utf-8", "replace").replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return quote(operand)
 
 
 @dataclass(frozen=True, slots=True)

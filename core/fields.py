@@ -210,7 +210,18 @@ _FIXED: Final = frozenset(
 
 
 class UnknownField(ValueError):
-    """A field that the catalogue does not have, or an argument that it does not take."""
+    """A field that the catalogue does not have, or an argument that it does not take.
+
+    ``args[0]`` says so; ``str()`` adds the closest name, which takes time to find.
+    """
+
+    def __init__(self, message: str, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+
+    def __str__(self) -> str:
+        hint = None if self.name is None else closest(self.name)
+        return str(self.args[0]) + (f"; did you mean {hint}?" if hint else "")
 
 
 class UncapturedField(UnknownField):
@@ -1023,10 +1034,7 @@ def find(ref: FieldRef) -> Field:
 def _field(ref: FieldRef) -> Field:
     field = FIELDS.get(ref.name)
     if field is None:
-        hint = closest(ref.name)
-        raise UnknownField(
-            f"unknown field {ref.name}" + (f"; did you mean {hint}?" if hint else "")
-        )
+        raise UnknownField(f"unknown field {ref.name[:200]}", ref.name)
     if ref.arg is None or field.argument == "key":
         return field
     if field.argument == "none":

@@ -6,12 +6,14 @@ has a ghost entry: it holds the list of children and is invisible otherwise.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from vedette.core.mem cimport Heap
+from vedette.core.siphash cimport HashKey
 
 cdef enum:
     PID_LIMIT = 4194304         # PID_MAX_LIMIT of 64-bit kernels
     PID_PAGE_BITS = 10
     DEPTH_MAX = 64              # ancestors that are looked at
     POOL_CLASSES = 9            # blocks of 128, 256, … 32768 bytes
+    KNOWN_SETS = 512            # places for images that are known by content
     PROC_GHOST = 1
     PROC_INCOMPLETE = 2         # made from a header alone
     PROC_FREE = 4
@@ -65,13 +67,22 @@ cdef struct Proc:
     uint32_t child              # first child's slot
     uint32_t younger            # siblings
     uint32_t older
+    uint32_t lineage            # the process and its ancestors as one number; see RuleTables._lineage
+    uint32_t lineage_epoch      # 0: lineage must be made again
     uint32_t visit
     uint32_t next_free
     uint32_t checked            # loss epoch in which the entry was last confirmed
 
+# Four images of one place; the table holds a reference to each.
+cdef struct ImageSet:
+    uint64_t hash[4]
+    Image* image[4]
+
 cdef struct ProcTable:
     Heap* heap
     Pool pool
+    ImageSet* known             # images by content, so that an exec seen before makes none
+    HashKey hash_key
     Proc* slots                 # [0] is not used
     uint32_t slots_size
     uint32_t slots_used         # high-water mark
@@ -123,7 +134,8 @@ cdef inline uint32_t pt_parent(const ProcTable* table, uint32_t slot) noexcept n
     return parent
 
 
-cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max) except -1
+cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max,
+                 const HashKey* hash_key) except -1
 cdef void pt_free(ProcTable* table) noexcept
 cdef uint32_t pt_insert(ProcTable* table, uint32_t pid, uint32_t ppid, uint32_t keep) noexcept nogil
 cdef void pt_remove(ProcTable* table, uint32_t slot) noexcept nogil
@@ -132,6 +144,8 @@ cdef int pt_reparent_children(ProcTable* table, uint32_t slot, uint32_t reaper) 
 cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil
 cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
                       int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil
+cdef Image* image_known(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
+                        int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil
 cdef void image_drop(ProcTable* table, Image* image) noexcept nogil
 cdef Text* text_new(ProcTable* table, const uint8_t* data, int32_t size) noexcept nogil
 cdef void text_drop(ProcTable* table, Text* text) noexcept nogil

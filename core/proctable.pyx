@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The process table's functions; proctable.pxd says what it holds."""
 from libc.stdlib cimport qsort
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from vedette.core.mem cimport heap_del, heap_grow, heap_new
+from vedette.core.siphash cimport siphash13
 
 cdef enum:
     CHUNK_BYTES = 65536
@@ -79,6 +80,45 @@ cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, c
     return image
 
 
+cdef bint _is_same(const Image* image, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
+                   int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil:
+    return (image.comm_len == comm_len and image.path_len == path_len and image.args_len == args_len
+            and (comm_len <= 0 or memcmp(image.comm, comm, comm_len) == 0)
+            and (path_len <= 0 or memcmp(image.data, path, path_len) == 0)
+            and (args_len <= 0 or memcmp(image.data + (path_len if path_len > 0 else 0), args,
+                                         args_len) == 0))
+
+
+cdef Image* image_known(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
+                        int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil:
+    """As image_new, but an image of the same content is shared where it is still known."""
+    cdef uint64_t hashed
+    cdef ImageSet* place
+    cdef Image* image
+    cdef uint32_t way
+    cdef uint32_t chosen
+    comm_len = comm_len if comm_len <= 16 else 16
+    hashed = (siphash13(&table.hash_key, args, args_len if args_len > 0 else 0)
+              ^ siphash13(&table.hash_key, comm, comm_len if comm_len > 0 else 0)
+              * <uint64_t>0x9E3779B97F4A7C15ULL)
+    place = &table.known[hashed % KNOWN_SETS]
+    chosen = <uint32_t>(hashed >> 62)
+    for way in range(4):
+        if place.image[way] == NULL:
+            chosen = way
+        elif place.hash[way] == hashed and _is_same(place.image[way], comm, comm_len, path, path_len,
+                                                    args, args_len):
+            place.image[way].refs += 1
+            return place.image[way]
+    image = image_new(table, comm, comm_len, path, path_len, args, args_len)
+    if image != NULL:
+        image_drop(table, place.image[chosen])
+        place.hash[chosen] = hashed
+        place.image[chosen] = image
+        image.refs += 1
+    return image
+
+
 cdef void image_drop(ProcTable* table, Image* image) noexcept nogil:
     if image != NULL:
         image.refs -= 1
@@ -111,17 +151,20 @@ cdef void text_drop(ProcTable* table, Text* text) noexcept nogil:
 
 # Entries
 
-cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max) except -1:
+cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max,
+                 const HashKey* hash_key) except -1:
     memset(table, 0, sizeof(ProcTable))
     table.heap = heap
     table.live_max = live_max if live_max >= 2 else 2
     table.pool.bytes_max = strings_bytes_max
+    table.hash_key = hash_key[0]
     table.slots_size = 256
     table.slots_used = 1
     table.slots = <Proc*>heap_new(heap, table.slots_size * sizeof(Proc))
     table.pages = <uint32_t**>heap_new(heap, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
     table.stack = <uint32_t*>heap_new(heap, table.slots_size * sizeof(uint32_t))
-    if table.slots == NULL or table.pages == NULL or table.stack == NULL:
+    table.known = <ImageSet*>heap_new(heap, KNOWN_SETS * sizeof(ImageSet))
+    if table.slots == NULL or table.pages == NULL or table.stack == NULL or table.known == NULL:
         raise MemoryError
     return 0
 
@@ -138,6 +181,7 @@ cdef void pt_free(ProcTable* table) noexcept:
         for page in range(PID_LIMIT >> PID_PAGE_BITS):
             heap_del(table.heap, table.pages[page], 1024 * sizeof(uint32_t))
         heap_del(table.heap, table.pages, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
+    heap_del(table.heap, table.known, KNOWN_SETS * sizeof(ImageSet))
     heap_del(table.heap, table.slots, table.slots_size * sizeof(Proc))
     heap_del(table.heap, table.stack, table.slots_size * sizeof(uint32_t))
     memset(table, 0, sizeof(ProcTable))
@@ -356,6 +400,7 @@ cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil:
             if table.slots[child].visit != table.visit:
                 table.slots[child].visit = table.visit
                 table.slots[child].vector_epoch = 0
+                table.slots[child].lineage_epoch = 0
                 table.stack[depth] = child
                 depth += 1
             child = table.slots[child].younger

@@ -73,7 +73,14 @@ ENGINE_VERSION: Final = (0, 58, 0)
 FILE_BYTES_MAX: Final = 8 << 20
 FILES_MAX: Final = 1000
 ERRORS_MAX: Final = 100
+"""Of so many errors RuleErrors tells, and to so many it is said what may have been meant."""
+ERRORS_KEPT_MAX: Final = 1000
+"""After so many errors no more is compiled."""
 WARNINGS_MAX: Final = 1000
+CHECKS_MAX: Final = 2_000_000
+"""Bound of the checks that macros stand for, in all conditions of a load."""
+TAKEN_MAX: Final = 5_000_000
+"""Bound of the values that lists stand for, in all conditions of a load."""
 NESTING_MAX: Final = 16
 """Bound of the definitions that wait for each other, where later ones replaced earlier ones."""
 EVENTS_MAX: Final = 100
@@ -96,7 +103,7 @@ _PRIORITY_NUMBERS: Final = {name: number for number, name in enumerate(PRIORITIE
 }
 _BOOLS: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _MACRO_NAME: Final = re.compile(r"[a-zA-Z]+[a-zA-Z0-9_]*")
-_LIST_NAME: Final = re.compile(r"[^()\"'\s=,]+")
+_LIST_NAME: Final = re.compile(r"""[^()"'\s=,]+""")
 _LIST_OPERATORS: Final = ("in", "intersects", "pmatch")
 _OPERATOR: Final = re.compile(
     r"(=|==|!=|<|<=|>|>=|in|intersects|pmatch|exists"
@@ -170,6 +177,7 @@ class LoadResult:
     lists      name -> items, lists put in
     macros     name -> condition, macros put in; without those that have errors
     plugins    what the files want of plugins; Vedette has none and needs none
+    left_out   how many more warnings there are
     """
 
     rules: tuple[Rule, ...]
@@ -181,28 +189,27 @@ class LoadResult:
     lists: Mapping[str, tuple[str, ...]]
     macros: Mapping[str, Expr]
     plugins: tuple[Requirement, ...]
+    left_out: int = 0
 
     def as_falco(self) -> dict[str, Any]:
         """Return the result in the form of ``falco --validate`` with JSON output.
 
-        Lines and columns are counted from 1. Errors beyond ERRORS_MAX and warnings beyond
-        WARNINGS_MAX are left out, and ``left_out`` says how many.
+        Lines and columns are counted from 1. ``left_out`` counts the warnings that are not shown.
         """
         shown: list[dict[str, Any]] = []
         for name in self.files:
             errors = [error for error in self.errors if error.file == name]
             warnings = [warning for warning in self.warnings if warning.file == name]
-            one: dict[str, Any] = {
-                "name": name,
-                "successful": not errors,
-                "errors": [as_falco(error) for error in errors[:ERRORS_MAX]],
-                "warnings": [as_falco(warning) for warning in warnings[:WARNINGS_MAX]],
-            }
-            left_out = max(0, len(errors) - ERRORS_MAX) + max(0, len(warnings) - WARNINGS_MAX)
-            if left_out:
-                one["left_out"] = left_out
-            shown.append(one)
-        return {"falco_load_results": shown}
+            shown.append(
+                {
+                    "name": name,
+                    "successful": not errors,
+                    "errors": [as_falco(error) for error in errors],
+                    "warnings": [as_falco(warning) for warning in warnings],
+                }
+            )
+        found: dict[str, Any] = {"falco_load_results": shown}
+        return found | ({"left_out": self.left_out} if self.left_out else {})
 
 
 class RuleErrors(ValueError):
@@ -364,6 +371,10 @@ class _Loader:
         self.deferred: list[Deferred] = []
         self.put: dict[int, _Put] = {}
         self.told: set[int] = set()
+        self.sizes: dict[str, int] = {}
+        self.checks = 0
+        self.taken = 0
+        self.warnings_left_out = 0
         self.failed: dict[str, tuple[str, ...]] = {}
         self.plugins: list[Requirement] = []
 
@@ -423,7 +434,9 @@ class _Loader:
             self.errors.append(file.error(message, root.start, STRUCTURE))
             return
         for item in root.items:
-            if isinstance(item, Scalar) and not item.text and not item.style:
+            if not self.has_patience():
+                return
+            if isinstance(item, Scalar) and not item.style and item.text in ("", "~", "null"):
                 continue
             try:
                 self.entry(file, item)
@@ -448,9 +461,11 @@ class _Loader:
                 f"unknown item {next(iter(values), '')[:100]}; expected rule, macro or list, "
                 "so it is left out"
             )
-            self.warnings.append(
-                _warning(file.error(message, item.start, "LOAD_UNKNOWN_ITEM", kind=RuleWarning))
-            )
+            if len(self.warnings) >= WARNINGS_MAX:
+                self.warnings_left_out += 1
+                return
+            warning = file.error(message, item.start, "LOAD_UNKNOWN_ITEM", kind=RuleWarning)
+            self.warnings.append(_warning(warning))
             return
         if len(kinds) > 1:
             found = " and ".join(kinds)
@@ -734,16 +749,31 @@ class _Loader:
         self, definition: _Definition, message: str, index: int, code: str, item: tuple[str, str],
         file: SourceFile | None = None,
     ) -> None:  # fmt: skip
+        if len(self.warnings) >= WARNINGS_MAX:
+            self.warnings_left_out += 1
+            return
         trouble = Trouble(message, index, code, file=file, item=item)
         self.warnings.append(_warning(self.told_of(definition, trouble, RuleWarning)))
 
     def use_list(self, definition: _Definition) -> tuple[str, ...]:
         self.used.add((definition.kind, definition.name))
-        return self.items(definition)
+        found = self.items(definition)
+        self.taken += len(found)
+        if self.taken > TAKEN_MAX:
+            message = f"all uses of lists together have more than {TAKEN_MAX} values"
+            raise Trouble(message, definition.start, VALIDATE, file=definition.file)
+        return found
 
     def use_macro(self, definition: _Definition) -> Expr:
         self.used.add((definition.kind, definition.name))
-        return self.macro(definition)
+        found = self.macro(definition)
+        if definition.name not in self.sizes:
+            self.sizes[definition.name] = len(predicates(found))
+        self.checks += self.sizes[definition.name]
+        if self.checks > CHECKS_MAX:
+            message = f"all uses of macros together have more than {CHECKS_MAX} checks"
+            raise Trouble(message, definition.start, VALIDATE, file=definition.file)
+        return found
 
     def items(self, definition: _Definition) -> tuple[str, ...]:
         """Return a list's items, with the lists among them put in."""
@@ -832,6 +862,7 @@ class _Loader:
                 lists=_Visible(self.definitions["list"], self.places, self.use_list),
                 macros=_Visible(self.definitions["macro"], visible_to, self.use_macro),
                 deferred=self.deferred,
+                hints=len(self.errors) + len(self.deferred) < ERRORS_MAX,
             )
         except ConditionError as error:
             message, code = str(error), CONDITION
@@ -968,9 +999,8 @@ class _Loader:
                 (number,) = check.values
                 assert isinstance(number, int)
                 numbers[number] = None
-            for name in (check.field.name, *(str(v) for v in check.values)):
-                if name in catalogue.DEPRECATED:
-                    deprecated[name] = None
+            if check.field.name in catalogue.DEPRECATED:
+                deprecated[check.field.name] = None
         for name in deprecated:
             message = f"{name} is deprecated: {catalogue.DEPRECATED[name]}"
             node = rule.last("condition").node
@@ -1080,7 +1110,13 @@ class _Loader:
             self.quietly(self.items, definition)
         for definition in self.definitions["macro"].values():
             self.quietly(self.macro, definition)
-        made = [self.rule(rule) for rule in self.definitions["rule"].values()]
+        made = [
+            self.rule(rule) if self.has_patience() else None
+            for rule in self.definitions["rule"].values()
+        ]
+        if not self.has_patience():
+            message = f"more than {ERRORS_KEPT_MAX} errors; the rest is not read"
+            self.whole(self.names[0], message, VALIDATE)
         for kind, code in (("macro", "LOAD_UNUSED_MACRO"), ("list", "LOAD_UNUSED_LIST")):
             for definition in self.definitions[kind].values():
                 if (kind, definition.name) not in self.used:
@@ -1090,8 +1126,12 @@ class _Loader:
         return tuple(rule for rule in made if rule is not None)
 
     def quietly(self, make: Callable[[_Definition], Any], definition: _Definition) -> None:
-        with contextlib.suppress(_Broken):
-            make(definition)
+        if self.has_patience():
+            with contextlib.suppress(_Broken):
+                make(definition)
+
+    def has_patience(self) -> bool:
+        return len(self.errors) < ERRORS_KEPT_MAX
 
 
 def _warning(found: RuleError) -> RuleWarning:
@@ -1353,6 +1393,7 @@ def load(paths: Sequence[Path], *, skip_unknown: bool = False) -> LoadResult:
         {name: items for name, items in loader.lists.items() if items is not None},
         {name: tree for name, tree in loader.macros.items() if tree is not None},
         tuple(loader.plugins),
+        loader.warnings_left_out,
     )
 
 

@@ -2,14 +2,17 @@
 
 A file is a YAML list. Items that hold ``sequence:`` are read here; items of the rule language
 (``rule``, ``macro``, ``list``) may stand in the same file and are left to it. What a sequence
-means is said in :mod:`vedette.core.sequences_twin`, which is written to be read.
+means is said in :mod:`vedette.core.sequences_twin`, which is written to be read; for whoever
+writes sequences, in docs/sequences.md.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import permutations, product
+from math import factorial, prod
 from pathlib import Path
 
 import yaml
@@ -34,6 +37,9 @@ COUNT_MAX = 10_000
 BY_MAX = 8
 JOINS_MAX = 16
 SIGNALS_MAX = 256
+ABSENCES_MAX = 16
+ARRANGEMENTS_MAX = 24
+"""Orders that any_order groups allow in one sequence; each has tables of its own."""
 WITHIN_NS_MAX = 30 * 86_400 * 10**9
 """The window is read again from the store at each start, so it has an end."""
 
@@ -46,16 +52,21 @@ _JOIN = re.compile(
 _RULE_ITEMS = frozenset(
     ("rule", "macro", "list", "required_engine_version", "required_plugin_versions")
 )
-_SEQUENCE_KEYS = ("sequence", "desc", "within", "priority", "tags", "enabled", "steps")
-_STEP_KEYS = ("as", "signal", "condition", "count", "by", "join")
-_LATER = {
-    "absent": "steps that must not happen",
-    "distinct": "counts of distinct values",
-    "any_order": "steps in any order",
-    "gap": "limits between two steps",
-    "max_gap": "limits between two steps",
-    "min_gap": "limits between two steps",
-}
+_DISTINCT = re.compile(r"\s*([^\s>=]+)\s*>=\s*([0-9]{1,9})\s*")
+_FIELD_OF_STEP = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*)\.(\S+)\s*")
+_SEQUENCE_KEYS = (
+    "sequence",
+    "desc",
+    "within",
+    "priority",
+    "tags",
+    "enabled",
+    "suppress",
+    "steps",
+)
+_STEP_KEYS = ("as", "signal", "condition", "count", "distinct", "by", "join", "gap")
+_ABSENT_KEYS = ("absent", "signal", "condition", "join", "until", "for")
+_SUPPRESS_KEYS = ("for", "by")
 
 
 class SequenceError(ValueError):
@@ -112,6 +123,8 @@ class Step:
     condition    on the signal's fields, None: none
     count        how many signals make the step
     by           fields that these agree on; empty unless count > 1
+    distinct     field in which these differ from one another, None: they need not
+    gap_ns       the longest time since the last signal of the step before, None: any
     """
 
     name: str
@@ -121,6 +134,8 @@ class Step:
     count: int = 1
     by: tuple[str, ...] = ()
     joins: tuple[Join, ...] = ()
+    distinct: str | None = None
+    gap_ns: int | None = None
 
     def takes(self, signal: FleetSignal) -> bool:
         """Tell whether a signal is one of this step's, joins and order aside."""
@@ -129,9 +144,31 @@ class Step:
         return self.condition is None or holds(self.condition, signal)
 
 
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """Signals that must not come between two steps, or after the last one.
+
+    step    what must not come: signals, condition, and joins to steps up to ``after``
+    after   index of the step after whose last signal it counts
+    until   index of the step with whose last signal it ends; the number of steps: after the last
+            step it goes on for ``for_ns``
+    """
+
+    step: Step
+    after: int
+    until: int
+    for_ns: int = 0
+
+
 @dataclass(frozen=True)
 class Sequence:
-    """Steps in order, tied by joins, in a window of ``within_ns`` from first to last signal."""
+    """Steps in order, tied by joins, in a window of ``within_ns`` from first to last signal.
+
+    groups       (first, end): steps that may come in any order among themselves
+    suppress_ns  further completions with the same key are counted on an incident for so long
+                 after the last; None: for ``within_ns``
+    suppress_by  (step, field): the key; None: all that joins and ``by`` name
+    """
 
     name: str
     within_ns: int
@@ -141,29 +178,60 @@ class Sequence:
     tags: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+    absences: tuple[Absence, ...] = ()
+    groups: tuple[tuple[int, int], ...] = ()
+    suppress_ns: int | None = None
+    suppress_by: tuple[tuple[int, str], ...] | None = None
     _readers: dict[str, Callable[[FleetSignal], FieldValue]] = field(
         init=False, compare=False, repr=False
     )
 
     def __post_init__(self) -> None:
-        used = {name for index in range(len(self.steps)) for name in self.key_fields(index)}
+        used = {name for _, name in self.key_fields}
+        used |= {name for step in self.steps for name in step.by}
+        used |= {step.distinct for step in self.steps if step.distinct is not None}
+        for step in (*self.steps, *(absence.step for absence in self.absences)):
+            used |= {name for join in step.joins for name in (join.own, join.field)}
         readers = {name: value_of(name) for name in used}
         object.__setattr__(self, "_readers", readers)
 
     def read(self, field_name: str, signal: FleetSignal) -> FieldValue:
-        """Return a signal's value of a field that a join or ``by`` names; None: missing."""
+        """Return a signal's value of a field that the sequence names; None: missing."""
         return self._readers[field_name](signal)
 
-    def reader(self, field_name: str) -> Callable[[FleetSignal], FieldValue]:
-        """Return the function behind :meth:`read`."""
-        return self._readers[field_name]
+    @property
+    def key_fields(self) -> tuple[tuple[int, str], ...]:
+        """Return (step, field) of the values that make completions the same incident."""
+        if self.suppress_by is not None:
+            return self.suppress_by
+        found: list[tuple[int, str]] = []
+        for index, step in enumerate(self.steps):
+            names = [*step.by, *(join.own for join in step.joins)]
+            names += [join.field for s in self.steps for join in s.joins if join.step == index]
+            found += [(index, name) for name in dict.fromkeys(names)]
+        return tuple(found)
 
-    def key_fields(self, index: int) -> tuple[str, ...]:
-        """Return the fields of one step that joins (its own or later ones) or ``by`` name."""
-        step = self.steps[index]
-        names = [*step.by, *(join.own for join in step.joins)]
-        names += [join.field for later in self.steps for join in later.joins if join.step == index]
-        return tuple(dict.fromkeys(names))
+    @property
+    def counted_on_ns(self) -> int:
+        """How long after a completion further ones are counted on its incident."""
+        return self.within_ns if self.suppress_ns is None else self.suppress_ns
+
+    @property
+    def afterwards_ns(self) -> int:
+        """How long after its last signal a match is decided; 0 without an absence there."""
+        return max((absence.for_ns for absence in self.absences), default=0)
+
+    def arrangements(self) -> Iterator[tuple[int, ...]]:
+        """Return the orders in which the steps may come; the first is that of the file."""
+        parts: list[list[tuple[int, ...]]] = []
+        at = 0
+        for first, end in self.groups:
+            parts += [[(index,)] for index in range(at, first)]
+            parts.append(list(permutations(range(first, end))))
+            at = end
+        parts += [[(index,)] for index in range(at, len(self.steps))]
+        for chosen in product(*parts):
+            yield tuple(index for part in chosen for index in part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +360,7 @@ class _Reader:
             if key not in keys:
                 raise self.error(node, f"{key}: is missing")
         desc = self.text(keys["desc"], "a description").strip() if "desc" in keys else ""
-        within_ns = self.duration(keys["within"])
+        within_ns = self.duration(keys["within"], "within")
         priority = PRIORITIES.index("WARNING")
         if "priority" in keys:
             name = self.text(keys["priority"], "a priority").upper()
@@ -304,8 +372,11 @@ class _Reader:
         enabled = True
         if "enabled" in keys:
             enabled = self.boolean(keys["enabled"])
-        steps = self.steps(keys["steps"])
+        steps, absences, groups = self.steps(keys["steps"])
         self.step = None
+        suppress_ns, suppress_by = None, None
+        if "suppress" in keys:
+            suppress_ns, suppress_by = self.suppress(keys["suppress"], steps)
         if not enabled:
             return None
         return Sequence(
@@ -317,32 +388,173 @@ class _Reader:
             tags=tags,
             file=self.file,
             line=node.start_mark.line + 1,
+            absences=absences,
+            groups=groups,
+            suppress_ns=suppress_ns,
+            suppress_by=suppress_by,
         )
 
-    def steps(self, node: yaml.Node) -> tuple[Step, ...]:
+    def steps(
+        self, node: yaml.Node
+    ) -> tuple[tuple[Step, ...], tuple[Absence, ...], tuple[tuple[int, int], ...]]:
         if not isinstance(node, yaml.SequenceNode) or not node.value:
             raise self.error(node, "steps: expected a list of at least one step, - as: NAME …")
-        if len(node.value) > STEPS_MAX:
+        if len(node.value) > STEPS_MAX + ABSENCES_MAX:
             raise self.error(node, f"more than {STEPS_MAX} steps")
         steps: list[Step] = []
+        groups: list[tuple[int, int]] = []
+        absent: list[tuple[Step, int, dict[str, yaml.Node]]] = []
         for item in node.value:
             self.step = None
-            steps.append(self.one_step(item, steps))
-        return tuple(steps)
+            keys = self.mapping(item) if isinstance(item, yaml.MappingNode) else {}
+            if "any_order" in keys:
+                groups.append(self.group(item, keys["any_order"], steps, absent))
+            elif "absent" in keys:
+                absent.append(self.absent(item, keys, steps, absent))
+            else:
+                steps.append(self.one_step(item, steps, absent))
+        self.step = None
+        if len(steps) > STEPS_MAX:
+            raise self.error(node, f"more than {STEPS_MAX} steps")
+        if prod(factorial(end - first) for first, end in groups) > ARRANGEMENTS_MAX:
+            raise self.error(
+                node,
+                f"any_order: the groups allow more than {ARRANGEMENTS_MAX} orders of the steps"
+                " (four steps, or three and two); make them smaller",
+            )
+        absences = tuple(self.until(*item, steps, groups) for item in absent)
+        afterwards = [absence for absence in absences if absence.for_ns]
+        if len(afterwards) > 1:
+            self.step = None
+            raise self.error(
+                absent[-1][2]["absent"],
+                "absent: one stands after the last step already; name the signals of both in it",
+            )
+        return tuple(steps), absences, tuple(groups)
 
-    def one_step(self, node: yaml.Node, earlier: list[Step]) -> Step:
+    def group(
+        self,
+        item: yaml.MappingNode,
+        node: yaml.Node,
+        steps: list[Step],
+        absent: list[tuple[Step, int, dict[str, yaml.Node]]],
+    ) -> tuple[int, int]:
+        """Read the steps of one any_order group to the end of ``steps``; return its range."""
+        self.known(item, ("any_order",), "a group")
+        if not isinstance(node, yaml.SequenceNode) or len(node.value) < 2:
+            raise self.error(node, "any_order: expected a list of at least two steps")
+        first = len(steps)
+        for inner in node.value:
+            self.step = None
+            steps.append(self.one_step(inner, steps, absent))
+            if steps[-1].gap_ns is not None:
+                raise self.error(inner, "gap: no step of an any_order group can have one")
+        self.step = None
+        return first, len(steps)
+
+    def absent(
+        self,
+        node: yaml.MappingNode,
+        keys: dict[str, yaml.Node],
+        steps: list[Step],
+        absent: list[tuple[Step, int, dict[str, yaml.Node]]],
+    ) -> tuple[Step, int, dict[str, yaml.Node]]:
+        name = self.name(keys["absent"], [*steps, *(item[0] for item in absent)])
+        self.step = name
+        self.known(node, _ABSENT_KEYS, "an absence")
+        if not steps:
+            raise self.error(keys["absent"], "absent: stands after a step, never first")
+        if len(absent) == ABSENCES_MAX:
+            raise self.error(node, f"absent: more than {ABSENCES_MAX} in one sequence")
+        if "signal" not in keys:
+            raise self.error(node, "signal: is missing; name a rule, or {tag: NAME}, or a list")
+        rules, tags = self.signals(keys["signal"])
+        condition = self.condition(keys["condition"]) if "condition" in keys else None
+        joins: tuple[Join, ...] = ()
+        if "join" in keys:
+            joins = self.joins(keys["join"], name, 1, (), steps)
+        return Step(name, rules, tags, condition, joins=joins), len(steps) - 1, keys
+
+    def until(
+        self,
+        step: Step,
+        after: int,
+        keys: dict[str, yaml.Node],
+        steps: list[Step],
+        groups: list[tuple[int, int]],
+    ) -> Absence:
+        """Return an absence with its end, once all steps are known."""
+        self.step = step.name
+        if after == len(steps) - 1:
+            if "for" not in keys:
+                raise self.error(
+                    keys["absent"],
+                    "for: is missing; after the last step, say for how long: for: 5m",
+                )
+            if "until" in keys:
+                raise self.error(keys["until"], "until: no step comes after this; take it out")
+            return Absence(step, after, len(steps), self.duration(keys["for"], "for"))
+        if "for" in keys:
+            raise self.error(
+                keys["for"], "for: goes with an absence after the last step; here, say until: STEP"
+            )
+        until = after + 1
+        if "until" in keys:
+            names = [later.name for later in steps[after + 1 :]]
+            name = self.text(keys["until"], "the name of a later step")
+            if name not in names:
+                raise self.error(
+                    keys["until"], f"until: no later step {name!r}; expected {', '.join(names)}"
+                )
+            until = after + 1 + names.index(name)
+        for first, end in groups:
+            until = end - 1 if first <= until < end else until
+        return Absence(step, after, until)
+
+    def suppress(
+        self, node: yaml.Node, steps: tuple[Step, ...]
+    ) -> tuple[int | None, tuple[tuple[int, str], ...] | None]:
+        if not isinstance(node, yaml.MappingNode):
+            return self.duration(node, "suppress"), None
+        keys = self.mapping(node)
+        self.known(node, _SUPPRESS_KEYS, "suppress")
+        suppress_ns = self.duration(keys["for"], "for") if "for" in keys else None
+        if "by" not in keys:
+            return suppress_ns, None
+        indices = {step.name: index for index, step in enumerate(steps)}
+        found: list[tuple[int, str]] = []
+        for text in self.texts(keys["by"], "STEP.FIELD", BY_MAX):
+            match = _FIELD_OF_STEP.fullmatch(text)
+            if match is None or match[1] not in indices:
+                raise self.error(
+                    keys["by"], f"by: expected STEP.FIELD with a step of {', '.join(indices)}"
+                )
+            self.field_type(keys["by"], match[2])
+            found.append((indices[match[1]], match[2]))
+        return suppress_ns, tuple(dict.fromkeys(found))
+
+    def name(self, node: yaml.Node, taken: list[Step]) -> str:
+        name = self.text(node, "the step's name")
+        if _STEP_NAME.fullmatch(name) is None:
+            raise self.error(
+                node, "expected a name of letters, digits, - and _ (at most 64), e.g. entry"
+            )
+        if any(step.name == name for step in taken):
+            raise self.error(node, f"an earlier step is named {name} already")
+        return name
+
+    def one_step(
+        self,
+        node: yaml.Node,
+        earlier: list[Step],
+        absent: list[tuple[Step, int, dict[str, yaml.Node]]],
+    ) -> Step:
         if not isinstance(node, yaml.MappingNode):
             raise self.error(node, "expected a step, - as: NAME …")
         keys = self.mapping(node)
         if "as" not in keys:
             raise self.error(node, "as: is missing; each step has a name")
-        name = self.text(keys["as"], "the step's name")
-        if _STEP_NAME.fullmatch(name) is None:
-            raise self.error(
-                keys["as"], "expected a name of letters, digits, - and _ (at most 64), e.g. entry"
-            )
-        if any(step.name == name for step in earlier):
-            raise self.error(keys["as"], f"an earlier step is named {name} already")
+        name = self.name(keys["as"], [*earlier, *(item[0] for item in absent)])
         self.step = name
         self.known(node, _STEP_KEYS, "a step")
         if "signal" not in keys:
@@ -352,17 +564,40 @@ class _Reader:
         if "condition" in keys:
             condition = self.condition(keys["condition"])
         count = self.count(keys["count"]) if "count" in keys else 1
+        distinct = None
+        if "distinct" in keys:
+            if "count" in keys:
+                raise self.error(keys["distinct"], "distinct: says how many by itself; no count:")
+            distinct, count = self.distinct(keys["distinct"])
         by: tuple[str, ...] = ()
         if "by" in keys:
             if count == 1:
-                raise self.error(keys["by"], "by: goes with count: 2 or more")
+                raise self.error(keys["by"], "by: goes with count: 2 or more, or with distinct:")
             by = self.texts(keys["by"], "a field", BY_MAX)
             for field_name in by:
                 self.field_type(keys["by"], field_name)
+        if distinct in by:
+            raise self.error(
+                keys["by"], f"by: the signals agree on {distinct}, so never differ in it"
+            )
         joins: tuple[Join, ...] = ()
         if "join" in keys:
             joins = self.joins(keys["join"], name, count, by, earlier)
-        return Step(name, rules, tags, condition, count, by, joins)
+        gap_ns = None
+        if "gap" in keys:
+            if count > 1 or not earlier:
+                raise self.error(
+                    keys["gap"], "gap: goes with a later step that takes a single signal"
+                )
+            gap_ns = self.duration(keys["gap"], "gap")
+        return Step(name, rules, tags, condition, count, by, joins, distinct, gap_ns)
+
+    def distinct(self, node: yaml.Node) -> tuple[str, int]:
+        match = _DISTINCT.fullmatch(node.value) if isinstance(node, yaml.ScalarNode) else None
+        if match is None or not 2 <= int(match[2]) <= COUNT_MAX:
+            raise self.error(node, f"distinct: expected FIELD >= N with N from 2 to {COUNT_MAX}")
+        self.field_type(node, match[1])
+        return match[1], int(match[2])
 
     def signals(self, node: yaml.Node) -> tuple[frozenset[str], frozenset[str]]:
         items = node.value if isinstance(node, yaml.SequenceNode) else [node]
@@ -459,23 +694,17 @@ class _Reader:
             )
         return "a number" if found in ("int", "uint", "port") else f"of type {found}"
 
-    def duration(self, node: yaml.Node) -> int:
+    def duration(self, node: yaml.Node, key: str) -> int:
         match = _DURATION.fullmatch(node.value) if isinstance(node, yaml.ScalarNode) else None
         if match is None:
-            raise self.error(node, "within: expected a duration such as 90s, 15m, 2h or 1d")
-        within_ns = int(match[1]) * _UNITS_NS[match[2]]
-        if not 0 < within_ns <= WITHIN_NS_MAX:
-            raise self.error(node, "within: expected more than 0 and at most 30d")
-        return within_ns
+            raise self.error(node, f"{key}: expected a duration such as 90s, 15m, 2h or 1d")
+        found_ns = int(match[1]) * _UNITS_NS[match[2]]
+        if not 0 < found_ns <= WITHIN_NS_MAX:
+            raise self.error(node, f"{key}: expected more than 0 and at most 30d")
+        return found_ns
 
     def known(self, node: yaml.MappingNode, known: tuple[str, ...], what: str) -> None:
         for key, _ in node.value:
-            if key.value in _LATER:
-                raise self.error(
-                    key,
-                    f"{key.value}: {_LATER[key.value]} are not supported by this version;"
-                    " take it out",
-                )
             if key.value not in known:
                 raise self.error(key, f"{what} has no {key.value!r}; expected {', '.join(known)}")
 

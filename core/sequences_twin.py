@@ -2,20 +2,30 @@
 
 A *match* of a sequence takes, for each step, as many signals as the step counts, such that
 
-- every signal of a step comes before every signal of the next step, in the order of the fleet
-  (event time, host id, sequence number, boot);
-- the signals of a counting step agree on the step's ``by`` fields, and none of these is missing;
-- every join holds between the step's signals and the earlier step's; a missing value joins
+- the steps come one after another, in the order of the file but for the steps of an
+  ``any_order`` group, which among themselves come in any order: every signal of a step comes
+  before every signal of the next one, in the order of the fleet (event time, host id, sequence
+  number, boot);
+- the signals of a counting step agree on the step's ``by`` fields, and differ from one another
+  in its ``distinct`` field; none of these is missing;
+- every join holds between the step's signals and the other step's; a missing value joins
   nothing;
-- from the first signal to the last no more than ``within`` passes.
+- from the first signal to the last no more than ``within`` passes, and from the last signal of a
+  step to the next step's no more than that one's ``gap``;
+- no signal that an absence takes, and whose joins hold, comes after the last signal of the step
+  before the absence and before the last signal of the step that it lasts to; or, of an absence
+  after the last step, no later than ``for`` after that step's last signal. The match's own
+  signals count here like all others.
 
-A signal *completes* the sequence if it is the last one of some match. Of all the matches that
-end with it, the *witness* is the one that started latest; among those that started with the same
-signal, the one whose second signal (in the order of the steps) is the latest, and so on.
+A signal *completes* the sequence if it is the last one of some match; after which, with an
+absence that follows, ``for`` has to pass. Of all the matches that end with it, the *witness* is
+the one that started latest; among those that started with the same signal, the one whose second
+signal (in the order of the fleet) is the latest, and so on; among those of the same signals, the
+one whose steps are in the order that is first of :meth:`Sequence.arrangements`.
 
-A completion opens an incident, unless an incident of the same sequence and with the same values
-of all fields that joins and ``by`` name was completed no longer than ``within`` ago: then it is
-counted on that one.
+A completion opens an incident, unless an incident of the same sequence and with the same key (by
+default the values of all fields that joins and ``by`` name) was completed no longer than
+``suppress`` (by default ``within``) ago: then it is counted on that one.
 
 The tables of :mod:`vedette.core.correlator` are held to this by property tests. The cost is
 exponential in the number of signals.
@@ -28,34 +38,52 @@ from itertools import combinations
 
 import msgspec
 
-from vedette.core.correlator import Incident, Witness, new_incident
-from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Sequence
+from vedette.core.correlator import Incident, new_incident
+from vedette.core.fleet import FleetSignal, Order
+from vedette.core.sequence import Absence, Join, Sequence
+
+Taken = dict[int, tuple[FleetSignal, ...]]
+"""Step -> its signals, in the order in which the steps come."""
 
 
-def incidents(sequences: Iterable[Sequence], signals: Iterable[FleetSignal]) -> list[Incident]:
+def incidents(
+    sequences: Iterable[Sequence], signals: Iterable[FleetSignal], until_ns: int | None = None
+) -> list[Incident]:
     """Return the incidents of these signals, which may come in any order and repeated.
+
+    until_ns  nothing more will come of the time up to here; None: of the time before the last
+              signal's
 
     They are sorted by time of the witness' last signal, then by id.
     """
     ordered = sorted({signal.order: signal for signal in signals}.values(), key=lambda s: s.order)
+    if until_ns is None:
+        until_ns = ordered[-1].time_ns - 1 if ordered else 0
     found: list[Incident] = []
     for sequence in sequences:
-        found.extend(_incidents(sequence, ordered))
+        found.extend(_incidents(sequence, ordered, until_ns))
     return sorted(found, key=lambda incident: (incident.last_ns, incident.id))
 
 
-def _incidents(sequence: Sequence, ordered: list[FleetSignal]) -> list[Incident]:
-    found = list(matches(sequence, ordered))
+def _incidents(sequence: Sequence, ordered: list[FleetSignal], until_ns: int) -> list[Incident]:
+    found = [
+        (arrangement, match)
+        for arrangement in sequence.arrangements()
+        for match in matches(sequence, ordered, arrangement, {})
+    ]
     opened: list[Incident] = []
     for last in ordered:
-        ending = [match for match in found if match[-1][-1] is last]
+        if sequence.afterwards_ns and last.time_ns + sequence.afterwards_ns > until_ns:
+            break
+        ending = [(way, match) for way, match in found if match[way[-1]][-1] is last]
         if not ending:
             continue
-        incident = new_incident(sequence, max(ending, key=_in_step_order))
+        # Of equal ones, max takes the first.
+        _, match = max(ending, key=lambda item: _in_order(item[1]))
+        incident = new_incident(sequence, tuple(match[i] for i in range(len(sequence.steps))))
         for number, known in enumerate(opened):
             passed_ns = last.time_ns - known.last_completion_ns
-            if known.key == incident.key and passed_ns <= sequence.within_ns:
+            if known.key == incident.key and passed_ns <= sequence.counted_on_ns:
                 opened[number] = msgspec.structs.replace(
                     known, completions=known.completions + 1, last_completion_ns=last.time_ns
                 )
@@ -65,39 +93,81 @@ def _incidents(sequence: Sequence, ordered: list[FleetSignal]) -> list[Incident]
     return opened
 
 
-def _in_step_order(match: Witness) -> list[object]:
-    return [signal.order for taken in match for signal in taken]
+def _in_order(match: Taken) -> list[Order]:
+    return [signal.order for taken in match.values() for signal in taken]
 
 
 def matches(
-    sequence: Sequence, ordered: list[FleetSignal], before: Witness = ()
-) -> Iterator[Witness]:
-    """Return every match that starts with the steps in ``before``."""
-    if len(before) == len(sequence.steps):
-        yield before
+    sequence: Sequence, ordered: list[FleetSignal], arrangement: tuple[int, ...], before: Taken
+) -> Iterator[Taken]:
+    """Return every match with the steps in this order that starts with the steps in ``before``."""
+    if len(before) == len(arrangement):
+        if not any(_disturbed(sequence, absence, before, ordered) for absence in sequence.absences):
+            yield before
         return
-    step = sequence.steps[len(before)]
+    index = arrangement[len(before)]
+    step = sequence.steps[index]
     for taken in combinations([s for s in ordered if step.takes(s)], step.count):
-        match = (*before, taken)
-        if _holds(sequence, match):
-            yield from matches(sequence, ordered, match)
+        if _follows(sequence, index, taken, before):
+            yield from matches(sequence, ordered, arrangement, {**before, index: taken})
 
 
-def _holds(sequence: Sequence, match: Witness) -> bool:
-    """Tell whether the last step of a match stands rightly after those before it."""
-    step, taken = sequence.steps[len(match) - 1], match[-1]
-    if len(match) > 1 and match[-2][-1].order >= taken[0].order:
-        return False
-    if taken[-1].time_ns - match[0][0].time_ns > sequence.within_ns:
+def _follows(sequence: Sequence, index: int, taken: tuple[FleetSignal, ...], before: Taken) -> bool:
+    """Tell whether a step's signals stand rightly after those of the steps before it."""
+    step = sequence.steps[index]
+    if before:
+        first, last = next(iter(before.values()))[0], list(before.values())[-1][-1]
+        if last.order >= taken[0].order:
+            return False
+        if taken[-1].time_ns - first.time_ns > sequence.within_ns:
+            return False
+        if step.gap_ns is not None and taken[0].time_ns - last.time_ns > step.gap_ns:
+            return False
+    elif taken[-1].time_ns - taken[0].time_ns > sequence.within_ns:
         return False
     for name in step.by:
         values = {sequence.read(name, signal) for signal in taken}
         if len(values) != 1 or None in values:
             return False
-    for join in step.joins:
-        for own in taken:
-            for other in match[join.step]:
-                value = sequence.read(join.own, own)
-                if value is None or value != sequence.read(join.field, other):
-                    return False
+    if step.distinct is not None:
+        values = {sequence.read(step.distinct, signal) for signal in taken}
+        if len(values) != len(taken) or None in values:
+            return False
+    match = {**before, index: taken}
+    return all(
+        _joined(sequence, join, match[at], match[join.step])
+        for at in match
+        for join in sequence.steps[at].joins
+        if join.step in match
+    )
+
+
+def _joined(
+    sequence: Sequence, join: Join, taken: Iterable[FleetSignal], others: Iterable[FleetSignal]
+) -> bool:
+    for own in taken:
+        for other in others:
+            value = sequence.read(join.own, own)
+            if value is None or value != sequence.read(join.field, other):
+                return False
     return True
+
+
+def _disturbed(
+    sequence: Sequence, absence: Absence, match: Taken, ordered: list[FleetSignal]
+) -> bool:
+    """Tell whether a signal came that should not have."""
+    steps = list(match.values())
+    after = steps[absence.after][-1]
+    for signal in ordered:
+        if signal.order <= after.order or not absence.step.takes(signal):
+            continue
+        if absence.until < len(steps):
+            inside = signal.order < steps[absence.until][-1].order
+        else:
+            inside = signal.time_ns - after.time_ns <= absence.for_ns
+        if inside and all(
+            _joined(sequence, join, (signal,), match[join.step]) for join in absence.step.joins
+        ):
+            return True
+    return False

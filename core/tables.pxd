@@ -96,6 +96,9 @@ cdef struct Tables:
     ClassCache raw
     Cache ends                  # addresses, by role and value
     Cache numbers               # numbers beyond the small ones, by source and value
+    Cache lineages              # predicates of a process's image, parent's lineage -> lineage
+    Cache vectors               # image's row, parent's lineage, rows of numbers and cwd -> vector
+    uint32_t lineages_made      # the last lineage given out; none is given twice in an epoch
     Cache allowed               # event type and classes of its values -> rules that they allow
     Cache cut                   # event type, allowed rules, process -> verdict, or UNDECIDED
     Cache verdict               # event type, process and classes -> verdict, where the cut is not enough
@@ -115,6 +118,7 @@ cdef struct Tables:
     bint first_only
     uint64_t sets_reset         # the class space was full and began anew
     uint64_t class_misses       # values that took the slow path
+    uint64_t vector_misses
     uint64_t allowed_misses
     uint64_t cut_misses
     uint64_t verdict_misses
@@ -141,6 +145,8 @@ cdef class RuleTables:
     cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil
     cdef uint32_t _image_row(self, Image* image) noexcept nogil
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil
+    cdef uint32_t _lineage(self, ProcTable* table, uint32_t slot) noexcept nogil
+    cdef uint32_t _walk(self, ProcTable* table, uint32_t slot, uint32_t cwd_row, uint32_t numbers_row) noexcept nogil
     cdef uint32_t _vector(self, ProcTable* table, uint32_t slot) noexcept nogil
     cdef uint32_t _number_row(self, int small, int index, int64_t value) noexcept nogil
     cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil

@@ -476,7 +476,9 @@ cdef class RuleTables:
         _class_cache_init(&t.path, t.heap, class_bytes_max // 2)
         _class_cache_init(&t.raw, t.heap, class_bytes_max // 8)
         if (cache_init(&t.ends, t.heap, class_bytes_max // 8, 22)
-                or cache_init(&t.numbers, t.heap, class_bytes_max // 8, 14)
+                or cache_init(&t.numbers, t.heap, class_bytes_max // 16, 14)
+                or cache_init(&t.lineages, t.heap, class_bytes_max // 32, 8)
+                or cache_init(&t.vectors, t.heap, class_bytes_max // 32, 16)
                 or cache_init(&t.allowed, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)
                 or cache_init(&t.cut, t.heap, verdict_bytes_max // 8, 16)
                 or cache_init(&t.verdict, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)):
@@ -565,6 +567,10 @@ cdef class RuleTables:
             cache_free(&t.ends, heap)
         if t.numbers.sets != NULL:
             cache_free(&t.numbers, heap)
+        if t.lineages.sets != NULL:
+            cache_free(&t.lineages, heap)
+        if t.vectors.sets != NULL:
+            cache_free(&t.vectors, heap)
         if t.allowed.sets != NULL:
             cache_free(&t.allowed, heap)
         if t.cut.sets != NULL:
@@ -599,12 +605,15 @@ cdef class RuleTables:
         cdef int i
         _last_epoch += 1
         t.epoch = _last_epoch
+        t.lineages_made = 0
         _space_clear(&t.classes)
         _space_clear(&t.verdicts)
         _class_cache_clear(&t.path)
         _class_cache_clear(&t.raw)
         cache_clear(&t.ends)
         cache_clear(&t.numbers)
+        cache_clear(&t.lineages)
+        cache_clear(&t.vectors)
         cache_clear(&t.allowed)
         cache_clear(&t.cut)
         cache_clear(&t.verdict)
@@ -708,29 +717,96 @@ cdef class RuleTables:
         cwd.row_epoch = t.epoch
         return cwd.row
 
+    cdef uint32_t _lineage(self, ProcTable* table, uint32_t slot) noexcept nogil:
+        """A process and its ancestors as one number: of equal lineage, children are alike.
+
+        0 where the chain has no end within DEPTH_MAX (a loop of wrong parents).
+        """
+        cdef Tables* t = &self.t
+        cdef uint32_t chain[DEPTH_MAX]
+        cdef uint32_t depth = 0
+        cdef uint32_t above = 0
+        cdef uint32_t key[2]
+        cdef uint64_t hashed
+        cdef Proc* p
+        while slot != 0:
+            if table.slots[slot].lineage_epoch == t.epoch:
+                above = table.slots[slot].lineage
+                break
+            if depth == DEPTH_MAX:
+                return 0
+            chain[depth] = slot
+            depth += 1
+            slot = pt_parent(table, slot)
+        while depth > 0:
+            depth -= 1
+            p = &table.slots[chain[depth]]
+            key[0] = self._image_row(p.image) if p.image != NULL else 0
+            key[1] = above
+            hashed = nh_words(&t.hash_key, key, 2)
+            above = cache_get(&t.lineages, hashed, <uint8_t*>key, 8, 8)
+            if above == 0:
+                t.lineages_made += 1
+                above = t.lineages_made
+                cache_put(&t.lineages, hashed, <uint8_t*>key, 8, 8, above)
+            p.lineage = above
+            p.lineage_epoch = t.epoch
+        return above
+
     cdef uint32_t _vector(self, ProcTable* table, uint32_t slot) noexcept nogil:
         """The row of all predicates that are true of a process; kept until something changes it."""
         cdef Tables* t = &self.t
         cdef Proc* p = &table.slots[slot]
-        cdef uint32_t rows[66]
-        cdef uint32_t depth = 0
-        cdef uint32_t at = slot
-        cdef uint32_t i
-        cdef uint32_t n
-        cdef uint32_t cwd_row = 0
-        cdef uint8_t role
-        cdef const SetRow* row
+        cdef uint32_t key[4]
+        cdef uint32_t parent
+        cdef uint64_t hashed
+        cdef uint32_t row
         cdef Hits* hits = &t.classes.hits
         if p.vector_epoch == t.epoch:
             return p.vector
+        key[0] = self._image_row(p.image) if p.image != NULL else 0
+        parent = pt_parent(table, slot)
+        key[1] = self._lineage(table, parent) if parent != 0 else 0
+        key[2] = self._cwd_row(p.cwd) if p.cwd != NULL else 0
+        hits_begin(hits)
+        int_match(&t.int_index[I_UID], p.uid, hits)
+        int_match(&t.int_index[I_GID], p.gid, hits)
+        int_match(&t.int_index[I_LOGINUID],
+                  <int32_t>p.loginuid if ~p.loginuid == 0 else <int64_t>p.loginuid, hits)
+        int_match(&t.int_index[I_PID], p.pid, hits)
+        int_match(&t.int_index[I_PPID], p.ppid, hits)
+        int_match(&t.int_index[I_SID], p.session, hits)
+        key[3] = _space_row(&t.classes)
+        if parent != 0 and key[1] == 0:
+            row = self._walk(table, slot, key[2], key[3]) + 1
+        else:
+            hashed = nh_words(&t.hash_key, key, 4)
+            row = cache_get(&t.vectors, hashed, <uint8_t*>key, 16, 16)
+            if row == 0:
+                t.vector_misses += 1
+                row = self._walk(table, slot, key[2], key[3]) + 1
+                cache_put(&t.vectors, hashed, <uint8_t*>key, 16, 16, row)
+        p.vector = row - 1
+        p.vector_epoch = t.epoch
+        return p.vector
+
+    cdef uint32_t _walk(self, ProcTable* table, uint32_t slot, uint32_t cwd_row,
+                        uint32_t numbers_row) noexcept nogil:
+        """Make a vector: the image's own predicates, and of each ancestor those that ask about it."""
+        cdef Tables* t = &self.t
+        cdef uint32_t rows[DEPTH_MAX + 1]
+        cdef uint32_t depth = 0
+        cdef uint32_t i
+        cdef uint32_t n
+        cdef uint8_t role
+        cdef const SetRow* row
+        cdef Hits* hits = &t.classes.hits
         # All rows first: making one uses the same hits as the vector.
-        while at != 0 and depth <= DEPTH_MAX:
-            rows[depth] = (self._image_row(table.slots[at].image)
-                           if table.slots[at].image != NULL else 0)
+        while slot != 0 and depth <= DEPTH_MAX:
+            rows[depth] = (self._image_row(table.slots[slot].image)
+                           if table.slots[slot].image != NULL else 0)
             depth += 1
-            at = pt_parent(table, at)
-        if p.cwd != NULL:
-            cwd_row = self._cwd_row(p.cwd)
+            slot = pt_parent(table, slot)
         hits_begin(hits)
         for n in range(depth):
             row = &t.classes.rows[rows[n]]
@@ -743,15 +819,8 @@ cdef class RuleTables:
                         or (role >= R_ANCESTOR and t.ancestors[role - R_ANCESTOR] == n)):
                     hits_add(hits, t.classes.items[i])
         _add_row(hits, &t.classes, cwd_row)
-        int_match(&t.int_index[I_UID], p.uid, hits)
-        int_match(&t.int_index[I_GID], p.gid, hits)
-        int_match(&t.int_index[I_LOGINUID], <int32_t>p.loginuid if ~p.loginuid == 0 else <int64_t>p.loginuid, hits)
-        int_match(&t.int_index[I_PID], p.pid, hits)
-        int_match(&t.int_index[I_PPID], p.ppid, hits)
-        int_match(&t.int_index[I_SID], p.session, hits)
-        p.vector = _space_row(&t.classes)
-        p.vector_epoch = t.epoch
-        return p.vector
+        _add_row(hits, &t.classes, numbers_row)
+        return _space_row(&t.classes)
 
     # Classes of the event's own values
 
@@ -1013,7 +1082,8 @@ cdef class RuleTables:
         cdef int i
         if not code.in_use:
             return 0
-        if _space_is_full(&t.classes) or _space_is_full(&t.verdicts):
+        if (_space_is_full(&t.classes) or _space_is_full(&t.verdicts)
+                or t.lineages_made > 0x7FFFFF00):
             t.sets_reset += 1
             self._new_epoch()
         # What the event's own values allow …
@@ -1283,6 +1353,7 @@ cdef class RuleTables:
             "class_rows": t.classes.rows_used,
             "verdict_rows": t.verdicts.rows_used,
             "class_misses": t.class_misses,
+            "vector_misses": t.vector_misses,
             "allowed_misses": t.allowed_misses,
             "cut_misses": t.cut_misses,
             "verdict_misses": t.verdict_misses,
@@ -1291,6 +1362,8 @@ cdef class RuleTables:
             "opaque_errors": t.opaque_errors,
             "path_uncached": t.path.uncached,
         }
+        _cache_stats(found, "lineages", &t.lineages, 1)
+        _cache_stats(found, "vectors", &t.vectors, 1)
         _cache_stats(found, "allowed", &t.allowed, 1)
         _cache_stats(found, "cut", &t.cut, 1)
         _cache_stats(found, "verdict", &t.verdict, 1)
