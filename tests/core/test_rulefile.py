@@ -12,14 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vedette.core import rulefile
-from vedette.core.expr import And, FieldRef, Predicate
-from vedette.core.fields import markdown
-from vedette.core.rulefile import RuleError, RuleErrors
-from vedette.core.rules import Rule, RuleSet, load_rules
+from vedette.core import layout, rulefile
+from vedette.core.catalogue import DEPRECATED
+from vedette.core.condition import condition_text, parse_condition
+from vedette.core.expr import FALSE, TRUE, And, FieldRef, Predicate
+from vedette.core.fields import FIELDS, markdown
+from vedette.core.output import Template
+from vedette.core.rulefile import RuleErrors
+from vedette.core.rules import LoadResult, Rule, RuleError, RuleSet, load_rules
+from vedette.core.ruleyaml import CODES
 from vedette.core.signal import PRIORITIES
 
 ROOT = Path(__file__).parents[2]
+S, V, C = "LOAD_ERR_YAML_VALIDATE", "LOAD_ERR_VALIDATE", "LOAD_ERR_COMPILE_CONDITION"
 
 
 def load(tmp_path: Path, *texts: str | bytes) -> RuleSet:
@@ -411,6 +416,566 @@ def test_the_rules_that_ship_load() -> None:
     found = load_rules([ROOT / "rules"])
     assert found.rules
     assert all(r.description and r.tags for r in found.rules)
+
+
+# What later entries do to earlier ones
+
+
+def conditions(result: RuleSet | LoadResult) -> dict[str, str]:
+    return {r.name: condition_text(r.condition) for r in result.rules}
+
+
+def test_overrides_append_and_replace_key_by_key(tmp_path: Path) -> None:
+    base = rule("evt.type = open", "r", "  desc: one\n  tags: [a]\n") + rule("proc.name = z", "s")
+    change = """\
+- rule: r
+  condition: and proc.name = sh
+  output: and %fd.name
+  desc: two
+  tags: [b, a]
+  priority: critical
+  enabled: false
+  override: {condition: append, output: append, desc: append, tags: append,
+    priority: replace, enabled: replace}
+- rule: s
+  condition: evt.type = close
+  output: new
+  tags: [c]
+  alert: false
+  capture: true
+  capture_duration: 2000
+  override: {condition: replace, output: replace, tags: replace, alert: replace,
+    capture: replace, capture_duration: replace}
+"""
+    first, second = load(tmp_path, base, change.replace("close", "chdir")).rules
+    assert condition_text(first.condition) == "evt.type = open and proc.name = sh"
+    assert (first.output, first.description) == ("x %proc.name and %fd.name", "one two")
+    assert (first.tags, first.priority, first.enabled) == (("a", "b"), 2, False)
+    assert (first.file, first.line) == (str(tmp_path / "0.yaml"), 1)
+    assert condition_text(second.condition) == "evt.type = chdir"
+    assert (second.output, second.tags, second.alert) == ("new", ("c",), False)
+    assert (second.capture, second.capture_ms) == (True, 2000)
+
+
+def test_lists_and_macros_are_appended_to_and_replaced(tmp_path: Path) -> None:
+    base = (
+        "- list: l\n  items: [a]\n- list: k\n  items: [x]\n"
+        "- macro: m\n  condition: evt.type = open\n- macro: n\n  condition: evt.type = open\n"
+        + rule("proc.name in (l, k) and (m or n)")
+    )
+    change = (
+        "- list: l\n  items: [b]\n  override: {items: append}\n"
+        "- list: k\n  items: [y]\n  override: {items: replace}\n"
+        "- macro: m\n  condition: or fd.name = /m\n  override: {condition: append}\n"
+        "- macro: n\n  condition: fd.name = /n\n  override: {condition: replace}\n"
+        "- list: l\n  items: [c]\n  append: true\n"
+        "- macro: m\n  condition: and fd.num = 1\n  append: true\n"
+        "- rule: r\n  condition: or m\n  append: true\n"
+    )
+    result = rulefile.load([put(tmp_path, base, "0"), put(tmp_path, change, "1")])
+    assert not result.errors
+    assert conditions(result)["r"] == (
+        "proc.name in (a, b, c, y) and "
+        "((evt.type = open or fd.name = /m and fd.num = 1) or fd.name = /n) "
+        "or (evt.type = open or fd.name = /m and fd.num = 1)"
+    )
+    deprecated = [w for w in result.warnings if w.code == "LOAD_DEPRECATED_ITEM"]
+    assert [w.line for w in deprecated] == [15, 18, 21]
+    assert "`override: {items: append}`" in deprecated[0].message
+
+
+def put(tmp_path: Path, text: str | bytes, name: str = "one") -> Path:
+    path = tmp_path / f"{name}.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_an_error_in_what_was_appended_is_placed_where_it_stands(tmp_path: Path) -> None:
+    change = "# \n- rule: r\n  condition: and proc.nme = sh\n  override: {condition: append}\n"
+    error = one_error(tmp_path, rule("evt.type = open"), change)
+    assert (Path(error.file).name, error.line, error.column) == ("1.yaml", 3, 18)
+    assert error.rule == 'rule "r"'
+    change = "- rule: r\n  output: and %fd.nme\n  override: {output: append}\n"
+    error = one_error(tmp_path, rule("evt.type = open"), change)
+    assert (Path(error.file).name, error.line, error.column) == ("1.yaml", 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("entry", "line", "message", "code"),
+    [
+        ("- rule: r\n  tags: [a]\n  override: {tags: add}", 3, "expected append or replace", S),
+        ("- rule: r\n  priority: debug\n  override: {priority: append}", 3,
+         "priority cannot be appended; it can be replaced", S),
+        ("- rule: r\n  source: syscall\n  override: {source: replace}", 3, "cannot be replaced", S),
+        ("- rule: r\n  override: {tags: append}", 2, "tags is to be appended and is not there", S),
+        ("- rule: r\n  override: {}", 2, "expected keys with append or replace", S),
+        ("- rule: r\n  tags: [a]\n  desc: x\n  override: {tags: append}", 3,
+         "desc: override does not say", S),
+        ("- rule: r\n  tags: [a]\n  append: true\n  override: {tags: append}", 4,
+         "cannot be used together", S),
+        ("- rule: q\n  tags: [a]\n  override: {tags: append}", 1, "there is no rule of this", V),
+        ("- rule: r\n  tags: [a]\n  append: true", 3, "nothing to append", V),
+        ("- list: q\n  items: [a]\n  append: true", 1, "there is no list of this name", V),
+        ("- macro: q\n  condition: a\n  override: {condition: append}", 1, "there is no macro", V),
+        ("- macro: q\n  condition: a\n  override: {items: append}", 3, "cannot be appended", S),
+        ("- rule: r\n  condition: a\n  output: a\n  priority: debug\n  source: aws", 1,
+         "was defined with the source syscall before", V),
+        ("- rule: r\n  append: maybe", 2, "append: expected true or false", S),
+    ],
+)  # fmt: skip
+def test_what_overrides_cannot_do(
+    tmp_path: Path, entry: str, line: int, message: str, code: str
+) -> None:
+    error = one_error(tmp_path, rule("evt.type = open"), entry)
+    assert message in error.message
+    assert (error.line, error.code) == (line, code)
+
+
+def test_what_is_broken_is_told_once_and_not_again_where_it_is_used(tmp_path: Path) -> None:
+    text = "- macro: m\n  condition: evt.type = open\n  append: 3\n- list: l\n" + rule(
+        "m and fd.num in (l)"
+    )
+    found = errors(tmp_path, text)
+    assert [e.rule for e in found] == ['macro "m"', 'list "l"']
+
+
+# Exceptions
+
+
+def excepted(tmp_path: Path, exceptions: str, *more: str, lists: str = "") -> str:
+    text = lists + rule("evt.type = open") + "  exceptions:\n" + textwrap.indent(exceptions, "    ")
+    return conditions(load(tmp_path, text, *more))["r"]
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "expected"),
+    [
+        ("- name: e\n  fields: [proc.name, fd.name]\n  values: [[sh, /etc], ['a b', /x]]",
+         '(proc.name = sh and fd.name = /etc or proc.name = "a b" and fd.name = /x)'),
+        ("- name: e\n  fields: [proc.name, fd.name]\n  comps: ['!=', startswith]\n"
+         "  values: [[sh, /etc]]", "(proc.name != sh and fd.name startswith /etc)"),
+        ("- name: e\n  fields: proc.name\n  values: [b, a, 'c d']", 'proc.name in (a, b, "c d")'),
+        ("- name: e\n  fields: fd.name\n  comps: pmatch\n  values: [/a, /b/]",
+         "fd.name pmatch (/a, /b)"),
+        ("- name: e\n  fields: fd.name\n  comps: startswith anyof\n  values: [/a, /b]",
+         "(fd.name startswith /a or fd.name startswith /b)"),
+        ("- name: e\n  fields: [proc.name, fd.num]\n  comps: [in, in]\n"
+         "  values: [[[sh, l], '(1, 2)'], [(bash), 3]]",
+         "(proc.name in (sh, x, y) and fd.num in (1, 2) or proc.name = bash and fd.num = 3)"),
+        ("- name: e\n  fields: [proc.cmdline]\n  comps: [contains allof]\n  values: [[[a, b]]]",
+         "(proc.cmdline contains a and proc.cmdline contains b)"),
+        ("- name: e\n  fields: [proc.name]\n  values: [['it''s \"a\" \\b']]",
+         'proc.name = "it\'s \\"a\\" \\\\b"'),
+        ("- name: e\n  fields: [proc.name]\n  values: [['\"q r\"'], ['k=v']]",
+         '(proc.name = "q r" or proc.name = "k=v")'),
+        ("- name: e\n  fields: proc.name\n  values: [l]", "proc.name in (x, y)"),
+    ],
+)  # fmt: skip
+def test_exceptions(tmp_path: Path, exceptions: str, expected: str) -> None:
+    lists = "- list: l\n  items: [x, y]\n"
+    shown = excepted(tmp_path, exceptions, lists=lists)
+    assert shown == f"evt.type = open and not {expected}"
+
+
+def test_exceptions_without_values_are_none(tmp_path: Path) -> None:
+    for values in ("", "  values: []\n"):
+        shown = excepted(tmp_path, f"- name: e\n  fields: [proc.name, fd.name]\n{values}")
+        assert shown == "evt.type = open"
+    assert conditions(load(tmp_path, rule("evt.type = open") + "  exceptions:\n")) == {
+        "r": "evt.type = open"
+    }
+
+
+def test_exceptions_are_appended_to_and_replaced(tmp_path: Path) -> None:
+    first = "- name: e\n  fields: [proc.name, fd.name]\n  values: [[a, /a]]"
+    more = """\
+- rule: r
+  exceptions:
+    - name: e
+      values: [[b, /b]]
+    - name: f
+      fields: proc.name
+      values: [c]
+  override: {exceptions: append}
+- rule: r
+  exceptions:
+    - name: f
+      values: [d]
+  append: true
+"""
+    assert excepted(tmp_path, first, more) == (
+        "evt.type = open "
+        "and not (proc.name = a and fd.name = /a or proc.name = b and fd.name = /b) "
+        "and not proc.name in (c, d)"
+    )
+    replaced = """\
+- rule: r
+  exceptions: [{name: g, fields: proc.name, values: [z]}]
+  override: {exceptions: replace}
+"""
+    assert excepted(tmp_path, first, replaced) == "evt.type = open and not proc.name = z"
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "message", "code"),
+    [
+        ("- x", "expected name, fields, comps and values", S),
+        ("- fields: proc.name", "the key name is missing", S),
+        ("- name: e", "the key fields is missing", V),
+        ("- name: e\n  fields: [proc.name]\n  comps: [is]", "is is no operator", V),
+        ("- name: e\n  fields: [proc.name]\n  comps: ['>= anyof']", "is no operator", V),
+        ("- name: e\n  fields: [proc.name]\n  comps: [=, =]", "of one length", V),
+        ("- name: e\n  fields: proc.name\n  comps: [in]", "comps is one", V),
+        ("- name: e\n  fields: proc.name\n  comps: '='", "comps is in, pmatch, intersects", V),
+        ("- name: e\n  fields: [proc.name]\n  values: [a]", "each of values has 1 values", V),
+        ("- name: e\n  fields: [proc.name]\n  values: [[a, b]]", "each of values has 1 values", V),
+        ("- name: e\n  fields: proc.name\n  values: [[a]]", "values are texts", V),
+        ("- name: e\n  fields: proc.name\n  values: ['']", "a text is empty", S),
+        ("- name: e\n  fields: proc.name\n  values: {a: b}", "values: expected a sequence", S),
+        ("- name: e\n  fields: proc.nme\n  values: [a]", "unknown field proc.nme", C),
+        ("- name: e\n  fields: [fd.num]\n  values: [[x]]", "fd.num: expected a number", C),
+    ],
+)
+def test_exceptions_that_are_not_well_made(
+    tmp_path: Path, exceptions: str, message: str, code: str
+) -> None:
+    text = rule("evt.type = open") + "  exceptions:\n" + textwrap.indent(exceptions, "    ")
+    error = one_error(tmp_path, text)
+    assert message in error.message
+    assert (error.code, error.rule) == (code, 'rule "r"')
+    assert error.line >= 5
+
+
+# Versions, unknown things and warnings
+
+
+@pytest.mark.parametrize("version", ["0", "58", "0.58.0", "0.57.0", "0.31.99"])
+def test_engines_that_are_old_enough(tmp_path: Path, version: str) -> None:
+    assert load(tmp_path, f"- required_engine_version: {version}\n").rules == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "message", "code"),
+    [
+        ("59", "need version 0.59.0 of Falco's engine; this one is compatible with 0.58.0", V),
+        ("0.58.1", "need version 0.58.1", V),
+        ("1.0.0", "need version 1.0.0", V),
+        ("0.58", "expected a version such as 0.31.0, not 0.58", S),
+        ("x", "expected a version", S),
+        ("[1]", "expected text", S),
+    ],
+)
+def test_engines_that_are_not(tmp_path: Path, version: str, message: str, code: str) -> None:
+    error = one_error(tmp_path, f"- required_engine_version: {version}\n")
+    assert message in error.message
+    assert error.code == code
+
+
+def test_plugins_are_read_and_reported(tmp_path: Path) -> None:
+    text = (
+        "- required_plugin_versions:\n  - name: container\n    version: 0.4.0\n"
+        "  - name: k8saudit\n    version: 0.7.0\n    alternatives:\n"
+        "      - name: k8saudit-eks\n        version: 0.4.0\n"
+    )
+    assert rulefile.load([put(tmp_path, text)]).plugins == (
+        rulefile.Requirement(str(tmp_path / "one.yaml"), 2, (("container", "0.4.0"),)),
+        rulefile.Requirement(
+            str(tmp_path / "one.yaml"), 4, (("k8saudit", "0.7.0"), ("k8saudit-eks", "0.4.0"))
+        ),
+    )
+    for bad, message in (
+        ("x", "expected a sequence"),
+        ("[x]", "expected name and version"),
+        ("[{name: x}]", "the key version is missing"),
+        ("[{name: x, version: y}]", "expected a version such as 0.4.0"),
+        ("[{name: x, version: 1.0.0, alternatives: [{name: x, version: 2.0.0}]}]", "there twice"),
+    ):
+        assert message in one_error(tmp_path, f"- required_plugin_versions: {bad}\n").message
+
+
+def test_what_is_unknown_is_told_of_each_check_once(tmp_path: Path) -> None:
+    text = (
+        "- macro: m\n  condition: proc.tty != 0 or proc.nme = x\n- macro: unused\n"
+        "  condition: no.field = 1\n"
+        + rule("evt.type = open and m", "one")
+        + rule("evt.type = open and not m and thread.cap_effective exists", "two")
+        + rule("evt.type = open", "three")
+    )
+    result = rulefile.load([put(tmp_path, text)])
+    assert [(e.rule, e.line, e.column) for e in result.errors] == [
+        ('macro "m"', 2, 14), ('macro "m"', 2, 31), ('rule "two"', 10, 44),
+    ]  # fmt: skip
+    assert {e.code for e in result.errors} == {"LOAD_ERR_COMPILE_CONDITION"}
+    assert [r.name for r in result.rules] == ["three"]
+    assert list(result.failed) == ["one", "two"]
+    assert result.failed["two"] == (
+        "proc.tty is not captured yet (missing: the terminal of the process)",
+        "unknown field proc.nme; did you mean proc.name?",
+        "thread.cap_effective is not captured yet (missing: the capabilities of the process)",
+    )
+
+
+def test_rules_may_ask_to_be_skipped(tmp_path: Path) -> None:
+    skip = "  skip-if-unknown-filter: true\n"
+    text = (
+        rule("evt.type = open and proc.tty != 0", "one", skip)
+        + rule("evt.type = opn", "two", skip)
+        + rule("evt.type = ptrace", "three", skip)
+        + rule("evt.type = open", "four", skip).replace("%proc.name", "%proc.nme")
+        + rule("evt.type = open", "five", skip)
+        + rule("evt.type = open and proc.name > 3", "six", skip)
+    )
+    result = rulefile.load([put(tmp_path, text)])
+    assert [e.rule for e in result.errors] == ['rule "six"']  # of a wrong type, not unknown
+    assert [r.name for r in result.rules] == ["five"]
+    skipped = [w for w in result.warnings if "the rule is skipped" in w.message]
+    assert [w.rule for w in skipped] == [f'rule "{n}"' for n in ("one", "two", "three", "four")]
+    assert {w.code for w in skipped} == {"LOAD_UNKNOWN_FILTER"}
+    everything = rulefile.load(
+        [put(tmp_path, text.replace(skip, "").replace("and proc.name > 3", ""))], skip_unknown=True
+    )
+    assert not everything.errors
+    assert [r.name for r in everything.rules] == ["five", "six"]
+
+
+def test_what_a_host_decides_needs_nothing_more(tmp_path: Path) -> None:
+    text = (
+        "- macro: container\n  condition: (container.id != host)\n"
+        + rule("evt.type = ptrace and container and proc.tty = 0", "never")
+        + rule("evt.type = open and (not container or proc.tty = 0) and proc.name = a", "plain")
+        + rule("evt.type = open and k8s.ns.name = x and proc.vpid = 1", "no pods")
+        + rule("evt.type = dup and container", "no such event")
+    )
+    result = rulefile.load([put(tmp_path, text)])
+    assert not result.errors and not result.failed
+    assert conditions(result) == {
+        "never": "evt.num = 0",
+        "plain": "evt.type = open and proc.name = a",
+        "no pods": "evt.num = 0",
+        "no such event": "evt.type = dup and container.id != host",
+    }
+
+
+def test_host_constants_fold_to_what_they_are() -> None:
+    for text, expected in (
+        ("container.id = host", TRUE),
+        ("not container.id != host", TRUE),
+        ("container.id in (host, a)", TRUE),
+        ("container.id in (b, a) or proc.name = a", "proc.name = a"),
+        ("container.id exists and not (proc.name = a and evt.dir = >)", TRUE),
+        ("evt.dir = < and (evt.source = syscall and proc.name = a)", "proc.name = a"),
+        ("container.id startswith h", "container.id startswith h"),
+        ("tolower(container.id) = host", "tolower(container.id) = host"),
+        ("container.name exists", FALSE),
+        ("not container.privileged = true", TRUE),
+    ):
+        tree = rulefile.folded(parse_condition(text))
+        assert tree == (parse_condition(expected) if isinstance(expected, str) else expected)
+
+
+def warned(tmp_path: Path, text: str) -> list[tuple[str, int, str]]:
+    result = rulefile.load([put(tmp_path, text)])
+    assert not result.errors, result.errors
+    for warning in result.warnings:
+        assert ": warning: " in str(warning) and str(warning).splitlines()[0].endswith(
+            f"[{warning.code}]"
+        )
+        assert warning.code in CODES
+    return [(w.code, w.line, w.message.split(";")[0]) for w in result.warnings]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (rule("evt.type = open") + "  source: k8s_audit\n",
+         ("LOAD_UNKNOWN_SOURCE", 5,
+          "unknown source k8s_audit, the only one is syscall: the rule is skipped")),
+        (rule("proc.name = a"),
+         ("LOAD_NO_EVTTYPE", 2, "the condition names no event types")),
+        (rule("evt.type = open and evt.type = chdir"),
+         ("LOAD_NO_EVTTYPE", 2, "the condition is true of no event")),
+        (rule("evt.type in (open, unlink, creat)"),
+         ("LOAD_UNKNOWN_FILTER", 2, "these of its events are not captured yet: creat, unlink")),
+        (rule("evt.type = open").replace("%proc.name", "%proc.tty %proc.env[A] %proc.tty"),
+         ("LOAD_UNKNOWN_FILTER", 3,
+          "output: not captured yet and shown as <NA>: proc.tty, proc.env[A]")),
+        ("- macro: m\n  condition: evt.type = open\n",
+         ("LOAD_UNUSED_MACRO", 1, "the macro is used by no other")),
+        ("- list: m\n  items: [a]\n", ("LOAD_UNUSED_LIST", 1, "the list is used by no other")),
+        ("- extension: x\n  a: b\n",
+         ("LOAD_UNKNOWN_ITEM", 1, "unknown item extension")),
+        (rule("evt.type = open and evt.dir = <"),
+         ("LOAD_DEPRECATED_ITEM", 2, f"evt.dir is deprecated: {DEPRECATED['evt.dir']}")),
+        (rule("evt.type = open").replace("%proc.name", "%container.info"),
+         ("LOAD_DEPRECATED_ITEM", 3, "%container.info is deprecated and left out")),
+        (rule("evt.type = open").replace("%proc.name", "%evt.dir"),
+         ("LOAD_DEPRECATED_ITEM", 3, f"evt.dir is deprecated: {DEPRECATED['evt.dir']}")),
+        (rule("evt.type = open") + "- rule: r\n  enabled: true\n",
+         ("LOAD_DEPRECATED_ITEM", 6, "enabled alone is deprecated")),
+        (rule("evt.type = open") + "  exceptions: [{name: e, fields: proc.name}]\n- rule: r\n"
+         "  exceptions: [{name: e}]\n  override: {exceptions: append}\n",
+         ("LOAD_APPEND_NO_VALUES", 7, "the exception e appends no values")),
+        (rule("evt.type = open") + "  exceptions:\n    - {name: e, fields: proc.name}\n"
+         "    - {name: e, fields: fd.name}\n",
+         ("LOAD_EXCEPTION_NAME_NOT_UNIQUE", 7, "there is an exception e before it")),
+        ("- macro: m-1\n  condition: evt.type = open\n" + rule("m-1"),
+         ("LOAD_INVALID_MACRO_NAME", 1, "a macro's name is of the form [a-zA-Z]+[a-zA-Z0-9_]*")),
+        ("- list: l 1\n  items: [x]\n- list: m\n  items: [l 1]\n"
+         + rule("evt.type = open and proc.name in (m)"),
+         ("LOAD_INVALID_LIST_NAME", 1, "a list's name is of the form [^()\"'\\s=,]+")),
+        (rule("evt.type = open") + "  tgas: [a]\n",
+         ("LOAD_UNKNOWN_KEY", 5, "unknown key tgas is left out")),
+        (rule("evt.type = open") + "  exceptions: [{name: e, fields: proc.name, vals: []}]\n",
+         ("LOAD_UNKNOWN_KEY", 5, "unknown key vals of an exception is left out")),
+    ],
+)  # fmt: skip
+def test_warnings(tmp_path: Path, text: str, expected: tuple[str, int, str]) -> None:
+    assert warned(tmp_path, text) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rule("proc.name = a", "r", "  warn_evttypes: false\n"),
+        rule("evt.type in (open, openat)"),
+        "- list: l\n  items: [a]\n- list: k\n  items: [l]\n"
+        + rule("evt.type = open and fd.name in (k)"),
+        "- macro: m\n  condition: evt.type = open\n- macro: n\n  condition: m\n" + rule("n"),
+        rule("evt.type = open", "r", "  capture_events: 3\n  capture_filesize: 4\n"),
+        "-\n- ~\n" + rule("evt.type = open"),
+    ],
+)
+def test_nothing_to_warn_of(tmp_path: Path, text: str) -> None:
+    assert [w for w in warned(tmp_path, text) if w[0] != "LOAD_UNKNOWN_ITEM"] == []
+
+
+def test_several_documents_are_one_file(tmp_path: Path) -> None:
+    found = load(tmp_path, rule("evt.type = open", "a") + "---\n" + rule("evt.type = open", "b"))
+    assert [r.name for r in found.rules] == ["a", "b"]
+
+
+def test_container_info_goes_and_the_rest_stays(tmp_path: Path) -> None:
+    text = rule("evt.type = open").replace("x %proc.name", "x %container.info %proc.name")
+    assert load(tmp_path, text).rules[0].output == "x  %proc.name"
+
+
+def test_items_are_text_that_is_put_in(tmp_path: Path) -> None:
+    text = "- list: l\n  items: [a b, '\"c\\\\d\"', \"'e'\", 'f,g', 22, 'k=v', (h)]\n" + rule(
+        "proc.name in (l)"
+    )
+    (found,) = load(tmp_path, text).rules
+    assert found.condition == equals(
+        "proc.name", b"a b", b"c\\d", b"e", b"f", b"g", b"22", b"k=v", b"(h)"
+    )
+    error = one_error(tmp_path, "- list: l\n  items: ['\"\\q\"']\n")
+    assert "unknown escape \\q" in error.message
+    assert error.line == 2
+
+
+# Bounds
+
+
+def test_large_things_meet_bounds_or_are_taken(tmp_path: Path) -> None:
+    items = "\n".join(f"    - item-{n}" for n in range(10_000))
+    text = f"- list: l\n  items:\n{items}\n" + "".join(
+        rule("evt.type = open and proc.name in (l)", f"r{n}") for n in range(50)
+    )
+    found = load(tmp_path, text).rules
+    assert len(found) == 50
+    assert isinstance(found[0].condition, And)
+    names = found[0].condition.items[1]
+    assert isinstance(names, Predicate) and len(names.values) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- list: l\n  items: [" + "a," * 500_001 + "]", "more than 500000 YAML events"),
+        ("- list: l\n  items: [" + "a," * 100_001 + "]", "more than 100000 items"),
+        ("".join(f"- &a{n} [" + f"*a{n - 1}, " * 9 + "x]\n" for n in range(1, 300)),
+         "unknown alias *a0"),
+        ("- &a0 [x]\n" + "".join(f"- &a{n} [" + f"*a{n - 1}, " * 9 + "x]\n" for n in range(1, 300)),
+         "more than 1000 aliases"),
+        ("[" * 100_000, "nested deeper than 16 levels"),
+        ("- list: l\n  items: [" + ", ".join(f"i{n}" for n in range(50_000)) + "]\n"
+         + "".join(rule("evt.type = open and proc.name in (l)", f"r{n}") for n in range(150)),
+         "all uses of lists together have more than 5000000 values"),
+        ("- macro: m\n  condition: " + " or ".join(["evt.type = open"] * 3000) + "\n"
+         + "".join(rule("m", f"r{n}") for n in range(700)),
+         "all uses of macros together have more than 2000000 checks"),
+        ("".join(rule("nosuch", f"r{n}") for n in range(20_000)),
+         "more than 1000 errors; the rest is not read"),
+        ("".join(f"- macro: m{n}\n  condition: no.f{n} = 1\n" for n in range(20_000)) + rule("m1"),
+         "unknown field no.f1"),
+        ("".join(f"- x: {n}\n" for n in range(50_000)) + rule("nosuch"), "unknown macro nosuch"),
+    ],
+)  # fmt: skip
+def test_bombs_end_in_errors(tmp_path: Path, text: str, message: str) -> None:
+    result = rulefile.load([put(tmp_path, text)])
+    assert message in "\n".join(error.message for error in result.errors)
+    assert len(result.errors) <= rulefile.ERRORS_KEPT_MAX + 1
+    assert len(result.warnings) <= rulefile.WARNINGS_MAX
+
+
+def test_a_hundred_megabytes_are_refused_unread(tmp_path: Path) -> None:
+    large = tmp_path / "large.yaml"
+    with large.open("wb") as stream:
+        os.truncate(stream.fileno(), 100 << 20)
+    (error,) = rulefile.load([large]).errors
+    assert (error.message, error.code) == ("larger than 8388608 bytes", "LOAD_ERR_FILE_READ")
+
+
+# Falco's published files
+
+
+FALCO = ROOT.parent / "shared" / "corpora" / "falco"
+PUBLISHED = [FALCO / "falco_rules.yaml", FALCO / "falco-incubating_rules.yaml"]
+needs_falco = pytest.mark.skipif(
+    not PUBLISHED[0].exists(), reason="Falco's published rules are not here"
+)
+
+
+@needs_falco
+@pytest.mark.parametrize("files", [PUBLISHED[:1], PUBLISHED[1:], PUBLISHED])
+def test_the_published_rules_load_and_say_what_they_miss(files: list[Path]) -> None:
+    result = rulefile.load(files, skip_unknown=True)
+    assert result.errors == ()
+    names = {r.name for r in result.rules}
+    published = re.findall(r"^- rule: (.+)$", "\n".join(f.read_text() for f in files), re.M)
+    assert names | result.failed.keys() == set(published)
+    assert not names & result.failed.keys()
+    for name, reasons in result.failed.items():
+        for reason in reasons:
+            match = re.fullmatch(
+                r"([a-z0-9_.]+) is not captured yet \(missing: .+\)"
+                r"|none of its events is captured yet: ([a-z0-9_, ]+)",
+                reason,
+            )
+            assert match is not None, (name, reason)
+            if match[1]:
+                assert not FIELDS[match[1]].captured
+            else:
+                assert not set(match[2].split(", ")) & layout.TYPES.keys()
+    assert {w.code for w in result.warnings} <= {"LOAD_UNKNOWN_FILTER"}
+    share = len(names) / len(published)
+    print(f"{share:.0%} of {len(published)} rules compile")
+    assert share > 0.6
+
+
+@needs_falco
+def test_the_published_rules_that_compile_are_those_of_the_strict_reading_too() -> None:
+    skipped = rulefile.load(PUBLISHED, skip_unknown=True)
+    strict = rulefile.load(PUBLISHED)
+    assert strict.rules == skipped.rules
+    assert strict.failed == skipped.failed
+    assert bool(strict.errors) == bool(strict.failed)
+    assert {e.code for e in strict.errors} <= {"LOAD_ERR_COMPILE_CONDITION"}
+    for found in strict.rules:
+        assert parse_condition(condition_text(found.condition)) == found.condition
+        Template(found.output)
+
+
+# Any bytes, and the guide
 
 
 _LINES = st.sampled_from(
