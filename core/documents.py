@@ -34,6 +34,7 @@ class Finding:
     line, column  from 1; 0 where the file as a whole is meant
     subject       such as ``policy "audit-su"``; may be empty
     message       what it is, and what to do about it
+    code          Falco's code for it, of files in its form
     """
 
     severity: Severity
@@ -42,11 +43,13 @@ class Finding:
     column: int
     subject: str
     message: str
+    code: str = ""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         parts = (place, self.severity, self.subject, self.message)
-        return ": ".join(part for part in parts if part)
+        text = ": ".join(part for part in parts if part)
+        return f"{text} [{self.code}]" if self.code else text
 
 
 class DocumentError(ValueError):

@@ -16,9 +16,9 @@ from typing import Final
 
 import yaml
 
-from vedette.core.documents import DocumentError, Finding, compose, place, read
+from vedette.core.documents import DocumentError, Finding, Severity, compose, place, read
 from vedette.core.kubearmor import Decision, Host, is_policy, load_policies
-from vedette.core.rulefile import Rule, RuleErrors, RuleSet, load_rules
+from vedette.core.rules import LoadResult, Rule, RuleError, RuleSet, load
 from vedette.core.sequence import Sequence as SequenceRule
 from vedette.core.sigma import is_sigma, load_sigma
 
@@ -43,6 +43,7 @@ class AnyRules:
     findings   errors and warnings of all languages, by file in the order of reading, and line
     skipped    names of the policies that select other hosts
     kinds      file -> "falco", "kubearmor", "sigma" or "kubearmor and sigma"
+    falco      what the files in Falco's form gave, None without any
     """
 
     rules: RuleSet
@@ -51,6 +52,7 @@ class AnyRules:
     findings: tuple[Finding, ...] = ()
     skipped: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
+    falco: LoadResult | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -61,13 +63,16 @@ class AnyRules:
         return tuple(item for item in self.findings if item.severity == "warning")
 
 
-def load_any(paths: Sequence[Path], host: Host | None = None) -> AnyRules:
+def load_any(
+    paths: Sequence[Path], host: Host | None = None, *, skip_unknown: bool = False
+) -> AnyRules:
     """Read rule files of any language; a directory stands for its *.yaml and *.yml, at any depth.
 
-    host  what KubeArmor policies are read for; None: all apply
+    host          what KubeArmor policies are read for; None: all apply
+    skip_unknown  of Falco's form, see core.rulefile.load
 
-    Errors are findings, and what they are about is not among the rules: of Sigma and KubeArmor one
-    rule or policy, of Falco's language all of its files (see ``load_rules``). Raises nothing.
+    Errors are findings, and the one rule or policy that each is about is not among the rules: who
+    wants all or nothing looks at ``errors``. Raises nothing.
     """
     findings: list[Finding] = []
     falco: list[Path] = []
@@ -111,17 +116,12 @@ def load_any(paths: Sequence[Path], host: Host | None = None) -> AnyRules:
         if found:
             kinds[name] = " and ".join(found)
     rules: list[Rule] = []
+    result = None
     if falco:
-        try:
-            rules += load_rules(falco).rules
-        except RuleErrors as refused:
-            findings += [
-                Finding("error", error.file, error.line, error.column, error.rule, error.message)
-                for error in refused.errors
-            ]
-            hidden = refused.count - len(refused.errors)
-            if hidden:
-                findings.append(Finding("error", str(falco[0]), 0, 0, "", f"and {hidden} more"))
+        result = load(falco, skip_unknown=skip_unknown)
+        rules += result.rules
+        findings += [_finding("error", error) for error in result.errors]
+        findings += [_finding("warning", warning) for warning in result.warnings]
     armor = load_policies(policies, host)
     rules += armor.rules
     made = load_sigma(sigma)
@@ -137,6 +137,13 @@ def load_any(paths: Sequence[Path], host: Host | None = None) -> AnyRules:
         tuple(findings),
         armor.skipped,
         kinds,
+        result,
+    )
+
+
+def _finding(severity: Severity, error: RuleError) -> Finding:
+    return Finding(
+        severity, error.file, error.line, error.column, error.rule, error.message, error.code
     )
 
 

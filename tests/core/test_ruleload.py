@@ -51,10 +51,10 @@ def test_languages_are_told_apart(tmp_path: Path, text: str, kind: str) -> None:
     made = load(tmp_path, text)
     assert kinds(made) == [kind]
     assert made.errors == ()
+    assert (made.falco is not None) == (kind == "falco")
     letters = {"falco": "f", "sigma": "s", "kubearmor": "k"}
-    expected = [letters[part] for part in kind.split(" and ")] if "rule" in text or kind else []
-    names = [rule.name[0] for rule in made.rules.rules]
-    assert names == (expected if len(text) > 5 else [])
+    expected = [letters[part] for part in kind.split(" and ")] if len(text) > 5 else []
+    assert [rule.name[0] for rule in made.rules.rules] == expected
 
 
 def test_what_is_none_of_them_is_an_error(tmp_path: Path) -> None:
@@ -99,6 +99,7 @@ def test_errors_of_each_language_stop_no_other(tmp_path: Path) -> None:
         ": x: [",
     )
     assert [rule.name for rule in made.rules.rules] == ["t"]
+    assert made.errors[0].code.startswith("LOAD_ERR_")
     places = [(Path(found.file).name, found.line > 0) for found in made.errors]
     assert places == [(f"{number}.yaml", True) for number in (0, 1, 2, 4, 5)]
 
