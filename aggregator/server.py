@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
@@ -31,7 +32,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from vedette.aggregator.config import Config
 from vedette.aggregator.store import HostsFull, Store
 from vedette.core import wire
-from vedette.core.keys import KeyFileError, read_allow_list, read_pair
+from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ REFUSALS_LOGGED_MAX: Final = 20
 REFUSALS_LOGGED_PER_S: Final = 10
 TICK_S: Final = 0.25
 REPORT_S: Final = 5.0
+ALLOW_LIST_S: Final = 1.0
+"""How often it is looked whether the allow-list has changed, and which keys have ended."""
 WATERMARK_KEY: Final = "watermark_ns"
 REPORT_KEY: Final = "aggregator"
 
@@ -89,11 +92,12 @@ class _Refused(Exception):
 class _Peer:
     """A connection that said HELLO and was let in."""
 
-    __slots__ = ("boot_id", "host_id")
+    __slots__ = ("boot_id", "host_id", "key")
 
-    def __init__(self, host_id: str, boot_id: str) -> None:
+    def __init__(self, host_id: str, boot_id: str, key: str) -> None:
         self.host_id = host_id
         self.boot_id = boot_id
+        self.key = key
 
 
 class _Advance:
@@ -172,7 +176,9 @@ class Server:
     ) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
-        self._allowed: dict[str, str] = {}
+        self._allowed: dict[str, Allowed] = {}
+        self._allow_list_is: tuple[int, ...] = ()
+        self._allow_list_s = 0.0
         self._peers: dict[bytes, _Peer] = {}
         self._routes: dict[str, bytes] = {}
         self._refused: OrderedDict[bytes, None] = OrderedDict()
@@ -237,6 +243,7 @@ class Server:
             return
         try:
             pair = read_pair(listen.key_file)
+            self._allow_list_is = _identity(listen.allow_list)
             self._allowed = read_allow_list(listen.allow_list)
         except KeyFileError as error:
             raise ServerError(str(error)) from None
@@ -253,7 +260,8 @@ class Server:
 
     def callback(self, _domain: str, key: bytes) -> bool:
         """Say whether a CURVE key may connect (called from pyzmq's thread)."""
-        return key.decode("ascii") in self._allowed
+        allowed = self._allowed.get(key.decode("ascii"))
+        return allowed is not None and allowed.valid(time.time())
 
     def _stop_authenticator(self) -> None:
         if self._authenticator is not None:
@@ -265,12 +273,14 @@ class Server:
         os.eventfd_write(self._wake, 1)
 
     def reload(self) -> None:
-        """Read the allow-list again; may be called like `stop`."""
+        """Read the allow-list again at once; may be called like `stop`."""
         self._reload = True
         os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
-        """Serve until `stop`, SIGTERM or SIGINT; SIGHUP reads the allow-list again.
+        """Serve until `stop`, SIGTERM or SIGINT.
+
+        A changed allow-list is read within ALLOW_LIST_S, on SIGHUP at once.
 
         What was received and not committed is not acknowledged, so its agents send it again.
         Signal handlers are set only where this is the main thread.
@@ -418,11 +428,15 @@ class Server:
             raise _Refused(
                 "version", f"protocol {hello.protocol}, this aggregator speaks {wire.PROTOCOL}"
             )
+        key = ""
         if self._authenticator is not None:
-            bound_id = self._allowed.get(_property(frame, "User-Id"))
-            if bound_id != hello.host_id:
+            key = _property(frame, "User-Id")
+            allowed = self._allowed.get(key)
+            if allowed is None or not allowed.valid(time.time()):
+                raise _Refused("identity", "this key is not, or no longer, on the allow-list")
+            if allowed.host_id != hello.host_id:
                 raise _Refused(
-                    "identity", f"this key is for host {bound_id}, not for {hello.host_id}"
+                    "identity", f"this key is for host {allowed.host_id}, not for {hello.host_id}"
                 )
         limits = self.config.limits
         try:
@@ -432,7 +446,7 @@ class Server:
         former = self._routes.get(hello.host_id)
         if former is not None:
             self._refuse(former, _Refused("superseded", "this host connected again"), [])
-        self._peers[route_id] = _Peer(hello.host_id, hello.boot_id)
+        self._peers[route_id] = _Peer(hello.host_id, hello.boot_id, key)
         self._routes[hello.host_id] = route_id
         self._progress.arrive(hello.host_id, time.monotonic())
         log.info("host %s (%r) connected, boot %s", hello.host_id, hello.hostname, hello.boot_id)
@@ -457,7 +471,7 @@ class Server:
             sender += f" at {_property(frames[0], 'Peer-Address') or 'unknown address'}"
             key = _property(frames[0], "User-Id")
             if key in self._allowed:
-                sender += f" with the key of {self._allowed[key]}"
+                sender += f" with the key of {self._allowed[key].host_id}"
         self._log_refusal("%s refused: %s (%s)", sender, repr(refusal.reason), refusal.code)
         self._forget(route_id)
         self._refused[route_id] = None
@@ -501,6 +515,9 @@ class Server:
         # not worth writing down four times a second.
         if watermark_ns > self._released_ns and (report_due or self._newest_ns > self._released_ns):
             self._release(watermark_ns)
+        if now_s >= self._allow_list_s:
+            self._allow_list_s = now_s + ALLOW_LIST_S
+            self._watch_allow_list()
         if report_due:
             self._report_s = now_s + REPORT_S
             with self._store_errors_counted():
@@ -537,21 +554,46 @@ class Server:
         )
         self._store.set_meta(REPORT_KEY, msgspec.json.encode(report).decode())
 
+    def _watch_allow_list(self) -> None:
+        """Take notice of a changed allow-list, and of keys that have ended."""
+        path = self.config.listen.allow_list
+        if path is None:
+            return
+        if _identity(path) != self._allow_list_is:
+            self._read_allow_list()
+        else:
+            self._refuse_invalid()
+
     def _read_allow_list(self) -> None:
         path = self.config.listen.allow_list
         if path is None:
             return
+        self._allow_list_is = _identity(path)
         try:
             allowed = read_allow_list(path)
         except KeyFileError as error:
             log.error("the allow-list stays as it was: %s", error)
             return
         self._allowed = allowed
-        known = set(allowed.values())
+        self._refuse_invalid()
+        log.info("%s: %d keys may connect", path, len(allowed))
+
+    def _refuse_invalid(self) -> None:
+        """End the connections of keys that are no longer valid for their hosts."""
+        now_s = time.time()
         for route_id, peer in list(self._peers.items()):
-            if peer.host_id not in known:
+            allowed = self._allowed.get(peer.key)
+            if allowed is None or allowed.host_id != peer.host_id or not allowed.valid(now_s):
                 self._refuse(route_id, _Refused("identity", "no longer on the allow-list"), [])
-        log.info("%s: %d hosts may connect", path, len(allowed))
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    """Return what changes when a file is written or replaced; empty where there is none."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _property(frame: zmq.Frame, name: str) -> str:

@@ -1,16 +1,24 @@
 """Keys of the wire: CURVE key pairs in files, and the list of hosts that the aggregator lets in.
 
 A key pair's file has two lines, the public and the secret key as Z85 text (ZeroMQ RFC 32), and is
-readable by its owner only. The allow-list has one host a line, `PUBLIC-KEY HOST-ID`. In both, empty
-lines and lines that begin with a `#` are left out (no key does: 32 bits never reach that digit).
+readable by its owner only. The allow-list has one key a line, `PUBLIC-KEY HOST-ID`, or, for a key
+that is being replaced, `PUBLIC-KEY HOST-ID until=2026-11-24T08:00:00Z`. In both, empty lines and
+lines that begin with a `#` are left out (no key does: 32 bits never reach that digit).
+
+`enroll`, `revoke` and `rotate` change an allow-list: one at a time, all or nothing, and leaving
+every other line as it is.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import fcntl
 import os
 import re
 import stat
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +29,8 @@ KEY_CHARS = 40
 KEY_FILE_BYTES_MAX = 4096
 ALLOW_LIST_BYTES_MAX = 16 << 20
 HOSTS_MAX = 100_000
+KEYS_PER_HOST_MAX = 8
+"""One that is valid for good, and those it replaces."""
 
 _HOST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -119,41 +129,196 @@ def check_key(text: str, where: str) -> str:
     raise KeyFileError(f"{where}: not a CURVE key, which is {KEY_CHARS} characters of Z85 text")
 
 
-def read_allow_list(path: str | Path) -> dict[str, str]:
-    """Read which hosts may connect: public key -> host_id.
+class Allowed(NamedTuple):
+    """Whom a key belongs to, and until when it is valid (seconds since 1970; None: for good)."""
+
+    host_id: str
+    until_s: float | None = None
+
+    def valid(self, now_s: float) -> bool:
+        """Tell whether the key may be used at a time."""
+        return self.until_s is None or now_s < self.until_s
+
+
+def read_allow_list(path: str | Path) -> dict[str, Allowed]:
+    """Read which keys may connect: public key -> host and end.
 
     A host speaks only as the host_id beside its key. Raises KeyFileError for a file that cannot be
-    read, a line that is no key and id, and a key or id that stands twice.
+    read, a line that is no key, id and end, a key that stands twice, and an id with two keys that
+    have no end.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(ALLOW_LIST_BYTES_MAX + 1)
-    except OSError as error:
-        raise KeyFileError(f"{path}: cannot be read: {error.strerror}") from None
-    allowed: dict[str, str] = {}
+    allowed: dict[str, Allowed] = {}
     line_of_id: dict[str, int] = {}
-    for number, text in _lines(path, raw, ALLOW_LIST_BYTES_MAX):
+    keys_of_id: dict[str, int] = {}
+    for number, text in _lines(path, _read(path), ALLOW_LIST_BYTES_MAX):
         where = f"{path}:{number}"
-        key, _, host_id = text.partition(" ")
+        key, _, rest = text.partition(" ")
+        host_id, _, end = rest.strip().partition(" until=")
         host_id = host_id.strip()
         check_key(key, where)
-        if not _HOST_ID.fullmatch(host_id):
-            raise KeyFileError(
-                f"{where}: {host_id!r} is no host id; a line is `PUBLIC-KEY HOST-ID`, an id has 1 "
-                "to 64 of the characters A-Z a-z 0-9 . _ -"
-            )
+        check_host_id(host_id, where)
+        until_s = _until(end.strip(), where) if end else None
         if key in allowed:
-            raise KeyFileError(f"{where}: this key stands for {allowed[key]} already; keep one")
-        if host_id in line_of_id:
             raise KeyFileError(
-                f"{where}: {host_id} has a key in line {line_of_id[host_id]} already; keep one"
+                f"{where}: this key stands for {allowed[key].host_id} already; keep one"
             )
-        if len(allowed) == HOSTS_MAX:
+        if until_s is None:
+            if host_id in line_of_id:
+                raise KeyFileError(
+                    f"{where}: {host_id} has a key in line {line_of_id[host_id]} already; keep "
+                    "one, or give the old one an end (`until=`)"
+                )
+            line_of_id[host_id] = number
+        keys_of_id[host_id] = keys_of_id.get(host_id, 0) + 1
+        if keys_of_id[host_id] > KEYS_PER_HOST_MAX:
+            raise KeyFileError(f"{where}: {host_id} has more than {KEYS_PER_HOST_MAX} keys")
+        if len(keys_of_id) > HOSTS_MAX:
             raise KeyFileError(f"{where}: more than {HOSTS_MAX} hosts")
-        allowed[key] = host_id
-        line_of_id[host_id] = number
+        allowed[key] = Allowed(host_id, until_s)
     return allowed
+
+
+def check_host_id(text: str, where: str) -> str:
+    """Return a host id's text if it is one. Raises KeyFileError, which begins with `where`."""
+    if not _HOST_ID.fullmatch(text):
+        raise KeyFileError(
+            f"{where}: {text!r} is no host id; a line is `PUBLIC-KEY HOST-ID`, an id has 1 "
+            "to 64 of the characters A-Z a-z 0-9 . _ -"
+        )
+    return text
+
+
+def enroll(path: str | Path, host_id: str, public_key: str) -> None:
+    """Add a host's key to an allow-list, which is made where there is none.
+
+    Raises KeyFileError where the host, or the key, stands there already.
+    """
+    path = Path(path)
+    check_key(public_key, "the host's key")
+    check_host_id(host_id, "host id")
+    with _changing(path, make=True) as change:
+        for key, allowed in change.allowed.items():
+            if key == public_key:
+                raise KeyFileError(f"{path}: this key stands for {allowed.host_id} already")
+            if allowed.host_id == host_id:
+                raise KeyFileError(
+                    f"{path}: {host_id} is enrolled already; `vedette rotate` gives it a new key, "
+                    "`vedette revoke` takes it off"
+                )
+        change.lines.append(f"{public_key} {host_id}")
+
+
+def revoke(path: str | Path, host_id: str) -> int:
+    """Take all keys of a host off an allow-list; return how many there were.
+
+    Raises KeyFileError where there are none.
+    """
+    path = Path(path)
+    with _changing(path) as change:
+        count = change.edit(host_id, lambda key: None)
+        if not count:
+            raise KeyFileError(f"{path}: {host_id} is not enrolled")
+    return count
+
+
+def rotate(path: str | Path, host_id: str, public_key: str, until_s: float, now_s: float) -> None:
+    """Give a host a new key; those it has stay valid until a time (seconds since 1970).
+
+    What has ended before now_s is taken out. Raises KeyFileError where the host is not enrolled or
+    the key stands in the list already.
+    """
+    path = Path(path)
+    check_key(public_key, "the host's key")
+    with _changing(path) as change:
+        if public_key in change.allowed:
+            raise KeyFileError(
+                f"{path}: this key stands for {change.allowed[public_key].host_id} already"
+            )
+        end = dt.datetime.fromtimestamp(int(until_s), dt.UTC)
+
+        def replaced(key: str) -> str | None:
+            was = change.allowed[key]
+            if until_s <= now_s or not was.valid(now_s):
+                return None
+            if was.until_s is not None and was.until_s <= until_s:
+                return ""
+            return f"{key} {host_id} until={end:%Y-%m-%dT%H:%M:%SZ}"
+
+        if not change.edit(host_id, replaced):
+            raise KeyFileError(f"{path}: {host_id} is not enrolled; `vedette enroll` does that")
+        change.lines.append(f"{public_key} {host_id}")
+
+
+class _Change:
+    """An allow-list that is being changed: its lines as they are, and what they mean."""
+
+    def __init__(self, path: Path, raw: bytes) -> None:
+        self.allowed = read_allow_list(path) if raw else {}
+        self.lines = raw.decode("ascii").splitlines()
+
+    def edit(self, host_id: str, become: Callable[[str], str | None]) -> int:
+        """Let each line of a host become another, or go (None), or stay ("")."""
+        lines: list[str] = []
+        found = 0
+        for line in self.lines:
+            key = line.strip().partition(" ")[0]
+            allowed = self.allowed.get(key)
+            if allowed is None or allowed.host_id != host_id:
+                lines.append(line)
+                continue
+            found += 1
+            new = become(key)
+            if new is not None:
+                lines.append(new or line)
+        self.lines = lines
+        return found
+
+
+@contextmanager
+def _changing(path: Path, make: bool = False) -> Iterator[_Change]:
+    """Change an allow-list under a lock; readers see the old list or the new one."""
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be changed: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        raw = b"" if make and not path.exists() else _read(path)
+        change = _Change(path, raw)
+        yield change
+        new = path.with_name(f"{path.name}.new")
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+        with new.open("w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write("".join(f"{line}\n" for line in change.lines))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be changed: {error.strerror}") from None
+    finally:
+        os.close(lock)
+
+
+def _until(text: str, where: str) -> float:
+    try:
+        end = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise KeyFileError(
+            f"{where}: {text!r} is no time; write it as until=2026-11-24T08:00:00Z"
+        ) from None
+    if end.tzinfo is None:
+        raise KeyFileError(f"{where}: {text!r} says no time zone; end it with a Z for UTC")
+    return end.timestamp()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(ALLOW_LIST_BYTES_MAX + 1)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _lines(path: Path, raw: bytes, bytes_max: int) -> list[tuple[int, str]]:

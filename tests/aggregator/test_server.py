@@ -300,6 +300,38 @@ def test_a_host_that_is_taken_off_the_allow_list_is_out(tmp_path: Path) -> None:
         assert stays.stats()["broken"] == 0
 
 
+def test_keys_come_and_go_without_restart_or_signal(tmp_path: Path) -> None:
+    """enroll, rotate with an overlap, revoke: each takes effect on the running aggregator."""
+    first, second = keys.make_pair(), keys.make_pair()
+    text, public = curve_config(tmp_path, {})
+    path = tmp_path / "hosts.allow"
+    with aggregator(tmp_path, text) as service:
+        with shipper(service.endpoint, "a", curve=keys.CurveKeys(public, first)) as agent:
+            until(lambda: "refuses this host's key" in agent.state, "a refusal")
+            keys.enroll(path, "a", first.public)
+            until(lambda: agent.state == "connected", "enrolled")
+            now_s = time.time()
+            keys.rotate(path, "a", second.public, now_s + 3, now_s)
+            agent.send(signals(1, 5))
+            acknowledged(agent, 5)
+            with shipper(
+                service.endpoint, "a", boot_id="next", curve=keys.CurveKeys(public, second)
+            ) as again:
+                again.send(signals(1, 5))
+                acknowledged(again, 5)
+            until(lambda: "refuses this host's key" in agent.state, "the end of the old key")
+        with shipper(
+            service.endpoint, "a", boot_id="third", curve=keys.CurveKeys(public, second)
+        ) as agent:
+            until(lambda: agent.state == "connected", "connected with the new key")
+            keys.revoke(path, "a")
+            until(lambda: "refuses this host's key" in agent.state, "revoked")
+            agent.send(signals(1, 5))
+        assert agent.stats()["kept"] == 5
+        with Store.open(service.store_path, read_only=True) as store:
+            assert {s.boot_id for s in store.signals(after_id=0)} == {"boot", "next"}
+
+
 def test_sigterm_ends_it_in_good_order_under_load(tmp_path: Path) -> None:
     with aggregator(tmp_path) as service, shipper(service.endpoint) as agent:
         agent.send(signals(1, 50_000))

@@ -86,7 +86,10 @@ def test_the_allow_list_binds_a_key_to_a_host(tmp_path: Path) -> None:
     one, other = keys.make_pair().public, keys.make_pair().public
     path = tmp_path / "hosts.allow"
     path.write_text(f"# hosts\n\n{one} web-1\n{other}   db.2\n")
-    assert keys.read_allow_list(path) == {one: "web-1", other: "db.2"}
+    assert keys.read_allow_list(path) == {
+        one: keys.Allowed("web-1"),
+        other: keys.Allowed("db.2"),
+    }
 
 
 def test_an_allow_list_with_a_fault_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -104,3 +107,86 @@ def test_an_allow_list_with_a_fault_is_refused_with_its_line(tmp_path: Path) -> 
         with pytest.raises(keys.KeyFileError) as caught:
             keys.read_allow_list(path)
         assert f"{path}{reason}" in str(caught.value)
+
+
+def test_a_key_with_an_end_is_valid_until_then(tmp_path: Path) -> None:
+    old, new = keys.make_pair().public, keys.make_pair().public
+    path = tmp_path / "hosts.allow"
+    path.write_text(f"{old} web-1 until=1970-01-01T00:01:40Z\n{new} web-1\n")
+    allowed = keys.read_allow_list(path)
+    assert allowed == {old: keys.Allowed("web-1", 100.0), new: keys.Allowed("web-1")}
+    assert allowed[old].valid(99.9) and not allowed[old].valid(100.0)
+    assert allowed[new].valid(1e12)
+    for end, reason in (("soon", "no time"), ("2026-11-24T08:00:00", "no time zone")):
+        path.write_text(f"{old} web-1 until={end}\n")
+        with pytest.raises(keys.KeyFileError, match=f":1: .*{reason}"):
+            keys.read_allow_list(path)
+
+
+def test_enroll_rotate_and_revoke_change_one_host_and_leave_the_rest(tmp_path: Path) -> None:
+    one, two, three, other = (keys.make_pair().public for _ in range(4))
+    path = tmp_path / "hosts.allow"
+    keys.enroll(path, "db", other)
+    path.write_text(f"# the fleet\n{path.read_text()}")
+    path.chmod(0o640)
+    keys.enroll(path, "web", one)
+    keys.rotate(path, "web", two, until_s=1000, now_s=500)
+    assert keys.read_allow_list(path) == {
+        other: keys.Allowed("db"),
+        one: keys.Allowed("web", 1000.0),
+        two: keys.Allowed("web"),
+    }
+    # The first key keeps its earlier end; then it is over, and leaves with the next change.
+    keys.rotate(path, "web", three, until_s=2000, now_s=600)
+    assert keys.read_allow_list(path)[one].until_s == 1000
+    assert keys.read_allow_list(path)[two].until_s == 2000
+    keys.rotate(path, "web", one := keys.make_pair().public, until_s=1500, now_s=1500)
+    assert keys.read_allow_list(path) == {
+        other: keys.Allowed("db"),
+        one: keys.Allowed("web"),
+    }
+    assert keys.revoke(path, "web") == 1
+    assert path.read_text() == f"# the fleet\n{other} db\n"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_changes_that_cannot_be_meant_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    one, two = keys.make_pair().public, keys.make_pair().public
+    path = tmp_path / "hosts.allow"
+    with pytest.raises(keys.KeyFileError, match="No such file"):
+        keys.revoke(path, "web")
+    keys.enroll(path, "web", one)
+    before = path.read_text()
+    for change, reason in (
+        (lambda: keys.enroll(path, "web", two), "enrolled already"),
+        (lambda: keys.enroll(path, "db", one), "stands for web already"),
+        (lambda: keys.enroll(path, "no blanks", two), "is no host id"),
+        (lambda: keys.enroll(path, "db", "nonsense"), "not a CURVE key"),
+        (lambda: keys.rotate(path, "db", two, 10, 5), "not enrolled"),
+        (lambda: keys.rotate(path, "web", one, 10, 5), "stands for web already"),
+        (lambda: keys.revoke(path, "db"), "not enrolled"),
+    ):
+        with pytest.raises(keys.KeyFileError, match=reason):
+            change()
+        assert path.read_text() == before
+    path.write_text("nonsense\n")
+    with pytest.raises(keys.KeyFileError, match=":1: not a CURVE key"):
+        keys.enroll(path, "web", one)
+    assert path.read_text() == "nonsense\n"
+
+
+def test_many_who_enroll_at_once_are_all_in_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.allow"
+    children = []
+    for number in range(8):
+        child = os.fork()
+        if child == 0:
+            try:
+                for more in range(5):
+                    keys.enroll(path, f"host-{number}-{more}", keys.make_pair().public)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    assert len(keys.read_allow_list(path)) == 40
