@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +18,13 @@ from vedette.aggregator import rules_test_cli
 from vedette.core import fields as catalogue
 from vedette.core import layout
 from vedette.core.condition import condition_text, event_types
+from vedette.core.documents import Finding
 from vedette.core.fields import FIELDS, Field
 from vedette.core.fleet import PSEUDO_FIELDS
 from vedette.core.output import clean
-from vedette.core.rules import LoadResult, Rule, load
+from vedette.core.ruleload import AnyRules, load_any
+from vedette.core.rules import Rule
+from vedette.core.ruleyaml import CODES
 from vedette.core.signal import PRIORITIES
 
 EXIT_RUNTIME = 1
@@ -29,7 +32,8 @@ EXIT_USAGE = 2
 PIPED_WIDTH = 160
 CONDITION_WIDTH = 90
 """Columns of a condition that `vedette rules show` prints, before it takes lines of its own."""
-EVENTS_SHOWN_MAX = 40
+CASES_FOLDER = "tests"
+"""Folders of this name hold cases (`vedette rules test`), not rules."""
 
 
 def _example(*lines: str) -> str:
@@ -46,7 +50,11 @@ rules_app = typer.Typer(
 
 FilesArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE...", help="Rule files, or folders with *.yaml, in their order."),
+    typer.Argument(
+        metavar="FILE...",
+        help="Rule files in Falco's form, KubeArmor policies and Sigma rules, in their order; of a "
+        "folder all *.yaml and *.yml, but what lies in a folder `tests`.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SkipOption = Annotated[
@@ -76,35 +84,103 @@ def check(
 ) -> None:
     """Check rule files: all errors and warnings, each with file, line and column.
 
-    All files are one text, in their order. JSON has the form of `falco --validate`.
+    All files are one text, in their order. JSON has the form of `falco --validate`; what KubeArmor
+    policies and Sigma rules have wrong stands in it as an error or warning of an extension.
     """
-    result = load(files, skip_unknown=skip_unknown)
+    result = _load(files, skip_unknown=skip_unknown)
     if as_json:
-        _print_json(result.as_falco())
+        _print_json(_as_falco(result))
     else:
-        for error in (*result.errors, *result.warnings):
-            _print_error(str(error))
-        for line in _summary(result):
-            _print(line)
+        falco = result.falco
+        told = (*falco.errors, *falco.warnings) if falco is not None else ()
+        others = [item for item in result.findings if not _is_falco(result, item)]
+        for line in (*told, *others):
+            _print_error(str(line))
+        for text in _summary(result):
+            _print(text)
     if result.errors or (strict and result.warnings):
         raise typer.Exit(EXIT_USAGE)
 
 
-def _summary(result: LoadResult) -> Iterable[str]:
-    for name in result.files:
+def _load(files: Sequence[Path], *, skip_unknown: bool = False) -> AnyRules:
+    paths: list[Path] = []
+    for path in files:
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        found = sorted(item for item in path.rglob("*") if item.suffix in (".yaml", ".yml"))
+        paths += [
+            item
+            for item in found
+            if CASES_FOLDER not in item.relative_to(path).parts[:-1] and item.is_file()
+        ]
+    return load_any(paths, skip_unknown=skip_unknown)
+
+
+def _is_falco(result: AnyRules, finding: Finding) -> bool:
+    """Whether the loader of Falco's form has told it, which it does with the line itself."""
+    return result.kinds.get(finding.file) == "falco" and finding.code in CODES
+
+
+def _as_falco(result: AnyRules) -> dict[str, Any]:
+    found: dict[str, Any] = {"falco_load_results": []}
+    if result.falco is not None:
+        found = result.falco.as_falco()
+    shown = {entry["name"]: entry for entry in found["falco_load_results"]}
+    for finding in result.findings:
+        if _is_falco(result, finding):
+            continue
+        entry = shown.setdefault(
+            finding.file, {"name": finding.file, "successful": True, "errors": [], "warnings": []}
+        )
+        is_error = finding.severity == "error"
+        code = "LOAD_ERR_EXTENSION" if is_error else "LOAD_WARNING_EXTENSION"
+        position = {"name": finding.file, "line": finding.line, "column": finding.column}
+        entry["successful"] = entry["successful"] and not is_error
+        entry["errors" if is_error else "warnings"].append(
+            {
+                "code": code,
+                "codedesc": CODES[code],
+                "message": finding.message,
+                "context": {
+                    "locations": [
+                        {
+                            "item_type": "extension item",
+                            "item_name": finding.subject,
+                            "position": position,
+                        }
+                    ],
+                    "snippet": "",
+                },
+            }
+        )
+    for name in result.kinds:
+        shown.setdefault(name, {"name": name, "successful": True, "errors": [], "warnings": []})
+    found["falco_load_results"] = list(shown.values())
+    return found
+
+
+def _summary(result: AnyRules) -> Iterable[str]:
+    names = dict.fromkeys([*result.kinds, *(item.file for item in result.findings)])
+    for name in names:
         errors = sum(error.file == name for error in result.errors)
         warnings = sum(warning.file == name for warning in result.warnings)
-        rules = sum(rule.file == name for rule in result.rules)
-        yield f"{name}: {_count(rules, 'rule')}, {_count(errors, 'error')}, " + _count(
-            warnings, "warning"
+        rules = sum(rule.file == name for rule in result.rules.rules)
+        kind = result.kinds.get(name, "unknown")
+        yield (
+            f"{name}: {_count(rules, 'rule')} ({kind}), {_count(errors, 'error')}, "
+            + _count(warnings, "warning")
         )
-    for plugin in result.plugins:
+    if result.falco is None:
+        return
+    for plugin in result.falco.plugins:
         wanted = " or ".join(f"{name} {version}" for name, version in plugin.alternatives)
         yield f"{plugin.file}:{plugin.line}: wants the plugin {wanted}; Vedette needs none"
-    if result.failed:
-        every = len(result.rules) + len(result.failed)
-        yield f"{len(result.rules)} of {every} rules can be used; these cannot:"
-        for name, reasons in result.failed.items():
+    if result.falco.failed:
+        usable = len(result.falco.rules)
+        every = usable + len(result.falco.failed)
+        yield f"{usable} of {every} rules can be used; these cannot:"
+        for name, reasons in result.falco.failed.items():
             yield f"  {name}: {'; '.join(reasons)}"
 
 
@@ -129,9 +205,9 @@ def list_rules(
     as_json: JsonOption = False,
 ) -> None:
     """List the rules of files, in their order, with priority, tags and place."""
-    result = load(files, skip_unknown=skip_unknown)
+    result = _load(files, skip_unknown=skip_unknown)
     wanted = set(tag or ())
-    found = [rule for rule in result.rules if wanted <= set(rule.tags)]
+    found = [rule for rule in result.rules.rules if wanted <= set(rule.tags)]
     if as_json:
         for rule in found:
             _print_json(_rule_json(rule))
@@ -165,14 +241,15 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one rule as it is used: macros, lists, exceptions and overrides put in."""
-    result = load(files)
-    found = [rule for rule in result.rules if rule.name == rule_name]
+    result = _load(files)
+    found = [rule for rule in result.rules.rules if rule.name == rule_name]
     if not found:
-        reasons = result.failed.get(rule_name)
+        failed = {} if result.falco is None else result.falco.failed
+        reasons = failed.get(rule_name)
         if reasons is not None:
             _print_error(f"the rule {rule_name} cannot be used: {'; '.join(reasons)}")
         else:
-            names = [*(rule.name for rule in result.rules), *result.failed]
+            names = [*(rule.name for rule in result.rules.rules), *failed]
             _print_error(f"no rule {rule_name}{_hint(rule_name, names)}")
             if result.errors:
                 _print_error("the files have errors; `vedette rules check` shows them")
@@ -219,7 +296,7 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _end(result: LoadResult) -> None:
+def _end(result: AnyRules) -> None:
     if result.errors:
         _print_error(f"{_count(len(result.errors), 'error')}; `vedette rules check` shows them")
         raise typer.Exit(EXIT_USAGE)

@@ -73,7 +73,7 @@ def bad(tmp_path: Path) -> Path:
 def test_good_files_are_told_in_numbers(good: Path) -> None:
     done = run("rules", "check", good)
     assert done.returncode == 0
-    assert done.stdout == f"{good}: 3 rules, 0 errors, 1 warning\n"
+    assert done.stdout == f"{good}: 3 rules (falco), 0 errors, 1 warning\n"
     assert f'{good}:18:14: warning: rule "off": the condition names no event types' in done.stderr
     assert run("rules", "check", good, "--strict").returncode == 2
 
@@ -88,7 +88,7 @@ def test_errors_are_told_with_their_places_and_the_rules_that_fail(bad: Path, go
     assert "vedette:       condition: evt.type = open and proc.nme = a" in done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{good}: 3 rules")
-    assert lines[1].startswith(f"{bad}: 0 rules, 3 errors")
+    assert lines[1].startswith(f"{bad}: 0 rules (falco), 3 errors")
     assert lines[2] == "3 of 5 rules can be used; these cannot:"
     assert lines[3].startswith("  typed: proc.tty is not captured yet (missing: ")
     assert "\x1b" not in done.stdout + done.stderr
@@ -191,3 +191,42 @@ def test_fields_are_listed_with_what_they_need() -> None:
     assert "proc.name" in captured and not captured & {"proc.tty", "k8s.ns.name"}
     assert "missing: the terminal of the process" in run("fields", "proc.tty").stdout
     assert run("fields", "--markdown").stdout == markdown()
+
+
+def test_the_three_languages_are_told_apart(tmp_path: Path, good: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "cases.yaml").write_text("cases: []\n")
+    (tmp_path / "policy.yaml").write_text(
+        "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorHostPolicy\n"
+        "metadata: {name: no-su}\nspec:\n  nodeSelector: {matchLabels: {a: b}}\n"
+        "  process: {matchPaths: [{path: /bin/su}]}\n  action: Audit\n"
+    )
+    (tmp_path / "odd.yaml").write_text("some: thing\n")
+    done = run("rules", "check", tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path}/odd.yaml:1:1: error: neither a list of rules" in done.stderr
+    lines = done.stdout.splitlines()
+    assert f"{good}: 3 rules (falco), 0 errors, 1 warning" in lines
+    assert any(
+        line.startswith(f"{tmp_path}/policy.yaml: ") and "(kubearmor)" in line for line in lines
+    )
+    assert not any("tests/cases.yaml" in line for line in lines)
+    entries = json.loads(run("rules", "check", tmp_path, "--json").stdout)["falco_load_results"]
+    shown = {Path(entry["name"]).name: entry for entry in entries}
+    assert shown.keys() == {"good.yaml", "policy.yaml", "odd.yaml"}
+    assert shown["policy.yaml"]["successful"] and not shown["odd.yaml"]["successful"]
+    (error,) = shown["odd.yaml"]["errors"]
+    assert error["code"] == "LOAD_ERR_EXTENSION"
+    (place,) = error["context"]["locations"]
+    assert place["position"] == {"name": str(tmp_path / "odd.yaml"), "line": 1, "column": 1}
+
+
+FALCO = ROOT.parent / "shared" / "corpora" / "falco"
+
+
+@pytest.mark.skipif(not FALCO.exists(), reason="Falco's published rules are not here")
+def test_the_published_rules_are_checked() -> None:
+    done = run("rules", "check", FALCO, "--skip-unknown")
+    assert done.returncode == 0, done.stderr
+    assert "wants the plugin container 0.4.0; Vedette needs none" in done.stdout
+    assert run("rules", "show", "Run shell untrusted", FALCO).returncode == 0
