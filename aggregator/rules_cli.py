@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -161,15 +162,14 @@ def _as_falco(result: AnyRules) -> dict[str, Any]:
 
 
 def _summary(result: AnyRules) -> Iterable[str]:
-    names = dict.fromkeys([*result.kinds, *(item.file for item in result.findings)])
-    for name in names:
-        errors = sum(error.file == name for error in result.errors)
-        warnings = sum(warning.file == name for warning in result.warnings)
-        rules = sum(rule.file == name for rule in result.rules.rules)
+    errors = Counter(error.file for error in result.errors)
+    warnings = Counter(warning.file for warning in result.warnings)
+    rules = Counter(rule.file for rule in result.rules.rules)
+    for name in dict.fromkeys([*result.kinds, *errors, *warnings]):
         kind = result.kinds.get(name, "unknown")
         yield (
-            f"{name}: {_count(rules, 'rule')} ({kind}), {_count(errors, 'error')}, "
-            + _count(warnings, "warning")
+            f"{name}: {_count(rules[name], 'rule')} ({kind}), {_count(errors[name], 'error')}, "
+            + _count(warnings[name], "warning")
         )
     if result.falco is None:
         return

@@ -919,6 +919,8 @@ def _event_types(expr: Expr, *, positive: bool) -> frozenset[str]:
 def _checked_types(check: Predicate, *, positive: bool) -> frozenset[str]:
     if check.field != FieldRef("evt.type") or check.op not in ("=", "in", "!=", "exists"):
         return catalogue.EVENTS
+    if not check.is_plain:
+        return catalogue.EVENTS
     named = frozenset(v.decode("utf-8", "replace") for v in check.values if isinstance(v, bytes))
     if check.op == "exists":
         chosen = catalogue.EVENTS

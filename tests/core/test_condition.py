@@ -449,6 +449,8 @@ EVERY = catalogue.EVENTS
         ("not (not evt.type = open or proc.name = sh)", {"open"}),
         ("evt.type in (open, close) and not evt.type = close", {"open"}),
         ("tolower(evt.type) = open", EVERY),
+        ("evt.type = val(proc.name)", EVERY),
+        ("not evt.type != val(proc.name)", EVERY),
         ("evt.num = 0", set()),
         ("not evt.num = 0", EVERY),
     ],
@@ -458,7 +460,7 @@ def test_event_types(text: str, expected: set[str]) -> None:
 
 
 @settings(max_examples=300)
-@given(s.conditions(), s.records(), s.process_values())
+@given(s.conditions(s.predicates(full=True)), s.records(), s.process_values())
 def test_a_condition_is_only_true_of_its_event_types(
     tree: Expr, record: bytes, values: dict[str, Any]
 ) -> None:

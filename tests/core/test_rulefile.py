@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette.core import layout, rulefile
 from vedette.core.catalogue import DEPRECATED
-from vedette.core.condition import condition_text, parse_condition
-from vedette.core.expr import FALSE, TRUE, And, FieldRef, Predicate
+from vedette.core.condition import UNKNOWN, condition_text, parse_condition
+from vedette.core.expr import FALSE, TRUE, And, FieldRef, Predicate, predicates
 from vedette.core.fields import FIELDS, markdown
 from vedette.core.output import Template
 from vedette.core.rulefile import RuleErrors
@@ -983,24 +986,108 @@ _LINES = st.sampled_from(
         "- rule: r", "- macro: m", "- list: l", "  condition: m", "  condition: evt.type = open",
         "  condition: >", "    proc.name in (l)", "  items: [a, l]", "  items:", "  - a",
         "  output: x", "  output: '%fd.name'", "  priority: debug", "  tags: [a", "  &a b: *a",
-        "é: \t", "---", "- *a",
+        "é: \t", "---", "- *a", "  override: {condition: append}", "  append: true",
     ]
+)  # fmt: skip
+_CONDITIONS = st.sampled_from(
+    ["evt.type = open", "m", "or m", "and not n", "proc.name in (l, k)", "proc.tty = 0 or no.x = l",
+     "fd.name startswith oneof (l)", "proc.name = val(proc.nme)", "(", "evt.type = opn", "", "k"]
+)  # fmt: skip
+_WORDS = st.sampled_from(["a", "l", "k", "b c", "(d)", "'e'", '"\\', "", "true", "7", "debug"])
+_ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    _WORDS | _CONDITIONS | st.none() | st.booleans() | st.integers(-1, 99),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_WORDS, inner, max_size=2),
+    max_leaves=4,
+)
+_HOW = st.dictionaries(
+    st.sampled_from(["condition", "items", "tags", "exceptions", "output", "priority", "x"]),
+    st.sampled_from(["append", "replace", "other"]),
+    max_size=3,
+)
+_OPERATORS = st.sampled_from(["=", "in", "startswith anyof", "pmatch", "exists", "<", "is"])
+_FIELDS = st.sampled_from(["proc.name", "fd.name", "fd.num", "proc.tty", "no.x", "l"])
+_EXCEPTION = st.fixed_dictionaries(
+    {"name": st.sampled_from(["e", "f"])},
+    optional={
+        "fields": _FIELDS | st.lists(_FIELDS, max_size=2) | _ANYTHING,
+        "comps": _OPERATORS | st.lists(_OPERATORS, max_size=2) | _ANYTHING,
+        "values": st.lists(_WORDS | st.lists(_WORDS | st.lists(_WORDS, max_size=2), max_size=2))
+        | _ANYTHING,
+    },
+)
+_CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "override": _HOW | _ANYTHING,
+    "append": st.booleans() | _ANYTHING,
+}
+_MORE: dict[str, st.SearchStrategy[Any]] = {
+    "tags": st.lists(_WORDS) | _ANYTHING, "exceptions": st.lists(_EXCEPTION, max_size=2),
+    "source": _WORDS, "enabled": st.booleans(), "desc": _ANYTHING, "capture": _ANYTHING,
+    "skip-if-unknown-filter": st.booleans(), "capture_duration": _ANYTHING,
+    "warn_evttypes": st.booleans(),
+}  # fmt: skip
+_RULE_NAMES, _OUTPUTS = (
+    st.sampled_from(["r", "s"]),
+    st.sampled_from(["x", "%fd.name", "%no.x", "%"]),
+)
+_ENTRIES: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.fixed_dictionaries(
+        {"rule": _RULE_NAMES, "condition": _CONDITIONS, "output": _OUTPUTS,
+         "priority": st.just("debug")},
+        optional=_MORE,
+    ),
+    st.fixed_dictionaries(
+        {"rule": _RULE_NAMES},
+        optional={"condition": _CONDITIONS | _ANYTHING, "output": _ANYTHING, **_MORE, **_CHANGES},
+    ),
+    st.fixed_dictionaries(
+        {"macro": st.sampled_from(["m", "n", "k"])},
+        optional={"condition": _CONDITIONS | _ANYTHING, **_CHANGES},
+    ),
+    st.fixed_dictionaries(
+        {"list": st.sampled_from(["l", "k"])},
+        optional={"items": st.lists(_WORDS, max_size=3) | _ANYTHING, **_CHANGES},
+    ),
 )  # fmt: skip
 
 
+@settings(max_examples=400, deadline=None)
+@given(st.lists(_ENTRIES, max_size=6), st.booleans())
+def test_any_entries_are_rules_or_are_told_what_is_wrong(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[Any], skip_unknown: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "entries.yaml"
+    path.write_text(yaml.safe_dump(entries))
+    result = rulefile.load([path], skip_unknown=skip_unknown)
+    for told in (*result.errors, *result.warnings):
+        assert str(told) and told.line >= 1 and told.code in CODES
+    json.dumps(result.as_falco())
+    names = [r.name for r in result.rules]
+    assert len(set(names)) == len(names)
+    assert not set(names) & result.failed.keys()
+    for made in result.rules:
+        assert not any(check.op == UNKNOWN for check in predicates(made.condition))
+        assert parse_condition(condition_text(made.condition)) == made.condition
+    if not result.errors and not result.warnings:
+        assert set(names) == {entry["rule"] for entry in entries if "rule" in entry}
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.lists(_LINES, max_size=12).map("\n".join).map(str.encode) | st.binary(max_size=60))
+@given(st.lists(_LINES, max_size=20).map("\n".join).map(str.encode) | st.binary(max_size=60))
 def test_any_bytes_are_rules_or_rule_errors(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
+    result = rulefile.load([path], skip_unknown=b"enabled" in data)
+    for told in (*result.errors, *result.warnings):
+        assert str(told)
+        assert told.line >= 1
+        assert told.code in CODES
+    json.dumps(result.as_falco())
     try:
-        load_rules([path])
+        assert load_rules([path]).rules == rulefile.load([path]).rules
     except RuleErrors as caught:
         assert str(caught)
-        for error in caught.errors:
-            assert error.line >= 1
 
 
 def test_the_guides_example_loads(tmp_path: Path) -> None:
