@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from sigma.types import (
@@ -51,6 +52,7 @@ from vedette.core.trees import (
 )
 
 VALUE_CHARS_MAX: Final = 4096
+CUTS_MAX: Final = 128
 Note = Callable[[str], None]
 """Takes what the rule's writer should know about a check."""
 
@@ -303,10 +305,13 @@ class Line(Target):
         parts = normal(pattern)
         if parts == [Wild.ANY]:
             return self.exists()
+        cuts = list(islice(_cuts(parts), CUTS_MAX + 1))
+        if len(cuts) > CUTS_MAX:
+            raise Refused(f"more than {CUTS_MAX} blanks and wildcards in one command line")
         found: list[Expr] = []
         if parts[-1:] != [Wild.ANY]:  # else the last cut says as much
             found.append(all_of(text(self.exe, parts, cased=cased), self.is_alone()))
-        for left, right, is_wild in _cuts(parts):
+        for left, right, is_wild in cuts:
             before = TRUE if left == [Wild.ANY] else text(self.exe, left, cased=cased)
             if right != [Wild.ANY]:
                 behind = self.after(right, cased)

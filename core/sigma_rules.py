@@ -7,11 +7,13 @@ or nothing at all, it is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import re2
 import sigma.exceptions as sigma_errors
 import yaml
 from sigma.conditions import (
@@ -22,6 +24,8 @@ from sigma.conditions import (
     ConditionOR,
     ConditionSelector,
 )
+from sigma.policy import SigmaPolicy
+from sigma.policy.regex_engine import RegexEngine, RegexPattern
 from sigma.rule import SigmaDetection, SigmaDetectionItem, SigmaLevel, SigmaRule, SigmaStatus
 from sigma.types import SigmaNumber, SigmaString
 
@@ -29,7 +33,7 @@ from vedette.core import sigma_fields
 from vedette.core.documents import Finding, NodeError, child, place, shown
 from vedette.core.expr import Expr, predicates
 from vedette.core.output import OutputError, Template
-from vedette.core.patterns import PatternError
+from vedette.core.patterns import PatternError, options
 from vedette.core.rulefile import Rule
 from vedette.core.sigma_fields import AUDITD, LogSource, Refused, Target, Unseen, pattern_of
 from vedette.core.signal import PRIORITIES
@@ -66,6 +70,27 @@ _METADATA: Final = (
     sigma_errors.SigmaStatusError,
     sigma_errors.SigmaTagError,
 )
+
+
+class _Regexes(RegexEngine):
+    """RE2 with our bounds: pySigma compiles each expression once, to see whether it is one."""
+
+    def compile(self, pattern: str, flags: int = 0) -> RegexPattern:
+        letters = "".join(letter for letter, flag in _FLAGS.items() if flags & flag)
+        source = f"(?{letters}){pattern}" if letters else pattern
+        chosen = options()
+        chosen.encoding = re2.Options.Encoding.UTF8  # pySigma has text, not bytes
+        # RE2's time to compile grows with the square of what this allows: here about a second.
+        chosen.max_mem = 1 << 20
+        return cast(RegexPattern, re2.compile(source, chosen))
+
+    @property
+    def error(self) -> type[Exception]:
+        return cast(type[Exception], re2.error)
+
+
+_FLAGS: Final = {"i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL}
+_POLICY: Final = SigmaPolicy(regex_engine=_Regexes())
 
 
 @dataclass(slots=True)
@@ -157,7 +182,7 @@ def guarded(make: Callable[[], Any], document: Document, *keys: str) -> Any:
         document.error(message_of(error), *keys)
     except RecursionError:
         document.error("nested too deep", *keys)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         # What is of another type than pySigma expects ends in one of these inside of it.
         document.error(f"pySigma cannot read this: {message_of(error)}", *keys)
     return None
@@ -171,7 +196,9 @@ def compile_rule(title: str, document: Document) -> Compiled | None:
             document.error(f"{key}: {what} are not supported; write the rules whole", key)
             return None
     parsed = guarded(
-        lambda: SigmaRule.from_dict(document.data, collect_errors=True), document, "detection"
+        lambda: SigmaRule.from_dict(document.data, collect_errors=True, policy=_POLICY),
+        document,
+        "detection",
     )
     if parsed is None:
         return None

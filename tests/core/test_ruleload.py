@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vedette.core import documents
 from vedette.core.documents import DocumentError
-from vedette.core.kubearmor import Host
+from vedette.core.kubearmor import Host, pattern_regex
+from vedette.core.patterns import PatternError, compile_regex
+from vedette.core.records import build
 from vedette.core.ruleload import AnyRules, load_any
+from vedette.core.rules import Template
+from vedette.core.twin import Twin
 
 FALCO = "- rule: f\n  condition: evt.type = chdir\n  output: x\n  priority: notice\n"
 SIGMA = (
@@ -161,3 +171,109 @@ def test_a_place_that_yaml_knows_is_given() -> None:
     with pytest.raises(DocumentError) as caught:
         documents.compose("é: a\nb: ".encode() + b"\xff", "x")
     assert (caught.value.finding.line, caught.value.finding.column) == (2, 4)
+
+
+# Whatever stands in a document, the loaders return.
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.dates()
+    | st.sampled_from(["/x", "a and b", "1 of *", "*", "(", "EXECVE", "Block", "1m", "a"])
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("ab|*", max_size=3) | SCALARS, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+DOCUMENTS: list[dict[str, Any]] = [
+    {
+        "title": "a", "id": "x", "name": "a", "level": "low", "status": "test", "tags": ["a.b"],
+        "fields": ["User"], "logsource": {"product": "linux", "category": "process_creation"},
+        "detection": {"a": {"Image|contains": ["x"]}, "b": ["k"], "condition": "a or not b"},
+    },
+    {
+        "title": "b", "logsource": {"service": "auditd"},
+        "detection": {"a": {"type": "EXECVE", "a1|re": "x"}, "b": ["k"], "condition": "a and b"},
+    },
+    {
+        "title": "c",
+        "correlation": {
+            "type": "value_count", "rules": ["a"], "group-by": ["w"], "timespan": "1m",
+            "generate": True, "aliases": {"w": {"a": "User"}},
+            "condition": {"gte": 2, "field": "Image"},
+        },
+    },
+    {
+        "title": "d",
+        "correlation": {"type": "temporal", "rules": ["a", "b"], "timespan": "1m",
+                        "condition": "a and b"},
+    },
+    {
+        "apiVersion": "security.kubearmor.com/v1", "kind": "KubeArmorHostPolicy",
+        "metadata": {"name": "k"},
+        "spec": {
+            "severity": 5, "tags": ["t"], "message": "m", "action": "Audit",
+            "nodeSelector": {"matchLabels": {"kubearmor.io/hostnamereg": "h"}},
+            "process": {"matchPaths": [{"path": "/x", "allowedArgs": ["a"], "ownerOnly": True}]},
+            "file": {
+                "matchDirectories": [{"dir": "/d/", "recursive": True, "readOnly": True}],
+                "matchPatterns": [{"pattern": "/**/[a-b]?{c,d}"}],
+            },
+            "network": {"matchProtocols": [{"protocol": "tcp", "fromSource": [{"path": "/x"}]}]},
+            "syscalls": {"matchPaths": [{"path": "/x/", "syscall": ["openat"]}]},
+            "capabilities": {"matchCapabilities": [{"capability": "x"}]},
+        },
+    },
+]  # fmt: skip
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """The documents, with something else at a place or two."""
+    made = copy.deepcopy(DOCUMENTS)
+    for _ in range(draw(st.integers(0, 2))):
+        at: Any = made
+        while True:
+            keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if not isinstance(at[key], dict | list) or not draw(st.integers(0, 3)):
+                if draw(st.booleans()):
+                    at[key] = draw(ANYTHING)
+                elif isinstance(at, dict):
+                    at[draw(st.text(max_size=3) | st.sampled_from(["action", "filter"]))] = at.pop(
+                        key
+                    )
+                break
+            at = at[key]
+    return yaml.dump_all(made, allow_unicode=True)
+
+
+@settings(max_examples=400, deadline=None)
+@given(damaged())
+def test_whatever_is_written_is_read_or_refused(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.yaml"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        made = load_any([path], Host("h"))
+    for rule in made.rules.rules:
+        Template(rule.output)
+        assert rule.condition
+    assert all(str(found) for found in made.findings)
+    Twin(made.rules.rules, on_match=lambda *match: None).feed(build("openat", path=b"/x"))
+
+
+@given(st.text("/*?[]{},\\^-!a\n", max_size=8))
+def test_any_pattern_is_a_regular_expression_or_refused(pattern: str) -> None:
+    try:
+        compile_regex(pattern_regex(pattern))
+    except PatternError as error:
+        assert str(error)
