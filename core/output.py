@@ -36,6 +36,8 @@ TEMPLATE_CHARS_MAX: Final = 16384
 FIELDS_MAX: Final = 512
 WIDTH_MAX: Final = 200
 
+# The longest name of the catalogue, and some more for that of another.
+_NAME_CHARS_MAX: Final = max(map(len, FIELDS)) + 64
 _WIDTH = re.compile(r"(-?)([0-9]*)")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 _ARGUMENT = re.compile(r"\[([^\s\[\]\"']*)\]")
@@ -184,7 +186,7 @@ class Template:
 
     @staticmethod
     def _longest(name: str, find: Callable[[FieldRef], Field]) -> Field | None:
-        for length in range(min(len(name), max(map(len, FIELDS)) + 64), 0, -1):
+        for length in range(min(len(name), _NAME_CHARS_MAX), 0, -1):
             try:
                 return find(FieldRef(name[:length]))
             except UnknownField:

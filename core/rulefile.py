@@ -1031,9 +1031,11 @@ class _Loader:
 
     def events(self, rule: _Definition, condition: Expr, warns: bool, is_skipped: bool) -> bool:
         """Report what is to be said of the events that a rule is about; False: none is captured."""
+        found = event_types(condition)
+        if found and found <= layout.TYPES.keys():
+            return True
         if folded(condition) == FALSE:
             return True  # On a host it never is, so no event is missed.
-        found = event_types(condition)
         value = rule.last("condition")
         item = ("rule condition", "")
         if not found or len(found) > EVENTS_MAX:
@@ -1046,8 +1048,6 @@ class _Loader:
                 self.warn(rule, message, value.node.start, "LOAD_NO_EVTTYPE", item, value.file)
             return True
         missing = sorted(found - layout.TYPES.keys())
-        if not missing:
-            return True
         names = ", ".join(missing[:20]) + (", …" if len(missing) > 20 else "")
         if found & layout.TYPES.keys():
             message = f"these of its events are not captured yet: {names}"

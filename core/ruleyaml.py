@@ -272,7 +272,11 @@ class SourceFile:
         item: tuple[str, str] = ("rules content item", ""),
         kind: type[RuleError] = RuleError,
     ) -> RuleError:
-        """Return an error (or a warning) at a place; way: what it lies in."""
+        """Return an error (or a warning) at a place; way: what it lies in.
+
+        The message may have text of the file in it.
+        """
+        message = clean(message.encode("utf-8", "backslashreplace"))
         index = max(0, min(index, len(self.text)))
         begin = self.text.rfind("\n", 0, index) + 1
         end = self.text.find("\n", begin)
