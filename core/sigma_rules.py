@@ -171,6 +171,11 @@ def metadata_trouble(error: sigma_errors.SigmaError) -> bool:
 
 def message_of(error: Exception) -> str:
     """Return an error's reason on one line."""
+    cause = error.__cause__
+    if isinstance(error, sigma_errors.SigmaRegularExpressionError) and cause is not None:
+        reason = cause.args[0] if cause.args else b""
+        text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        return f"RE2 refuses a regular expression: {shown(text)}"
     return shown(" ".join(str(part) for part in error.args).replace("\n", " ").strip())
 
 
