@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 POSITION = "sequences.position"
 """Where the store keeps the key of the last signal that was taken."""
 
+DECIDED = "sequences.decided"
+"""Where it keeps the time up to which absences after a last step were decided."""
+
 _LOSSES = {
     "queue": "signals that its agent had to give up",
     "missing": "signals that nobody accounts for",
@@ -132,7 +135,12 @@ class Correlator:
                 self._tables = None
                 raise
             if taken < self._batch_signals:
-                return
+                break
+        try:
+            self._decide(self._tables, watermark_ns)
+        except BaseException:
+            self._tables = None
+            raise
 
     def stats(self) -> dict[str, int]:
         """Return the tables' counters since the last start."""
@@ -145,24 +153,40 @@ class Correlator:
             if not signals:
                 return 0
             fleet = Fleet(self._store.hosts())
-            changes: dict[str, Change] = {}
-            for stored in signals:
-                for change in correlator.feed(fleet.signal(stored)):
-                    before = changes.get(change.incident.id)
-                    opened = change.opened if before is None else before.opened
-                    changes[change.incident.id] = Change(change.incident, opened)
-            for change in changes.values():
-                self._write(change, fleet)
+            changes = correlator.feed_all([fleet.signal(stored) for stored in signals])
+            opened = self._write_all(changes, fleet)
             position = signals[-1].key
             self._store.set_meta(POSITION, msgspec.json.encode(position).decode())
         self._position = position
-        for change in changes.values():
-            if change.opened is not None:
-                hosts = ", ".join(map(fleet.name, change.incident.hosts))
-                log.warning(
-                    "incident %s: %s (%s)", change.incident.id[:12], change.incident.sequence, hosts
-                )
+        self._log(opened, fleet)
         return len(signals)
+
+    def _decide(self, correlator: tables.Correlator, watermark_ns: int) -> None:
+        """Complete the sequences that an absence follows, now that its time has passed."""
+        changes = correlator.advance(watermark_ns)
+        if not changes:
+            return
+        with self._store.transaction():
+            fleet = Fleet(self._store.hosts())
+            opened = self._write_all(changes, fleet)
+            self._store.set_meta(DECIDED, str(watermark_ns))
+        self._log(opened, fleet)
+
+    def _write_all(self, changes: list[Change], fleet: Fleet) -> list[tables.Incident]:
+        """Write each incident as it is after these changes; return those that are new."""
+        last: dict[str, Change] = {}
+        for change in changes:
+            before = last.get(change.incident.id)
+            opened = change.opened if before is None else before.opened
+            last[change.incident.id] = Change(change.incident, opened)
+        for change in last.values():
+            self._write(change, fleet)
+        return [change.incident for change in last.values() if change.opened is not None]
+
+    def _log(self, opened: list[tables.Incident], fleet: Fleet) -> None:
+        for incident in opened:
+            hosts = ", ".join(map(fleet.name, incident.hosts))
+            log.warning("incident %s: %s (%s)", incident.id[:12], incident.sequence, hosts)
 
     def _write(self, change: Change, fleet: Fleet) -> None:
         incident = change.incident
@@ -234,9 +258,11 @@ class Correlator:
         self._position = _position(self._store)
         correlator = tables.Correlator(self._sequences, partials_max=self._partials_max)
         if self._position is not None:
-            since_ns = self._position[0] - correlator.within_ns
+            decided = self._store.meta(DECIDED)
             correlator.restore(
-                self._taken(since_ns, self._position), self._open(since_ns, correlator.open_max)
+                self._taken(self._position[0] - correlator.history_ns, self._position),
+                self._open(self._position[0] - correlator.counted_on_ns, correlator.open_max),
+                None if decided is None else int(decided),
             )
         return correlator
 

@@ -7,17 +7,19 @@ import os
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from vedette.bench.sequences import digest, make_signals, run
+from vedette.bench.sequences import digest, make_signals, run, sequences
 
-SIGNALS = int(os.environ.get("VEDETTE_BENCH_SIGNALS", "50000"))
+SIGNALS = int(os.environ.get("VEDETTE_BENCH_SIGNALS", "200000"))
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("keys", [10, 100, 1_000, 10_000])
-def test_three_steps(benchmark: BenchmarkFixture, keys: int) -> None:
-    signals = make_signals(SIGNALS, keys)
+@pytest.mark.parametrize("keys", [10, 1_000, 10_000, 100_000])
+@pytest.mark.parametrize("of_sequences", [1, 20, 500])
+def test_three_steps(benchmark: BenchmarkFixture, of_sequences: int, keys: int) -> None:
+    signals = make_signals(SIGNALS, keys, of_sequences)
+    found = sequences(of_sequences)
     correlator, incidents = benchmark.pedantic(  # type: ignore[no-untyped-call]
-        run, args=(signals,), rounds=5
+        run, args=(signals, found), rounds=5
     )
     stats = correlator.stats()
     assert stats["evicted"] == 0
@@ -28,6 +30,7 @@ def test_three_steps(benchmark: BenchmarkFixture, keys: int) -> None:
         "completions": stats["completions"],
         "incidents": stats["incidents"],
         "partials": stats["partials"],
+        "table_bytes": stats["table_bytes"],
         "digest": digest(incidents),
     }
     print(f"\n{benchmark.extra_info}")

@@ -117,7 +117,7 @@ def test_arrival_batches_restarts_and_duplicates_change_no_byte(
                     correlator.advance(released_ns)
             correlator.advance(FOREVER_NS)
             assert dump(store) == expected
-    twin = sequences_twin.incidents([sequence], stream)
+    twin = sequences_twin.incidents([sequence], stream, FOREVER_NS)
     found = [row["id"] for row, _ in msgspec.json.decode(expected)]
     counts = [row["details"]["completions"] for row, _ in msgspec.json.decode(expected)]
     assert found == [incident.id for incident in twin]

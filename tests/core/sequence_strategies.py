@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Join, Sequence, Step
+from vedette.core.sequence import Absence, Join, Sequence, Step
 from vedette.core.signal import Signal
 
 FIELDS = ("proc.name", "login.user", "login.ip", "host.name", "peer.host")
@@ -16,35 +16,84 @@ HOSTS = ("a", "b")
 
 
 @st.composite
-def steps(draw: st.DrawFn, index: int, earlier: list[Step]) -> Step:
-    count = draw(st.sampled_from((1, 1, 1, 2, 3)))
-    by: tuple[str, ...] = ()
-    if count > 1:
-        by = tuple(draw(st.lists(st.sampled_from(FIELDS), max_size=2, unique=True)))
-    joins: list[Join] = []
-    for _ in range(draw(st.integers(0, 2)) if earlier else 0):
-        own = draw(st.sampled_from(by if count > 1 else FIELDS)) if count == 1 or by else None
+def joins(draw: st.DrawFn, earlier: list[Step], own_fields: tuple[str, ...]) -> tuple[Join, ...]:
+    found: list[Join] = []
+    for _ in range(draw(st.integers(0, 2)) if earlier and own_fields else 0):
+        own = draw(st.sampled_from(own_fields))
         target = draw(st.integers(0, len(earlier) - 1))
         allowed = earlier[target].by if earlier[target].count > 1 else FIELDS
         allowed = tuple(name for name in allowed if (name == "login.ip") == (own == "login.ip"))
-        if own is not None and allowed:
-            joins.append(Join(own, target, draw(st.sampled_from(allowed))))
+        if allowed:
+            found.append(Join(own, target, draw(st.sampled_from(allowed))))
+    return tuple(dict.fromkeys(found))
+
+
+@st.composite
+def steps(draw: st.DrawFn, index: int, earlier: list[Step], is_grouped: bool) -> Step:
+    count = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    by: tuple[str, ...] = ()
+    distinct = None
+    gap_ns = None
+    if count > 1:
+        by = tuple(draw(st.lists(st.sampled_from(FIELDS), max_size=2, unique=True)))
+        if draw(st.booleans()):
+            distinct = draw(st.sampled_from([name for name in FIELDS if name not in by]))
+    elif earlier and not is_grouped:
+        gap_ns = draw(st.sampled_from((None, None, 0, 2, 7)))
     return Step(
         name=f"s{index}",
         rules=frozenset(draw(st.lists(st.sampled_from(RULES), min_size=2, max_size=3))),
         tags=frozenset(draw(st.lists(st.sampled_from(TAGS), max_size=1))),
         count=count,
         by=by,
-        joins=tuple(dict.fromkeys(joins)),
+        joins=draw(joins(earlier, by if count > 1 else FIELDS)),
+        distinct=distinct,
+        gap_ns=gap_ns,
     )
+
+
+@st.composite
+def absences(
+    draw: st.DrawFn, found: list[Step], groups: tuple[tuple[int, int], ...]
+) -> tuple[Absence, ...]:
+    made: list[Absence] = []
+    # None stands within a group, and one that would end there lasts to the group's end.
+    places = [at for at in range(len(found)) if not any(a <= at < b - 1 for a, b in groups)]
+    for number in range(draw(st.sampled_from((0, 0, 1, 1, 2)))):
+        after = draw(st.sampled_from(places))
+        step = Step(
+            name=f"absent{number}",
+            rules=frozenset({draw(st.sampled_from(RULES))}),
+            joins=draw(joins(found[: after + 1], FIELDS)),
+        )
+        if after < len(found) - 1:
+            until = draw(st.sampled_from([at for at in places if at > after]))
+            made.append(Absence(step, after, until))
+        elif not any(absence.for_ns for absence in made):
+            made.append(Absence(step, after, len(found), draw(st.sampled_from((1, 3, 8)))))
+    return tuple(made)
 
 
 @st.composite
 def sequences(draw: st.DrawFn, name: str = "seq") -> Sequence:
     found: list[Step] = []
-    for index in range(draw(st.sampled_from((1, 2, 3, 3, 4)))):
-        found.append(draw(steps(index, found)))
-    return Sequence(name=name, within_ns=draw(st.sampled_from((4, 10, 60, 60))), steps=tuple(found))
+    total = draw(st.sampled_from((1, 2, 3, 3, 4)))
+    groups: tuple[tuple[int, int], ...] = ()
+    if total > 1 and draw(st.sampled_from((False, False, True))):
+        first = draw(st.integers(0, total - 2))
+        groups = ((first, draw(st.integers(first + 2, min(total, first + 3)))),)
+    for index in range(total):
+        is_grouped = any(first <= index < end for first, end in groups)
+        found.append(draw(steps(index, found, is_grouped)))
+    return Sequence(
+        name=name,
+        within_ns=draw(st.sampled_from((4, 10, 60, 60))),
+        steps=tuple(found),
+        absences=draw(absences(found, groups)),
+        groups=groups,
+        suppress_ns=draw(st.sampled_from((None, None, 1, 100))),
+        suppress_by=draw(st.sampled_from((None, None, (), ((total - 1, "host.name"),)))),
+    )
 
 
 @st.composite

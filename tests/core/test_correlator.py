@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from hypothesis import event, given, settings
@@ -24,8 +26,9 @@ def last_of_each(changes: list[Change]) -> list[Incident]:
 @given(sequence=sequences(), stream=streams())
 def test_tables_give_what_the_twin_gives(sequence: Sequence, stream: list[FleetSignal]) -> None:
     correlator = Correlator([sequence])
-    found = last_of_each([i for signal in stream for i in correlator.feed(signal)])
+    found = last_of_each(correlator.feed_all(stream))
     expected = sequences_twin.incidents([sequence], stream)
+    event(f"{bool(sequence.absences)} absence, {bool(sequence.groups)} group, {bool(expected)}")
     event(f"{len(sequence.steps)} steps, incidents: {bool(expected)}")
     assert msgspec.json.encode(found) == msgspec.json.encode(expected)
     assert correlator.stats()["evicted"] == 0
@@ -174,10 +177,7 @@ def test_incidents_that_are_counted_on_are_bounded() -> None:
 def test_a_restart_at_any_signal_changes_nothing(
     several: list[Sequence], stream: list[FleetSignal], cut: int
 ) -> None:
-    found = [
-        Sequence(name=f"seq{number}", within_ns=item.within_ns, steps=item.steps)
-        for number, item in enumerate(several)
-    ]
+    found = [replace(item, name=f"seq{number}") for number, item in enumerate(several)]
     whole = Correlator(found)
     expected = [change for signal in stream for change in whole.feed(signal)]
     at_signal = cut % (len(stream) + 1)
@@ -185,7 +185,7 @@ def test_a_restart_at_any_signal_changes_nothing(
     first, second = Correlator(found), Correlator(found)
     changes = [change for signal in before for change in first.feed(signal)]
     if before:
-        since_ns = before[-1].time_ns - second.within_ns
+        since_ns = before[-1].time_ns - second.history_ns
         second.restore(
             [signal for signal in before if signal.time_ns >= since_ns], last_of_each(changes)
         )

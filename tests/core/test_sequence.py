@@ -183,13 +183,73 @@ def test_conditions_know_pseudo_fields_and_types(condition: str, taken: bool) ->
             "login.ip is not among them",
         ),
         ("      by: [host.name]", 12, 11, "second", "goes with count: 2 or more"),
+        ("      distinct: host.name", 12, 17, "second", "expected FIELD >= N"),
+        ("      distinct: host.name >= 1", 12, 17, "second", "with N from 2"),
+        ("      distinct: hst.name >= 2", 12, 17, "second", "unknown field hst.name"),
+        ("      distinct: host.name >= 2\n      count: 2", 12, 17, "second", "no count:"),
+        (
+            "      distinct: host.name >= 2\n      by: [host.name]",
+            13,
+            11,
+            "second",
+            "the signals agree on host.name, so never differ in it",
+        ),
+        ("      gap: 5", 12, 12, "second", "gap: expected a duration"),
+        ("      gap: 5m\n      count: 2", 12, 12, "second", "takes a single signal"),
+        ("    - absent: late\n      signal: x", 12, 15, "late", "for: is missing"),
+        ("    - absent: many\n      signal: x", 12, 15, None, "an earlier step is named many"),
+        (
+            "    - absent: late\n      signal: x\n      for: 5m\n      until: second",
+            15,
+            14,
+            "late",
+            "no step comes after this",
+        ),
+        (
+            "    - absent: one\n      signal: x\n      for: 5m\n"
+            "    - absent: two\n      signal: x\n      for: 5m",
+            15,
+            15,
+            None,
+            "one stands after the last step already",
+        ),
+        (
+            "    - absent: never\n      signal: x\n      for: 5m\n    - as: third\n      signal: x",
+            14,
+            12,
+            "never",
+            "here, say until: STEP",
+        ),
+        (
+            "    - absent: never\n      signal: x\n      until: many\n"
+            "    - as: third\n      signal: x",
+            14,
+            14,
+            "never",
+            "no later step 'many'; expected third",
+        ),
+        (
+            "    - absent: never\n      signal: x\n      join: never.host.name = third.host.name\n"
+            "    - as: third\n      signal: x",
+            14,
+            13,
+            "never",
+            "no step 'third' here or earlier",
+        ),
+        ("    - any_order:\n      - {as: x, signal: x}", 13, 7, None, "at least two steps"),
+        (
+            "    - any_order:\n      - {as: x, signal: x}\n      - {as: y, signal: x, gap: 5m}",
+            14,
+            9,
+            "y",
+            "no step of an any_order group",
+        ),
         ("      count: 0", 12, 14, "second", f"from 1 to {COUNT_MAX}"),
         ("      count: many", 12, 14, "second", f"from 1 to {COUNT_MAX}"),
         ("      condition: login.user ~ root", 12, 29, "second", "expected an operator"),
         ("      condition: 'login.usr = root'", 12, 19, "second", "unknown field login.usr"),
         ("      condition: tolower(login.user) = root", 12, 18, "second", "condition: "),
-        ("      absent: x", 12, 7, "second", "absent: steps that must not happen are not support"),
-        ("      distinct: 3", 12, 7, "second", "distinct: counts of distinct values are not supp"),
+        ("      until: x", 12, 7, "second", "a step has no 'until'; expected as, signal"),
         ("      cuont: 3", 12, 7, "second", "a step has no 'cuont'; expected as, signal"),
         ("      signal: x", 12, 7, None, "signal: stands here twice"),
         ("    - as: first\n      signal: x", 12, 11, None, "an earlier step is named first"),
@@ -221,7 +281,7 @@ def test_a_mistake_in_a_step_is_told_with_its_place(
         ("- sequence: x\n  within: 0s\n  steps: []\n", 2, 11, "at most 30d"),
         ("- sequence: x\n  within: 31d\n  steps: []\n", 2, 11, "at most 30d"),
         ("- sequence: x\n  within: 1m\n  priority: high\n  steps: []\n", 3, 13, "EMERGENCY"),
-        ("- sequence: x\n  within: 1m\n  gap: 1m\n  steps: []\n", 3, 3, "gap: limits between"),
+        ("- sequence: x\n  within: 1m\n  gap: 1m\n  steps: []\n", 3, 3, "has no 'gap'"),
         ("- sequence: x\n  wihtin: 1m\n", 2, 3, "a sequence has no 'wihtin'"),
         ("- sequence:\n  within: 1m\n", 1, 12, "expected the sequence's name"),
         ("- sequenc: x\n", 1, 3, "expected sequence: NAME"),
@@ -240,6 +300,74 @@ def test_a_mistake_around_the_steps_is_told_with_its_place(
     error = refused(text)
     assert problem in error.problem
     assert (error.line, error.column) == (line, column)
+
+
+LONG = """\
+- sequence: all of it
+  within: 1h
+  suppress: {for: 1d, by: [drop.host.name]}
+  steps:
+    - as: spray
+      signal: ssh_login_failed
+      distinct: host.name >= 3
+      by: [login.ip]
+    - absent: maintenance
+      signal: maintenance_started
+      until: drop
+    - any_order:
+        - as: drop
+          signal: a
+        - as: job
+          signal: b
+          join: job.host.name = drop.host.name
+    - as: out
+      signal: c
+      gap: 5m
+      join: out.host.name = drop.host.name
+    - absent: ticket
+      signal: d
+      for: 10m
+      join: ticket.host.name = out.host.name
+"""
+
+
+def test_groups_absences_distinct_values_gaps_and_suppression_are_read() -> None:
+    found = only(LONG)
+    assert [step.name for step in found.steps] == ["spray", "drop", "job", "out"]
+    assert (found.steps[0].distinct, found.steps[0].count) == ("host.name", 3)
+    assert found.steps[3].gap_ns == 300 * 10**9
+    assert found.groups == ((1, 3),)
+    assert list(found.arrangements()) == [(0, 1, 2, 3), (0, 2, 1, 3)]
+    maintenance, ticket = found.absences
+    # The group is one place: an absence that lasts to one of its steps lasts to its end.
+    assert (maintenance.after, maintenance.until, maintenance.for_ns) == (0, 2, 0)
+    assert (ticket.after, ticket.until, ticket.for_ns) == (3, 4, 600 * 10**9)
+    assert ticket.step.joins == (Join("host.name", 3, "host.name"),)
+    assert (found.suppress_ns, found.suppress_by) == (86_400 * 10**9, ((1, "host.name"),))
+    assert (found.counted_on_ns, found.afterwards_ns) == (86_400 * 10**9, 600 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("{for: 1d, by: [drop.host.name]}", "5", "suppress: expected a duration"),
+        ("by: [drop.host.name]", "by: [host.name]", "a step of spray, drop, job, out"),
+        ("by: [drop.host.name]", "by: [drop.fd.ip]", "no single value"),
+        ("by: [drop.host.name]", "per: 5m", "suppress has no 'per'"),
+        ("    - as: spray\n", "    - absent: x\n      signal: y\n    - as: spray\n", "never first"),
+        ("        - as: drop\n", "        - absent: drop\n", "as: is missing"),
+    ],
+)
+def test_mistakes_in_what_is_around_the_steps(old: str, new: str, problem: str) -> None:
+    assert old in LONG
+    assert problem in refused(LONG.replace(old, new, 1)).problem
+
+
+def test_the_orders_of_the_steps_are_bounded() -> None:
+    group = "".join(f"        - {{as: s{number}, signal: x}}\n" for number in range(5))
+    text = "- sequence: x\n  within: 1m\n  steps:\n    - any_order:\n" + group
+    assert "more than 24 orders" in refused(text).problem
+    assert len(list(only(text.replace("        - {as: s4, signal: x}\n", "")).arrangements())) == 24
 
 
 def test_one_broken_sequence_leaves_the_others_alone() -> None:

@@ -1,0 +1,1349 @@
+"""The sequence tables as C structs; :mod:`vedette.core.correlator` says what they mean.
+
+A partial match is a *node*: 72 bytes and 8 for each value that later joins need, in an array per
+sequence; nodes name one another by their place in it. After each step but the last stands a table
+of nodes with two sets of chains: by all values (the class: of interchangeable nodes the greatest
+is kept), and by those values that the next step's joins compare. A counting step has *rings*: per
+group of values the last signals, each with the node that stood before it. Nodes and rings also
+hang in a wheel by the time of their start, from where they expire, or go when the bound is
+reached. Signals are numbered as they come, which is their order.
+"""
+
+cimport cython
+from cpython.object cimport Py_EQ, PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from vedette.core.mem cimport Heap, heap_del, heap_grow, heap_new
+
+from collections import deque
+
+from vedette.core.fleet import PSEUDO_FIELDS, canonical_address, find, holds, value_of
+
+cdef extern from "Python.h":
+    void incref "Py_INCREF"(PyObject*) noexcept
+    void decref "Py_XDECREF"(PyObject*) noexcept
+    Py_ssize_t hash_of "PyObject_Hash"(PyObject*) except -1
+    int equal_by "PyObject_RichCompareBool"(PyObject*, PyObject*, int) except -1
+    PyObject* item_of "PyDict_GetItemWithError"(object, object) except? NULL
+
+cdef enum:
+    SPOKES = 256          # of a wheel; the window spans at most 129 of them
+    PLAIN = 0             # where a field's value is read: the signal's own fields
+    ADDRESS = 1           # the same, brought to one spelling
+    HOST = 2
+    PEER = 3
+    OTHER = 4             # through its reader
+
+cdef struct Link:
+    int64_t start_ns      # that it hangs by
+    uint32_t prev
+    uint32_t next
+
+cdef struct Node:
+    Link link
+    PyObject* taken       # the signal; of a counting step, a Taken[count]
+    uint64_t no           # of the last signal
+    uint64_t start_no     # of the first signal of all
+    uint32_t before       # the node up to the step before; 0: none
+    uint32_t refs         # nodes and rings that name this one, and 1 while it is in a table
+    uint32_t hash         # of all values
+    uint32_t group_hash   # of those that the next step compares
+    uint32_t class_next   # of the same chain; also of the free ones
+    uint32_t group_prev
+    uint32_t group_next
+    uint32_t step         # position of the step
+    PyObject* values[1]
+
+cdef struct Taken:
+    PyObject* signal
+    uint64_t no
+
+cdef struct Entry:
+    PyObject* signal
+    PyObject* value       # of the distinct field, or NULL
+    uint64_t no
+    int64_t start_ns      # of the match that it would begin or go on with
+    uint32_t before
+    uint32_t hash         # of value
+
+cdef struct Ring:
+    Link link
+    int64_t newest_ns     # start of the newest entry; the wheel is told when it asks
+    Entry* entries        # from the oldest on, beginning at `at`, around the end
+    uint32_t at
+    uint32_t used
+    uint32_t capacity
+    uint32_t hash
+    uint32_t next         # of the same chain; also of the free ones
+    uint32_t step
+    PyObject* values[1]   # of the step's `by`, then of the node before
+
+cdef struct Slab:
+    char* data
+    size_t stride
+    uint32_t used         # ever used, with place 0, which means none
+    uint32_t capacity
+    uint32_t free_        # first free place; 0: none
+    uint32_t linked       # in the wheel
+
+cdef struct Wheel:
+    uint32_t head[SPOKES]
+    uint32_t tail[SPOKES]
+    int64_t at            # what started in ticks before has gone
+    int64_t oldest        # nothing hangs in ticks before
+
+cdef struct Chains:
+    uint32_t* classes
+    uint32_t* groups
+    uint32_t size         # a power of two
+    uint32_t used
+
+cdef struct Plan:
+    int count
+    int distinct          # field, or -1
+    int64_t gap_ns        # -1: none
+    bint gap_follows      # the next step has one
+    int own_count
+    int by_count
+    int needed_count
+    int required_count
+    int carried_count
+    int probe_count
+    int before_count      # values of the node before
+    int* own              # fields of this step's joins
+    int* by               # fields
+    int* needed           # fields that later joins need
+    int* required         # of these, what steps' joins need; an absence's may be missing
+    int* carried          # each value: >= 0: the place before; < 0: ~place in needed
+    int* probe            # places in carried that the next step compares
+    Chains table
+    Chains rings
+
+
+cdef inline uint32_t hash_values(PyObject** values, int count) except? 0xFFFFFFFF:
+    cdef uint64_t mixed = 0x9E3779B97F4A7C15u
+    cdef int i
+    for i in range(count):
+        mixed = (mixed ^ <uint64_t>hash_of(values[i])) * 0xFF51AFD7ED558CCDu
+        mixed ^= mixed >> 32
+    return <uint32_t>mixed
+
+
+cdef inline bint same(PyObject* a, PyObject* b) except -1:
+    return a == b or equal_by(a, b, Py_EQ)
+
+
+@cython.no_gc_clear
+cdef class Fields:
+    """Values of the signal at hand, each read once however many sequences ask."""
+
+    cdef dict places
+    cdef list names
+    cdef list readers
+    cdef object signal
+    cdef object own
+    cdef uint64_t now
+    cdef int kinds[1024]
+    cdef PyObject* value[1024]
+    cdef uint64_t stamp[1024]
+
+    def __cinit__(self):
+        self.places = {}
+        self.names = []
+        self.readers = []
+        memset(self.value, 0, sizeof(self.value))
+        memset(self.stamp, 0, sizeof(self.stamp))
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(1024):
+            decref(self.value[i])
+
+    cdef int place(self, name) except -1:
+        """Return the number of a field."""
+        if name not in self.places:
+            if len(self.names) == 1024:
+                raise ValueError("the sequences name more than 1024 different fields")
+            if name == "host.name":
+                kind = HOST
+            elif name == "peer.host":
+                kind = PEER
+            elif name in PSEUDO_FIELDS:
+                kind = OTHER
+            else:
+                kind = ADDRESS if find(name).type in ("ip", "net") else PLAIN
+            self.places[name] = len(self.names)
+            self.names.append(name)
+            self.readers.append(value_of(name))
+            self.kinds[len(self.names) - 1] = kind
+        return self.places[name]
+
+    cdef int begin(self, signal) except -1:
+        self.signal = signal
+        self.own = signal.signal.fields
+        self.now += 1
+        return 0
+
+    cdef PyObject* get(self, int place) except NULL:
+        """Return a value, borrowed until the next signal; None: missing."""
+        cdef PyObject* found
+        cdef object value = None
+        cdef int kind
+        if self.stamp[place] == self.now:
+            return self.value[place]
+        kind = self.kinds[place]
+        if kind <= ADDRESS:
+            found = item_of(self.own, self.names[place])
+            if found != NULL:
+                value = <object>found
+                if kind == ADDRESS:
+                    value = canonical_address(value) if isinstance(value, str) else None
+                elif not isinstance(value, (str, int)):
+                    value = None
+        elif kind == HOST:
+            value = self.signal.host_name
+        elif kind == PEER:
+            value = self.signal.peer_host
+        else:
+            value = self.readers[place](self.signal)
+        found = <PyObject*>value
+        incref(found)
+        decref(self.value[place])
+        self.value[place] = found
+        self.stamp[place] = self.now
+        return found
+
+
+cdef class Absent:
+    """One absence: the latest signal that it took, per values of its joins."""
+
+    cdef int after
+    cdef int until
+    cdef int64_t for_ns
+    cdef object condition
+    cdef list own         # fields
+    cdef dict places      # position of a step -> places of the joined values in its nodes
+    cdef dict latest      # values -> (number, time), the latest last
+
+
+@cython.no_gc_clear
+cdef class Tables:
+    """The tables of one sequence, its steps in one of the orders that they may come in."""
+
+    cdef Heap* heap
+    cdef Fields fields
+    cdef readonly object sequence
+    cdef tuple arrangement
+    cdef list conditions
+    cdef list absences
+    cdef Plan* plans
+    cdef int steps
+    cdef int absent_after         # index of the absence after the last step, or -1
+    cdef int64_t within_ns
+    cdef int64_t after_ns
+    cdef int64_t width_ns         # of a spoke of the wheels
+    cdef uint32_t bound
+    cdef readonly uint64_t evicted
+    cdef Slab nodes
+    cdef Slab ringed
+    cdef Wheel node_wheel
+    cdef Wheel ring_wheel
+    cdef bint started
+    cdef int64_t now_ns
+    cdef uint64_t now_no
+    cdef PyObject* now
+    cdef uint32_t best            # the completed match of this signal
+    cdef list fresh               # the completed matches that an absence may still undo
+    cdef object pending           # (number, time) of the last signal, and the matches
+    cdef list sized               # (address, bytes) of the arrays of plans
+
+    def __cinit__(self):
+        self.absent_after = -1
+        self.fresh = []
+        self.pending = deque()
+        self.sized = []
+        self.conditions = []
+        self.absences = []
+
+    cdef int prepare(
+        self, Heap* heap, Fields fields, sequence, tuple arrangement, uint32_t bound
+    ) except -1:
+        cdef int position, other, at
+        cdef Plan* plan
+        self.heap = heap
+        self.fields = fields
+        self.sequence = sequence
+        self.arrangement = arrangement
+        self.within_ns = sequence.within_ns
+        self.after_ns = sequence.afterwards_ns
+        self.width_ns = self.within_ns // 128 + 1
+        self.bound = bound
+        self.steps = len(arrangement)
+        self.plans = <Plan*>self._new(self.steps * sizeof(Plan))
+        positions = {index: position for position, index in enumerate(arrangement)}
+        steps = [sequence.steps[index] for index in arrangement]
+        # Joins, each at the later of its two steps: position -> (own, other position, its field).
+        joins = [[] for _ in steps]
+        for index, step in enumerate(sequence.steps):
+            at = positions[index]
+            for join in step.joins:
+                other = positions[join.step]
+                if other < at:
+                    joins[at].append((join.own, other, join.field))
+                else:
+                    joins[other].append((join.field, at, join.own))
+        absences = [
+            (a.after, a.until, [(j.own, positions[j.step], j.field) for j in a.step.joins])
+            for a in sequence.absences
+        ]
+
+        before = []
+        most_values = 0
+        most_ring_values = 0
+        all_carried = []
+        for position, step in enumerate(steps):
+            later = {
+                (origin, name)
+                for number in range(position + 1, len(steps))
+                for _, origin, name in joins[number]
+                if origin <= position
+            }
+            required = [name for origin, name in sorted(later) if origin == position]
+            for after, until, joined in absences:
+                if until > position:
+                    later |= {(origin, name) for _, origin, name in joined if origin <= position}
+            carried = sorted(later)
+            needed = [name for origin, name in carried if origin == position]
+            probed = []
+            if position + 1 < len(steps):
+                probed = [(origin, name) for _, origin, name in joins[position + 1]]
+            plan = &self.plans[position]
+            plan.count = step.count
+            plan.distinct = -1 if step.distinct is None else fields.place(step.distinct)
+            plan.gap_ns = -1 if step.gap_ns is None else step.gap_ns
+            plan.gap_follows = (
+                position + 1 < len(steps) and steps[position + 1].gap_ns is not None
+            )
+            plan.own_count = len(joins[position])
+            plan.own = self._ints([fields.place(own) for own, _, _ in joins[position]])
+            plan.by_count = len(step.by)
+            plan.by = self._ints([fields.place(name) for name in step.by])
+            plan.needed_count = len(needed)
+            plan.needed = self._ints([fields.place(name) for name in needed])
+            plan.required_count = len(required)
+            plan.required = self._ints([fields.place(name) for name in required])
+            plan.carried_count = len(carried)
+            plan.carried = self._ints([
+                ~needed.index(item[1]) if item[0] == position else before.index(item)
+                for item in carried
+            ])
+            plan.probe_count = len(probed)
+            plan.probe = self._ints([carried.index(item) for item in probed])
+            plan.before_count = len(before)
+            most_values = max(most_values, len(carried))
+            if step.count > 1:
+                most_ring_values = max(most_ring_values, len(step.by) + len(before))
+            self._chains_new(&plan.table, True)
+            self._chains_new(&plan.rings, False)
+            self.conditions.append(step.condition)
+            all_carried.append(carried)
+            before = carried
+        for number, (absence, (after, until, joined)) in enumerate(
+            zip(sequence.absences, absences)
+        ):
+            self.absences.append(self._absent(absence, after, until, joined, all_carried))
+            if until == self.steps:
+                self.absent_after = number
+        self.nodes.stride = sizeof(Node) - sizeof(PyObject*) + most_values * sizeof(PyObject*)
+        self.nodes.used = self.ringed.used = 1
+        self.ringed.stride = (
+            sizeof(Ring) - sizeof(PyObject*) + most_ring_values * sizeof(PyObject*)
+        )
+        return 0
+
+    cdef Absent _absent(self, absence, int after, int until, joined, all_carried):
+        made = Absent()
+        made.after = after
+        made.until = until
+        made.for_ns = absence.for_ns
+        made.condition = absence.step.condition
+        made.own = [self.fields.place(own) for own, _, _ in joined]
+        made.places = {
+            position: [all_carried[position].index((origin, name)) for _, origin, name in joined]
+            for position in range(after, min(until, self.steps))
+        }
+        made.latest = {}
+        return made
+
+    def __dealloc__(self):
+        cdef int position
+        cdef uint32_t place
+        cdef Node* node
+        cdef Ring* ring
+        if self.plans == NULL:
+            return
+        # All at once: whom a node names goes too, so counts of names need no care.
+        for place in range(1, self.nodes.used):
+            node = self._node(place)
+            if node.refs:
+                self._forget(node)
+        for place in range(1, self.ringed.used):
+            ring = self._ring(place)
+            if ring.entries != NULL:
+                self._forget_ring(ring)
+        for position in range(self.steps):
+            self._chains_del(&self.plans[position].table)
+            self._chains_del(&self.plans[position].rings)
+        heap_del(self.heap, self.nodes.data, self.nodes.capacity * self.nodes.stride)
+        heap_del(self.heap, self.ringed.data, self.ringed.capacity * self.ringed.stride)
+        for address, size in self.sized:
+            heap_del(self.heap, <void*><size_t>address, size)
+
+    # Memory.
+
+    cdef void* _new(self, size_t size) except NULL:
+        """Return an array that lives as long as the tables."""
+        cdef void* made = heap_new(self.heap, size)
+        if made == NULL:
+            raise MemoryError
+        self.sized.append((<size_t>made, size))
+        return made
+
+    cdef int* _ints(self, list values) except NULL:
+        cdef int i
+        cdef int* made = <int*>self._new((len(values) + 1) * sizeof(int))
+        for i in range(len(values)):
+            made[i] = values[i]
+        return made
+
+    cdef int _chains_new(self, Chains* chains, bint has_groups) except -1:
+        chains.size = 16
+        chains.classes = <uint32_t*>heap_new(self.heap, 16 * sizeof(uint32_t))
+        if has_groups:
+            chains.groups = <uint32_t*>heap_new(self.heap, 16 * sizeof(uint32_t))
+        if chains.classes == NULL or (has_groups and chains.groups == NULL):
+            raise MemoryError
+        return 0
+
+    cdef void _chains_del(self, Chains* chains) noexcept:
+        heap_del(self.heap, chains.classes, chains.size * sizeof(uint32_t))
+        heap_del(self.heap, chains.groups, chains.size * sizeof(uint32_t))
+
+    cdef uint32_t _take(self, Slab* slab) except 0:
+        """Return the place of a zeroed item."""
+        cdef uint32_t place = slab.free_
+        cdef uint32_t larger
+        cdef char* data
+        if place:
+            if slab == &self.nodes:
+                slab.free_ = self._node(place).class_next
+            else:
+                slab.free_ = self._ring(place).next
+        else:
+            if slab.used >= slab.capacity:
+                larger = max(16, slab.capacity + slab.capacity // 2)
+                data = <char*>heap_grow(
+                    self.heap, slab.data, slab.capacity * slab.stride, larger * slab.stride
+                )
+                if data == NULL:
+                    raise MemoryError
+                slab.data = data
+                slab.capacity = larger
+            place = slab.used
+            slab.used += 1
+        memset(slab.data + place * slab.stride, 0, slab.stride)
+        return place
+
+    cdef inline Node* _node(self, uint32_t place) noexcept:
+        return <Node*>(self.nodes.data + <size_t>place * self.nodes.stride)
+
+    cdef inline Ring* _ring(self, uint32_t place) noexcept:
+        return <Ring*>(self.ringed.data + <size_t>place * self.ringed.stride)
+
+    cdef void _forget(self, Node* node) noexcept:
+        """Let go of a node's Python objects and arrays."""
+        cdef int i
+        cdef Plan* plan = &self.plans[node.step]
+        cdef Taken* taken
+        for i in range(plan.carried_count):
+            decref(node.values[i])
+        if plan.count == 1:
+            decref(node.taken)
+        else:
+            taken = <Taken*>node.taken
+            for i in range(plan.count):
+                decref(taken[i].signal)
+            heap_del(self.heap, taken, plan.count * sizeof(Taken))
+
+    cdef void _drop(self, uint32_t place) noexcept:
+        """Take one name of a node away; the last frees it, and what it names."""
+        cdef Node* node
+        cdef uint32_t before
+        while place:
+            node = self._node(place)
+            node.refs -= 1
+            if node.refs:
+                return
+            before = node.before
+            self._forget(node)
+            node.class_next = self.nodes.free_
+            self.nodes.free_ = place
+            place = before
+
+    cdef void _forget_ring(self, Ring* ring) noexcept:
+        cdef uint32_t i
+        cdef Entry* entry
+        cdef Plan* plan = &self.plans[ring.step]
+        for i in range(ring.used):
+            entry = &ring.entries[(ring.at + i) % ring.capacity]
+            decref(entry.signal)
+            decref(entry.value)
+        for i in range(<uint32_t>(plan.by_count + plan.before_count)):
+            decref(ring.values[i])
+        heap_del(self.heap, ring.entries, ring.capacity * sizeof(Entry))
+        ring.entries = NULL
+
+    # Wheels.
+
+    cdef void _hang(self, Slab* slab, Wheel* wheel, uint32_t place) noexcept:
+        cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
+        cdef int64_t tick = link.start_ns // self.width_ns
+        cdef int spoke = <int>(tick & (SPOKES - 1))
+        link.next = 0
+        link.prev = wheel.tail[spoke]
+        if link.prev:
+            (<Link*>(slab.data + <size_t>link.prev * slab.stride)).next = place
+        else:
+            wheel.head[spoke] = place
+        wheel.tail[spoke] = place
+        if tick < wheel.oldest or not slab.linked:
+            wheel.oldest = tick
+        slab.linked += 1
+
+    cdef void _unhang(self, Slab* slab, Wheel* wheel, uint32_t place) noexcept:
+        cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
+        cdef int spoke = <int>((link.start_ns // self.width_ns) & (SPOKES - 1))
+        if link.prev:
+            (<Link*>(slab.data + <size_t>link.prev * slab.stride)).next = link.next
+        else:
+            wheel.head[spoke] = link.next
+        if link.next:
+            (<Link*>(slab.data + <size_t>link.next * slab.stride)).prev = link.prev
+        else:
+            wheel.tail[spoke] = link.prev
+        slab.linked -= 1
+
+    cdef bint _rehang(self, uint32_t place) noexcept:
+        """Hang a ring anew if it has signals of a later start; return whether it has."""
+        cdef Ring* ring = self._ring(place)
+        if ring.newest_ns // self.width_ns == ring.link.start_ns // self.width_ns:
+            return False
+        self._unhang(&self.ringed, &self.ring_wheel, place)
+        ring.link.start_ns = ring.newest_ns
+        self._hang(&self.ringed, &self.ring_wheel, place)
+        return True
+
+    cdef int _expire(self, int64_t since_ns) except -1:
+        """Drop what started in ticks that are wholly before a time."""
+        cdef int64_t until = since_ns // self.width_ns
+        cdef int spoke
+        cdef uint32_t place, following
+        if not self.started:
+            self.started = True
+            self.node_wheel.at = self.ring_wheel.at = until
+            return 0
+        if self.node_wheel.at >= until:
+            return 0
+        self.node_wheel.at = max(self.node_wheel.at, until - SPOKES)
+        while self.node_wheel.at < until:
+            spoke = <int>(self.node_wheel.at & (SPOKES - 1))
+            while self.node_wheel.head[spoke]:
+                self._remove(self.node_wheel.head[spoke])
+            place = self.ring_wheel.head[spoke]
+            while place:
+                following = self._ring(place).link.next
+                if not self._rehang(place):
+                    self._remove_ring(place)
+                place = following
+            self.node_wheel.at += 1
+        self.ring_wheel.at = self.node_wheel.at
+        return 0
+
+    cdef bint _first(self, Slab* slab, Wheel* wheel) noexcept:
+        """Move a wheel's `oldest` to the first tick where something hangs."""
+        if not slab.linked:
+            return False
+        while not wheel.head[wheel.oldest & (SPOKES - 1)]:
+            wheel.oldest += 1
+        return True
+
+    cdef int _evict(self) except -1:
+        """Drop what started longest ago until the bound is kept."""
+        cdef bint has_node, has_ring
+        cdef uint32_t place
+        while self.nodes.linked + self.ringed.linked > self.bound:
+            has_node = self._first(&self.nodes, &self.node_wheel)
+            has_ring = self._first(&self.ringed, &self.ring_wheel)
+            if has_ring and (
+                not has_node or self.ring_wheel.oldest <= self.node_wheel.oldest
+            ):
+                place = self.ring_wheel.head[self.ring_wheel.oldest & (SPOKES - 1)]
+                if self._rehang(place):
+                    continue
+                self._remove_ring(place)
+            else:
+                self._remove(self.node_wheel.head[self.node_wheel.oldest & (SPOKES - 1)])
+            self.evicted += 1
+        return 0
+
+    # Tables.
+
+    cdef int _insert(self, uint32_t place) except -1:
+        """Put a node into its step's table and the wheel."""
+        cdef Node* node = self._node(place)
+        cdef Chains* chains = &self.plans[node.step].table
+        if chains.used >= chains.size:
+            self._widen(chains)
+        self._chain(chains, place)
+        chains.used += 1
+        self._hang(&self.nodes, &self.node_wheel, place)
+        return 0
+
+    cdef void _chain(self, Chains* chains, uint32_t place) noexcept:
+        cdef Node* node = self._node(place)
+        cdef uint32_t* head = &chains.classes[node.hash & (chains.size - 1)]
+        node.class_next = head[0]
+        head[0] = place
+        head = &chains.groups[node.group_hash & (chains.size - 1)]
+        node.group_prev = 0
+        node.group_next = head[0]
+        if head[0]:
+            self._node(head[0]).group_prev = place
+        head[0] = place
+
+    cdef int _widen(self, Chains* chains) except -1:
+        cdef uint32_t size = chains.size
+        cdef uint32_t* classes = chains.classes
+        cdef uint32_t* groups = chains.groups
+        cdef uint32_t* new_classes = <uint32_t*>heap_new(self.heap, 2 * size * sizeof(uint32_t))
+        cdef uint32_t* new_groups = NULL
+        cdef uint32_t i, place, following
+        cdef Ring* ring
+        if groups != NULL:
+            new_groups = <uint32_t*>heap_new(self.heap, 2 * size * sizeof(uint32_t))
+        if new_classes == NULL or (groups != NULL and new_groups == NULL):
+            heap_del(self.heap, new_classes, 2 * size * sizeof(uint32_t))
+            raise MemoryError
+        chains.classes = new_classes
+        chains.groups = new_groups
+        chains.size = 2 * size
+        for i in range(size):
+            place = classes[i]
+            while place:
+                if groups != NULL:
+                    following = self._node(place).class_next
+                    self._chain(chains, place)
+                else:
+                    ring = self._ring(place)
+                    following = ring.next
+                    ring.next = chains.classes[ring.hash & (chains.size - 1)]
+                    chains.classes[ring.hash & (chains.size - 1)] = place
+                place = following
+        heap_del(self.heap, classes, size * sizeof(uint32_t))
+        heap_del(self.heap, groups, size * sizeof(uint32_t))
+        return 0
+
+    cdef void _remove(self, uint32_t place) noexcept:
+        """Take a node out of its table and the wheel."""
+        cdef Node* node = self._node(place)
+        cdef Chains* chains = &self.plans[node.step].table
+        cdef uint32_t* at = &chains.classes[node.hash & (chains.size - 1)]
+        while at[0] != place:
+            at = &self._node(at[0]).class_next
+        at[0] = node.class_next
+        if node.group_prev:
+            self._node(node.group_prev).group_next = node.group_next
+        else:
+            chains.groups[node.group_hash & (chains.size - 1)] = node.group_next
+        if node.group_next:
+            self._node(node.group_next).group_prev = node.group_prev
+        chains.used -= 1
+        self._unhang(&self.nodes, &self.node_wheel, place)
+        self._drop(place)
+
+    cdef void _remove_ring(self, uint32_t place) noexcept:
+        cdef Ring* ring = self._ring(place)
+        cdef Chains* chains = &self.plans[ring.step].rings
+        cdef uint32_t* at = &chains.classes[ring.hash & (chains.size - 1)]
+        cdef uint32_t i
+        while at[0] != place:
+            at = &self._ring(at[0]).next
+        at[0] = ring.next
+        chains.used -= 1
+        self._unhang(&self.ringed, &self.ring_wheel, place)
+        for i in range(ring.used):
+            self._drop(ring.entries[(ring.at + i) % ring.capacity].before)
+        self._forget_ring(ring)
+        ring.next = self.ringed.free_
+        self.ringed.free_ = place
+
+    # Matching.
+
+    cdef int _compare(self, uint32_t one, uint32_t two) noexcept:
+        """Compare two matches of the same step signal by signal: < 0, 0, > 0."""
+        cdef Node* a = self._node(one)
+        cdef Node* b = self._node(two)
+        cdef int result, i
+        cdef Taken* mine
+        cdef Taken* theirs
+        if one == two:
+            return 0
+        if a.start_no != b.start_no:
+            return 1 if a.start_no > b.start_no else -1
+        if a.before:
+            result = self._compare(a.before, b.before)
+            if result:
+                return result
+        if self.plans[a.step].count == 1:
+            return (a.no > b.no) - (a.no < b.no)
+        mine, theirs = <Taken*>a.taken, <Taken*>b.taken
+        for i in range(self.plans[a.step].count):
+            if mine[i].no != theirs[i].no:
+                return 1 if mine[i].no > theirs[i].no else -1
+        return 0
+
+    cdef uint64_t _killed(self, Absent absent, uint32_t place) except? 0xFFFFFFFF:
+        """Return the number of the latest signal that an absence took for a node; 0: none."""
+        cdef Node* node = self._node(place)
+        if not absent.latest:
+            return 0
+        key = tuple([<object>node.values[<int>at] for at in absent.places[node.step]])
+        found = absent.latest.get(key)
+        return 0 if found is None else found[0]
+
+    cdef bint _disturbed(self, uint32_t place, int position) except -1:
+        """Tell whether an absence that lasts to a step has undone a node of a step before."""
+        cdef Absent absent
+        cdef uint32_t at
+        for absent in self.absences:
+            if absent.after < position <= absent.until:
+                at = place
+                while <int>self._node(at).step > absent.after:
+                    at = self._node(at).before
+                if self._killed(absent, place) > self._node(at).no:
+                    return True
+        return False
+
+    cdef int _feed_step(self, int position) except -1:
+        """Take the signal at one step."""
+        cdef Plan* plan = &self.plans[position]
+        cdef Plan* previous
+        cdef PyObject* own[1024]
+        cdef PyObject* value
+        cdef uint32_t hashed, place, following
+        cdef Node* node
+        cdef int i
+        # A match that lacks a value which a later join needs can never be completed.
+        for i in range(plan.required_count):
+            if self.fields.get(plan.required[i]) == <PyObject*>None:
+                return 0
+        for i in range(plan.by_count):
+            if self.fields.get(plan.by[i]) == <PyObject*>None:
+                return 0
+        if plan.distinct >= 0 and self.fields.get(plan.distinct) == <PyObject*>None:
+            return 0
+        if position == 0:
+            if plan.count > 1:
+                return self._feed_ring(position, 0)
+            return self._make(position, 0, self.now, self.now_no, self.now_ns)
+        for i in range(plan.own_count):
+            value = self.fields.get(plan.own[i])
+            if value == <PyObject*>None:
+                return 0
+            own[i] = value
+        previous = &self.plans[position - 1]
+        hashed = hash_values(own, plan.own_count)
+        place = previous.table.groups[hashed & (previous.table.size - 1)]
+        while place:
+            node = self._node(place)
+            following = node.group_next
+            if node.group_hash == hashed and self.now_ns - node.link.start_ns <= self.within_ns:
+                for i in range(plan.own_count):
+                    if not same(own[i], node.values[previous.probe[i]]):
+                        break
+                else:
+                    if plan.gap_ns >= 0 and not self._near(node, previous, plan.gap_ns):
+                        pass
+                    elif self.absences and self._disturbed(place, position):
+                        pass
+                    elif plan.count > 1:
+                        self._feed_ring(position, place)
+                    else:
+                        self._make(position, place, self.now, node.start_no, node.link.start_ns)
+            place = following
+        return 0
+
+    cdef bint _near(self, Node* node, Plan* plan, int64_t gap_ns) except -1:
+        cdef PyObject* last = node.taken
+        if plan.count > 1:
+            last = (<Taken*>node.taken)[plan.count - 1].signal
+        return self.now_ns - <int64_t>(<object>last).time_ns <= gap_ns
+
+    cdef int _make(
+        self, int position, uint32_t before, PyObject* taken, uint64_t start_no, int64_t start_ns
+    ) except -1:
+        """Make the node that the signal ends, and keep it if it is the best of its class."""
+        cdef Plan* plan = &self.plans[position]
+        cdef uint32_t place = self._take(&self.nodes)
+        cdef Node* node = self._node(place)
+        cdef PyObject* value
+        cdef int i, from_
+        node.step = position
+        node.refs = 1
+        node.link.start_ns = start_ns
+        node.start_no = start_no
+        node.no = self.now_no
+        node.taken = taken
+        if plan.count == 1:
+            incref(taken)
+        node.before = before
+        if before:
+            self._node(before).refs += 1
+        for i in range(plan.carried_count):
+            from_ = plan.carried[i]
+            if from_ >= 0:
+                value = self._node(before).values[from_]
+            else:
+                value = self.fields.get(plan.needed[~from_])
+            incref(value)
+            node.values[i] = value
+        if position < self.steps - 1:
+            return self._keep(position, place)
+        if self.absent_after >= 0:
+            return self._await(place)
+        if not self.best or self._compare(place, self.best) > 0:
+            self._drop(self.best)
+            self.best = place
+        else:
+            self._drop(place)
+        return 0
+
+    cdef bint _alike(self, Node* one, Node* two, int count) except -1:
+        cdef int i
+        for i in range(count):
+            if not same(one.values[i], two.values[i]):
+                return False
+        return True
+
+    cdef int _keep(self, int position, uint32_t place) except -1:
+        cdef Plan* plan = &self.plans[position]
+        cdef Node* node = self._node(place)
+        cdef Node* other
+        cdef PyObject* probe[1024]
+        cdef uint32_t at, following
+        cdef int i
+        cdef bint is_less
+        for i in range(plan.probe_count):
+            probe[i] = node.values[plan.probe[i]]
+        node.hash = hash_values(node.values, plan.carried_count)
+        node.group_hash = hash_values(probe, plan.probe_count)
+        at = plan.table.classes[node.hash & (plan.table.size - 1)]
+        while at:
+            other = self._node(at)
+            following = other.class_next
+            if other.hash == node.hash and self._alike(other, node, plan.carried_count):
+                is_less = self._compare(place, at) > 0
+                if is_less or (self.absences and self._disturbed(at, position + 1)):
+                    self._remove(at)
+                elif not plan.gap_follows:
+                    self._drop(place)
+                    return 0
+                # Before a limited gap, one that started earlier but ended later stays beside it.
+            at = following
+        return self._insert(place)
+
+    cdef int _await(self, uint32_t place) except -1:
+        """Keep a completed match until it is known that nothing undid it."""
+        cdef Plan* plan = &self.plans[self.steps - 1]
+        cdef uint32_t other
+        cdef Py_ssize_t i
+        for i in range(len(self.fresh)):
+            other = self.fresh[i]
+            if self._alike(self._node(place), self._node(other), plan.carried_count):
+                if self._compare(place, other) > 0:
+                    self.fresh[i] = place
+                    place = other
+                self._drop(place)
+                return 0
+        self.fresh.append(place)
+        return 0
+
+    cdef int _feed_ring(self, int position, uint32_t before) except -1:
+        """Take the signal at a counting step, behind one node or, at the first step, none."""
+        cdef Plan* plan = &self.plans[position]
+        cdef PyObject* key[1024]
+        cdef int i, key_count = plan.by_count
+        cdef uint32_t hashed, place, at
+        cdef Ring* ring
+        cdef Taken* taken
+        cdef Entry* first
+        cdef int64_t start_ns = self.now_ns
+        for i in range(plan.by_count):
+            key[i] = self.fields.get(plan.by[i])
+        if before:
+            start_ns = self._node(before).link.start_ns
+            for i in range(plan.before_count):
+                key[key_count] = self._node(before).values[i]
+                key_count += 1
+        hashed = hash_values(key, key_count)
+        place = plan.rings.classes[hashed & (plan.rings.size - 1)]
+        while place:
+            ring = self._ring(place)
+            if ring.hash == hashed:
+                for i in range(key_count):
+                    if not same(key[i], ring.values[i]):
+                        break
+                else:
+                    break
+            place = ring.next
+        if not place:
+            place = self._new_ring(position, hashed, key, key_count, start_ns)
+        elif self.absences and before:
+            self._undo(place, before, position)
+        self._push(place, plan, before, start_ns)
+        ring = self._ring(place)
+        if ring.used < <uint32_t>plan.count:
+            return 0
+        first = &ring.entries[ring.at]
+        if self.now_ns - first.start_ns > self.within_ns:
+            return 0
+        taken = <Taken*>heap_new(self.heap, plan.count * sizeof(Taken))
+        if taken == NULL:
+            raise MemoryError
+        for i in range(plan.count):
+            at = (ring.at + <uint32_t>i) % ring.capacity
+            taken[i].signal = ring.entries[at].signal
+            taken[i].no = ring.entries[at].no
+            incref(taken[i].signal)
+        return self._make(
+            position,
+            first.before,
+            <PyObject*>taken,
+            self._node(first.before).start_no if first.before else first.no,
+            first.start_ns,
+        )
+
+    cdef uint32_t _new_ring(
+        self, int position, uint32_t hashed, PyObject** key, int key_count, int64_t start_ns
+    ) except 0:
+        cdef Chains* chains = &self.plans[position].rings
+        cdef uint32_t place = self._take(&self.ringed)
+        cdef Ring* ring = self._ring(place)
+        cdef int i
+        ring.capacity = min(4, self.plans[position].count)
+        ring.entries = <Entry*>heap_new(self.heap, ring.capacity * sizeof(Entry))
+        if ring.entries == NULL:
+            raise MemoryError
+        ring.step = position
+        ring.hash = hashed
+        for i in range(key_count):
+            incref(key[i])
+            ring.values[i] = key[i]
+        if chains.used >= chains.size:
+            self._widen(chains)
+        ring.next = chains.classes[hashed & (chains.size - 1)]
+        chains.classes[hashed & (chains.size - 1)] = place
+        chains.used += 1
+        ring.link.start_ns = ring.newest_ns = start_ns
+        self._hang(&self.ringed, &self.ring_wheel, place)
+        return place
+
+    cdef int _undo(self, uint32_t place, uint32_t before, int position) except -1:
+        """Take out of a ring what absences that last to its step have undone."""
+        cdef Absent absent
+        cdef uint64_t killed = 0
+        for absent in self.absences:
+            if absent.after < position <= absent.until:
+                killed = max(killed, self._killed(absent, before))
+        cdef Ring* ring = self._ring(place)
+        while ring.used and ring.entries[ring.at].no <= killed:
+            self._shift(ring)
+        return 0
+
+    cdef void _shift(self, Ring* ring) noexcept:
+        """Take the oldest entry out."""
+        cdef Entry* entry = &ring.entries[ring.at]
+        decref(entry.signal)
+        decref(entry.value)
+        self._drop(entry.before)
+        ring.at = (ring.at + 1) % ring.capacity
+        ring.used -= 1
+
+    cdef int _push(self, uint32_t place, Plan* plan, uint32_t before, int64_t start_ns) except -1:
+        """Put the signal to a ring's end: the oldest goes, or the last one with its value."""
+        cdef Ring* ring = self._ring(place)
+        cdef Entry* entry
+        cdef Entry* larger
+        cdef uint32_t i, hashed = 0, capacity
+        cdef PyObject* value = NULL
+        if plan.distinct >= 0:
+            value = self.fields.get(plan.distinct)
+            hashed = hash_values(&value, 1)
+            for i in range(ring.used):
+                entry = &ring.entries[(ring.at + i) % ring.capacity]
+                if entry.hash == hashed and same(entry.value, value):
+                    self._cut(ring, i)
+                    break
+        if ring.used == <uint32_t>plan.count:
+            self._shift(ring)
+        if ring.used == ring.capacity:
+            capacity = min(2 * ring.capacity, <uint32_t>plan.count)
+            larger = <Entry*>heap_new(self.heap, capacity * sizeof(Entry))
+            if larger == NULL:
+                raise MemoryError
+            for i in range(ring.used):
+                larger[i] = ring.entries[(ring.at + i) % ring.capacity]
+            heap_del(self.heap, ring.entries, ring.capacity * sizeof(Entry))
+            ring.entries = larger
+            ring.capacity = capacity
+            ring.at = 0
+        entry = &ring.entries[(ring.at + ring.used) % ring.capacity]
+        entry.signal = self.now
+        incref(self.now)
+        entry.value = value
+        if value != NULL:
+            incref(value)
+        entry.hash = hashed
+        entry.no = self.now_no
+        entry.start_ns = start_ns
+        entry.before = before
+        if before:
+            self._node(before).refs += 1
+        ring.used += 1
+        ring.newest_ns = start_ns
+        return 0
+
+    cdef void _cut(self, Ring* ring, uint32_t at) noexcept:
+        """Take the entry `at` places from the oldest out, and close up."""
+        cdef Entry gone = ring.entries[(ring.at + at) % ring.capacity]
+        cdef uint32_t i
+        for i in range(at, ring.used - 1):
+            ring.entries[(ring.at + i) % ring.capacity] = (
+                ring.entries[(ring.at + i + 1) % ring.capacity]
+            )
+        decref(gone.signal)
+        decref(gone.value)
+        self._drop(gone.before)
+        ring.used -= 1
+
+    cdef int _note(self, Absent absent) except -1:
+        """Note a signal that an absence takes."""
+        values = []
+        for place in absent.own:
+            value = <object>self.fields.get(place)
+            if value is None:
+                return 0
+            values.append(value)
+        key = tuple(values)
+        absent.latest.pop(key, None)
+        absent.latest[key] = (self.now_no, self.now_ns)
+        since_ns = self.now_ns - self.within_ns - self.after_ns
+        while True:
+            oldest = next(iter(absent.latest))
+            if absent.latest[oldest][1] < since_ns:
+                del absent.latest[oldest]
+            elif len(absent.latest) > self.bound:
+                del absent.latest[oldest]
+                self.evicted += 1
+            else:
+                return 0
+
+    cdef int feed(self, object signal, uint64_t no, int64_t time_ns, uint64_t wanted) except -1:
+        """Take a signal at the steps (bits 0-31) and absences (from bit 32) that name its rule.
+
+        From the last step, so that a signal is never two steps of one match.
+        """
+        cdef int position
+        cdef Absent absent
+        self.now = <PyObject*>signal
+        self.now_no = no
+        self.now_ns = time_ns
+        self._expire(time_ns - self.within_ns)
+        for position in range(self.steps - 1, -1, -1):
+            if wanted >> position & 1:
+                condition = self.conditions[position]
+                if condition is None or holds(condition, signal):
+                    self._feed_step(position)
+        if wanted >> 32:
+            for position in range(len(self.absences)):
+                if wanted >> (32 + position) & 1:
+                    absent = self.absences[position]
+                    if absent.condition is None or holds(absent.condition, signal):
+                        self._note(absent)
+        if self.fresh:
+            self.pending.append((no, time_ns, self.fresh))
+            self.fresh = []
+            if len(self.pending) > self.bound:
+                for place in self.pending.popleft()[2]:
+                    self._drop(place)
+                self.evicted += 1
+        if self.nodes.linked + self.ringed.linked > self.bound:
+            self._evict()
+        return 0
+
+    cdef object take_best(self):
+        """Return the witness that the signal completed, or None."""
+        if not self.best:
+            return None
+        found = self.witness(self.best)
+        self._drop(self.best)
+        self.best = 0
+        return found
+
+    cdef object take_decided(self):
+        """Return the witness of the pending signal that is first, or None: it was undone."""
+        cdef uint32_t place, best = 0
+        cdef Absent absent = self.absences[self.absent_after]
+        places = self.pending.popleft()[2]
+        for place in places:
+            if self._killed(absent, place) <= self._node(place).no and (
+                not best or self._compare(place, best) > 0
+            ):
+                best = place
+        found = self.witness(best) if best else None
+        for place in places:
+            self._drop(place)
+        return found
+
+    cdef object witness(self, uint32_t place):
+        """Return per step, in the order of the file, the signals that it took."""
+        cdef Node* node
+        cdef Taken* taken
+        cdef int i
+        cdef list found = [None] * self.steps
+        while place:
+            node = self._node(place)
+            if self.plans[node.step].count == 1:
+                signals = (<object>node.taken,)
+            else:
+                taken = <Taken*>node.taken
+                signals = tuple([
+                    <object>taken[i].signal for i in range(self.plans[node.step].count)
+                ])
+            found[self.arrangement[node.step]] = signals
+            place = node.before
+        return tuple(found)
+
+
+cdef class Takers:
+    """Who wants the signals of one rule."""
+
+    cdef object tags
+    cdef list tables      # numbers, in order
+    cdef list wanted      # the steps and absences of each
+
+
+@cython.no_gc_clear
+cdef class TableSet:
+    """The tables of several sequences over one ordered stream of signals.
+
+    sequences     of :class:`vedette.core.sequence.Sequence`
+    partials_max  see :class:`vedette.core.correlator.Correlator`
+    """
+
+    cdef Heap heap
+    cdef Fields fields
+    cdef list tables
+    cdef list numbers             # of the sequence that each belongs to
+    cdef list spans               # (first, end) of each sequence's tables
+    cdef list awaiting            # numbers of sequences that an absence follows
+    cdef dict by_rule
+    cdef dict by_tag
+    cdef dict cache
+    cdef object last
+    cdef int64_t last_ns
+    cdef uint64_t no
+    cdef readonly uint64_t duplicates
+    cdef bint has_last
+
+    def __init__(self, sequences, uint32_t partials_max):
+        cdef Tables tables
+        self.fields = Fields()
+        self.tables = []
+        self.numbers = []
+        self.spans = []
+        self.awaiting = []
+        self.by_rule = {}
+        self.by_tag = {}
+        self.cache = {}
+        for number, sequence in enumerate(sequences):
+            first = len(self.tables)
+            for arrangement in sequence.arrangements():
+                tables = Tables()
+                tables.prepare(&self.heap, self.fields, sequence, arrangement, partials_max)
+                wanted = [
+                    (1 << position, sequence.steps[index])
+                    for position, index in enumerate(arrangement)
+                ]
+                wanted += [(1 << 32 + n, a.step) for n, a in enumerate(sequence.absences)]
+                for bit, step in wanted:
+                    for rule in step.rules:
+                        self.by_rule.setdefault(rule, []).append((len(self.tables), bit))
+                    for tag in step.tags:
+                        self.by_tag.setdefault(tag, []).append((len(self.tables), bit))
+                self.tables.append(tables)
+                self.numbers.append(number)
+            self.spans.append((first, len(self.tables)))
+            if sequence.afterwards_ns:
+                self.awaiting.append(number)
+
+    def __dealloc__(self):
+        # The tables free what they have from the heap, which is part of this object.
+        self.tables = None
+
+    @property
+    def taken(self):
+        """How many signals were taken."""
+        return self.no
+
+    @property
+    def partials(self):
+        """Partial matches, and groups that are being counted, of all sequences."""
+        cdef Tables tables
+        found = 0
+        for tables in self.tables:
+            found += tables.nodes.linked + tables.ringed.linked
+        return found
+
+    @property
+    def evicted(self):
+        """What went because a bound was reached."""
+        return sum(tables.evicted for tables in self.tables)
+
+    @property
+    def heap_bytes(self):
+        """Bytes of the tables, without the signals that they name."""
+        return self.heap.bytes
+
+    cdef Takers _takers(self, object inner):
+        """Return who wants a signal, by its rule and tags."""
+        cdef Takers found
+        rule, tags = inner.rule, inner.tags
+        known = self.cache.get(rule)
+        if known is not None:
+            found = known
+            if found.tags == tags:
+                return found
+        wanted = {}
+        for number, bit in self.by_rule.get(rule, ()):
+            wanted[number] = wanted.get(number, 0) | bit
+        for tag in tags:
+            for number, bit in self.by_tag.get(tag, ()):
+                wanted[number] = wanted.get(number, 0) | bit
+        found = Takers()
+        found.tags = tags
+        found.tables = sorted(wanted)
+        found.wanted = [wanted[number] for number in found.tables]
+        if len(self.cache) >= 65536:
+            self.cache.clear()
+        self.cache[rule] = found
+        return found
+
+    def run(self, list signals, Py_ssize_t at):
+        """Take signals from place ``at`` on, up to one that completes something or to the end.
+
+        Returns the place behind it, and (number of the sequence, witness) of each completion.
+        Raises ValueError for a signal that comes before the last one taken.
+        """
+        cdef object signal
+        cdef int64_t time_ns
+        cdef Takers takers
+        cdef Tables tables
+        cdef Py_ssize_t i, end = len(signals)
+        cdef int number
+        cdef list completed = []
+        while at < end:
+            signal = signals[at]
+            at += 1
+            time_ns = signal.time_ns
+            if self.has_last and time_ns <= self.last_ns and not self._follows(signal):
+                continue
+            self.has_last = True
+            self.last = signal
+            self.last_ns = time_ns
+            self.no += 1
+            if self.awaiting:
+                self._decide(time_ns - 1, completed)
+            takers = self._takers(signal.signal)
+            if takers.tables:
+                self.fields.begin(signal)
+                for i in range(len(takers.tables)):
+                    tables = self.tables[<int>takers.tables[i]]
+                    tables.feed(signal, self.no, time_ns, <uint64_t>takers.wanted[i])
+                    if tables.best:
+                        self._collect(<int>takers.tables[i], completed)
+            if completed:
+                break
+        return at, completed
+
+    cdef bint _follows(self, object signal) except -1:
+        """Tell whether a signal of the last one's time or before is new."""
+        if signal.order > self.last.order:
+            return True
+        if signal.order < self.last.order:
+            raise ValueError(
+                f"signal {signal.order} comes before {self.last.order}, which was taken already"
+            )
+        self.duplicates += 1
+        return False
+
+    cdef int _collect(self, int at, list completed) except -1:
+        """Add a completion; of several orders of a sequence's steps, the greatest stays."""
+        cdef Tables tables = self.tables[at]
+        number = self.numbers[at]
+        witness = tables.take_best()
+        if completed and completed[-1][0] == number and completed[-1][1] is not None:
+            known = completed[-1][1]
+            if in_order(known)[-1] == in_order(witness)[-1]:
+                if in_order(witness) > in_order(known):
+                    completed[-1] = (number, witness)
+                return 0
+        completed.append((number, witness))
+        return 0
+
+    cdef int _decide(self, int64_t until_ns, list completed) except -1:
+        """Complete what an absence could have undone up to a time, and did not."""
+        cdef Tables tables
+        for number in self.awaiting:
+            first, end = self.spans[number]
+            while True:
+                heads = []
+                for tables in self.tables[first:end]:
+                    if tables.pending and tables.pending[0][1] + tables.after_ns <= until_ns:
+                        heads.append(tables.pending[0][0])
+                if not heads:
+                    break
+                now = min(heads)
+                best = None
+                for tables in self.tables[first:end]:
+                    if tables.pending and tables.pending[0][0] == now:
+                        witness = tables.take_decided()
+                        if witness is not None and (
+                            best is None or in_order(witness) > in_order(best)
+                        ):
+                            best = witness
+                if best is not None:
+                    completed.append((number, best))
+        return 0
+
+    def decide(self, int64_t until_ns):
+        """Return the completions that are sure once nothing more comes of the time up to here."""
+        completed = []
+        self._decide(until_ns, completed)
+        return completed
+
+
+cdef list in_order(tuple witness):
+    """Return the orders of a witness' signals, sorted."""
+    return sorted([signal.order for taken in witness for signal in taken])
