@@ -307,6 +307,7 @@ class Shipper:
         self._connected = False
         self._reason = "not started"
         self._drain_until_s: float | None = None
+        self._bye_reason = ""
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="shipper", daemon=True)
@@ -371,9 +372,13 @@ class Shipper:
         with self._lock:
             return "connected" if self._connected else self._reason
 
-    def close(self, drain_s: float = 1.0) -> bool:
-        """Send what waits for at most drain_s, then stop; True where all was acknowledged."""
+    def close(self, drain_s: float = 1.0, reason: str = "") -> bool:
+        """Send what waits for at most drain_s, then stop; True where all was acknowledged.
+
+        reason  what the aggregator's people are told
+        """
         with self._lock:
+            self._bye_reason = reason[:1024]
             self._drain_until_s = time.monotonic() + drain_s
         self._stopping.set()
         if self._thread.ident is not None:
@@ -736,7 +741,9 @@ class _Session:
     def _bye(self) -> None:
         if self.welcomed:
             with self.shipper._lock:
-                bye = wire.Bye(complete_until_ns=self._complete_until_ns())
+                bye = wire.Bye(
+                    complete_until_ns=self._complete_until_ns(), reason=self.shipper._bye_reason
+                )
             with contextlib.suppress(_Broken):
                 self._heartbeat(time.monotonic())
                 self._send(wire.encode(bye))

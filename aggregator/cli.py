@@ -85,11 +85,12 @@ rules_cli.mount(app)
 fleet_cli.mount(app)
 
 StoreOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--store",
         metavar="PATH",
-        help=f"The aggregator's store, a SQLite file; default: what {STORE_VARIABLE} says.",
+        help="The aggregator's store, a SQLite file or postgresql://USER@HOST/NAME; default: what "
+        f"{STORE_VARIABLE} says.",
     ),
 ]
 ConfigOption = Annotated[
@@ -314,7 +315,7 @@ def incidents_show(
     utc: UtcOption = False,
 ) -> None:
     """Show one incident: its steps on a time line, host by host."""
-    above: tuple[Path | None, Path | None] = context.obj or (None, None)
+    above: tuple[str | None, Path | None] = context.obj or (None, None)
     with _store(store_path or above[0], config_file or above[1]) as store:
         incident = _one_incident(store, incident_id)
         fleet = Fleet(store.hosts())
@@ -453,13 +454,13 @@ def _config(path: Path) -> Config:
 
 
 @contextlib.contextmanager
-def _store(path: Path | None, config_file: Path | None) -> Iterator[Store]:
+def _store(path: str | None, config_file: Path | None) -> Iterator[Store]:
     if config_file is not None and path is not None:
         raise UsageError("--store and --config both name a store; give one")
     if config_file is not None:
-        path = Path(_config(config_file).store.path)
+        path = _config(config_file).store.target
     if path is None and os.environ.get(STORE_VARIABLE):
-        path = Path(os.environ[STORE_VARIABLE])
+        path = os.environ[STORE_VARIABLE]
     if path is None:
         raise UsageError(
             f"which store? Give --store PATH or --config FILE, or set {STORE_VARIABLE}"

@@ -55,10 +55,22 @@ class Listen(_Section, frozen=True):
 class Store(_Section, frozen=True):
     """The database.
 
-    path  SQLite file; made at the first start
+    path       SQLite file; made at the first start
+    url        PostgreSQL database instead, postgresql://USER@HOST/NAME; a password is best kept in
+               libpq's ~/.pgpass
+    age_s_max  signals, incidents and losses that are older go
+    bytes_max  beyond it the signals that arrived first go; those of incidents stay
     """
 
     path: _Text = "vedette.db"
+    url: Annotated[str, msgspec.Meta(pattern=r"^postgres(ql)?://\S+$")] | None = None
+    age_s_max: Annotated[float, msgspec.Meta(ge=60, le=3660 * 86400)] = 90 * 86400.0
+    bytes_max: Annotated[int, msgspec.Meta(ge=1 << 22, le=1 << 50)] = 1 << 34
+
+    @property
+    def target(self) -> str:
+        """What aggregator.store.Store.open takes."""
+        return self.path if self.url is None else self.url
 
 
 class Sequences(_Section, frozen=True):
@@ -79,6 +91,7 @@ class Limits(_Section, frozen=True):
     silent_after_s     a host that reports no progress for so long is set aside: the fleet's
                        sequences go on without it, and what it sends later is marked late
     lag_s_max          the same for a host whose reported progress is so far behind the clock
+    silent_alert_s     a host that says nothing for so long is an alert
     """
 
     message_bytes_max: Annotated[int, msgspec.Meta(ge=MESSAGE_BYTES_MIN, le=1 << 28)] = 1 << 20
@@ -86,6 +99,7 @@ class Limits(_Section, frozen=True):
     credit_signals: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 2 * BATCH_SIGNALS_MAX
     silent_after_s: _Seconds = 15.0
     lag_s_max: _Seconds = 60.0
+    silent_alert_s: _Seconds = 60.0
 
 
 class Log(_Section, frozen=True):
@@ -207,6 +221,8 @@ def _explain(message: str, path: Path, lines: dict[str, int]) -> str:
         key = f"{key}.{unknown[1]}" if key else unknown[1]
     elif key == "listen.endpoint":
         what = "expected tcp://ADDRESS:PORT, such as tcp://0.0.0.0:7710, or ipc:///PATH"
+    elif key == "store.url":
+        what = "expected postgresql://USER@HOST/NAME"
     elif key == "log.level":
         what = "expected debug, info, warning or error"
     else:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
@@ -30,7 +31,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from vedette.aggregator.config import Config
-from vedette.aggregator.store import HostsFull, Store
+from vedette.aggregator.store import EXPIRE_ROWS, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
 
@@ -48,6 +49,8 @@ REFUSALS_LOGGED_MAX: Final = 20
 REFUSALS_LOGGED_PER_S: Final = 10
 TICK_S: Final = 0.25
 REPORT_S: Final = 5.0
+SILENCE_S: Final = 1.0
+EXPIRE_S: Final = 10.0
 ALLOW_LIST_S: Final = 1.0
 """How often it is looked whether the allow-list has changed, and which keys have ended."""
 WATERMARK_KEY: Final = "watermark_ns"
@@ -190,9 +193,13 @@ class Server:
         self._tick_s = 0.0
         self._report_s = 0.0
         self._newest_ns = 0
+        self._heard_s: dict[str, float] = {}
+        self._silent: set[str] = set()
+        self._silence_s = 0.0
+        self._expire_s = 0.0
         self._authenticator: ThreadAuthenticator | None = None
         with contextlib.ExitStack() as undo:
-            self._store = undo.enter_context(Store.open(config.store.path))
+            self._store = undo.enter_context(Store.open(config.store.target))
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
             undo.callback(self._context.destroy, linger=0)
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -214,6 +221,10 @@ class Server:
             self._progress = Progress(limits.silent_after_s, limits.lag_s_max, self._released_ns)
             for host in self._store.hosts():
                 self._progress.arrive(host.host_id, time.monotonic())
+                # Silence while nobody listened is not the host's.
+                self._heard_s[host.host_id] = time.monotonic()
+                if host.silent_since_ns:
+                    self._silent.add(host.host_id)
             self._correlator = correlator(self._store) if correlator else None
             self._undo = undo.pop_all()
 
@@ -293,7 +304,7 @@ class Server:
 
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 before[number] = signal.signal(number, handle)
-        log.info("listening on %s, store %s", self.endpoint, self.config.store.path)
+        log.info("listening on %s, store %s", self.endpoint, self._store.name)
         try:
             while not self._stop:
                 self.step()
@@ -364,7 +375,7 @@ class Server:
         except sa.exc.SQLAlchemyError as error:
             # Nothing of this round is stored, so nothing of it is acknowledged: its agents connect
             # again and send it again.
-            log.error("%s: %s; what arrived is refused", self.config.store.path, error)
+            log.error("%s: %s; what arrived is refused", self._store.name, error)
             self.counters["store_errors"] += 1
             for route_id, frames in arrived:
                 if route_id not in self._refused:
@@ -374,6 +385,7 @@ class Server:
             self._send(route_id, answer)
         now_s = time.monotonic()
         for host_id, until_ns in progress:
+            self._heard_s[host_id] = now_s
             self._progress.report(host_id, until_ns, now_s)
 
     def _take(
@@ -413,7 +425,8 @@ class Server:
             progress.append((peer.host_id, message.complete_until_ns))
             return wire.Ack(committed_seq=committed_seq, credit=limits.credit_signals)
         if isinstance(message, wire.Bye):
-            log.info("host %s left", peer.host_id)
+            log.info("host %s left: %s", peer.host_id, message.reason or "no reason given")
+            self._store.bye(peer.host_id, message.reason, received_ns)
             self._forget(route_id)
             self._progress.leave(peer.host_id)
             return None
@@ -424,6 +437,8 @@ class Server:
     ) -> wire.Welcome:
         if route_id in self._peers:
             raise _Refused("malformed", "HELLO twice")
+        if hello.boot_id == FLEET_BOOT:
+            raise _Refused("malformed", f"the boot id {FLEET_BOOT} is the aggregator's own")
         if hello.protocol != wire.PROTOCOL:
             raise _Refused(
                 "version", f"protocol {hello.protocol}, this aggregator speaks {wire.PROTOCOL}"
@@ -449,6 +464,7 @@ class Server:
         self._peers[route_id] = _Peer(hello.host_id, hello.boot_id, key)
         self._routes[hello.host_id] = route_id
         self._progress.arrive(hello.host_id, time.monotonic())
+        self._heard_s[hello.host_id] = time.monotonic()
         log.info("host %s (%r) connected, boot %s", hello.host_id, hello.hostname, hello.boot_id)
         return wire.Welcome(
             protocol=wire.PROTOCOL,
@@ -518,12 +534,53 @@ class Server:
         if now_s >= self._allow_list_s:
             self._allow_list_s = now_s + ALLOW_LIST_S
             self._watch_allow_list()
+        if now_s >= self._silence_s:
+            self._silence_s = now_s + SILENCE_S
+            with self._store_errors_counted():
+                self._note_silence(now_s)
+        if now_s >= self._expire_s:
+            with self._store_errors_counted():
+                self._expire(now_s)
         if report_due:
             self._report_s = now_s + REPORT_S
             with self._store_errors_counted():
                 self._write_report()
         if self._authenticator is not None and not self._authenticator.is_alive():
             raise ServerError("pyzmq's authenticator has ended; nobody could connect any more")
+
+    def _note_silence(self, now_s: float) -> None:
+        """Make an alert of each host that fell silent, and of each that is heard again."""
+        limit_s = self.config.limits.silent_alert_s
+        news = {
+            host_id: now_s - heard_s > limit_s
+            for host_id, heard_s in self._heard_s.items()
+            if (now_s - heard_s > limit_s) != (host_id in self._silent)
+        }
+        news = dict(islice(news.items(), FLEET_SIGNALS_MAX))
+        if not news:
+            return
+        now_ns = max(time.time_ns(), self._released_ns + 1)
+        self._store.note_silence(news, now_ns)
+        self._newest_ns = max(self._newest_ns, now_ns)
+        for host_id, silent in news.items():
+            if silent:
+                self._silent.add(host_id)
+                self.counters["hosts_fell_silent"] += 1
+                log.warning("host %s is silent", host_id)
+            else:
+                self._silent.discard(host_id)
+                log.info("host %s is heard again", host_id)
+
+    def _expire(self, now_s: float) -> None:
+        """Forget what is too old or too much, a little at a time."""
+        store = self.config.store
+        before_ns = time.time_ns() - int(store.age_s_max * 1e9)
+        old = self._store.expire(max(0, before_ns))
+        much = self._store.expire(None) if self._store.size_bytes() > store.bytes_max else 0
+        self.counters["expired.age"] += old
+        self.counters["expired.bytes"] += much
+        more = old == EXPIRE_ROWS or much
+        self._expire_s = now_s + (TICK_S if more else EXPIRE_S)
 
     def _release(self, watermark_ns: int) -> None:
         """Give the signals up to the watermark to the sequences; what comes later is late."""
@@ -541,7 +598,7 @@ class Server:
             yield
         except sa.exc.SQLAlchemyError as error:
             self.counters["store_errors"] += 1
-            log.error("%s: %s", self.config.store.path, error)
+            log.error("%s: %s", self._store.name, error)
 
     def _write_report(self) -> None:
         report = Report(

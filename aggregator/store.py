@@ -1,4 +1,7 @@
-"""The aggregator's memory: hosts, signals, losses and incidents in one SQLite file.
+"""The aggregator's memory: hosts, signals, losses and incidents, in SQLite or PostgreSQL.
+
+A store is a SQLite file, or a PostgreSQL database that a URL names (`postgresql://USER@HOST/NAME`,
+as in libpq; tables go into the first schema of the search path).
 
 One process writes (`Store.open`), any number read at the same time (`Store.open(read_only=True)`).
 Fields, tags, addresses and the like are JSON in text columns. Times are nanoseconds since 1970,
@@ -9,7 +12,7 @@ holds one open with `Store.transaction()`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,17 +20,31 @@ from typing import Any, Final, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
 
-from vedette.core.signal import Signal
+from vedette.core.signal import PRIORITIES, Signal
 from vedette.core.wire import Batch, Heartbeat, Hello, LostRange
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 APPLICATION_ID: Final = 0x56454454  # "VEDT", in the file's header: tells our files from others'
 BOOTS_PER_HOST_MAX: Final = 256
 """Older numberings of a host are forgotten; a host that invents boots cannot fill the disk."""
 LOSSES_PER_HOST_MAX: Final = 4096
 QUERY_ROWS_MAX: Final = 100_000
+FLEET_BOOT: Final = "aggregator"
+"""The numbering of signals that the aggregator makes itself, about a host."""
+FLEET_SIGNALS_MAX: Final = 500
+"""Hosts whose silence is written down in one transaction."""
+EXPIRE_ROWS: Final = 5000
+"""Signals that one call of `expire` deletes at most."""
+
+_WRITER_LOCK: Final = 0x56454454
+_SCHEMA_KEY: Final = "schema"
+_ROW_BYTES_SAMPLE: Final = 1000
+_ROW_BYTES_FACTOR: Final = 2
+"""What a row of `signals` takes in PostgreSQL with its indexes, over its columns' bytes (measured:
+1.8 with signals of 270 bytes of text)."""
 
 
 class StoreError(Exception):
@@ -42,38 +59,63 @@ _T = TypeVar("_T")
 
 metadata = sa.MetaData()
 
+_Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# In the order of bytes, as in SQLite, whatever the database's locale: the fleet's order of signals
+# must not depend on it.
+_Key = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+class json_extract(sa.sql.functions.GenericFunction[int]):
+    """`json_extract(text, '$.name')`, of a number: SQLite's function, for PostgreSQL too."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(json_extract, "postgresql")
+def _json_extract(element: Any, compiler: Any, **options: Any) -> str:
+    column, path = element.clauses
+    name = sa.literal(path.value.removeprefix("$."))
+    value = sa.cast(column, sa.JSON).op("->>")(name)
+    return str(compiler.process(sa.cast(value, sa.BigInteger), **options))
+
+
 hosts_table = sa.Table(
     "hosts",
     metadata,
-    sa.Column("host_id", sa.Text, primary_key=True),
-    sa.Column("hostname", sa.Text, nullable=False),
-    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("host_id", _Key, primary_key=True),
+    sa.Column("hostname", _Key, nullable=False),
+    sa.Column("boot_id", _Key, nullable=False),
     sa.Column("addresses", sa.Text, nullable=False),
     sa.Column("labels", sa.Text, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("rules_digest", sa.Text, nullable=False),
-    sa.Column("first_seen_ns", sa.Integer, nullable=False),
-    sa.Column("last_seen_ns", sa.Integer, nullable=False),
-    sa.Column("complete_until_ns", sa.Integer, nullable=False),
-    sa.Column("offset_ns", sa.Integer, nullable=False),
-    sa.Column("signals_stored", sa.Integer, nullable=False),
-    sa.Column("signals_late", sa.Integer, nullable=False),
-    sa.Column("signals_lost", sa.Integer, nullable=False),
-    sa.Column("signals_missing", sa.Integer, nullable=False),
-    sa.Column("lost_events", sa.Integer, nullable=False),
+    sa.Column("first_seen_ns", _Number, nullable=False),
+    sa.Column("last_seen_ns", _Number, nullable=False),
+    sa.Column("complete_until_ns", _Number, nullable=False),
+    sa.Column("offset_ns", _Number, nullable=False),
+    sa.Column("signals_stored", _Number, nullable=False),
+    sa.Column("signals_late", _Number, nullable=False),
+    sa.Column("signals_lost", _Number, nullable=False),
+    sa.Column("signals_missing", _Number, nullable=False),
+    sa.Column("lost_events", _Number, nullable=False),
     sa.Column("counters", sa.Text, nullable=False),
+    # Since version 2.
+    sa.Column("silent_since_ns", _Number, nullable=False, server_default="0"),
+    sa.Column("left_ns", _Number, nullable=False, server_default="0"),
+    sa.Column("left_reason", sa.Text, nullable=False, server_default=""),
     sqlite_with_rowid=False,
 )
 
 boots_table = sa.Table(
     "boots",
     metadata,
-    sa.Column("host_id", sa.Text, nullable=False),
-    sa.Column("boot_id", sa.Text, nullable=False),
-    sa.Column("committed_seq", sa.Integer, nullable=False),
-    sa.Column("last_time_ns", sa.Integer, nullable=False),
-    sa.Column("lost_events", sa.Integer, nullable=False),
-    sa.Column("last_seen_ns", sa.Integer, nullable=False),
+    sa.Column("host_id", _Key, nullable=False),
+    sa.Column("boot_id", _Key, nullable=False),
+    sa.Column("committed_seq", _Number, nullable=False),
+    sa.Column("last_time_ns", _Number, nullable=False),
+    sa.Column("lost_events", _Number, nullable=False),
+    sa.Column("last_seen_ns", _Number, nullable=False),
     sa.PrimaryKeyConstraint("host_id", "boot_id"),
     sqlite_with_rowid=False,
 )
@@ -81,14 +123,14 @@ boots_table = sa.Table(
 signals_table = sa.Table(
     "signals",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("host_id", sa.Text, nullable=False),
-    sa.Column("boot_id", sa.Text, nullable=False),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("time_ns", sa.Integer, nullable=False),
-    sa.Column("received_ns", sa.Integer, nullable=False),
-    sa.Column("rule", sa.Text, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("id", _Number, primary_key=True),
+    sa.Column("host_id", _Key, nullable=False),
+    sa.Column("boot_id", _Key, nullable=False),
+    sa.Column("seq", _Number, nullable=False),
+    sa.Column("time_ns", _Number, nullable=False),
+    sa.Column("received_ns", _Number, nullable=False),
+    sa.Column("rule", _Key, nullable=False),
+    sa.Column("priority", _Number, nullable=False),
     sa.Column("alert", sa.Boolean, nullable=False),
     sa.Column("tags", sa.Text, nullable=False),
     sa.Column("output", sa.Text, nullable=False),
@@ -105,13 +147,13 @@ signals_table = sa.Table(
 losses_table = sa.Table(
     "losses",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("host_id", sa.Text, nullable=False),
-    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("id", _Number, primary_key=True),
+    sa.Column("host_id", _Key, nullable=False),
+    sa.Column("boot_id", _Key, nullable=False),
     sa.Column("cause", sa.Text, nullable=False),
-    sa.Column("count", sa.Integer, nullable=False),
-    sa.Column("start_ns", sa.Integer, nullable=False),
-    sa.Column("end_ns", sa.Integer, nullable=False),
+    sa.Column("count", _Number, nullable=False),
+    sa.Column("start_ns", _Number, nullable=False),
+    sa.Column("end_ns", _Number, nullable=False),
     sa.Index("losses_by_host", "host_id", "end_ns"),
     sqlite_autoincrement=True,
 )
@@ -119,16 +161,16 @@ losses_table = sa.Table(
 incidents_table = sa.Table(
     "incidents",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("sequence", sa.Text, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("start_ns", sa.Integer, nullable=False),
-    sa.Column("end_ns", sa.Integer, nullable=False),
+    sa.Column("id", _Key, primary_key=True),
+    sa.Column("sequence", _Key, nullable=False),
+    sa.Column("priority", _Number, nullable=False),
+    sa.Column("start_ns", _Number, nullable=False),
+    sa.Column("end_ns", _Number, nullable=False),
     sa.Column("hosts", sa.Text, nullable=False),
     sa.Column("complete", sa.Boolean, nullable=False),
     sa.Column("reasons", sa.Text, nullable=False),
     sa.Column("details", sa.Text, nullable=False),
-    sa.Column("written_ns", sa.Integer, nullable=False),
+    sa.Column("written_ns", _Number, nullable=False),
     sa.Index("incidents_by_time", "end_ns", "id"),
 )
 
@@ -136,11 +178,11 @@ incident_signals_table = sa.Table(
     "incident_signals",
     metadata,
     sa.Column(
-        "incident_id", sa.Text, sa.ForeignKey("incidents.id", ondelete="CASCADE"), nullable=False
+        "incident_id", _Key, sa.ForeignKey("incidents.id", ondelete="CASCADE"), nullable=False
     ),
-    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("position", _Number, nullable=False),
     sa.Column("step", sa.Text, nullable=False),
-    sa.Column("signal_id", sa.Integer, sa.ForeignKey("signals.id"), nullable=False),
+    sa.Column("signal_id", _Number, sa.ForeignKey("signals.id"), nullable=False),
     sa.PrimaryKeyConstraint("incident_id", "position"),
     sa.Index("incident_signals_by_signal", "signal_id"),
     sqlite_with_rowid=False,
@@ -149,10 +191,19 @@ incident_signals_table = sa.Table(
 meta_table = sa.Table(
     "meta",
     metadata,
-    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("key", _Key, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
+
+_MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
+    1: (
+        "ALTER TABLE hosts ADD COLUMN silent_since_ns BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE hosts ADD COLUMN left_ns BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE hosts ADD COLUMN left_reason TEXT NOT NULL DEFAULT ''",
+    ),
+}
+"""What makes a store of a version one of the next; all in the transaction that opens it."""
 
 SignalKey = tuple[int, str, int, str]
 """(time_ns, host_id, seq, boot_id): the fleet's order of signals, and a signal's identity."""
@@ -207,6 +258,11 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     signals_missing: int
     lost_events: int
     counters: dict[str, int]
+    silent_since_ns: int = 0
+    """When it was heard last, where the aggregator has noted its silence; else 0."""
+    left_ns: int = 0
+    """When it said goodbye, where it has not come back; else 0."""
+    left_reason: str = ""
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,32 +326,30 @@ class Committed(msgspec.Struct, frozen=True, kw_only=True):
 class Store:
     """See the module. Use from one thread at a time; close after use (or `with`)."""
 
-    def __init__(self, path: Path, engine: sa.Engine) -> None:
-        self.path = path
+    def __init__(self, name: str, engine: sa.Engine) -> None:
+        self.name = name
         self._engine = engine
+        self._sqlite = engine.dialect.name == "sqlite"
         self._connection = engine.connect()
         self._depth = 0
 
     @classmethod
-    def open(cls, path: str | Path, *, read_only: bool = False) -> Store:
-        """Open a store; a writer makes the file where there is none.
+    def open(cls, target: str | Path, *, read_only: bool = False) -> Store:
+        """Open a store, by its path or URL; a writer makes what is missing, and migrates.
 
         Raises StoreError for a file that is missing (readers), unreadable, not a store of Vedette,
-        damaged, or written by a newer version.
+        damaged, or written by a newer version; for a database that cannot be reached, or that
+        another aggregator writes.
         """
-        path = Path(path)
-        if read_only and not path.exists():
-            raise StoreError(
-                f"{path}: no such store; name the aggregator's with --store, or start the "
-                "aggregator once to make it"
-            )
-        if path.is_dir():
-            raise StoreError(f"{path}: is a folder; name a file in it")
-        if not read_only and not path.parent.is_dir():
-            raise StoreError(f"{path}: folder {path.parent} does not exist; make it first")
-        engine = _engine(path, read_only)
+        if is_url(target):
+            name = sa.make_url(str(target)).render_as_string(hide_password=True)
+            engine = _postgresql_engine(str(target), name, read_only)
+        else:
+            name = str(target)
+            _check_path(Path(target), read_only)
+            engine = _sqlite_engine(Path(target), read_only)
         try:
-            store = cls(path, engine)
+            store = cls(name, engine)
             try:
                 store._prepare(read_only)
             except BaseException:
@@ -303,45 +357,79 @@ class Store:
                 raise
         except sa.exc.DBAPIError as error:
             engine.dispose()
-            reason = str(error.orig)
+            reason = str(error.orig).strip()
             if "not a database" in reason:
                 reason = "not a store of Vedette (no SQLite file); move it away or name another"
-            raise StoreError(f"{path}: {reason}") from None
+            raise StoreError(f"{name}: {reason}") from None
+        except StoreError:
+            engine.dispose()
+            raise
         return store
 
     def _prepare(self, read_only: bool) -> None:
         with self.transaction() as connection:
-            application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
-            if application == APPLICATION_ID and version == SCHEMA_VERSION:
-                return
-            if application == APPLICATION_ID and version > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self.path}: store of version {version}, this Vedette knows up to "
-                    f"{SCHEMA_VERSION}; install the newer one"
-                )
-            if application != APPLICATION_ID and (tables or application or version):
-                raise StoreError(
-                    f"{self.path}: not a store of Vedette but another program's database; "
-                    "name another file"
-                )
-            if read_only:
-                raise StoreError(
-                    f"{self.path}: an empty file; start the aggregator to make a store of it"
-                )
-        # Only now is it sure that the file is ours to change. With a write-ahead log readers and
-        # the writer do not wait for each other; the mode stays with the file.
-        raw = self._connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
-        raw.execute("PRAGMA journal_mode = WAL")
+            version = self._version(connection)
+        if version == SCHEMA_VERSION:
+            return
+        if version is not None and version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.name}: store of version {version}, this Vedette knows up to "
+                f"{SCHEMA_VERSION}; install the newer one"
+            )
+        if read_only:
+            raise StoreError(
+                f"{self.name}: an empty file; start the aggregator to make a store of it"
+                if version is None
+                else f"{self.name}: store of version {version}; start the aggregator to bring it "
+                f"to {SCHEMA_VERSION}"
+            )
+        if self._sqlite and version is None:
+            # Only now is it sure that the file is ours to change. With a write-ahead log readers
+            # and the writer do not wait for each other; the mode stays with the file.
+            raw = self._connection.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            raw.execute("PRAGMA journal_mode = WAL")
         with self.transaction() as connection:
-            metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if version is None:
+                metadata.create_all(connection)
+            else:
+                for step in range(version, SCHEMA_VERSION):
+                    for statement in _MIGRATIONS[step]:
+                        connection.exec_driver_sql(statement)
+            if self._sqlite:
+                connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            else:
+                self.set_meta(_SCHEMA_KEY, str(SCHEMA_VERSION))
+
+    def _version(self, connection: sa.Connection) -> int | None:
+        """Return the schema's version, None where there is nothing yet. Raises StoreError."""
+        if not self._sqlite:
+            found = set(sa.inspect(connection).get_table_names())
+            ours = found & set(metadata.tables)
+            if not ours:
+                return None
+            version = self.meta(_SCHEMA_KEY) if "meta" in found else None
+            if version is None or len(ours) != len(metadata.tables):
+                raise StoreError(
+                    f"{self.name}: has tables of other programs with our names "
+                    f"({', '.join(sorted(ours))}); name another database"
+                )
+            return int(version)
+        application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
+        if application == APPLICATION_ID:
+            return int(version)
+        if tables or application or version:
+            raise StoreError(
+                f"{self.name}: not a store of Vedette but another program's database; "
+                "name another file"
+            )
+        return None
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file, or the connection."""
         self._connection.close()
         self._engine.dispose()
 
@@ -395,6 +483,8 @@ class Store:
                 "rules_digest": hello.rules_digest,
                 "last_seen_ns": received_ns,
                 "offset_ns": received_ns - hello.time_ns,
+                "left_ns": 0,
+                "left_reason": "",
             }
             if known is None:
                 count = connection.execute(
@@ -423,7 +513,7 @@ class Store:
                     .values(**said)
                 )
             connection.execute(
-                insert(boots_table)
+                self._insert(boots_table)
                 .values(
                     host_id=hello.host_id,
                     boot_id=hello.boot_id,
@@ -440,7 +530,6 @@ class Store:
                 sa.select(boots_table.c.boot_id)
                 .where(boots_table.c.host_id == hello.host_id)
                 .order_by(boots_table.c.last_seen_ns.desc())
-                .limit(-1)
                 .offset(BOOTS_PER_HOST_MAX)
             )
             connection.execute(
@@ -467,8 +556,12 @@ class Store:
             late = sum(signal.time_ns <= released_ns for signal in new)
             stored = 0
             if new:
+                statement = self._insert(signals_table).on_conflict_do_nothing()
+                if not self._sqlite:
+                    # Over many rows its driver does not say how many were new.
+                    statement = statement.returning(signals_table.c.id)
                 result = connection.execute(
-                    insert(signals_table).on_conflict_do_nothing(),
+                    statement,
                     [
                         {
                             "host_id": host_id,
@@ -476,11 +569,11 @@ class Store:
                             "seq": signal.seq,
                             "time_ns": signal.time_ns,
                             "received_ns": received_ns,
-                            "rule": signal.rule,
+                            "rule": self._text(signal.rule),
                             "priority": signal.priority,
                             "alert": signal.alert,
                             "tags": _json(signal.tags),
-                            "output": signal.output,
+                            "output": self._text(signal.output),
                             "fields": _json(signal.fields),
                             "late": signal.time_ns <= released_ns,
                         }
@@ -488,7 +581,7 @@ class Store:
                     ],
                 )
                 # Fewer than are new only where the boot was forgotten (BOOTS_PER_HOST_MAX).
-                stored = result.rowcount
+                stored = result.rowcount if self._sqlite else len(result.all())
             last_seq: int = max(committed_seq, batch.signals[-1].seq)
             lost = self._note_lost(
                 connection,
@@ -587,6 +680,137 @@ class Store:
             )
             return int(last_seq)
 
+    def bye(self, host_id: str, reason: str, received_ns: int) -> None:
+        """Note that a host said goodbye."""
+        with self.transaction() as connection:
+            connection.execute(
+                hosts_table.update()
+                .where(hosts_table.c.host_id == host_id)
+                .values(left_ns=received_ns, left_reason=self._text(reason))
+            )
+
+    def note_silence(self, silent: Mapping[str, bool], now_ns: int) -> list[str]:
+        """Write down which hosts fell silent (True) or are heard again (False), as signals.
+
+        The signals are the hosts' own, in a numbering of the aggregator's (FLEET_BOOT). Only what
+        is news is written; the host_ids of which it is are returned.
+        """
+        c = hosts_table.c
+        news: list[str] = []
+        with self.transaction() as connection:
+            rows = connection.execute(
+                sa.select(hosts_table).where(c.host_id.in_(silent)).order_by(c.host_id)
+            ).all()
+            for row in rows:
+                is_silent = silent[row.host_id]
+                if is_silent == bool(row.silent_since_ns):
+                    continue
+                news.append(row.host_id)
+                signal = _silence(row, is_silent, now_ns)
+                connection.execute(
+                    hosts_table.update()
+                    .where(c.host_id == row.host_id)
+                    .values(
+                        silent_since_ns=row.last_seen_ns if is_silent else 0,
+                        signals_stored=c.signals_stored + 1,
+                    )
+                )
+                last = connection.execute(
+                    sa.select(sa.func.max(signals_table.c.seq)).where(
+                        signals_table.c.host_id == row.host_id,
+                        signals_table.c.boot_id == FLEET_BOOT,
+                    )
+                ).scalar_one()
+                connection.execute(
+                    signals_table.insert().values(
+                        host_id=row.host_id,
+                        boot_id=FLEET_BOOT,
+                        seq=(last or 0) + 1,
+                        time_ns=signal.time_ns,
+                        received_ns=now_ns,
+                        rule=signal.rule,
+                        priority=signal.priority,
+                        alert=True,
+                        tags=_json(signal.tags),
+                        output=signal.output,
+                        fields=_json(signal.fields),
+                        late=False,
+                    )
+                )
+        return news
+
+    def _insert(self, table: sa.Table) -> Any:
+        """An INSERT that knows ON CONFLICT."""
+        return sqlite.insert(table) if self._sqlite else postgresql.insert(table)
+
+    def _text(self, text: str) -> str:
+        # PostgreSQL keeps no NUL in text; in JSON it is an escape and no NUL.
+        return text if self._sqlite or "\0" not in text else text.replace("\0", "\ufffd")
+
+    # Forgetting.
+
+    def size_bytes(self) -> int:
+        """Return what the store's content takes on disk; for PostgreSQL an estimate for signals.
+
+        A SQLite file does not shrink; pages that are free in it are not counted.
+        """
+        c = signals_table.c
+        with self.transaction() as connection:
+            if self._sqlite:
+                pages, free, page_bytes = (
+                    connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                    for name in ("page_count", "freelist_count", "page_size")
+                )
+                return int((pages - free) * page_bytes)
+            newest = (
+                sa.select(
+                    sa.func.length(c.output) + sa.func.length(c.fields) + sa.func.length(c.tags)
+                )
+                .order_by(c.id.desc())
+                .limit(_ROW_BYTES_SAMPLE)
+                .subquery()
+            )
+            mean = connection.execute(sa.select(sa.func.avg(newest.c[0]))).scalar_one()
+            span = connection.execute(
+                sa.select(sa.func.max(c.id) - sa.func.min(c.id) + 1)
+            ).scalar_one()
+            return int((span or 0) * (float(mean or 0) + 150) * _ROW_BYTES_FACTOR)
+
+    def expire(self, before_ns: int | None, count_max: int = EXPIRE_ROWS) -> int:
+        """Delete the signals that arrived first, at most count_max; return how many.
+
+        before_ns  only what arrived before, and incidents and losses from before it too; None: as
+                   many signals as there may be
+        Signals of incidents stay for as long as their incident.
+        """
+        c, places = signals_table.c, incident_signals_table.c
+        with self.transaction() as connection:
+            if before_ns is not None:
+                connection.execute(
+                    incidents_table.delete().where(incidents_table.c.written_ns < before_ns)
+                )
+                connection.execute(
+                    losses_table.delete().where(
+                        losses_table.c.end_ns < before_ns, losses_table.c.start_ns < before_ns
+                    )
+                )
+            held = sa.exists().where(places.signal_id == c.id)
+            oldest = sa.select(c.id).where(~held).order_by(c.id).limit(count_max)
+            if before_ns is not None:
+                # In order of arrival, so the first that is young enough ends the search.
+                first_young = (
+                    sa.select(c.id)
+                    .where(c.received_ns >= before_ns)
+                    .order_by(c.id)
+                    .limit(1)
+                    .scalar_subquery()
+                )
+                oldest = oldest.where(c.received_ns < before_ns).where(
+                    c.id < sa.func.coalesce(first_young, (1 << 62))
+                )
+            result = connection.execute(signals_table.delete().where(c.id.in_(oldest)))
+            return int(result.rowcount)
+
     def _boot(self, connection: sa.Connection, host_id: str, boot_id: str) -> sa.Row[Any]:
         row = connection.execute(
             sa.select(boots_table).where(
@@ -630,7 +854,6 @@ class Store:
             sa.select(losses_table.c.id)
             .where(losses_table.c.host_id == loss.host_id)
             .order_by(losses_table.c.id.desc())
-            .limit(-1)
             .offset(LOSSES_PER_HOST_MAX)
         )
         connection.execute(losses_table.delete().where(losses_table.c.id.in_(oldest)))
@@ -657,7 +880,7 @@ class Store:
             .where(c.host_id == host_id)
             .values(
                 last_seen_ns=received_ns,
-                complete_until_ns=sa.func.max(c.complete_until_ns, complete_until_ns),
+                complete_until_ns=_greatest(c.complete_until_ns, complete_until_ns),
                 signals_stored=c.signals_stored + stored,
                 signals_late=c.signals_late + late,
                 signals_lost=c.signals_lost + lost,
@@ -669,8 +892,8 @@ class Store:
             .where(b.host_id == host_id, b.boot_id == boot_id)
             .values(
                 committed_seq=committed_seq,
-                last_time_ns=sa.func.max(b.last_time_ns, last_time_ns),
-                lost_events=sa.func.max(b.lost_events, lost_events),
+                last_time_ns=_greatest(b.last_time_ns, last_time_ns),
+                lost_events=_greatest(b.lost_events, lost_events),
                 last_seen_ns=received_ns,
             )
         )
@@ -689,10 +912,13 @@ class Store:
             for name in ("hosts", "reasons", "details"):
                 values[name] = _json(values[name])
             values["written_ns"] = written_ns
-            result = connection.execute(
-                insert(incidents_table).values(**values).on_conflict_do_nothing()
-            )
-            if result.rowcount == 0:
+            new = connection.execute(
+                self._insert(incidents_table)
+                .values(**values)
+                .on_conflict_do_nothing()
+                .returning(incidents_table.c.id)
+            ).first()
+            if new is None:
                 connection.execute(
                     incidents_table.update()
                     .where(incidents_table.c.id == incident.id)
@@ -718,7 +944,7 @@ class Store:
         """Keep a value for the next start."""
         with self.transaction() as connection:
             connection.execute(
-                insert(meta_table)
+                self._insert(meta_table)
                 .values(key=key, value=value)
                 .on_conflict_do_update(index_elements=["key"], set_={"value": value})
             )
@@ -782,8 +1008,9 @@ class Store:
         if rule is not None:
             query = query.where(c.rule == rule)
         if tag is not None:
-            tags = sa.func.json_each(c.tags).table_valued("value")
-            query = query.where(sa.exists().select_from(tags).where(tags.c.value == tag))
+            # A quote within a tag is escaped, so nothing but a whole tag stands between two.
+            find = sa.func.instr if self._sqlite else sa.func.strpos
+            query = query.where(find(c.tags, _json(tag)) > 0)
         if priority_max is not None:
             query = query.where(c.priority <= priority_max)
         if since_ns is not None:
@@ -894,7 +1121,77 @@ class Store:
             )
 
 
-def _engine(path: Path, read_only: bool) -> sa.Engine:
+def is_url(target: str | Path) -> bool:
+    """Tell whether a store's name is a URL rather than a path."""
+    return str(target).startswith(("postgresql://", "postgres://"))
+
+
+def _silence(row: sa.Row[Any], is_silent: bool, now_ns: int) -> Signal:
+    """Make the signal that says that a host fell silent, or is heard again."""
+    ago_s = max(0, now_ns - row.last_seen_ns) // 10**9
+    if not is_silent:
+        rule, priority, tag = "Host heard again", "NOTICE", "host_heard"
+        output = f"Host {row.hostname} is heard again"
+    else:
+        rule, tag = "Host fell silent", "host_silent"
+        priority = "NOTICE" if row.left_ns else "WARNING"
+        how = f"it said goodbye: {row.left_reason}" if row.left_ns else "it said no goodbye"
+        output = f"Host {row.hostname} has been silent for {ago_s} s; {how}"
+    return Signal(
+        seq=0,
+        time_ns=now_ns,
+        rule=rule,
+        priority=PRIORITIES.index(priority),
+        tags=("fleet", tag),
+        output=output,
+        fields={"host.left": bool(row.left_ns), "host.left_reason": row.left_reason},
+    )
+
+
+def _greatest(one: Any, other: Any) -> Any:
+    return sa.case((one > other, one), else_=other)
+
+
+def _check_path(path: Path, read_only: bool) -> None:
+    if read_only and not path.exists():
+        raise StoreError(
+            f"{path}: no such store; name the aggregator's with --store, or start the "
+            "aggregator once to make it"
+        )
+    if path.is_dir():
+        raise StoreError(f"{path}: is a folder; name a file in it")
+    if not read_only and not path.parent.is_dir():
+        raise StoreError(f"{path}: folder {path.parent} does not exist; make it first")
+
+
+def _postgresql_engine(url: str, name: str, read_only: bool) -> sa.Engine:
+    made = sa.make_url(url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(
+        made,
+        poolclass=sa.pool.StaticPool,
+        connect_args={"connect_timeout": 5, "application_name": "vedette"},
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        with connection.cursor() as cursor:
+            if read_only:
+                cursor.execute("SET default_transaction_read_only = on")
+            else:
+                # An acknowledged signal is gone from its agent.
+                cursor.execute("SET synchronous_commit = on")
+                # Goes with the connection, so also where the aggregator is killed.
+                cursor.execute("SELECT pg_try_advisory_lock(%s)", (_WRITER_LOCK,))
+                if not cursor.fetchone()[0]:
+                    raise sa.exc.OperationalError(
+                        "", None, Exception(f"{name}: another aggregator writes this database")
+                    )
+        connection.commit()
+
+    return engine
+
+
+def _sqlite_engine(path: Path, read_only: bool) -> sa.Engine:
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     engine = sa.create_engine(
         "sqlite+pysqlite://",

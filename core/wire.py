@@ -147,9 +147,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Bye(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The agent stops in an orderly way; nothing follows."""
+    """The agent stops in an orderly way; nothing follows. reason is for people."""
 
     complete_until_ns: _Number
+    reason: _Reason = ""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -317,8 +317,9 @@ def test_close_drains_and_says_goodbye(aggregator: Aggregator) -> None:
     agent.update(complete_until_ns=9 * 10**18)
     aggregator.hear(wire.Batch)
     aggregator.acknowledge(5)
-    assert agent.close(DEADLINE_S)
-    assert aggregator.hear(wire.Bye).complete_until_ns == 9 * 10**18
+    assert agent.close(DEADLINE_S, "for a test")
+    bye = aggregator.hear(wire.Bye)
+    assert (bye.complete_until_ns, bye.reason) == (9 * 10**18, "for a test")
 
 
 def test_close_gives_up_after_its_time(tmp_path: Path) -> None:

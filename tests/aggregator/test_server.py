@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
+from tests.aggregator.postgres import MISSING, Postgres, programs
 from tests.aggregator.service import (
     RawAgent,
     Service,
@@ -330,6 +332,106 @@ def test_keys_come_and_go_without_restart_or_signal(tmp_path: Path) -> None:
         assert agent.stats()["kept"] == 5
         with Store.open(service.store_path, read_only=True) as store:
             assert {s.boot_id for s in store.signals(after_id=0)} == {"boot", "next"}
+
+
+def alerts_of_the_fleet(service: Service) -> list[tuple[str, str]]:
+    with Store.open(service.store_path, read_only=True) as store:
+        return [(s.host_id, s.rule) for s in store.signals(tag="fleet")]
+
+
+def test_a_silent_host_is_an_alert_and_so_is_its_return(tmp_path: Path) -> None:
+    with aggregator(tmp_path, "limits: {silent_alert_s: 0.5}") as service:
+        with shipper(service.endpoint, "stays") as stays:
+            until(lambda: stays.state == "connected", "a connection")
+            with RawAgent(service.endpoint) as raw:
+                raw.ask(hello("gone"))
+            until(lambda: alerts_of_the_fleet(service), "an alert")
+            service.end(signal.SIGKILL)
+            again = Service(tmp_path)
+            try:
+                until(lambda: stays.state == "connected" and again.log, "a connection")
+                with RawAgent(again.endpoint) as raw:
+                    raw.ask(hello("gone"))
+                    until(lambda: len(alerts_of_the_fleet(again)) == 2, "its return")
+                    raw.say(wire.Bye(complete_until_ns=0, reason="for an update"))
+                    until(lambda: len(alerts_of_the_fleet(again)) == 3, "its goodbye")
+                assert alerts_of_the_fleet(again) == [
+                    ("gone", "Host fell silent"),
+                    ("gone", "Host heard again"),
+                    ("gone", "Host fell silent"),
+                ]
+                with Store.open(again.store_path, read_only=True) as store:
+                    assert "for an update" in store.signals(tag="fleet")[-1].output
+            finally:
+                again.end(signal.SIGKILL)
+
+
+def test_the_aggregators_own_numbering_is_nobody_elses(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
+        answer = raw.ask(hello("a", boot_id="aggregator"))
+        assert isinstance(answer, wire.Refusal)
+        assert answer.code == "malformed"
+
+
+def test_a_store_beyond_its_bound_forgets_what_came_first(tmp_path: Path) -> None:
+    with (
+        aggregator(tmp_path, "store: {bytes_max: 4194304}") as service,
+        shipper(service.endpoint) as agent,
+    ):
+        for start in range(1, 20_001, 1000):
+            agent.send(signals(start, start + 999, output="x" * 500))
+        acknowledged(agent, 20_000)
+
+        def bounded() -> bool:
+            with Store.open(service.store_path, read_only=True) as store:
+                return store.size_bytes() <= 4 << 20
+
+        until(bounded, "the bound")
+        numbers = stored_numbers(service.store_path, "a")
+        assert numbers == list(range(20_001 - len(numbers), 20_001))
+        assert report(service)["expired.bytes"] == 20_000 - len(numbers)
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    found = programs()
+    if found is None:
+        pytest.skip(MISSING)
+    made = Postgres(found)
+    yield made.database()
+    made.close()
+
+
+def test_postgresql_is_a_store_by_one_line_and_kills_lose_nothing(
+    tmp_path: Path, database: str
+) -> None:
+    count = 3000
+    with (
+        aggregator(tmp_path, f"store: {{url: '{database}'}}") as service,
+        shipper(service.endpoint) as agent,
+    ):
+        for start in range(1, count, 500):
+            agent.send(signals(start, start + 499, tags=("t",)))
+            until(lambda: agent.stats()["acknowledged"] > 0, "a first acknowledgement")
+            service.end(signal.SIGKILL)
+            # The server frees a dead writer's lock when it notices that the connection is gone.
+            until(lambda: writable(database), "the lock")
+            service = Service(tmp_path)
+        acknowledged(agent, count)
+        with Store.open(database, read_only=True) as store:
+            found = store.signals(after_id=0, limit=10_000, tag="t")
+            (host,) = store.hosts()
+        assert [s.seq for s in found] == list(range(1, count + 1))
+        assert (host.signals_lost, host.signals_missing) == (0, 0)
+        service.end(signal.SIGKILL)
+
+
+def writable(url: str) -> bool:
+    try:
+        Store.open(url).close()
+    except StoreError:
+        return False
+    return True
 
 
 def test_sigterm_ends_it_in_good_order_under_load(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.aggregator.service import beat, hello
+from tests.aggregator.postgres import MISSING, Postgres, programs
+from tests.aggregator.service import beat, hello, until
 from vedette.aggregator import store as db
 from vedette.aggregator.store import (
     Host,
@@ -24,6 +26,25 @@ from vedette.aggregator.store import (
 )
 from vedette.core import wire
 from vedette.core.signal import Signal
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    found = programs()
+    if found is None:
+        pytest.skip(MISSING)
+    made = Postgres(found)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for a store, of each kind."""
+    if request.param == "sqlite":
+        return str(tmp_path / "s")
+    made: Postgres = request.getfixturevalue("server")
+    return made.database()
 
 
 def signal(seq: int, time_ns: int, **changes: Any) -> Signal:
@@ -42,8 +63,8 @@ def host(store: Store, host_id: str = "a") -> Host:
     return found
 
 
-def test_a_batch_again_adds_nothing(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_a_batch_again_adds_nothing(where: str) -> None:
+    with Store.open(where) as store:
         first = commit(store, "a", signal(1, 10), signal(2, 20))
         again = commit(store, "a", signal(1, 10), signal(2, 20), signal(3, 30))
         assert (first.stored, first.duplicates, first.committed_seq) == (2, 0, 2)
@@ -53,8 +74,8 @@ def test_a_batch_again_adds_nothing(tmp_path: Path) -> None:
         assert store.hello(hello("a"), 1, 100) == 3
 
 
-def test_reported_losses_and_unexplained_gaps_are_told_apart(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_reported_losses_and_unexplained_gaps_are_told_apart(where: str) -> None:
+    with Store.open(where) as store:
         commit(store, "a", signal(1, 10))
         done = commit(store, "a", signal(5, 50), signal(9, 90), lost=[(2, 3), (7, 8)])
         assert (done.lost, done.missing) == (4, 2)
@@ -69,8 +90,8 @@ def test_reported_losses_and_unexplained_gaps_are_told_apart(tmp_path: Path) -> 
         assert store.losses(0, 100, hosts=["b"]) == []
 
 
-def test_losses_behind_the_last_signal_come_with_a_heartbeat(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_losses_behind_the_last_signal_come_with_a_heartbeat(where: str) -> None:
+    with Store.open(where) as store:
         commit(store, "a", signal(1, 10))
         for _ in range(2):
             assert store.heartbeat("a", "boot", beat(40, lost=[(2, 4)]), 5) == 4
@@ -80,8 +101,8 @@ def test_losses_behind_the_last_signal_come_with_a_heartbeat(tmp_path: Path) -> 
         assert commit(store, "a", signal(3, 30), signal(5, 50)).stored == 1
 
 
-def test_lost_kernel_events_are_noted_with_their_window(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_lost_kernel_events_are_noted_with_their_window(where: str) -> None:
+    with Store.open(where) as store:
         store.hello(hello("a"), 1, 100)
         for complete_until_ns, lost_events in ((10, 0), (20, 4), (30, 4), (40, 6)):
             store.heartbeat("a", "boot", beat(complete_until_ns, lost_events=lost_events), 5)
@@ -89,10 +110,10 @@ def test_lost_kernel_events_are_noted_with_their_window(tmp_path: Path) -> None:
         assert losses == [("capture", 4, 10, 20), ("capture", 2, 30, 40)]
 
 
-def test_hosts_boots_and_losses_are_bounded(tmp_path: Path, monkeypatch: Any) -> None:
+def test_hosts_boots_and_losses_are_bounded(where: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(db, "BOOTS_PER_HOST_MAX", 3)
     monkeypatch.setattr(db, "LOSSES_PER_HOST_MAX", 2)
-    with Store.open(tmp_path / "s") as store:
+    with Store.open(where) as store:
         for number in range(6):
             boot_id = f"boot-{number}"
             store.hello(hello("a", boot_id=boot_id), number, 2)
@@ -114,8 +135,8 @@ def test_hosts_boots_and_losses_are_bounded(tmp_path: Path, monkeypatch: Any) ->
         assert sum(s.boot_id == "boot-0" for s in store.signals()) == 1
 
 
-def test_a_boot_that_never_said_hello_is_refused(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store, pytest.raises(KeyError):
+def test_a_boot_that_never_said_hello_is_refused(where: str) -> None:
+    with Store.open(where) as store, pytest.raises(KeyError):
         store.commit("a", "boot", wire.Batch(signals=[signal(1, 1)]), 1, 0)
 
 
@@ -146,8 +167,8 @@ def test_released_pages_are_the_fleet_in_order(
         assert found == sorted(expected)
 
 
-def test_filters(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_filters(where: str) -> None:
+    with Store.open(where) as store:
         commit(
             store,
             "a",
@@ -199,8 +220,8 @@ def incident(store: Store, **changes: Any) -> Incident:
     return Incident(**values | changes)
 
 
-def test_an_incident_is_written_once_and_keeps_its_steps(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_an_incident_is_written_once_and_keeps_its_steps(where: str) -> None:
+    with Store.open(where) as store:
         commit(store, "a", signal(1, 10, fields={"proc.name": "sshd"}))
         commit(store, "b", signal(1, 20))
         assert store.write_incident(incident(store), 7)
@@ -208,7 +229,7 @@ def test_an_incident_is_written_once_and_keeps_its_steps(tmp_path: Path) -> None
             incident(store, complete=False, reasons=["late"], details={"completions": 2}), 8
         )
         assert store.write_incident(incident(store, id="ab34", signals=[], end_ns=15), 9)
-        with Store.open(tmp_path / "s", read_only=True) as reader:
+        with Store.open(where, read_only=True) as reader:
             assert [(i.id, i.written_ns) for i in reader.incidents()] == [("ab34", 9), ("ab12", 7)]
             assert [i.id for i in reader.incidents(limit=1)] == ["ab12"]
             assert [i.id for i in reader.incidents(since_ns=16)] == ["ab12"]
@@ -229,8 +250,8 @@ def test_an_incident_is_written_once_and_keeps_its_steps(tmp_path: Path) -> None
             assert reader.incident("nothing") is None
 
 
-def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_a_transaction_that_fails_leaves_nothing(where: str) -> None:
+    with Store.open(where) as store:
         store.set_meta("key", "before")
         with pytest.raises(RuntimeError), store.transaction():
             commit(store, "a", signal(1, 10))
@@ -241,8 +262,8 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert store.meta("key") == "before"
 
 
-def test_a_savepoint_that_fails_leaves_the_rest(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_a_savepoint_that_fails_leaves_the_rest(where: str) -> None:
+    with Store.open(where) as store:
         with store.transaction():
             store.set_meta("one", "1")
             with pytest.raises(RuntimeError), store.savepoint():
@@ -252,8 +273,8 @@ def test_a_savepoint_that_fails_leaves_the_rest(tmp_path: Path) -> None:
         assert [store.meta(key) for key in ("one", "two", "three")] == ["1", None, "3"]
 
 
-def test_readers_see_commits_and_write_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "s"
+def test_readers_see_commits_and_write_nothing(where: str) -> None:
+    path = where
     with Store.open(path) as store, Store.open(path, read_only=True) as reader:
         commit(store, "a", signal(1, 10))
         assert [s.seq for s in reader.signals()] == [1]
@@ -261,7 +282,7 @@ def test_readers_see_commits_and_write_nothing(tmp_path: Path) -> None:
             commit(store, "a", signal(2, 20))
             assert [s.seq for s in reader.signals()] == [1], "not committed yet"
         assert [s.seq for s in reader.signals()] == [1, 2]
-        with pytest.raises(sa.exc.OperationalError, match="readonly"):
+        with pytest.raises(sa.exc.SQLAlchemyError, match=r"read-?only"):
             reader.set_meta("a", "b")
 
 
@@ -274,11 +295,11 @@ def test_a_commit_is_safe_from_a_power_cut(tmp_path: Path) -> None:
     assert modes == ["wal", 2, 1]
 
 
-def test_the_data_survives_closing(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "s") as store:
+def test_the_data_survives_closing(where: str) -> None:
+    with Store.open(where) as store:
         commit(store, "a", signal(1, 10, tags=("t",), output="o", fields={"n": 1}))
         before = store.signals()
-    with Store.open(tmp_path / "s") as store:
+    with Store.open(where) as store:
         assert store.signals() == before
 
 
@@ -332,3 +353,161 @@ def test_an_empty_file_becomes_a_store_for_a_writer_only(tmp_path: Path) -> None
         Store.open(tmp_path / "s", read_only=True)
     with Store.open(tmp_path / "s") as store:
         assert store.hosts() == []
+
+
+def kept(store: Store) -> list[int]:
+    return [s.seq for s in store.signals(after_id=0, limit=10_000)]
+
+
+def test_what_is_too_old_goes_and_incidents_keep_their_signals(where: str) -> None:
+    with Store.open(where) as store:
+        store.hello(hello("a"), 1, 100)
+        for seq in range(1, 11):
+            batch = wire.Batch(signals=[signal(seq, seq, fields={"proc.name": "sshd"})])
+            store.commit("a", "boot", batch, received_ns=100 * seq, released_ns=0)
+        store.heartbeat("a", "boot", beat(40, lost_events=3), 5)
+        held = store.signals(after_id=0)[1]
+        store.write_incident(
+            incident(store, signals=[IncidentSignal(step="knock", signal=held)]), written_ns=700
+        )
+        assert store.expire(501, count_max=2) == 2
+        assert kept(store) == [2, 4, 5, 6, 7, 8, 9, 10]
+        assert store.expire(501) == 2
+        assert store.expire(501) == 0
+        assert kept(store) == [2, 6, 7, 8, 9, 10]
+        assert store.losses(0, 1000) == []
+        assert store.incident("ab12") is not None
+        assert store.expire(701) == 3
+        assert kept(store) == [8, 9, 10]
+        assert store.incident("ab12") is None
+        # What is acknowledged stays acknowledged.
+        assert store.hello(hello("a"), 1, 100) == 10
+
+
+def test_beyond_its_bytes_what_arrived_first_goes(where: str) -> None:
+    with Store.open(where) as store:
+        for start in range(1, 3001, 500):
+            commit(store, "a", *(signal(n, n, output="x" * 700) for n in range(start, start + 500)))
+        full = store.size_bytes()
+        assert 3000 * 700 < full < 3000 * 700 * 4
+        while store.size_bytes() > full // 2:
+            assert store.expire(None, count_max=250)
+        numbers = kept(store)
+        assert numbers == list(range(numbers[0], 3001))
+        assert 1000 < numbers[0] < 2000
+
+
+def test_silence_and_its_end_are_alerts_once_each(where: str) -> None:
+    with Store.open(where) as store:
+        for host_id in ("a", "b"):
+            store.hello(hello(host_id), 100, 100)
+        store.bye("b", "stopped for an update", 150)
+        assert store.note_silence({"a": True, "b": True, "none": True}, 10**9) == ["a", "b"]
+        assert store.note_silence({"a": True, "b": True}, 2 * 10**9) == []
+        assert (host(store).silent_since_ns, host(store, "b").left_ns) == (100, 150)
+        store.hello(hello("a"), 300, 100)
+        assert store.note_silence({"a": False}, 3 * 10**9) == ["a"]
+        assert host(store).silent_since_ns == 0
+        found = store.signals(tag="fleet", alerts_only=True)
+        assert [(s.host_id, s.boot_id, s.seq, s.rule, s.priority) for s in found] == [
+            ("a", db.FLEET_BOOT, 1, "Host fell silent", 4),
+            ("b", db.FLEET_BOOT, 1, "Host fell silent", 5),
+            ("a", db.FLEET_BOOT, 2, "Host heard again", 5),
+        ]
+        assert "no goodbye" in found[0].output
+        assert "goodbye: stopped for an update" in found[1].output
+
+
+def test_text_with_a_nul_is_stored(where: str) -> None:
+    with Store.open(where) as store:
+        done = commit(store, "a", signal(1, 1, output="a\0b", fields={"x": "a\0b"}))
+        assert done.stored == 1
+        assert store.signals()[0].fields == {"x": "a\0b"}
+        assert store.signals()[0].output in ("a\0b", "a\ufffdb")
+
+
+def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Store.open(path) as store:
+        commit(store, "a", signal(1, 10))
+    connection = sqlite3.connect(path)
+    for column in ("silent_since_ns", "left_ns", "left_reason"):
+        connection.execute(f"ALTER TABLE hosts DROP COLUMN {column}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with pytest.raises(StoreError, match="start the aggregator to bring it to"):
+        Store.open(path, read_only=True)
+    with Store.open(path) as store:
+        assert kept(store) == [1]
+        assert host(store).left_reason == ""
+    with Store.open(path, read_only=True) as store:
+        assert kept(store) == [1]
+
+
+# PostgreSQL's own.
+
+
+def test_a_database_has_one_writer(server: Postgres) -> None:
+    where = server.database()
+    with (
+        Store.open(where),
+        Store.open(where, read_only=True),
+        pytest.raises(StoreError, match="another aggregator writes"),
+    ):
+        Store.open(where)
+    Store.open(where).close()
+
+
+def test_a_database_that_is_not_there_or_not_ours_is_named(server: Postgres) -> None:
+    where = server.database()
+    with pytest.raises(StoreError, match="start the aggregator"):
+        Store.open(where, read_only=True)
+    with pytest.raises(StoreError, match="does not exist"):
+        Store.open(where.replace("@/d", "@/none"))
+    with pytest.raises(StoreError, match=r"\*\*\*") as caught:
+        Store.open("postgresql://vedette:secret@127.0.0.1:1/d")
+    assert "secret" not in str(caught.value)
+    engine = sa.create_engine(where.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE hosts (x int)")
+    engine.dispose()
+    with pytest.raises(StoreError, match="tables of other programs"):
+        Store.open(where)
+
+
+def test_a_number_within_details_is_found(where: str) -> None:
+    with Store.open(where) as store:
+        commit(store, "a", signal(1, 10, fields={"proc.name": "sshd"}))
+        commit(store, "b", signal(1, 20))
+        store.write_incident(incident(store, details={"n": 5, "m": {"n": 1}}), 7)
+        number = sa.func.json_extract(db.incidents_table.c.details, "$.n")
+        with store.transaction() as connection:
+            assert connection.execute(sa.select(number)).scalar_one() == 5
+            query = sa.select(db.incidents_table.c.id).where(number >= 5).order_by(number.desc())
+            assert connection.execute(query).scalars().all() == ["ab12"]
+
+
+def test_the_fleets_order_is_that_of_bytes_in_any_locale(where: str) -> None:
+    with Store.open(where) as store:
+        for host_id in ("a", "B", "_", "b", "A"):
+            commit(store, host_id, signal(1, 10))
+        assert [s.host_id for s in store.released(None, 100)] == ["A", "B", "_", "a", "b"]
+
+
+def test_a_server_that_went_away_is_used_again(server: Postgres) -> None:
+    with Store.open(server.database()) as store:
+        commit(store, "a", signal(1, 10))
+        server.stop()
+        with pytest.raises(sa.exc.SQLAlchemyError):
+            commit(store, "a", signal(2, 20))
+        server.start()
+
+        def again() -> bool:
+            try:
+                commit(store, "a", signal(2, 20))
+            except sa.exc.SQLAlchemyError:
+                return False
+            return True
+
+        until(again, "a commit")
+        assert kept(store) == [1, 2]
