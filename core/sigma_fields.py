@@ -34,6 +34,7 @@ from sigma.types import (
 from vedette.core import fields, layout
 from vedette.core.documents import shown
 from vedette.core.expr import Expr
+from vedette.core.sigma_words import Unlimited, word_regex
 from vedette.core.trees import (
     FALSE,
     TRUE,
@@ -118,7 +119,7 @@ class Target:
             case SigmaNumber():
                 return self.text([str(value.number).encode()], False, note)
             case SigmaRegularExpression():
-                return self.regex(_search(value), note)
+                return self.expression(value, note)
             case SigmaCIDRExpression():
                 return self.network(value.network)
             case SigmaCompareExpression():
@@ -130,6 +131,9 @@ class Target:
 
     def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
         raise NotImplementedError
+
+    def expression(self, value: SigmaRegularExpression, note: Note) -> Expr:
+        return self.regex(_search(value), note)
 
     def regex(self, pattern: bytes, note: Note) -> Expr:
         raise Refused("a regular expression cannot be compared with this field")
@@ -416,8 +420,24 @@ class Word(Target):
                 out.append(b"[^ ]*" if part is Wild.ANY else b"[^ ]")
         return all_of(EXEC, regex("proc.args", b"".join(out) + b"(?: .*)?"))
 
-    def regex(self, pattern: bytes, note: Note) -> Expr:
-        raise Unseen("a regular expression on one argument needs arguments as fields of their own")
+    def expression(self, value: SigmaRegularExpression, note: Note) -> Expr:
+        flags = value.flags
+        if SigmaRegularExpressionFlag.MULTILINE in flags:
+            raise Refused("m does not go with one argument")
+        source = str(value.regexp)
+        if len(source) > VALUE_CHARS_MAX:
+            raise Refused(f"a regular expression of more than {VALUE_CHARS_MAX} characters")
+        try:
+            word = word_regex(
+                source,
+                ignore_case=SigmaRegularExpressionFlag.IGNORECASE in flags,
+                dot_is_newline=SigmaRegularExpressionFlag.DOTALL in flags,
+            )
+        except Unlimited as error:
+            raise Refused(
+                f"arguments are joined by blanks here, and {error} cannot be kept to one of them"
+            ) from None
+        return all_of(self.exists(), regex("proc.args", self.before + word + b"(?: .*)?"))
 
 
 @dataclass(frozen=True)

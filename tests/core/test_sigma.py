@@ -367,6 +367,48 @@ def test_an_argument_is_a_word(words: list[str], number: int, pattern: str) -> N
     assert (found == {"r"}) == fits
 
 
+EXPRESSIONS = [
+    "a", "^a", "a$", "^a$", "^", "$", "^$", r"(^|\/)\.[^.\/]", "(?:^a|b)c", "a|^b", "^a|b", "[^b]$",
+    ".b", "a.", "[ab]+", "[]a]", "[^]a]", r"\.", r"\w\d", "(^a)?b", "(a|b){2}", "a*?b", "x.*y",
+    "(^(a|^b)|c)", r"[\/a]$",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.text("ab./xyAc1]", max_size=4), max_size=3),
+    st.integers(1, 3),
+    st.sampled_from(EXPRESSIONS),
+    st.booleans(),
+)
+def test_an_expression_stays_within_its_word(
+    words: list[str], number: int, expression: str, folded: bool
+) -> None:
+    if words in ([""], []):
+        return  # one empty argument cannot be told from none
+    flag = "|i" if folded else ""
+    of = machine(f"{{type: EXECVE, 'a{number}|re{flag}': '{expression}'}}", "auditd")
+    found = of.run(b"/x", b"x", *(word.encode() for word in words))
+    fits = number <= len(words) and re.search(
+        expression, words[number - 1], re.IGNORECASE if folded else 0
+    )
+    if number == 1 and words[0] == "":
+        return  # an empty first word is not seen, as if it were missing
+    assert (found == {"r"}) == bool(fits)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a^b", "^*a", "(^a)+", "(?i)a", "a b", r"a\sb", r"\bx", "[a b]", r"[\s]", "[[:alpha:]]",
+        "a$|b", "($)a",
+    ],
+)  # fmt: skip
+def test_an_expression_that_cannot_be_kept_to_a_word_is_an_error(expression: str) -> None:
+    found = the_error(f"{{type: EXECVE, a1|re: '{expression}'}}", "auditd")
+    assert "cannot be kept to one of them" in found
+
+
 def test_paths_of_audit_records() -> None:
     of = machine("{type: PATH, name|startswith: /etc/}", "auditd")
     assert of.open(b"/etc/passwd") == of.open(b"/etc/missing", result=-2) == {"r"}
@@ -434,7 +476,6 @@ def test_what_is_never_seen_is_said_and_takes_nothing_else_with_it() -> None:
         ("{type: SERVICE_STOP}", "records of type SERVICE_STOP"),
         ("key: mine", "keys name rules of auditd's configuration"),
         ("uid: 0", "selection.uid: not captured yet"),
-        ("{type: EXECVE, a1|re: x}", "arguments as fields of their own"),
     ):
         found = the_error(detection, "auditd")
         assert "nothing of it can be seen" in found and message in found
