@@ -18,7 +18,8 @@ from pathlib import Path
 from vedette.agent import config
 from vedette.agent.errors import ConfigError
 from vedette.agent.logs import log
-from vedette.core.engine import Engine, Process
+from vedette.core.compile import UnsupportedRule
+from vedette.core.engine import Engine, Process, RuleTables
 from vedette.core.expr import FieldRef
 from vedette.core.fields import EventView, FieldType, extract, lookup
 from vedette.core.output import Template, display
@@ -134,6 +135,14 @@ class _Prepared:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Rules that are ready to be put in force."""
+
+    prepared: list[_Prepared]
+    tables: RuleTables
+
+
 class Pipeline:
     """An engine with its rules, and the signals of its matches.
 
@@ -159,25 +168,35 @@ class Pipeline:
         self.signals = 0
         self._taken: list[Signal] = []
         self._rules = [_Prepared(rule) for rule in rules]
-        self.engine = Engine(
-            rules,
-            on_match=self._on_match,
-            lookup=lookup,
-            users=facts.users,
-            groups=facts.groups,
-            hostname=self._hostname,
-            class_bytes_max=limits.class_bytes_max,
-            verdict_bytes_max=limits.verdict_bytes_max,
-            processes_max=limits.processes_max,
-            rule_matching=matching,
-        )
+        try:
+            self.engine = Engine(
+                rules,
+                on_match=self._on_match,
+                lookup=lookup,
+                users=facts.users,
+                groups=facts.groups,
+                hostname=self._hostname,
+                class_bytes_max=limits.class_bytes_max,
+                verdict_bytes_max=limits.verdict_bytes_max,
+                processes_max=limits.processes_max,
+                rule_matching=matching,
+            )
+        except UnsupportedRule as error:
+            raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
-    def swap_rules(self, rules: Sequence[Rule]) -> None:
-        """Put other rules in force from the next record on; the process table carries over."""
+    def compile(self, rules: Sequence[Rule]) -> Compiled:
+        """Prepare other rules for swap. May be called from any thread. Raises ConfigError."""
         prepared = [_Prepared(rule) for rule in rules]
-        self.engine.swap_rules(rules)
-        self._rules = prepared
-        names = {rule.name for rule in rules}
+        try:
+            return Compiled(prepared, self.engine.compile(rules))
+        except UnsupportedRule as error:
+            raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
+
+    def swap(self, compiled: Compiled) -> None:
+        """Put other rules in force from the next record on; the process table carries over."""
+        self.engine.swap(compiled.tables)
+        self._rules = compiled.prepared
+        names = {prepared.rule.name for prepared in compiled.prepared}
         for name in self.by_rule.keys() - names:
             del self.by_rule[name]
 

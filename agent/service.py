@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -144,6 +145,30 @@ def make_shipper(
         raise ConfigError(f"ship: {error}") from None
 
 
+class _Reload(threading.Thread):
+    """Reads the configuration and its rules and compiles them, while the loop goes on.
+
+    error   why it failed; None: `result` is there
+    result  the configuration, the rules and what was made of them
+    """
+
+    result: tuple[config.Config, pipeline.Loaded, pipeline.Compiled]
+
+    def __init__(self, path: Path, running: pipeline.Pipeline) -> None:
+        super().__init__(name="reload", daemon=True)
+        self._path = path
+        self._running = running
+        self.error: AgentError | None = None
+
+    def run(self) -> None:
+        try:
+            settings = config.load(self._path)
+            rules = pipeline.load(settings.rules)
+            self.result = (settings, rules, self._running.compile(rules.rules))
+        except AgentError as error:
+            self.error = error
+
+
 class Service:
     """One run of the agent by a configuration file.
 
@@ -163,6 +188,7 @@ class Service:
         self._spool: Spool | None = None
         self._facts = host_facts(self._settings.host)
         self._beat_s = 0.0
+        self._reloading: _Reload | None = None
 
     @property
     def settings(self) -> config.Config:
@@ -229,9 +255,12 @@ class Service:
                 live.wait(poll_ms)
             more = live.step()
             self._deliver(live)
-            if requests.reload:
+            if self._reloading is not None and not self._reloading.is_alive():
+                reload, self._reloading = self._reloading, None
+                self._end_reload(live, reload)
+            if requests.reload and self._reloading is None:
                 requests.reload = False
-                self._reload(live)
+                self._begin_reload(live)
             if time.monotonic() >= self._beat_s:
                 self._heartbeat(live)
 
@@ -263,17 +292,20 @@ class Service:
         for writer in self._writers:
             writer.write(chunk, len(lines))
 
-    def _reload(self, live: Live) -> None:
-        """Read the rules again, by the configuration as it now is, and reopen the outputs."""
+    def _begin_reload(self, live: Live) -> None:
+        """Reopen the outputs, and read and compile the rules again, beside the loop."""
         for writer in self._writers:
             writer.reopen()
-        try:
-            settings = config.load(self._path)
-            rules = pipeline.load(settings.rules)
-            live.pipeline.swap_rules(rules.rules)
-        except AgentError as error:
-            log(logging.ERROR, "reload failed, the rules in force stay", error=error)
+        self._reloading = _Reload(self._path, live.pipeline)
+        self._reloading.start()
+
+    def _end_reload(self, live: Live, reload: _Reload) -> None:
+        """Put the rules in force that were read, by the configuration as it now is."""
+        if reload.error is not None:
+            log(logging.ERROR, "reload failed, the rules in force stay", error=reload.error)
             return
+        settings, rules, compiled = reload.result
+        live.pipeline.swap(compiled)
         changed = [
             name
             for name in config.Config.__struct_fields__

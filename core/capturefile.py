@@ -27,7 +27,7 @@ from typing import Annotated, BinaryIO, Literal, TypeVar
 import msgspec
 
 from vedette.core.engine import Process
-from vedette.core.layout import RECORD_VERSION
+from vedette.core.layout import ARGS_MAX, PATH_MAX, RECORD_VERSION
 
 MAGIC = b"VEDETTE\0"
 FORMAT_VERSION = 1
@@ -94,10 +94,10 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     session: _U32
     start_time_ns: _U63
     cgroup_id: _U63
-    comm: bytes | None
-    exe_path: bytes | None
-    args: bytes | None
-    cwd: bytes | None
+    comm: Annotated[bytes, msgspec.Meta(max_length=64)] | None
+    exe_path: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] | None
+    args: Annotated[bytes, msgspec.Meta(max_length=ARGS_MAX)] | None
+    cwd: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] | None
 
 
 Answer = tuple[int, Process | None]

@@ -20,6 +20,7 @@ combination of classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -137,7 +138,12 @@ _LITERAL_KINDS: Final = {
 
 
 class UnsupportedRule(ValueError):
-    """A condition that the tables cannot hold; ``str()`` says why."""
+    """A condition that the tables cannot hold; ``str()`` says why.
+
+    rule  its number, None where it is a matter of all rules together
+    """
+
+    rule: int | None = None
 
 
 @dataclass(slots=True)
@@ -223,6 +229,7 @@ class _Compiler:
         self.word: list[str | None] = []
         self.costs: list[int] = []
         self.codes: dict[Expr, int] = {}
+        self.filed: Counter[int] = Counter()
 
     # Specialisation: bool for what the type decides, else a tree of what remains.
 
@@ -249,6 +256,10 @@ class _Compiler:
         return Or(tuple(kept)) if stop else And(tuple(kept))
 
     def specialise_predicate(self, node: Predicate, name: bytes) -> Expr | bool:
+        if not node.is_plain:
+            raise UnsupportedRule(
+                f"{node}: transformers and comparisons of fields are not in the rule tables yet"
+            )
         known = node.field.name
         if known == "evt.type":
             return holds(node.op, name, node.values)
@@ -259,7 +270,7 @@ class _Compiler:
         if name.decode() not in described.events:
             return False
         multiple = described.multiple and node.field.arg is None
-        if node.op == "!=" and not multiple and described.type in ("string", "ip", "net"):
+        if node.op == "!=" and not multiple:
             # A present value that is not equal: both parts are shared with other rules.
             equal = Predicate(node.field, "=", node.values)
             return And((Predicate(node.field, "exists"), Not(equal)))
@@ -456,7 +467,8 @@ class _Compiler:
             if not positive:
                 return None
             number = self.number(node)
-            return self.costs[number], frozenset((number,))
+            # A predicate that many rules are filed under already is a worse choice.
+            return self.costs[number] + self.filed[number], frozenset((number,))
         if isinstance(node, Not):
             return self.cover(node.item, not positive)
         parts = [self.cover(part, positive) for part in node.items]
@@ -512,6 +524,7 @@ class _Compiler:
         else:
             for predicate in sorted(covered[1]):
                 plan.cover.setdefault(predicate, []).append(rule)
+                self.filed[predicate] += 1
 
     def add_rule(self, rule: int, condition: Expr) -> None:
         for number, name in _TYPE_NAMES:
@@ -604,5 +617,9 @@ def compile_rules(
     compiler = _Compiler(users, groups, hostname)
     for rule, condition in enumerate(conditions):
         if condition is not None:
-            compiler.add_rule(rule, condition)
+            try:
+                compiler.add_rule(rule, condition)
+            except UnsupportedRule as error:
+                error.rule = rule
+                raise
     return compiler.plan

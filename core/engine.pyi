@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
+from vedette.core.compile import Plan
 from vedette.core.ring import RingReader
 from vedette.core.rules import Rule
 
@@ -70,6 +71,13 @@ class Process:
         parent: Process | None = None,
     ) -> None: ...
 
+class RuleTables:
+    """Compiled rules: what Engine.compile makes and Engine.swap takes."""
+
+    plan: Final[Plan]
+    def stats(self) -> dict[str, int]:
+        """Return counters and sizes, by name."""
+
 OnMatch = Callable[[bytes, tuple[int, ...], Process], None]
 Lookup = Callable[[int], ProcessValues | None]
 
@@ -91,6 +99,8 @@ class Engine:
 
     Raises ValueError for an option out of range, compile.UnsupportedRule for a condition that
     the tables cannot hold, MemoryError. All methods but close raise ValueError once it is closed.
+    From on_match and lookup only process, processes and stats may be called; the others raise
+    RuntimeError.
     """
 
     def __init__(
@@ -128,11 +138,15 @@ class Engine:
         """Consume what the ring holds, at most records_max; return the number of records."""
     def note_loss(self) -> None:
         """Say that events were lost: each process is looked up again before it is trusted."""
-    def swap_rules(self, rules: Sequence[Rule]) -> None:
-        """Replace the rules between two records; the process table carries over.
+    def compile(self, rules: Sequence[Rule]) -> RuleTables:
+        """Make the tables of other rules, for swap. May be called from any thread.
 
-        Raises compile.UnsupportedRule and MemoryError, and then keeps the old rules.
+        Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
         """
+    def swap(self, tables: RuleTables) -> None:
+        """Put compiled rules in force between two records; the process table carries over."""
+    def swap_rules(self, rules: Sequence[Rule]) -> None:
+        """compile and swap in one; where it raises, the old rules stay."""
     def stats(self) -> dict[str, int]:
         """Return counters and sizes, by name."""
     def close(self) -> int:

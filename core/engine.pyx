@@ -7,18 +7,23 @@ from vedette.core.event cimport *
 from vedette.core.mem cimport Heap
 from vedette.core.proctable cimport (
     DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Image, Proc, ProcTable, Text,
-    image_drop, image_known, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch, pt_remove,
-    pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
+    image_drop, image_known, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch,
+    pt_remove, pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
 from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
 from vedette.core.siphash cimport HashKey
 from vedette.core.tables cimport RuleTables
 
 import os
 
+from vedette.core.compile import UnsupportedRule
+
 import vedette.core.ring
+
+import vedette.core.tables
 
 # A cimported type has no Python name of its own in this module.
 globals()["RingReader"] = vedette.core.ring.RingReader
+globals()["RuleTables"] = vedette.core.tables.RuleTables
 
 cdef enum:
     RECORD_OK = 0
@@ -66,7 +71,10 @@ cdef struct Ahead:
 
 
 cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil:
-    """Whether a record can be read: records.decode says the same in Python."""
+    """Whether a record can be read: records.decode says the same in Python.
+
+    Each blob has its own bound too: buffers in the tables are sized by it.
+    """
     cdef const vedette_header* h = <const vedette_header*>data
     cdef size_t fixed
     cdef size_t blobs = 0
@@ -77,7 +85,10 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         return RECORD_STOP
     if h.type == VEDETTE_EXECVE or h.type == VEDETTE_EXECVEAT:
         fixed = sizeof(vedette_exec)
-        if h.size < fixed or (<const vedette_exec*>data).ppid >= PID_LIMIT:
+        if (h.size < fixed or (<const vedette_exec*>data).ppid >= PID_LIMIT
+                or (<const vedette_exec*>data).path_len > VEDETTE_PATH_MAX
+                or (<const vedette_exec*>data).filename_len > VEDETTE_PATH_MAX
+                or (<const vedette_exec*>data).args_len > VEDETTE_ARGS_MAX):
             return RECORD_SKIP
         blobs = (<size_t>(<const vedette_exec*>data).path_len + (<const vedette_exec*>data).filename_len
                  + (<const vedette_exec*>data).args_len)
@@ -92,22 +103,24 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
             return RECORD_SKIP
     elif VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
         fixed = sizeof(vedette_open)
-        if h.size < fixed:
+        if (h.size < fixed or (<const vedette_open*>data).path_len > VEDETTE_PATH_MAX
+                or (<const vedette_open*>data).dir_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_open*>data).path_len + (<const vedette_open*>data).dir_len
     elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
         fixed = sizeof(vedette_sock)
-        if h.size < fixed:
+        if (h.size < fixed or (<const vedette_sock*>data).path_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
         blobs = (<const vedette_sock*>data).path_len
     elif h.type == VEDETTE_WRITE:
         fixed = sizeof(vedette_write)
-        if h.size < fixed:
+        if (h.size < fixed or (<const vedette_write*>data).path_len > VEDETTE_PATH_MAX
+                or (<const vedette_write*>data).data_len > VEDETTE_DATA_MAX):
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_write*>data).path_len + (<const vedette_write*>data).data_len
     elif h.type == VEDETTE_CHDIR or h.type == VEDETTE_FCHDIR:
         fixed = sizeof(vedette_chdir)
-        if h.size < fixed:
+        if (h.size < fixed or (<const vedette_chdir*>data).path_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
         blobs = (<const vedette_chdir*>data).path_len
     else:
@@ -129,9 +142,10 @@ cdef class Engine:
     cdef RuleTables tables
     cdef object on_match
     cdef object lookup
+    cdef object raised
     cdef dict options
-    cdef tuple rule_list
     cdef bint is_open
+    cdef bint is_busy           # in feed or consume: callbacks must not change what they stand on
     cdef bint looks_up
     cdef uint32_t loss_epoch
     cdef uint64_t records
@@ -151,6 +165,8 @@ cdef class Engine:
                  uint64_t strings_bytes_max=64 << 20, processes_max=65536, rule_matching="all",
                  seed=None):
         cdef HashKey hash_key
+        if self.procs.slots != NULL:
+            raise RuntimeError("an engine is initialised once")
         memset(&hash_key, 0, sizeof(HashKey))
         if rule_matching not in ("all", "first"):
             raise ValueError(f"rule_matching is all or first, not {rule_matching!r}")
@@ -172,23 +188,42 @@ cdef class Engine:
         hash_key.k1 = int.from_bytes(seed[8:16], "little")
         pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max, &hash_key)
         self.is_open = True
-        self.swap_rules(rules)
+        self.tables = self.compile(rules)
 
     def __dealloc__(self):
-        if self.is_open:
+        if self.procs.heap != NULL:
             pt_free(&self.procs)
 
-    def swap_rules(self, rules):
-        """Replace the rules between two records; the process table carries over.
+    def compile(self, rules):
+        """Make the tables of other rules, for swap. May be called from any thread.
 
-        The new tables are made beside the old ones, which go only when they are ready. Raises
-        compile.UnsupportedRule and MemoryError, and then keeps the old rules.
+        Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
         """
-        self._check_open()
         rules = tuple(rules)
         conditions = [rule.condition if rule.enabled else None for rule in rules]
-        self.tables = RuleTables(conditions, **self.options)
-        self.rule_list = rules
+        try:
+            return RuleTables(conditions, **self.options)
+        except UnsupportedRule as error:
+            if error.rule is None:
+                raise
+            rule = rules[error.rule]
+            raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
+
+    def swap(self, RuleTables tables not None):
+        """Put compiled rules in force between two records; the process table carries over."""
+        self._check_open()
+        self._check_idle()
+        self.tables = tables
+
+    def swap_rules(self, rules):
+        """compile and swap in one."""
+        self.swap(self.compile(rules))
+
+    cdef int _check_idle(self) except -1:
+        if self.is_busy:
+            raise RuntimeError("the engine is in the middle of a record: callbacks and other "
+                               "threads may ask it for stats only")
+        return 0
 
     cdef int _check_open(self) except -1:
         if not self.is_open:
@@ -199,6 +234,7 @@ cdef class Engine:
 
     cdef uint32_t _add(self, uint32_t pid, process, uint32_t keep) except 0:
         """Put a process-like object into the table under a pid."""
+        # All is read and checked before the table is touched: attributes may be properties.
         cdef uint32_t slot
         cdef Proc* p
         cdef bytes comm = process.comm
@@ -206,22 +242,33 @@ cdef class Engine:
         cdef bytes args = process.args
         cdef bytes cwd = process.cwd
         cdef uint32_t ppid = process.ppid
+        cdef uint32_t uid = process.uid
+        cdef uint32_t gid = process.gid
+        cdef uint32_t loginuid = process.loginuid
+        cdef uint32_t session = process.session
+        cdef uint64_t start_time_ns = process.start_time_ns
+        cdef uint64_t cgroup_id = process.cgroup_id
         if pid >= PID_LIMIT or ppid >= PID_LIMIT:
             raise ValueError(f"pid {pid}, ppid {ppid}: process ids are below {PID_LIMIT}")
+        for name, text, limit in (("exe_path", path, VEDETTE_PATH_MAX),
+                                  ("args", args, VEDETTE_ARGS_MAX), ("cwd", cwd, VEDETTE_PATH_MAX)):
+            if text is not None and len(text) > limit:
+                raise ValueError(f"pid {pid}: {name} has {len(text)} bytes, at most {limit} are kept")
         slot = pt_insert(&self.procs, pid, ppid, keep)
         if slot == 0:
             raise MemoryError
         p = &self.procs.slots[slot]
-        p.uid = process.uid
-        p.gid = process.gid
-        p.loginuid = process.loginuid
-        p.session = process.session
-        p.start_time_ns = process.start_time_ns
-        p.cgroup_id = process.cgroup_id
+        p.uid = uid
+        p.gid = gid
+        p.loginuid = loginuid
+        p.session = session
+        p.start_time_ns = start_time_ns
+        p.cgroup_id = cgroup_id
         p.checked = self.loss_epoch
         p.image = image_new(
             &self.procs,
-            <const uint8_t*>comm if comm is not None else NULL, len(comm) if comm is not None else -1,
+            <const uint8_t*>comm if comm is not None else NULL,
+            min(len(comm), 16) if comm is not None else -1,
             <const uint8_t*>path if path is not None else NULL, len(path) if path is not None else -1,
             <const uint8_t*>args if args is not None else NULL, len(args) if args is not None else -1)
         if cwd is not None:
@@ -231,6 +278,7 @@ cdef class Engine:
     def add_process(self, process):
         """Put a process into the table, in the place of what has its pid; its parent is ignored."""
         self._check_open()
+        self._check_idle()
         self._add(process.pid, process, 0)
 
     cdef uint32_t _learn(self, const vedette_header* h) except 0 with gil:
@@ -297,6 +345,7 @@ cdef class Engine:
         """A process with its parents, or None."""
         cdef uint32_t slot
         self._check_open()
+        self._check_idle()
         if pid >= PID_LIMIT:
             return None
         slot = pt_find(&self.procs, pid)
@@ -307,6 +356,7 @@ cdef class Engine:
         cdef uint32_t slot
         cdef list found = []
         self._check_open()
+        self._check_idle()
         for slot in range(1, self.procs.slots_used):
             if not self.procs.slots[slot].flags & (PROC_GHOST | PROC_FREE):
                 found.append(self._snapshot(slot))
@@ -315,6 +365,7 @@ cdef class Engine:
 
     def note_loss(self):
         """Say that events were lost: each process is looked up again before it is trusted."""
+        self._check_open()
         self.loss_epoch += 1
 
     # Records
@@ -325,6 +376,7 @@ cdef class Engine:
         cdef uint32_t slot = pt_find(procs, h.pid)
         cdef Proc* p
         cdef uint32_t row
+        cdef bint failed
         self.records += 1
         if slot == 0:
             slot = self._learn(h)
@@ -348,15 +400,22 @@ cdef class Engine:
         elif h.type >= VEDETTE_CHDIR and h.result == 0:
             self._chdir(slot, <const vedette_chdir*>h)
         row = self.tables.judge(procs, slot, h)
-        if row != 0:
-            self._report(slot, h, row)
+        failed = row != 0 and self._report(slot, h, row) != 0
         if h.type == VEDETTE_PROCEXIT:
             slot = pt_find(procs, h.pid)
             if slot != 0:
                 pt_reparent_children(procs, slot, (<const vedette_exit*>h).reaper_pid
                                      if (<const vedette_exit*>h).reaper_pid != 0 else 1)
                 pt_remove(procs, slot)
+        if failed:
+            self._raise()
         return 0
+
+    cdef int _raise(self) except -1 with gil:
+        """Raise what a callback raised."""
+        raised = self.raised
+        self.raised = None
+        raise raised
 
     cdef void _fork(self, uint32_t slot, const vedette_fork* r) noexcept nogil:
         cdef ProcTable* procs = &self.procs
@@ -437,10 +496,16 @@ cdef class Engine:
         if not r.h.flags & VEDETTE_F_PATH_FAULT:
             p.cwd = text_new(&self.procs, <const uint8_t*>r + sizeof(vedette_chdir), r.path_len)
 
-    cdef int _report(self, uint32_t slot, const vedette_header* h, uint32_t row) except -1 with gil:
-        cdef tuple rules = self.tables.matched(row)
-        self.matches += len(rules)
-        self.on_match((<const uint8_t*>h)[:h.size], rules, self._snapshot(slot))
+    cdef int _report(self, uint32_t slot, const vedette_header* h, uint32_t row) noexcept with gil:
+        """Call on_match; -1 where it raised (kept in self.raised until the record is done with)."""
+        cdef tuple rules
+        try:
+            rules = self.tables.matched(row)
+            self.matches += len(rules)
+            self.on_match((<const uint8_t*>h)[:h.size], rules, self._snapshot(slot))
+        except BaseException as raised:
+            self.raised = raised
+            return -1
         return 0
 
     cdef int _batch(self, Ahead* ahead, uint32_t count, uint32_t* done) except -1 nogil:
@@ -478,32 +543,35 @@ cdef class Engine:
         A malformed record is counted and skipped where its size can be trusted. Where not, it ends
         the feed, counted once with all that follows it, which is not consumed.
         """
-        cdef const uint8_t[::1] view = records
-        cdef const uint8_t* data
-        cdef size_t size = view.shape[0]
+        # What is not bytes is copied: a callback might change it, and it might not be aligned.
+        cdef bytes kept = records if type(records) is bytes else bytes(records)
+        cdef const uint8_t* data = <const uint8_t*>kept
+        cdef size_t size = len(kept)
         cdef size_t at = 0
         cdef uint32_t count
         cdef uint32_t done
         cdef bint stopped = False
         cdef Ahead ahead[AHEAD]
         self._check_open()
-        if size == 0:
-            return 0
-        data = &view[0]
-        with nogil:
-            while at < size and not stopped:
-                count = 0
-                while count < AHEAD and at < size:
-                    ahead[count].state = _check(data + at, size - at, &ahead[count].size)
-                    if ahead[count].state == RECORD_STOP:
-                        self.malformed += 1
-                        stopped = True
-                        break
-                    ahead[count].record = <const vedette_header*>(data + at)
-                    at += ahead[count].size
-                    count += 1
-                done = 0
-                self._batch(ahead, count, &done)
+        self._check_idle()
+        self.is_busy = True
+        try:
+            with nogil:
+                while at < size and not stopped:
+                    count = 0
+                    while count < AHEAD and at < size:
+                        ahead[count].state = _check(data + at, size - at, &ahead[count].size)
+                        if ahead[count].state == RECORD_STOP:
+                            self.malformed += 1
+                            stopped = True
+                            break
+                        ahead[count].record = <const vedette_header*>(data + at)
+                        at += ahead[count].size
+                        count += 1
+                    done = 0
+                    self._batch(ahead, count, &done)
+        finally:
+            self.is_busy = False
         return at
 
     def consume(self, RingReader reader, uint64_t records_max=1 << 20):
@@ -520,8 +588,13 @@ cdef class Engine:
         self._check_open()
         if reader.producer == NULL:
             raise ValueError("the ring reader is closed")
+        self._check_idle()
+        if reader.is_busy:
+            raise RuntimeError("the ring is being read")
         at = reader.consumer[0]
         consumed = at
+        self.is_busy = True
+        reader.is_busy = True
         try:
             with nogil:
                 while taken < records_max:
@@ -546,6 +619,8 @@ cdef class Engine:
                     if taken % CONSUME_STEP < AHEAD:
                         vedette_store_release64(reader.consumer, consumed)
         finally:
+            self.is_busy = False
+            reader.is_busy = False
             if done != 0:
                 # A callback raised: the records after it stay in the ring.
                 consumed = ends[done - 1]
@@ -579,6 +654,7 @@ cdef class Engine:
         """Free all tables; return the bytes that are still allocated: 0 unless memory leaks."""
         if not self.is_open:
             return 0
+        self._check_idle()
         self.is_open = False
         pt_free(&self.procs)
         return self.heap.bytes + self.tables.close()

@@ -176,7 +176,9 @@ cdef int _trie_build(Trie* trie, Heap* heap, list lists, dict prefix, dict exact
     if not prefix and not exact and not component:
         return 0
     for kind, table in (("prefix", prefix), ("exact", exact), ("component", component)):
-        for literal, predicates in table.items():
+        for count, (literal, predicates) in enumerate(table.items()):
+            if count % 256 == 0:
+                let_others_run()
             node = 1
             for byte in literal:
                 from_ = node << 8 | byte
@@ -208,6 +210,8 @@ cdef int _trie_build(Trie* trie, Heap* heap, list lists, dict prefix, dict exact
         trie.edges[slot].from_ = from_
         trie.edges[slot].to = to
     for node in range(1, trie.nodes):
+        if node % 4096 == 0:
+            let_others_run()
         end = ends[node]
         if end:
             trie.prefix[node] = _append(lists, end.get("prefix", ()))
@@ -246,7 +250,9 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
         automaton.class_of[byte] = class_ + 1
         if folded and 97 <= byte <= 122:
             automaton.class_of[byte - 32] = class_ + 1
-    for literal, predicates in literals.items():
+    for count, (literal, predicates) in enumerate(literals.items()):
+        if count % 256 == 0:
+            let_others_run()
         state = 0
         for byte in literal:
             class_ = automaton.class_of[byte]
@@ -271,6 +277,8 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
     fail = [0] * len(children)
     order = [0]
     for state in order:
+        if state % 1024 == 0:
+            let_others_run()
         if state:
             for class_ in range(width):
                 automaton.next[<size_t>state * width + class_] = (

@@ -17,6 +17,7 @@ cdef enum:
     PROC_GHOST = 1
     PROC_INCOMPLETE = 2         # made from a header alone
     PROC_FREE = 4
+    PROC_WATCHED = 8            # a descendant's vector may depend on the entry
 
 cdef struct Block:
     Block* next
@@ -93,10 +94,11 @@ cdef struct ProcTable:
     uint32_t live_max
     uint64_t clock
     uint32_t visit
-    uint32_t* stack             # for walks over descendants; slots_size words
+    uint32_t* stack             # for walks over descendants
+    uint32_t stack_size         # words, at least slots_size
     uint64_t evicted
     uint64_t replaced           # forks whose child's pid still had an entry: an exit was lost
-    uint64_t strings_refused
+    uint64_t strings_refused    # images and directories that had no room
 
 
 cdef inline uint32_t pt_slot(const ProcTable* table, uint32_t pid) noexcept nogil:

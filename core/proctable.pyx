@@ -8,6 +8,8 @@ from vedette.core.siphash cimport siphash13
 cdef enum:
     CHUNK_BYTES = 65536
     BLOCK_BYTES_MIN = 128
+    SMALL_CLASS_MAX = 1         # 256 bytes
+    KNOWN_CLASS_MAX = 3         # larger images are not kept for being known: 1024 bytes
 
 
 # Strings: blocks of a power of two from chunks that are kept until the table goes, so that a fleet
@@ -17,6 +19,7 @@ cdef void* _block_new(ProcTable* table, size_t size, uint32_t* size_class) noexc
     cdef Pool* pool = &table.pool
     cdef uint32_t class_ = 0
     cdef size_t block = BLOCK_BYTES_MIN
+    cdef uint64_t bytes_max
     cdef size_t at
     cdef Block* chunk
     cdef Block* fresh
@@ -25,9 +28,16 @@ cdef void* _block_new(ProcTable* table, size_t size, uint32_t* size_class) noexc
         class_ += 1
     if class_ >= POOL_CLASSES:
         return NULL
-    if pool.free_[class_] == NULL:
-        if pool.bytes + CHUNK_BYTES > pool.bytes_max:
+    # The last quarter is for small blocks, so that large ones cannot leave processes without a name.
+    bytes_max = pool.bytes_max - (pool.bytes_max // 4 if class_ > SMALL_CLASS_MAX else 0)
+    if pool.free_[class_] == NULL and pool.bytes + CHUNK_BYTES > bytes_max:
+        # All chunks are cut: a larger block does, or else an attacker who fills the pool with blocks
+        # of one size would have taken it from all other sizes for good.
+        while class_ < POOL_CLASSES and pool.free_[class_] == NULL:
+            class_ += 1
+        if class_ == POOL_CLASSES:
             return NULL
+    if pool.free_[class_] == NULL:
         chunk = <Block*>heap_new(table.heap, CHUNK_BYTES)
         if chunk == NULL:
             return NULL
@@ -55,16 +65,38 @@ cdef void _block_del(ProcTable* table, void* block, uint32_t size_class) noexcep
     table.pool.live -= 1
 
 
+cdef void _forget_known(ProcTable* table) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t way
+    for i in range(KNOWN_SETS):
+        for way in range(4):
+            image_drop(table, table.known[i].image[way])
+            table.known[i].image[way] = NULL
+
+
 cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
                       int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil:
-    """An image with one reference, or NULL where the strings' bound is reached. Lengths of -1: missing."""
+    """An image with one reference. Lengths of -1: missing.
+
+    Where the strings' bound is reached (counted), path and arguments are missing, or NULL is returned.
+    """
     cdef uint32_t size_class = 0
     cdef size_t path_size = path_len if path_len > 0 else 0
     cdef size_t args_size = args_len if args_len > 0 else 0
     cdef Image* image = <Image*>_block_new(table, sizeof(Image) + path_size + args_size, &size_class)
     if image == NULL:
+        # Images that are only known from before go first; then the strings that matter less.
+        _forget_known(table)
+        image = <Image*>_block_new(table, sizeof(Image) + path_size + args_size, &size_class)
+    if image == NULL:
         table.strings_refused += 1
-        return NULL
+        path_len = -1
+        args_len = -1
+        path_size = 0
+        args_size = 0
+        image = <Image*>_block_new(table, sizeof(Image), &size_class)
+        if image == NULL:
+            return NULL
     memset(image, 0, sizeof(Image))
     image.refs = 1
     image.size_class = size_class
@@ -111,7 +143,7 @@ cdef Image* image_known(ProcTable* table, const uint8_t* comm, int32_t comm_len,
             place.image[way].refs += 1
             return place.image[way]
     image = image_new(table, comm, comm_len, path, path_len, args, args_len)
-    if image != NULL:
+    if image != NULL and image.size_class <= KNOWN_CLASS_MAX and image.path_len == path_len:
         image_drop(table, place.image[chosen])
         place.hash[chosen] = hashed
         place.image[chosen] = image
@@ -162,7 +194,8 @@ cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strin
     table.slots_used = 1
     table.slots = <Proc*>heap_new(heap, table.slots_size * sizeof(Proc))
     table.pages = <uint32_t**>heap_new(heap, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
-    table.stack = <uint32_t*>heap_new(heap, table.slots_size * sizeof(uint32_t))
+    table.stack_size = table.slots_size
+    table.stack = <uint32_t*>heap_new(heap, table.stack_size * sizeof(uint32_t))
     table.known = <ImageSet*>heap_new(heap, KNOWN_SETS * sizeof(ImageSet))
     if table.slots == NULL or table.pages == NULL or table.stack == NULL or table.known == NULL:
         raise MemoryError
@@ -183,7 +216,7 @@ cdef void pt_free(ProcTable* table) noexcept:
         heap_del(table.heap, table.pages, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
     heap_del(table.heap, table.known, KNOWN_SETS * sizeof(ImageSet))
     heap_del(table.heap, table.slots, table.slots_size * sizeof(Proc))
-    heap_del(table.heap, table.stack, table.slots_size * sizeof(uint32_t))
+    heap_del(table.heap, table.stack, table.stack_size * sizeof(uint32_t))
     memset(table, 0, sizeof(ProcTable))
 
 
@@ -203,18 +236,21 @@ cdef uint32_t _slot_new(ProcTable* table, uint32_t pid) noexcept nogil:
         table.free_slot = table.slots[slot].next_free
     else:
         if table.slots_used == table.slots_size:
+            # A walk over descendants pushes each slot at most once, so the stack grows first.
+            if table.stack_size == table.slots_size:
+                stack = <uint32_t*>heap_grow(
+                    table.heap, table.stack, table.stack_size * sizeof(uint32_t),
+                    2 * table.stack_size * sizeof(uint32_t))
+                if stack == NULL:
+                    return 0
+                table.stack = stack
+                table.stack_size *= 2
             larger = <Proc*>heap_grow(table.heap, table.slots, table.slots_size * sizeof(Proc),
                                       2 * table.slots_size * sizeof(Proc))
             if larger == NULL:
                 return 0
             table.slots = larger
-            # A walk over descendants pushes each slot at most once.
-            stack = <uint32_t*>heap_grow(table.heap, table.stack, table.slots_size * sizeof(uint32_t),
-                                         2 * table.slots_size * sizeof(uint32_t))
             table.slots_size *= 2
-            if stack == NULL:
-                return 0
-            table.stack = stack
         slot = table.slots_used
         table.slots_used += 1
     memset(&table.slots[slot], 0, sizeof(Proc))
@@ -286,11 +322,11 @@ cdef void pt_remove(ProcTable* table, uint32_t slot) noexcept nogil:
     table.slots[slot].cwd = NULL
     table.live -= 1
     if table.slots[slot].child != 0:
+        pt_stale_descendants(table, slot)
         # The ghost is marked before its own link goes, so that a cycle cannot free it in between.
         table.slots[slot].flags = PROC_GHOST
         table.ghosts += 1
         _unlink(table, slot)
-        pt_stale_descendants(table, slot)
     else:
         _unlink(table, slot)
         _slot_del(table, slot)
@@ -357,11 +393,11 @@ cdef uint32_t pt_insert(ProcTable* table, uint32_t pid, uint32_t ppid, uint32_t 
             image_drop(table, table.slots[slot].image)
             text_drop(table, table.slots[slot].cwd)
             _unlink(table, slot)
+        pt_stale_descendants(table, slot)
         child = table.slots[slot].child
         memset(&table.slots[slot], 0, sizeof(Proc))
         table.slots[slot].pid = pid
         table.slots[slot].child = child
-        pt_stale_descendants(table, slot)
     table.clock += 1
     table.slots[slot].touched = table.clock
     table.slots[slot].loginuid = 0xFFFFFFFF
@@ -380,11 +416,17 @@ cdef int pt_reparent_children(ProcTable* table, uint32_t slot, uint32_t reaper) 
 
 
 cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil:
-    """Have every descendant's vector made again; entries of a cycle are visited once."""
+    """Have every descendant's vector made again; entries of a cycle are visited once.
+
+    Nothing is done where no descendant's vector was made since the last time (PROC_WATCHED), so the
+    walks cost no more than the vectors that they undo: a process of many idle children that runs
+    exec in a loop pays for one walk.
+    """
     cdef uint32_t depth = 0
     cdef uint32_t child
-    if table.slots[slot].child == 0:
+    if table.slots[slot].child == 0 or not table.slots[slot].flags & PROC_WATCHED:
         return
+    table.slots[slot].flags &= ~<uint32_t>PROC_WATCHED
     table.visit += 1
     if table.visit == 0:
         for child in range(table.slots_used):
@@ -401,6 +443,7 @@ cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil:
                 table.slots[child].visit = table.visit
                 table.slots[child].vector_epoch = 0
                 table.slots[child].lineage_epoch = 0
+                table.slots[child].flags &= ~<uint32_t>PROC_WATCHED
                 table.stack[depth] = child
                 depth += 1
             child = table.slots[child].younger

@@ -32,6 +32,15 @@ _FORMATS: Final[dict[str, str]] = {
 PID_LIMIT: Final = 4194304
 """Process ids are below it (PID_MAX_LIMIT, linux/threads.h)."""
 
+BLOB_BYTES_MAX: Final[dict[str, int]] = {
+    "path": layout.PATH_MAX,
+    "filename": layout.PATH_MAX,
+    "dir": layout.PATH_MAX,
+    "args": layout.ARGS_MAX,
+    "data": layout.DATA_MAX,
+}
+"""The longest that each variable part can be."""
+
 _PIDS: Final = frozenset({"pid", "ppid", "child_pid", "reaper_pid"})
 
 
@@ -142,6 +151,10 @@ def decode(data: bytes | bytearray | memoryview, offset: int = 0) -> Record:
         raise RecordError(
             f"variable parts of {sum(lengths.values())} bytes exceed the record", size
         )
+    for blob, length in lengths.items():
+        if length > BLOB_BYTES_MAX[blob]:
+            reason = f"{blob} of {length} bytes is longer than {BLOB_BYTES_MAX[blob]}"
+            raise RecordError(reason, size)
     for blob in _BLOBS[name]:
         values[blob] = bytes(data[offset + at : offset + at + lengths[blob]])
         at += lengths[blob]

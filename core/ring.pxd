@@ -9,6 +9,7 @@ cdef class RingReader:
     cdef size_t page_bytes
     cdef int epoll_fd
     cdef int ring_fd
+    cdef bint is_busy           # an engine consumes from it
     cdef readonly uint64_t size_bytes
     cdef readonly uint64_t discarded   # records that the kernel side took back
     cdef void _close(self) noexcept

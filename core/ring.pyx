@@ -57,13 +57,18 @@ cdef class RingReader:
     something else. One reader a ring: positions are shared with the kernel.
     """
 
-    def __cinit__(self, int ring_fd):
+    def __cinit__(self):
+        # Before anything can fail: these are closed when the object goes.
+        self.epoll_fd = -1
+        self.ring_fd = -1
+
+    def __init__(self, int ring_fd):
         cdef MapInfo info
         cdef InfoAttr attr
         cdef epoll_event event
         cdef void* mapped
-        self.epoll_fd = -1
-        self.ring_fd = -1
+        if self.ring_fd >= 0:
+            raise RuntimeError("a ring reader is initialised once")
         memset(&info, 0, sizeof(info))
         attr.bpf_fd = ring_fd
         attr.info_len = sizeof(info)
@@ -154,6 +159,8 @@ cdef class RingReader:
         cdef const uint8_t* record
         cdef bytearray taken = bytearray()
         self._check_open()
+        if self.is_busy:
+            raise RuntimeError("the ring is being read")
         at = self.consumer[0]
         while True:
             next_ = at
@@ -173,4 +180,6 @@ cdef class RingReader:
 
     def close(self):
         """Unmap the ring; the map itself lives on."""
+        if self.is_busy:
+            raise RuntimeError("the ring is being read")
         self._close()

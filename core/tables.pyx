@@ -8,9 +8,11 @@ from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cach
 from vedette.core.event cimport *
 from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  bytes_match, hits_add, hits_begin, hits_free, hits_init,
-                                 int_index_build, int_index_free, int_match)
+                                 int_index_build, int_index_free, int_match,
+                                 let_others_run)
 from vedette.core.mem cimport Heap, heap_del, heap_new
-from vedette.core.proctable cimport DEPTH_MAX, Image, Proc, ProcTable, Text, pt_parent
+from vedette.core.proctable cimport (DEPTH_MAX, PROC_WATCHED, Image, Proc, ProcTable, Text,
+                                     pt_parent)
 from vedette.core.siphash cimport nh_words, siphash13
 
 
@@ -119,7 +121,14 @@ cdef enum:
 
 cdef uint64_t KIND_SPREAD = 0x9E3779B97F4A7C15
 
-# Epochs are never used twice, so that rows of replaced tables are known to be stale.
+# Epochs are never used twice, so that rows of replaced tables are known to be stale. Tables may be
+# made by one thread while another one's begin anew, hence the atomic addition.
+cdef extern from *:
+    """
+    #define vedette_next(p) __atomic_add_fetch((p), 1, __ATOMIC_RELAXED)
+    """
+    uint32_t vedette_next(uint32_t* p) noexcept nogil
+
 cdef uint32_t _last_epoch = 0
 
 # evt.arg.flags: names in Falco's order, filled from the catalogue.
@@ -416,6 +425,7 @@ cdef uint32_t* _words(Heap* heap, list values) except NULL:
     cdef size_t i
     for i in range(len(values)):
         target[i] = values[i]
+    let_others_run()
     return target
 
 
@@ -600,11 +610,12 @@ cdef class RuleTables:
 
     cdef void _new_epoch(self) noexcept nogil:
         """Forget every row and what was derived from rows. Verdicts stay what they were."""
-        global _last_epoch
         cdef Tables* t = &self.t
         cdef int i
-        _last_epoch += 1
-        t.epoch = _last_epoch
+        # 0 is what a fresh entry has.
+        t.epoch = 0
+        while t.epoch == 0:
+            t.epoch = vedette_next(&_last_epoch)
         t.lineages_made = 0
         _space_clear(&t.classes)
         _space_clear(&t.verdicts)
@@ -737,6 +748,10 @@ cdef class RuleTables:
                 return 0
             chain[depth] = slot
             depth += 1
+            table.slots[slot].flags |= PROC_WATCHED
+            # A ghost ends the chain, until it becomes a process.
+            if table.slots[slot].parent != 0:
+                table.slots[table.slots[slot].parent].flags |= PROC_WATCHED
             slot = pt_parent(table, slot)
         while depth > 0:
             depth -= 1
@@ -766,6 +781,8 @@ cdef class RuleTables:
             return p.vector
         key[0] = self._image_row(p.image) if p.image != NULL else 0
         parent = pt_parent(table, slot)
+        if p.parent != 0:
+            table.slots[p.parent].flags |= PROC_WATCHED
         key[1] = self._lineage(table, parent) if parent != 0 else 0
         key[2] = self._cwd_row(p.cwd) if p.cwd != NULL else 0
         hits_begin(hits)
@@ -778,14 +795,14 @@ cdef class RuleTables:
         int_match(&t.int_index[I_SID], p.session, hits)
         key[3] = _space_row(&t.classes)
         if parent != 0 and key[1] == 0:
+            # Not kept: not all of the chain knows that this process depends on it.
+            return self._walk(table, slot, key[2], key[3])
+        hashed = nh_words(&t.hash_key, key, 4)
+        row = cache_get(&t.vectors, hashed, <uint8_t*>key, 16, 16)
+        if row == 0:
+            t.vector_misses += 1
             row = self._walk(table, slot, key[2], key[3]) + 1
-        else:
-            hashed = nh_words(&t.hash_key, key, 4)
-            row = cache_get(&t.vectors, hashed, <uint8_t*>key, 16, 16)
-            if row == 0:
-                t.vector_misses += 1
-                row = self._walk(table, slot, key[2], key[3]) + 1
-                cache_put(&t.vectors, hashed, <uint8_t*>key, 16, 16, row)
+            cache_put(&t.vectors, hashed, <uint8_t*>key, 16, 16, row)
         p.vector = row - 1
         p.vector_epoch = t.epoch
         return p.vector
@@ -1106,7 +1123,9 @@ cdef class RuleTables:
             else:
                 key[count] = 0
             count += 1
+        # The last word has its place for the vector; one more makes the number of words even.
         key[count] = 0
+        key[count + 1] = 0
         count += 1
         hashed = nh_words(&t.hash_key, key, count + (count & 1))
         by_event = cache_get(&t.allowed, hashed, <uint8_t*>key, 4 * count, <uint16_t>count)

@@ -266,11 +266,13 @@ class Twin:
                 matched.append(index)
                 if self._first_only:
                     break
-        if matched:
-            self._stats["matches"] += len(matched)
-            self._on_match(raw, tuple(matched), acting)
-        if record.type == layout.TYPES["procexit"]:
-            self._exit(record)
+        try:
+            if matched:
+                self._stats["matches"] += len(matched)
+                self._on_match(raw, tuple(matched), acting)
+        finally:
+            if record.type == layout.TYPES["procexit"]:
+                self._exit(record)
 
     def _act(self, record: Record) -> None:
         """Steps 1 and 2: the acting process is in the table and has what the header says."""
@@ -389,7 +391,8 @@ def _entry(process: ProcessValues) -> Process:
         session=process.session,
         start_time_ns=process.start_time_ns,
         cgroup_id=process.cgroup_id,
-        comm=process.comm,
+        # TASK_COMM_LEN; what /proc says of kernel threads can be longer.
+        comm=None if process.comm is None else process.comm[:16],
         exe_path=process.exe_path,
         args=process.args,
         cwd=process.cwd,

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from vedette.agent import config, pipeline
+from vedette.agent.errors import ConfigError
 from vedette.agent.replay import Replay
 from vedette.core import capturefile
 from vedette.core.capturefile import (
@@ -21,8 +22,10 @@ from vedette.core.capturefile import (
     Loss,
     Snapshot,
 )
+from vedette.core.condition import parse_condition
 from vedette.core.engine import Process
 from vedette.core.records import build
+from vedette.core.rules import Rule
 from vedette.core.signal import Signal
 
 RULES = """
@@ -269,7 +272,7 @@ def test_swapped_rules_are_in_force_from_the_next_record(rules: pipeline.Loaded)
         lookup=None,
     )
     run.engine.feed(FIRST)
-    run.swap_rules(rules.rules[1:])
+    run.swap(run.compile(rules.rules[1:]))
     run.engine.feed(FIRST + SECOND)
     signals = run.take()
     assert [(item.seq, item.rule) for item in signals] == [
@@ -279,3 +282,16 @@ def test_swapped_rules_are_in_force_from_the_next_record(rules: pipeline.Loaded)
     ]
     assert run.by_rule == {"Any exit": 1}
     assert run.take() == []
+
+
+def test_rules_that_the_tables_cannot_hold_are_a_configuration_error() -> None:
+    parts = " or ".join(f"proc.aname[{i}] = x" for i in range(2, 20))
+    deep = Rule("deep", parse_condition(parts), "", 4)
+    limits = config.Limits()
+    with pytest.raises(ConfigError, match="rule 'deep'"):
+        pipeline.Pipeline(
+            [deep], pipeline.Facts("h", 0), matching="all", limits=limits, lookup=None
+        )
+    run = pipeline.Pipeline([], pipeline.Facts("h", 0), matching="all", limits=limits, lookup=None)
+    with pytest.raises(ConfigError, match="rule 'deep'"):
+        run.compile([deep])

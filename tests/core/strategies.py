@@ -411,6 +411,8 @@ def damaged(draw: st.DrawFn) -> bytes:
             if lengths:
                 at = draw(st.sampled_from(lengths))
                 record[at : at + 2] = draw(st.sampled_from([b"\xff\xff", b"\x00\x10"]))
+                record += bytes(draw(st.sampled_from([0, 4096, 8192])))
+                record[8:12] = len(record).to_bytes(4, "little")
         case _:
             return draw(st.binary(min_size=1, max_size=120))
     return bytes(record)

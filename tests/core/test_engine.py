@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import strategies as st
 
 from bench.workload import rules, workload
 from tests.core import strategies as s
-from vedette.core import engine, twin
+from vedette.core import engine, layout, twin
 from vedette.core.allocations import count_allocations
+from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine
-from vedette.core.expr import And, FieldRef, Not, Predicate
+from vedette.core.expr import And, FieldRef, Not, Or, Predicate
+from vedette.core.records import build, iter_records
 from vedette.core.rules import Rule
 from vedette.core.twin import Twin
 
@@ -203,3 +207,157 @@ def test_what_a_callback_raises_comes_out_of_feed() -> None:
         under_test.add_process(process)
     with pytest.raises(KeyError, match="from the callback"):
         under_test.feed(stream.records)
+
+
+@pytest.mark.parametrize("make", [Twin, Engine])
+@pytest.mark.parametrize(
+    ("type_name", "blob", "limit"),
+    [
+        ("execve", "path", layout.PATH_MAX),
+        ("execve", "filename", layout.PATH_MAX),
+        ("execve", "args", layout.ARGS_MAX),
+        ("openat", "path", layout.PATH_MAX),
+        ("openat", "dir", layout.PATH_MAX),
+        ("connect", "path", layout.PATH_MAX),
+        ("write", "data", layout.DATA_MAX),
+        ("chdir", "path", layout.PATH_MAX),
+    ],
+)
+def test_a_blob_beyond_its_bound_is_malformed(
+    make: Any, type_name: str, blob: str, limit: int
+) -> None:
+    under_test = make([], on_match=lambda *match: None)
+    values: dict[str, Any] = {blob: b"x" * limit}
+    assert under_test.feed(build(type_name, pid=7, **values)) > limit
+    assert under_test.stats()["malformed"] == 0
+    values[blob] += b"x"
+    assert under_test.feed(build(type_name, pid=7, **values)) > limit
+    assert under_test.stats()["malformed"] == 1
+
+
+def test_a_process_with_strings_beyond_their_bounds_is_refused_whole() -> None:
+    under_test = Engine([], on_match=lambda *match: None)
+    under_test.add_process(engine.Process(pid=5, uid=1000, comm=b"five"))
+    for values in ({"args": b"x" * 4096}, {"cwd": b"/" * 4096}, {"exe_path": b"/" * 30000}):
+        with pytest.raises(ValueError, match="pid 5"):
+            under_test.add_process(engine.Process(pid=5, **values))
+    kept = under_test.process(5)
+    assert kept is not None
+    assert (kept.uid, kept.comm) == (1000, b"five")
+
+
+def test_a_pool_full_of_large_strings_still_has_room_for_small_ones() -> None:
+    matches: list[Any] = []
+    under_test = Engine(
+        [Rule("nc", Predicate(FieldRef("proc.name"), "=", (b"nc",)), "", 4)],
+        on_match=lambda *match: matches.append(match),
+        strings_bytes_max=1 << 20,
+    )
+    large = b"".join(
+        build("execve", pid=100 + i, path=b"/" * 4000, args=b"%04d" % i * 1000, comm=b"large")
+        for i in range(300)
+    )
+    ends = b"".join(build("procexit", pid=100 + i) for i in range(300))
+    under_test.feed(large)
+    assert under_test.stats()["process_strings_refused"] > 0
+    under_test.feed(ends)
+    for i in range(50):
+        arguments = b"nc\0" + b"x" * (3 * i + 100)
+        under_test.feed(build("execve", pid=50, path=b"/bin/nc", args=arguments, comm=b"nc"))
+    assert len(matches) == 50
+    acting = matches[-1][2]
+    assert acting.args == arguments
+    assert under_test.close() == 0
+
+
+def test_what_stands_in_the_pool_at_its_bound_keeps_its_name() -> None:
+    matches: list[Any] = []
+    under_test = Engine(
+        [Rule("all", EXISTS_NAME, "", 4)],
+        on_match=lambda *match: matches.append(match),
+        strings_bytes_max=1 << 18,
+    )
+    for i in range(100):
+        record = build("execve", pid=100 + i, path=b"/" * 4000, args=b"%d" % i, comm=b"%d" % i)
+        under_test.feed(record)
+    stats = under_test.stats()
+    assert stats["process_strings_refused"] > 0
+    assert stats["process_strings_bytes"] <= 1 << 18
+    named = [acting.comm for _, _, acting in matches]
+    assert named == [b"%d" % i for i in range(100)]
+    assert under_test.close() == 0
+
+
+def test_callbacks_cannot_pull_the_engine_from_under_itself() -> None:
+    refused: list[str] = []
+
+    def meddle(*match: object) -> None:
+        for action in (
+            under_test.close,
+            lambda: under_test.feed(b""),
+            lambda: under_test.swap_rules([]),
+            lambda: under_test.add_process(engine.Process(pid=9)),
+            lambda: under_test.process(9),
+        ):
+            try:
+                action()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    under_test = Engine([Rule("all", EXISTS_NAME, "", 4)], on_match=meddle)
+    under_test.add_process(engine.Process(pid=7, comm=b"sh"))
+    under_test.feed(build("openat", pid=7, path=b"/etc/passwd"))
+    assert len(refused) == 5
+    assert under_test.close() == 0
+
+
+@pytest.mark.parametrize("make", [Twin, Engine])
+def test_an_exit_is_an_exit_even_if_its_callback_raises(make: Any) -> None:
+    def fail(*match: object) -> None:
+        raise KeyError("from the callback")
+
+    under_test = make([Rule("all", EXISTS_NAME, "", 4)], on_match=fail)
+    module = twin if make is Twin else engine
+    under_test.add_process(module.Process(pid=7, comm=b"sh"))
+    under_test.add_process(module.Process(pid=8, ppid=7, comm=b"child"))
+    with pytest.raises(KeyError, match="from the callback"):
+        under_test.feed(build("procexit", pid=7, reaper_pid=3))
+    assert under_test.process(7) is None
+    assert under_test.process(8).ppid == 3
+
+
+def test_rules_compile_in_another_thread_while_events_are_taken() -> None:
+    stream = workload("mixed", 4000)
+    matches: list[Any] = []
+    wanted = Rule("opens", Predicate(FieldRef("evt.type"), "=", (b"openat",)), "", 4)
+    under_test = Engine([wanted], on_match=lambda record, rules_, acting: matches.append(rules_))
+    for process in stream.processes:
+        under_test.add_process(process)
+    compiled: list[Any] = []
+    many = [*rules(2000), wanted]
+    thread = threading.Thread(target=lambda: compiled.append(under_test.compile(many)))
+    thread.start()
+    while thread.is_alive():
+        under_test.feed(stream.records)
+    thread.join()
+    before = len(matches)
+    assert all(indices == (0,) for indices in matches)
+    under_test.swap(compiled[0])
+    under_test.feed(stream.records)
+    opens = sum(2000 in indices for indices in matches[before:])
+    assert opens == sum(record.type_name == "openat" for record in iter_records(stream.records))
+    assert under_test.close() == 0
+
+
+def test_a_rule_that_the_tables_cannot_hold_is_named() -> None:
+    parts = tuple(Predicate(FieldRef("proc.aname", str(i)), "=", (b"x",)) for i in range(2, 20))
+    with pytest.raises(UnsupportedRule, match=r"rule 'deep': proc.aname\[18\]"):
+        Engine([Rule("deep", Or(parts), "", 4)], on_match=lambda *match: None)
+
+
+def test_a_ring_reader_that_never_was_closes_nothing() -> None:
+    with pytest.raises(TypeError):
+        engine.RingReader("x")  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="BPF map"):
+        engine.RingReader(0)
+    os.fstat(0)
