@@ -418,7 +418,9 @@ class Word(Target):
                 out.append(literal_regex(part, cased=cased))
             else:
                 out.append(b"[^ ]*" if part is Wild.ANY else b"[^ ]")
-        return all_of(EXEC, regex("proc.args", b"".join(out) + b"(?: .*)?"))
+        found = all_of(EXEC, regex("proc.args", b"".join(out) + b"(?: .*)?"))
+        # What matches the empty word, too, would match where there is none.
+        return all_of(self.exists(), found) if set(pattern) <= {Wild.ANY} else found
 
     def expression(self, value: SigmaRegularExpression, note: Note) -> Expr:
         flags = value.flags
