@@ -36,10 +36,8 @@ from vedette.core.documents import shown
 from vedette.core.expr import Expr
 from vedette.core.sigma_words import Unlimited, word_regex
 from vedette.core.trees import (
-    FALSE,
     TRUE,
     Pattern,
-    PatternError,
     Wild,
     all_of,
     any_of,
@@ -775,16 +773,3 @@ def tables() -> str:
         out += [f"| {', '.join(names)} | no: {about} |" for about, names in missing.items()]
         out.append("")
     return "\n".join(out).replace("|---|---|\n\n", "|---|---|\n")
-
-
-__all__ = [
-    "AUDITD",
-    "FALSE",
-    "LOG_SOURCES",
-    "LogSource",
-    "PatternError",
-    "Refused",
-    "Target",
-    "Unseen",
-    "tables",
-]
