@@ -731,6 +731,12 @@ class _Reader:
         return root
 
     def file(self, root: yaml.Node) -> CaseFile:
+        if isinstance(root, yaml.SequenceNode):
+            raise _Trouble(
+                "expected rules: and cases:, found a sequence; if this is a rule file, name the "
+                "file of its cases instead",
+                root,
+            )
         keys = self.mapping(root, "the file", _FILE_KEYS)
         for key in ("rules", "cases"):
             if key not in keys:

@@ -317,7 +317,8 @@ def test_all_errors_of_a_file_are_named_with_their_places(tmp_path: Path) -> Non
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"- x", "expected the file: keys with values"),
+        (b"x", "expected the file: keys with values"),
+        (RULES.encode(), "if this is a rule file, name the file of its cases instead"),
         (b"cases: []", "the key rules is missing"),
         (b"rules: []\ncases: []", "rules: names no file"),
         (b"rules: [none.yaml]\ncases: []", "none.yaml: No such file or directory"),
