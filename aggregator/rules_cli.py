@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vedette.aggregator import rules_test_cli
+from vedette.aggregator import explain_cli, rules_test_cli
 from vedette.core import fields as catalogue
 from vedette.core import layout
 from vedette.core.condition import condition_text, event_types
@@ -369,6 +369,7 @@ def _field_json(field: Field) -> dict[str, Any]:
 def mount(app: typer.Typer) -> None:
     """Add `rules` and `fields` to the command."""
     rules_app.command("test", epilog=rules_test_cli.EPILOG)(rules_test_cli.test)
+    rules_app.command("explain", epilog=explain_cli.EPILOG)(explain_cli.explain_rule)
     app.add_typer(rules_app, name="rules")
     app.command(
         "fields",

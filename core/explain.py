@@ -1,0 +1,148 @@
+"""What a rule compiled to: its predicates, the indexes that they are in, and how it is found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from vedette.core import layout
+from vedette.core.compile import BYTES, Plan, TypePlan, compile_rules
+from vedette.core.condition import condition_text
+from vedette.core.expr import Predicate, predicates
+from vedette.core.rules import Rule
+
+_TYPE_NAMES = {number: name for name, number in layout.TYPES.items()}
+
+
+class PredicateShape(msgspec.Struct, frozen=True, kw_only=True):
+    """One predicate of a rule.
+
+    text       as a condition
+    index      the index that it is filed in: all predicates of an index are found by one look at
+               the value
+    filed_as   how: exact, prefix, suffix, inside, component, net, always, pattern (RE2), opaque
+               (compared one by one) or number
+    constants  how many
+    rules      how many of the loaded rules share it
+    """
+
+    text: str
+    index: str
+    filed_as: tuple[str, ...]
+    constants: int
+    rules: int
+
+
+class TypeShape(msgspec.Struct, frozen=True, kw_only=True):
+    """How a rule is found on one event type.
+
+    event       the event type
+    decided_by  "process": once per process; "event and process": what the event allows first,
+                then the process; "whole": run for each new combination of both
+    cover       predicates of which one is true whenever the rule can match; empty: the rule is
+                looked at for every new combination of classes
+    """
+
+    event: str
+    decided_by: str
+    cover: tuple[str, ...]
+
+
+class RuleShape(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule, compiled among others."""
+
+    rule: str
+    file: str
+    line: int
+    predicates: tuple[PredicateShape, ...]
+    events: tuple[TypeShape, ...]
+
+
+def explain(rules: Sequence[Rule], number: int) -> RuleShape:
+    """Say what the rule of this number came to, compiled together with the others.
+
+    Raises compile.UnsupportedRule.
+    """
+    conditions = [rule.condition if rule.enabled else None for rule in rules]
+    conditions[number] = rules[number].condition
+    plan = compile_rules(conditions, users={}, groups={}, hostname=None)
+    shared: Counter[Predicate] = Counter()
+    for condition in conditions:
+        if condition is not None:
+            shared.update(set(predicates(condition)))
+    own = list(dict.fromkeys(predicates(rules[number].condition)))
+    filed = _filed(plan)
+    places = {predicate: place for place, predicate in enumerate(plan.predicates)}
+    rule = rules[number]
+    return RuleShape(
+        rule=rule.name,
+        file=str(rule.file),
+        line=rule.line,
+        predicates=tuple(
+            PredicateShape(
+                text=condition_text(predicate),
+                index=", ".join(index for index, _ in filed.get(places.get(predicate, -1), ()))
+                or "the event type or a constant",
+                filed_as=tuple(
+                    dict.fromkeys(kind for _, kind in filed.get(places.get(predicate, -1), ()))
+                ),
+                constants=len(predicate.values),
+                rules=shared[predicate],
+            )
+            for predicate in own
+        ),
+        events=tuple(
+            _type_shape(plan, number, event, found)
+            for event, found in sorted(plan.types.items())
+            if _has(found, number)
+        ),
+    )
+
+
+def _filed(plan: Plan) -> dict[int, list[tuple[str, str]]]:
+    """Return by predicate its indexes, and as what it is in each."""
+    filed: dict[int, list[tuple[str, str]]] = {}
+
+    def note(predicate: int, index: str, kind: str) -> None:
+        found = filed.setdefault(predicate, [])
+        if index != "sockname" and (index, kind) not in found:
+            found.append((index, kind))
+
+    for index in BYTES:
+        for kind, _, predicate in plan.literals.get(index, ()):
+            note(predicate, index, kind)
+        for predicate, _ in plan.patterns.get(index, ()):
+            note(predicate, index, "pattern")
+        for predicate, _, _ in plan.opaque.get(index, ()):
+            note(predicate, index, "opaque")
+    for index, points in plan.points.items():
+        for found in points.values():
+            for predicate in found:
+                note(predicate, index, "number")
+    for index, ranges in plan.ranges.items():
+        for _, _, predicate in ranges:
+            note(predicate, index, "number")
+    for index, always in plan.always.items():
+        for predicate in always:
+            note(predicate, index, "always")
+    return filed
+
+
+def _has(found: TypePlan, rule: int) -> bool:
+    return any(rule in part.starts or rule in part.always for part in (found.process, found.event))
+
+
+def _type_shape(plan: Plan, rule: int, event: int, found: TypePlan) -> TypeShape:
+    by_process = rule in found.process.starts or rule in found.process.always
+    part = found.process if by_process else found.event
+    cover = tuple(
+        condition_text(plan.predicates[predicate])
+        for predicate, covered in part.cover.items()
+        if rule in covered
+    )
+    decided_by = (
+        "process" if by_process else "whole" if rule in found.whole else "event and process"
+    )
+    return TypeShape(event=_TYPE_NAMES[event], decided_by=decided_by, cover=cover)

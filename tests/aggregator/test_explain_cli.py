@@ -1,0 +1,49 @@
+"""`vedette rules explain`, run as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+RULES = """
+- rule: Reads shadow
+  desc: the file of password hashes is opened
+  condition: evt.type = openat and fd.name = /etc/shadow and not proc.name in (sshd, su)
+  output: "%fd.name"
+  priority: WARNING
+"""
+
+
+def vedette(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from vedette.aggregator.cli import main; main()"
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_explain(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(RULES)
+    shown = vedette("rules", "explain", "Reads shadow", str(file))
+    assert shown.returncode == 0, shown.stderr
+    assert "fd.name = /etc/shadow" in shown.stdout
+    assert "event and process" in shown.stdout
+    data = json.loads(vedette("rules", "explain", "Reads shadow", str(file), "--json").stdout)
+    assert data["events"] == [
+        {"event": "openat", "decided_by": "event and process", "cover": ["fd.name = /etc/shadow"]}
+    ]
+    assert data["line"] == 2
+
+
+def test_a_rule_that_is_not_there_and_a_file_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(RULES)
+    missing = vedette("rules", "explain", "Reads shadw", str(file))
+    assert missing.returncode == 1
+    assert "did you mean 'Reads shadow'" in missing.stderr
+    file.write_text(RULES.replace("fd.name =", "fd.nam ="))
+    broken = vedette("rules", "explain", "Reads shadow", str(file))
+    assert broken.returncode == 2
+    assert "fd.nam" in broken.stderr
+    assert "Traceback" not in broken.stderr
