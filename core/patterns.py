@@ -29,7 +29,8 @@ def options() -> re2.Options:
     chosen.encoding = re2.Options.Encoding.LATIN1
     chosen.dot_nl = True
     chosen.log_errors = False
-    chosen.max_mem = 8 << 20
+    # Compiling takes time that grows with the square of the program, which this bounds.
+    chosen.max_mem = 1 << 20
     return chosen
 
 
