@@ -162,6 +162,17 @@ class Ship(_Section, frozen=True):
                 raise ValueError(str(error).replace(":", "", 1)) from None
 
 
+class Metrics(_Section, frozen=True):
+    """Where Prometheus finds /metrics, and whoever asks /healthz.
+
+    listen  HOST:PORT, best a loopback one: who reaches it can read it; none: nowhere
+    """
+
+    listen: (
+        Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}$")] | None
+    ) = None
+
+
 class Log(_Section, frozen=True):
     """What the agent says about itself, on the standard error."""
 
@@ -178,6 +189,7 @@ class Config(_Section, frozen=True):
     outputs: Annotated[tuple[StdoutOutput | FileOutput, ...], msgspec.Meta(max_length=16)] = ()
     ship: Ship | None = None
     heartbeat_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
+    metrics: Metrics = Metrics()
     log: Log = Log()
 
 
@@ -284,6 +296,7 @@ _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
 _EXPECTED = {
     "host.id": "expected 1 to 64 of the characters A-Z a-z 0-9 . _ -",
     "ship.endpoint": "expected tcp://HOST:PORT, such as tcp://10.0.0.1:7710, or ipc:///PATH",
+    "metrics.listen": "expected HOST:PORT, such as 127.0.0.1:9771",
     "log.level": "expected debug, info, warning or error",
     "rules.matching": "expected all or first",
 }

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from prometheus_client.core import Metric
+
 from vedette import __version__
 from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
@@ -23,6 +25,7 @@ from vedette.agent.logs import log
 from vedette.agent.shipper import Shipper, ShipperError
 from vedette.agent.spool import Spool, SpoolError
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair
+from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
 from vedette.core.signal import Signal
 
 _DRAIN_RING_S, _OUTPUTS_STOP_S, _SHIPPER_STOP_S = 0.6, 0.9, 1.2
@@ -33,6 +36,31 @@ until the third."""
 _CHUNK_BYTES = 64 << 10
 _RULE_COUNTERS_MAX = 100
 _COUNTER_NAME_CHARS = 200
+_STUCK_S = 10.0
+_GAUGES = frozenset(
+    {
+        "ring.pending_bytes",
+        "engine.processes",
+        "ship.connected",
+        "ship.waiting",
+        "ship.kept",
+        "ship.queue_bytes",
+        "ship.spool_bytes",
+        "ship.spool_bytes_max",
+        "ship.spool_memory_bytes",
+        "ship.spool_age_s",
+        "ship.spool_numberings",
+    }
+)
+_LABELLED = (
+    Labelled("signals.", "signals", "rule"),
+    Labelled("ship.lost.", "ship_lost_by_priority", "priority"),
+)
+
+
+def _counts(name: str) -> bool:
+    """Tell whether a value only rises; the engine's are of either kind."""
+    return name.startswith(("capture.", "procfs.", "ship."))
 
 
 class Requests:
@@ -186,6 +214,9 @@ class Service:
         self._writers: list[outputs.LineWriter] = []
         self._shipper: Shipper | None = None
         self._spool: Spool | None = None
+        self._metrics: Endpoint | None = None
+        self._published: dict[str, int] = {}
+        self._published_s = time.monotonic()
         self._facts = host_facts(self._settings.host)
         self._beat_s = 0.0
         self._reloading: _Reload | None = None
@@ -234,6 +265,7 @@ class Service:
         live.start()
         if self._shipper is not None:
             self._shipper.start()
+        self._start_metrics()
         log(
             logging.INFO,
             "watching",
@@ -331,7 +363,39 @@ class Service:
                 addresses=identity.addresses(),
             )
             counters |= {f"ship.{name}": value for name, value in self._shipper.stats().items()}
+        self._published, self._published_s = counters, time.monotonic()
         log(logging.DEBUG, "heartbeat", **counters)
+
+    def _start_metrics(self) -> None:
+        listen = self._settings.metrics.listen
+        if listen is None:
+            return
+        try:
+            self._metrics = Endpoint(listen, self._collect, self._unhealthy)
+        except MetricsError as error:
+            raise ConfigError(f"metrics.listen: {error}") from None
+        self._metrics.start()
+
+    def _collect(self) -> Iterator[Metric]:
+        """Make metrics of the last heartbeat's counters (from the metrics' threads)."""
+        published = self._published
+        yield from families(
+            "vedette_agent",
+            published,
+            counters=[name for name in published if name not in _GAUGES and _counts(name)],
+            gauges=_GAUGES,
+            labelled=_LABELLED,
+        )
+        info = Metric("vedette_agent", "version", "info")
+        info.add_sample("vedette_agent_info", {"version": __version__}, 1)
+        yield info
+
+    def _unhealthy(self) -> str | None:
+        """Say what is wrong (from the metrics' threads)."""
+        stuck_s = time.monotonic() - self._published_s
+        if stuck_s > 3 * self._settings.heartbeat_s + _STUCK_S:
+            return f"the agent has not moved for {stuck_s:.0f} s"
+        return None
 
     def _counters(self, live: Live) -> dict[str, int]:
         counters = live.counters()
@@ -361,6 +425,9 @@ class Service:
 
     def _close_ends(self, began_s: float) -> None:
         """Close outputs and shipper, in a stop that began at began_s (time.monotonic)."""
+        metrics, self._metrics = self._metrics, None
+        if metrics is not None:
+            metrics.close()
         while self._writers:
             writer = self._writers.pop()
             if not writer.close(max(0.05, began_s + _OUTPUTS_STOP_S - time.monotonic())):
@@ -368,7 +435,7 @@ class Service:
         shipper, self._shipper = self._shipper, None
         if shipper is not None:
             remaining_s = max(0.05, began_s + _SHIPPER_STOP_S - time.monotonic())
-            if not shipper.close(remaining_s):
+            if not shipper.close(remaining_s, "the agent was stopped"):
                 kept = shipper.stats()["kept"]
                 if self._spool is not None:
                     log(logging.INFO, "signals wait in the spool", kept=kept)

@@ -102,6 +102,17 @@ class Limits(_Section, frozen=True):
     silent_alert_s: _Seconds = 60.0
 
 
+class Metrics(_Section, frozen=True):
+    """Where Prometheus finds /metrics, and whoever asks /healthz.
+
+    listen  HOST:PORT, best a loopback one: who reaches it can read it; none: nowhere
+    """
+
+    listen: (
+        Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}$")] | None
+    ) = None
+
+
 class Log(_Section, frozen=True):
     """What the aggregator says about itself, on the standard error."""
 
@@ -115,6 +126,7 @@ class Config(_Section, frozen=True):
     store: Store = Store()
     sequences: Sequences = Sequences()
     limits: Limits = Limits()
+    metrics: Metrics = Metrics()
     log: Log = Log()
 
 
@@ -200,6 +212,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "store": Store,
     "sequences": Sequences,
     "limits": Limits,
+    "metrics": Metrics,
     "log": Log,
 }
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -221,6 +234,8 @@ def _explain(message: str, path: Path, lines: dict[str, int]) -> str:
         key = f"{key}.{unknown[1]}" if key else unknown[1]
     elif key == "listen.endpoint":
         what = "expected tcp://ADDRESS:PORT, such as tcp://0.0.0.0:7710, or ipc:///PATH"
+    elif key == "metrics.listen":
+        what = "expected HOST:PORT, such as 127.0.0.1:9772"
     elif key == "store.url":
         what = "expected postgresql://USER@HOST/NAME"
     elif key == "log.level":

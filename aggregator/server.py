@@ -28,12 +28,15 @@ from typing import Final, Protocol
 import msgspec
 import sqlalchemy as sa
 import zmq
+from prometheus_client.core import Metric
 from zmq.auth.thread import ThreadAuthenticator
 
+from vedette import __version__
 from vedette.aggregator.config import Config
 from vedette.aggregator.store import EXPIRE_ROWS, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
+from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,24 @@ SILENCE_S: Final = 1.0
 EXPIRE_S: Final = 10.0
 ALLOW_LIST_S: Final = 1.0
 """How often it is looked whether the allow-list has changed, and which keys have ended."""
+STUCK_S: Final = 30.0
+COUNTERS: Final = (
+    "messages",
+    "ignored",
+    "malformed",
+    "stored",
+    "duplicates",
+    "late",
+    "lost",
+    "missing",
+    "store_errors",
+    "hosts_fell_silent",
+)
+LABELLED: Final = (
+    Labelled("refused.", "refused", "code"),
+    Labelled("unanswered.", "unanswered", "why"),
+    Labelled("expired.", "expired_signals", "bound"),
+)
 WATERMARK_KEY: Final = "watermark_ns"
 REPORT_KEY: Final = "aggregator"
 
@@ -197,6 +218,7 @@ class Server:
         self._silent: set[str] = set()
         self._silence_s = 0.0
         self._expire_s = 0.0
+        self._store_failed = False
         self._authenticator: ThreadAuthenticator | None = None
         with contextlib.ExitStack() as undo:
             self._store = undo.enter_context(Store.open(config.store.target))
@@ -226,6 +248,16 @@ class Server:
                 if host.silent_since_ns:
                     self._silent.add(host.host_id)
             self._correlator = correlator(self._store) if correlator else None
+            self._gauges: dict[str, int] = {}
+            self._ticked_s = time.monotonic()
+            self.metrics: Endpoint | None = None
+            if config.metrics.listen is not None:
+                try:
+                    self.metrics = Endpoint(config.metrics.listen, self._collect, self._unhealthy)
+                except MetricsError as error:
+                    raise ServerError(f"metrics.listen: {error}") from None
+                undo.callback(self.metrics.close)
+                self.metrics.start()
             self._undo = undo.pop_all()
 
     def _configure_socket(self) -> None:
@@ -377,6 +409,7 @@ class Server:
             # again and send it again.
             log.error("%s: %s; what arrived is refused", self._store.name, error)
             self.counters["store_errors"] += 1
+            self._store_failed = True
             for route_id, frames in arrived:
                 if route_id not in self._refused:
                     self._refuse(route_id, _Refused("store", "the store takes nothing"), frames)
@@ -525,6 +558,7 @@ class Server:
         if now_s < self._tick_s:
             return
         self._tick_s = now_s + TICK_S
+        self._ticked_s = now_s
         watermark_ns = self._progress.advance(time.time_ns(), now_s)
         report_due = now_s >= self._report_s
         # Without signals behind the watermark there is nothing to release but time, and that is
@@ -545,6 +579,14 @@ class Server:
             self._report_s = now_s + REPORT_S
             with self._store_errors_counted():
                 self._write_report()
+                self._store_failed = False
+                self._gauges = {
+                    "connected_hosts": len(self._peers),
+                    "known_hosts": len(self._heard_s),
+                    "silent_hosts": len(self._silent),
+                    "store_bytes": self._store.size_bytes(),
+                    "watermark_lag_seconds": max(0, time.time_ns() - self._released_ns) // 10**9,
+                }
         if self._authenticator is not None and not self._authenticator.is_alive():
             raise ServerError("pyzmq's authenticator has ended; nobody could connect any more")
 
@@ -597,8 +639,38 @@ class Server:
         try:
             yield
         except sa.exc.SQLAlchemyError as error:
+            self._store_failed = True
             self.counters["store_errors"] += 1
             log.error("%s: %s", self._store.name, error)
+
+    # For the metrics' threads: only what is replaced as a whole, or copied at once.
+
+    def _collect(self) -> Iterator[Metric]:
+        values = dict(self.counters) | self._gauges
+        yield from families(
+            "vedette_aggregator", values, counters=COUNTERS, gauges=self._gauges, labelled=LABELLED
+        )
+        info = Metric("vedette_aggregator", "version", "info")
+        info.add_sample("vedette_aggregator_info", {"version": __version__}, 1)
+        yield info
+        now_s = time.monotonic()
+        silent = Metric("vedette_host_silent", "1: nothing was heard for silent_alert_s", "gauge")
+        heard = Metric("vedette_host_heard_ago_seconds", "since it was heard last", "gauge")
+        silent_now = self._silent.copy()
+        for host_id, heard_s in self._heard_s.copy().items():
+            labels = {"host_id": host_id}
+            silent.add_sample(silent.name, labels, int(host_id in silent_now))
+            heard.add_sample(heard.name, labels, round(now_s - heard_s, 3))
+        yield silent
+        yield heard
+
+    def _unhealthy(self) -> str | None:
+        stuck_s = time.monotonic() - self._ticked_s
+        if stuck_s > STUCK_S:
+            return f"the service has not moved for {stuck_s:.0f} s"
+        if self._store_failed:
+            return "the store takes nothing; see the log"
+        return None
 
     def _write_report(self) -> None:
         report = Report(

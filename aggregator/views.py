@@ -118,8 +118,42 @@ def host_json(host: Host, *, utc: bool) -> dict[str, Any]:
             "missing": host.signals_missing,
         },
         "lost_events": host.lost_events,
+        "state": _host_state(host)[0],
+        "silent_since": iso_text(host.silent_since_ns, utc=utc) if host.silent_since_ns else None,
+        "left": iso_text(host.left_ns, utc=utc) if host.left_ns else None,
+        "left_reason": host.left_reason or None,
+        "spool": {
+            "signals": host.counters.get("ship.kept", 0),
+            "bytes": host.counters.get("ship.spool_bytes", 0),
+            "age_s": host.counters.get("ship.spool_age_s", 0),
+        },
+        "lost_by_cause": _losses_by_cause(host),
         "counters": host.counters,
     }
+
+
+def _losses_by_cause(host: Host) -> dict[str, int]:
+    """Return what a host lost, by cause; only what it did lose."""
+    causes = {
+        "missing": host.signals_missing,
+        **{
+            cause: host.counters.get(f"ship.spool_lost_{cause}", 0)
+            for cause in ("bound", "age", "disk", "damaged")
+        },
+        "capture": host.lost_events,
+    }
+    # Those of earlier runs, and those of an agent without a spool, are known as a sum only.
+    causes["other"] = host.signals_lost - sum(
+        causes[cause] for cause in ("bound", "age", "disk", "damaged")
+    )
+    return {cause: count for cause, count in causes.items() if count > 0}
+
+
+def _host_state(host: Host) -> tuple[str, str]:
+    """Return a host's state as the aggregator noted it, and its colour."""
+    if host.silent_since_ns:
+        return ("left" if host.left_ns else "silent"), ("yellow" if host.left_ns else "red")
+    return ("left", "yellow") if host.left_ns else ("live", "green")
 
 
 def signal_json(signal: StoredSignal, fleet: Fleet, *, utc: bool) -> dict[str, Any]:
@@ -172,9 +206,9 @@ def incident_json(incident: Incident, fleet: Fleet, *, utc: bool) -> dict[str, A
 def hosts_table(hosts: Iterable[Host], now_ns: int) -> RenderableType:
     """Return the fleet as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("host", "addresses", "last seen"):
+    for name in ("host", "addresses", "state", "last seen"):
         table.add_column(name, overflow="fold")
-    for name in ("signals", "late", "lost", "events lost"):
+    for name in ("signals", "late", "lost", "events lost", "spool"):
         table.add_column(name, justify="right")
     table.add_column("rules")
     table.add_column("version")
@@ -183,11 +217,13 @@ def hosts_table(hosts: Iterable[Host], now_ns: int) -> RenderableType:
         table.add_row(
             Text(shown(host.hostname), style="bold"),
             Text(shown(" ".join(a for a in host.addresses if not a.startswith(("127.", "::1"))))),
+            Text(*_host_state(host)),
             Text(f"{span_text(ago_ns)} ago", style="red" if ago_ns > 60 * 10**9 else "green"),
             str(host.signals_stored),
             _count(host.signals_late),
             _count(host.signals_lost + host.signals_missing),
             _count(host.lost_events),
+            str(host.counters.get("ship.kept", 0)),
             shown(host.rules_digest[:ID_CHARS]),
             shown(host.version),
         )

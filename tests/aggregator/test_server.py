@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -340,30 +341,54 @@ def alerts_of_the_fleet(service: Service) -> list[tuple[str, str]]:
 
 
 def test_a_silent_host_is_an_alert_and_so_is_its_return(tmp_path: Path) -> None:
-    with aggregator(tmp_path, "limits: {silent_alert_s: 0.5}") as service:
-        with shipper(service.endpoint, "stays") as stays:
-            until(lambda: stays.state == "connected", "a connection")
-            with RawAgent(service.endpoint) as raw:
+    with (
+        aggregator(tmp_path, "limits: {silent_alert_s: 0.5}") as service,
+        shipper(service.endpoint, "stays") as stays,
+    ):
+        until(lambda: stays.state == "connected", "a connection")
+        with RawAgent(service.endpoint) as raw:
+            raw.ask(hello("gone"))
+        until(lambda: alerts_of_the_fleet(service), "an alert")
+        service.end(signal.SIGKILL)
+        again = Service(tmp_path)
+        try:
+            until(lambda: stays.state == "connected" and again.log, "a connection")
+            with RawAgent(again.endpoint) as raw:
                 raw.ask(hello("gone"))
-            until(lambda: alerts_of_the_fleet(service), "an alert")
-            service.end(signal.SIGKILL)
-            again = Service(tmp_path)
-            try:
-                until(lambda: stays.state == "connected" and again.log, "a connection")
-                with RawAgent(again.endpoint) as raw:
-                    raw.ask(hello("gone"))
-                    until(lambda: len(alerts_of_the_fleet(again)) == 2, "its return")
-                    raw.say(wire.Bye(complete_until_ns=0, reason="for an update"))
-                    until(lambda: len(alerts_of_the_fleet(again)) == 3, "its goodbye")
-                assert alerts_of_the_fleet(again) == [
-                    ("gone", "Host fell silent"),
-                    ("gone", "Host heard again"),
-                    ("gone", "Host fell silent"),
-                ]
-                with Store.open(again.store_path, read_only=True) as store:
-                    assert "for an update" in store.signals(tag="fleet")[-1].output
-            finally:
-                again.end(signal.SIGKILL)
+                until(lambda: len(alerts_of_the_fleet(again)) == 2, "its return")
+                raw.say(wire.Bye(complete_until_ns=0, reason="for an update"))
+                until(lambda: len(alerts_of_the_fleet(again)) == 3, "its goodbye")
+            assert alerts_of_the_fleet(again) == [
+                ("gone", "Host fell silent"),
+                ("gone", "Host heard again"),
+                ("gone", "Host fell silent"),
+            ]
+            with Store.open(again.store_path, read_only=True) as store:
+                assert "for an update" in store.signals(tag="fleet")[-1].output
+        finally:
+            again.end(signal.SIGKILL)
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def test_metrics_and_health_over_http(tmp_path: Path) -> None:
+    text = f"listen: {{endpoint: 'ipc://{tmp_path}/s'}}\nmetrics: {{listen: '127.0.0.1:0'}}"
+    server = Server(config.parse(text, tmp_path / "c.yaml"))
+    assert server.metrics is not None
+    url = f"http://127.0.0.1:{server.metrics.port}"
+    with shipper(server.endpoint) as agent:
+        agent.send(signals(1, 5))
+        until(lambda: server.step(0.01) or agent.stats()["kept"] == 0, "acknowledged")
+        until(lambda: server.step(0.01) or "connected_hosts 1" in get(f"{url}/metrics"), "a tick")
+        shown = get(f"{url}/metrics")
+        assert "vedette_aggregator_stored_total 5" in shown
+        assert 'vedette_host_silent{host_id="a"} 0' in shown
+        assert get(f"{url}/healthz") == "ok\n"
+    server.close()
 
 
 def test_the_aggregators_own_numbering_is_nobody_elses(tmp_path: Path) -> None:
