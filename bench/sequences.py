@@ -42,11 +42,11 @@ SEQUENCE = """
 """
 
 _KINDS = (
-    ("ssh_login_failed", "login.user", "ssh", 60),
-    ("ssh_login", "login.user", "ssh", 39),
+    ("ssh_login_failed", "login.user", "ssh", 600),
+    ("ssh_login", "login.user", "ssh", 399),
     ("private_key_read", "user.name", "credential_read", 1),
 )
-"""Rule, field of the user, tag, and how many of a hundred signals are of it."""
+"""Rule, field of the user, tag, and how many of a thousand signals are of it."""
 
 
 def sequences(count: int) -> tuple[Sequence, ...]:

@@ -1,12 +1,13 @@
 """The sequence tables as C structs; :mod:`vedette.core.correlator` says what they mean.
 
-A partial match is a *node*: 72 bytes and 8 for each value that later joins need, in an array per
+A partial match is a *node*: 80 bytes and 8 for each value that later joins need, in an array per
 sequence; nodes name one another by their place in it. After each step but the last stands a table
 of nodes with two sets of chains: by all values (the class: of interchangeable nodes the greatest
 is kept), and by those values that the next step's joins compare. A counting step has *rings*: per
 group of values the last signals, each with the node that stood before it. Nodes and rings also
 hang in a wheel by the time of their start, from where they expire, or go when the bound is
-reached. Signals are numbered as they come, which is their order.
+reached; a start that has grown since is seen there. Signals are numbered as they come, which is their order; those that
+nodes and rings name have a *slot*, so that naming one does not touch the Python object.
 """
 
 cimport cython
@@ -34,15 +35,17 @@ cdef enum:
     HOST = 2
     PEER = 3
     OTHER = 4             # through its reader
+    SHARED_MAX = 262144
 
 cdef struct Link:
-    int64_t start_ns      # that it hangs by
+    int64_t start_ns      # the match's start, or that of a ring's newest entry
+    int64_t hung_ns       # the start that it hangs by, which may be an earlier one
     uint32_t prev
     uint32_t next
 
 cdef struct Node:
     Link link
-    PyObject* taken       # the signal; of a counting step, a Taken[count]
+    size_t taken          # the signal's slot; of a counting step, address of a uint32_t[count]
     uint64_t no           # of the last signal
     uint64_t start_no     # of the first signal of all
     uint32_t before       # the node up to the step before; 0: none
@@ -55,21 +58,22 @@ cdef struct Node:
     uint32_t step         # position of the step
     PyObject* values[1]
 
-cdef struct Taken:
+cdef struct Slot:
     PyObject* signal
     uint64_t no
+    uint32_t refs         # nodes and rings' entries that name it
+    uint32_t next         # of the free ones
 
 cdef struct Entry:
-    PyObject* signal
     PyObject* value       # of the distinct field, or NULL
     uint64_t no
     int64_t start_ns      # of the match that it would begin or go on with
+    uint32_t slot
     uint32_t before
     uint32_t hash         # of value
 
 cdef struct Ring:
     Link link
-    int64_t newest_ns     # start of the newest entry; the wheel is told when it asks
     Entry* entries        # from the oldest on, beginning at `at`, around the end
     uint32_t at
     uint32_t used
@@ -136,8 +140,13 @@ cdef inline bint same(PyObject* a, PyObject* b) except -1:
 
 @cython.no_gc_clear
 cdef class Fields:
-    """Values of the signal at hand, each read once however many sequences ask."""
+    """Values of the signal at hand, each read once however many sequences ask.
 
+    Of equal texts that come again and again one object is kept, so that most comparisons end at
+    the address. It is a cache: what is compared is always the text.
+    """
+
+    cdef dict shared
     cdef dict places
     cdef list names
     cdef list readers
@@ -149,6 +158,7 @@ cdef class Fields:
     cdef uint64_t stamp[1024]
 
     def __cinit__(self):
+        self.shared = {}
         self.places = {}
         self.names = []
         self.readers = []
@@ -207,7 +217,15 @@ cdef class Fields:
             value = self.signal.peer_host
         else:
             value = self.readers[place](self.signal)
-        found = <PyObject*>value
+        found = NULL
+        if type(value) is str:
+            found = item_of(self.shared, value)
+            if found == NULL:
+                if len(self.shared) >= SHARED_MAX:
+                    self.shared.clear()
+                self.shared[value] = value
+        if found == NULL:
+            found = <PyObject*>value
         incref(found)
         decref(self.value[place])
         self.value[place] = found
@@ -247,12 +265,14 @@ cdef class Tables:
     cdef readonly uint64_t evicted
     cdef Slab nodes
     cdef Slab ringed
+    cdef Slab slots
     cdef Wheel node_wheel
     cdef Wheel ring_wheel
     cdef bint started
     cdef int64_t now_ns
     cdef uint64_t now_no
     cdef PyObject* now
+    cdef uint32_t now_slot        # of the signal at hand; 0: nothing names it yet
     cdef uint32_t best            # the completed match of this signal
     cdef list fresh               # the completed matches that an absence may still undo
     cdef object pending           # (number, time) of the last signal, and the matches
@@ -356,7 +376,8 @@ cdef class Tables:
             if until == self.steps:
                 self.absent_after = number
         self.nodes.stride = sizeof(Node) - sizeof(PyObject*) + most_values * sizeof(PyObject*)
-        self.nodes.used = self.ringed.used = 1
+        self.nodes.used = self.ringed.used = self.slots.used = 1
+        self.slots.stride = sizeof(Slot)
         self.ringed.stride = (
             sizeof(Ring) - sizeof(PyObject*) + most_ring_values * sizeof(PyObject*)
         )
@@ -395,6 +416,7 @@ cdef class Tables:
         for position in range(self.steps):
             self._chains_del(&self.plans[position].table)
             self._chains_del(&self.plans[position].rings)
+        heap_del(self.heap, self.slots.data, self.slots.capacity * self.slots.stride)
         heap_del(self.heap, self.nodes.data, self.nodes.capacity * self.nodes.stride)
         heap_del(self.heap, self.ringed.data, self.ringed.capacity * self.ringed.stride)
         for address, size in self.sized:
@@ -438,6 +460,8 @@ cdef class Tables:
         if place:
             if slab == &self.nodes:
                 slab.free_ = self._node(place).class_next
+            elif slab == &self.slots:
+                slab.free_ = self._slot(place).next
             else:
                 slab.free_ = self._ring(place).next
         else:
@@ -461,20 +485,46 @@ cdef class Tables:
     cdef inline Ring* _ring(self, uint32_t place) noexcept:
         return <Ring*>(self.ringed.data + <size_t>place * self.ringed.stride)
 
+    cdef inline Slot* _slot(self, uint32_t place) noexcept:
+        return <Slot*>(self.slots.data + <size_t>place * self.slots.stride)
+
+    cdef uint32_t _slot_now(self) except 0:
+        """Name the signal at hand once more."""
+        cdef Slot* slot
+        if not self.now_slot:
+            self.now_slot = self._take(&self.slots)
+            slot = self._slot(self.now_slot)
+            slot.signal = self.now
+            slot.no = self.now_no
+            incref(self.now)
+        self._slot(self.now_slot).refs += 1
+        return self.now_slot
+
+    cdef void _let_go(self, uint32_t place) noexcept:
+        """Take one name of a signal away; the last lets it go."""
+        cdef Slot* slot = self._slot(place)
+        slot.refs -= 1
+        if slot.refs == 0:
+            decref(slot.signal)
+            slot.next = self.slots.free_
+            self.slots.free_ = place
+            if place == self.now_slot:
+                self.now_slot = 0
+
     cdef void _forget(self, Node* node) noexcept:
         """Let go of a node's Python objects and arrays."""
         cdef int i
         cdef Plan* plan = &self.plans[node.step]
-        cdef Taken* taken
+        cdef uint32_t* taken
         for i in range(plan.carried_count):
             decref(node.values[i])
         if plan.count == 1:
-            decref(node.taken)
+            self._let_go(<uint32_t>node.taken)
         else:
-            taken = <Taken*>node.taken
+            taken = <uint32_t*>node.taken
             for i in range(plan.count):
-                decref(taken[i].signal)
-            heap_del(self.heap, taken, plan.count * sizeof(Taken))
+                self._let_go(taken[i])
+            heap_del(self.heap, taken, plan.count * sizeof(uint32_t))
 
     cdef void _drop(self, uint32_t place) noexcept:
         """Take one name of a node away; the last frees it, and what it names."""
@@ -497,7 +547,7 @@ cdef class Tables:
         cdef Plan* plan = &self.plans[ring.step]
         for i in range(ring.used):
             entry = &ring.entries[(ring.at + i) % ring.capacity]
-            decref(entry.signal)
+            self._let_go(entry.slot)
             decref(entry.value)
         for i in range(<uint32_t>(plan.by_count + plan.before_count)):
             decref(ring.values[i])
@@ -510,6 +560,7 @@ cdef class Tables:
         cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
         cdef int64_t tick = link.start_ns // self.width_ns
         cdef int spoke = <int>(tick & (SPOKES - 1))
+        link.hung_ns = link.start_ns
         link.next = 0
         link.prev = wheel.tail[spoke]
         if link.prev:
@@ -523,7 +574,7 @@ cdef class Tables:
 
     cdef void _unhang(self, Slab* slab, Wheel* wheel, uint32_t place) noexcept:
         cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
-        cdef int spoke = <int>((link.start_ns // self.width_ns) & (SPOKES - 1))
+        cdef int spoke = <int>((link.hung_ns // self.width_ns) & (SPOKES - 1))
         if link.prev:
             (<Link*>(slab.data + <size_t>link.prev * slab.stride)).next = link.next
         else:
@@ -534,21 +585,20 @@ cdef class Tables:
             wheel.tail[spoke] = link.prev
         slab.linked -= 1
 
-    cdef bint _rehang(self, uint32_t place) noexcept:
-        """Hang a ring anew if it has signals of a later start; return whether it has."""
-        cdef Ring* ring = self._ring(place)
-        if ring.newest_ns // self.width_ns == ring.link.start_ns // self.width_ns:
+    cdef bint _rehang(self, Slab* slab, Wheel* wheel, uint32_t place) noexcept:
+        """Hang something anew if its start has grown; return whether it has."""
+        cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
+        if link.start_ns // self.width_ns == link.hung_ns // self.width_ns:
             return False
-        self._unhang(&self.ringed, &self.ring_wheel, place)
-        ring.link.start_ns = ring.newest_ns
-        self._hang(&self.ringed, &self.ring_wheel, place)
+        self._unhang(slab, wheel, place)
+        self._hang(slab, wheel, place)
         return True
 
     cdef int _expire(self, int64_t since_ns) except -1:
         """Drop what started in ticks that are wholly before a time."""
         cdef int64_t until = since_ns // self.width_ns
         cdef int spoke
-        cdef uint32_t place, following
+        cdef uint32_t place
         if not self.started:
             self.started = True
             self.node_wheel.at = self.ring_wheel.at = until
@@ -558,14 +608,15 @@ cdef class Tables:
         self.node_wheel.at = max(self.node_wheel.at, until - SPOKES)
         while self.node_wheel.at < until:
             spoke = <int>(self.node_wheel.at & (SPOKES - 1))
+            # What is hung anew goes to a later spoke.
             while self.node_wheel.head[spoke]:
-                self._remove(self.node_wheel.head[spoke])
-            place = self.ring_wheel.head[spoke]
-            while place:
-                following = self._ring(place).link.next
-                if not self._rehang(place):
+                place = self.node_wheel.head[spoke]
+                if not self._rehang(&self.nodes, &self.node_wheel, place):
+                    self._remove(place)
+            while self.ring_wheel.head[spoke]:
+                place = self.ring_wheel.head[spoke]
+                if not self._rehang(&self.ringed, &self.ring_wheel, place):
                     self._remove_ring(place)
-                place = following
             self.node_wheel.at += 1
         self.ring_wheel.at = self.node_wheel.at
         return 0
@@ -589,11 +640,14 @@ cdef class Tables:
                 not has_node or self.ring_wheel.oldest <= self.node_wheel.oldest
             ):
                 place = self.ring_wheel.head[self.ring_wheel.oldest & (SPOKES - 1)]
-                if self._rehang(place):
+                if self._rehang(&self.ringed, &self.ring_wheel, place):
                     continue
                 self._remove_ring(place)
             else:
-                self._remove(self.node_wheel.head[self.node_wheel.oldest & (SPOKES - 1)])
+                place = self.node_wheel.head[self.node_wheel.oldest & (SPOKES - 1)]
+                if self._rehang(&self.nodes, &self.node_wheel, place):
+                    continue
+                self._remove(place)
             self.evicted += 1
         return 0
 
@@ -695,8 +749,7 @@ cdef class Tables:
         cdef Node* a = self._node(one)
         cdef Node* b = self._node(two)
         cdef int result, i
-        cdef Taken* mine
-        cdef Taken* theirs
+        cdef uint64_t mine, theirs
         if one == two:
             return 0
         if a.start_no != b.start_no:
@@ -707,10 +760,11 @@ cdef class Tables:
                 return result
         if self.plans[a.step].count == 1:
             return (a.no > b.no) - (a.no < b.no)
-        mine, theirs = <Taken*>a.taken, <Taken*>b.taken
         for i in range(self.plans[a.step].count):
-            if mine[i].no != theirs[i].no:
-                return 1 if mine[i].no > theirs[i].no else -1
+            mine = self._slot((<uint32_t*>a.taken)[i]).no
+            theirs = self._slot((<uint32_t*>b.taken)[i]).no
+            if mine != theirs:
+                return 1 if mine > theirs else -1
         return 0
 
     cdef uint64_t _killed(self, Absent absent, uint32_t place) except? 0xFFFFFFFF:
@@ -756,7 +810,7 @@ cdef class Tables:
         if position == 0:
             if plan.count > 1:
                 return self._feed_ring(position, 0)
-            return self._make(position, 0, self.now, self.now_no, self.now_ns)
+            return self._make(position, 0, 0, self.now_no, self.now_ns)
         for i in range(plan.own_count):
             value = self.fields.get(plan.own[i])
             if value == <PyObject*>None:
@@ -780,20 +834,23 @@ cdef class Tables:
                     elif plan.count > 1:
                         self._feed_ring(position, place)
                     else:
-                        self._make(position, place, self.now, node.start_no, node.link.start_ns)
+                        self._make(position, place, 0, node.start_no, node.link.start_ns)
             place = following
         return 0
 
     cdef bint _near(self, Node* node, Plan* plan, int64_t gap_ns) except -1:
-        cdef PyObject* last = node.taken
+        cdef uint32_t last = <uint32_t>node.taken
         if plan.count > 1:
-            last = (<Taken*>node.taken)[plan.count - 1].signal
-        return self.now_ns - <int64_t>(<object>last).time_ns <= gap_ns
+            last = (<uint32_t*>node.taken)[plan.count - 1]
+        return self.now_ns - <int64_t>(<object>self._slot(last).signal).time_ns <= gap_ns
 
     cdef int _make(
-        self, int position, uint32_t before, PyObject* taken, uint64_t start_no, int64_t start_ns
+        self, int position, uint32_t before, size_t taken, uint64_t start_no, int64_t start_ns
     ) except -1:
-        """Make the node that the signal ends, and keep it if it is the best of its class."""
+        """Make the node that the signal ends, and keep it if it is the best of its class.
+
+        taken  address of a counting step's slots
+        """
         cdef Plan* plan = &self.plans[position]
         cdef uint32_t place = self._take(&self.nodes)
         cdef Node* node = self._node(place)
@@ -804,9 +861,7 @@ cdef class Tables:
         node.link.start_ns = start_ns
         node.start_no = start_no
         node.no = self.now_no
-        node.taken = taken
-        if plan.count == 1:
-            incref(taken)
+        node.taken = taken if plan.count > 1 else self._slot_now()
         node.before = before
         if before:
             self._node(before).refs += 1
@@ -854,6 +909,9 @@ cdef class Tables:
             following = other.class_next
             if other.hash == node.hash and self._alike(other, node, plan.carried_count):
                 is_less = self._compare(place, at) > 0
+                if is_less and other.refs == 1 and not plan.gap_follows:
+                    self._replace(at, place)
+                    return 0
                 if is_less or (self.absences and self._disturbed(at, position + 1)):
                     self._remove(at)
                 elif not plan.gap_follows:
@@ -862,6 +920,17 @@ cdef class Tables:
                 # Before a limited gap, one that started earlier but ended later stays beside it.
             at = following
         return self._insert(place)
+
+    cdef void _replace(self, uint32_t place, uint32_t by) noexcept:
+        """Put what one node has into another of the same values that stands in the table."""
+        cdef Node* node = self._node(place)
+        cdef Node* other = self._node(by)
+        node.taken, other.taken = other.taken, node.taken
+        node.before, other.before = other.before, node.before
+        node.no = other.no
+        node.start_no = other.start_no
+        node.link.start_ns = other.link.start_ns
+        self._drop(by)
 
     cdef int _await(self, uint32_t place) except -1:
         """Keep a completed match until it is known that nothing undid it."""
@@ -886,7 +955,7 @@ cdef class Tables:
         cdef int i, key_count = plan.by_count
         cdef uint32_t hashed, place, at
         cdef Ring* ring
-        cdef Taken* taken
+        cdef uint32_t* taken
         cdef Entry* first
         cdef int64_t start_ns = self.now_ns
         for i in range(plan.by_count):
@@ -918,18 +987,17 @@ cdef class Tables:
         first = &ring.entries[ring.at]
         if self.now_ns - first.start_ns > self.within_ns:
             return 0
-        taken = <Taken*>heap_new(self.heap, plan.count * sizeof(Taken))
+        taken = <uint32_t*>heap_new(self.heap, plan.count * sizeof(uint32_t))
         if taken == NULL:
             raise MemoryError
         for i in range(plan.count):
             at = (ring.at + <uint32_t>i) % ring.capacity
-            taken[i].signal = ring.entries[at].signal
-            taken[i].no = ring.entries[at].no
-            incref(taken[i].signal)
+            taken[i] = ring.entries[at].slot
+            self._slot(taken[i]).refs += 1
         return self._make(
             position,
             first.before,
-            <PyObject*>taken,
+            <size_t>taken,
             self._node(first.before).start_no if first.before else first.no,
             first.start_ns,
         )
@@ -955,7 +1023,7 @@ cdef class Tables:
         ring.next = chains.classes[hashed & (chains.size - 1)]
         chains.classes[hashed & (chains.size - 1)] = place
         chains.used += 1
-        ring.link.start_ns = ring.newest_ns = start_ns
+        ring.link.start_ns = start_ns
         self._hang(&self.ringed, &self.ring_wheel, place)
         return place
 
@@ -974,7 +1042,7 @@ cdef class Tables:
     cdef void _shift(self, Ring* ring) noexcept:
         """Take the oldest entry out."""
         cdef Entry* entry = &ring.entries[ring.at]
-        decref(entry.signal)
+        self._let_go(entry.slot)
         decref(entry.value)
         self._drop(entry.before)
         ring.at = (ring.at + 1) % ring.capacity
@@ -1009,8 +1077,7 @@ cdef class Tables:
             ring.capacity = capacity
             ring.at = 0
         entry = &ring.entries[(ring.at + ring.used) % ring.capacity]
-        entry.signal = self.now
-        incref(self.now)
+        entry.slot = self._slot_now()
         entry.value = value
         if value != NULL:
             incref(value)
@@ -1021,7 +1088,7 @@ cdef class Tables:
         if before:
             self._node(before).refs += 1
         ring.used += 1
-        ring.newest_ns = start_ns
+        ring.link.start_ns = start_ns
         return 0
 
     cdef void _cut(self, Ring* ring, uint32_t at) noexcept:
@@ -1032,7 +1099,7 @@ cdef class Tables:
             ring.entries[(ring.at + i) % ring.capacity] = (
                 ring.entries[(ring.at + i + 1) % ring.capacity]
             )
-        decref(gone.signal)
+        self._let_go(gone.slot)
         decref(gone.value)
         self._drop(gone.before)
         ring.used -= 1
@@ -1067,6 +1134,7 @@ cdef class Tables:
         cdef int position
         cdef Absent absent
         self.now = <PyObject*>signal
+        self.now_slot = 0
         self.now_no = no
         self.now_ns = time_ns
         self._expire(time_ns - self.within_ns)
@@ -1119,17 +1187,18 @@ cdef class Tables:
     cdef object witness(self, uint32_t place):
         """Return per step, in the order of the file, the signals that it took."""
         cdef Node* node
-        cdef Taken* taken
+        cdef uint32_t* taken
         cdef int i
         cdef list found = [None] * self.steps
         while place:
             node = self._node(place)
             if self.plans[node.step].count == 1:
-                signals = (<object>node.taken,)
+                signals = (<object>self._slot(<uint32_t>node.taken).signal,)
             else:
-                taken = <Taken*>node.taken
+                taken = <uint32_t*>node.taken
                 signals = tuple([
-                    <object>taken[i].signal for i in range(self.plans[node.step].count)
+                    <object>self._slot(taken[i]).signal
+                    for i in range(self.plans[node.step].count)
                 ])
             found[self.arrangement[node.step]] = signals
             place = node.before
