@@ -204,7 +204,7 @@ def replay(
         )
         settings = msgspec.structs.replace(settings, rules=section)
     logs.setup(settings.log.level)
-    rules = pipeline.load(settings.rules)
+    rules = pipeline.load(settings.rules, settings.host)
     hostname = ""
 
     def show(signals: list[Signal]) -> None:
@@ -220,6 +220,7 @@ def replay(
                 rules.rules,
                 matching=None if matching is None else matching.value,
                 limits=settings.limits,
+                decisions=rules.decisions,
             )
             try:
                 run.run(show)
@@ -278,7 +279,7 @@ def config_check(
 
     settings = config.load(file)
     logs.setup(settings.log.level)
-    rules = pipeline.load(settings.rules)
+    rules = pipeline.load(settings.rules, settings.host)
     if settings.ship is not None and settings.ship.client_key_file is not None:
         try:
             read_pair(settings.ship.client_key_file)

@@ -88,12 +88,17 @@ class Rules(_Section, frozen=True):
     matching       "all" rules that match an event, or only the "first" in order
     disabled       names of rules to leave out; `*` and `?` stand for any characters and for one
     disabled_tags  rules with any of these tags are left out
+    postures       of KubeArmor policies: what becomes of what an allow-list does not name, by class
     """
 
     files: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1000)] = ()
     matching: Literal["all", "first"] = "all"
     disabled: tuple[_Text, ...] = ()
     disabled_tags: tuple[_Text, ...] = ()
+    postures: dict[
+        Literal["process", "file", "network", "capabilities", "syscalls"],
+        Literal["audit", "block"],
+    ] = {}
 
 
 class Limits(_Section, frozen=True):

@@ -19,7 +19,7 @@ from pathlib import Path
 from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
 from vedette.agent.logs import log
-from vedette.agent.pipeline import Facts, Pipeline
+from vedette.agent.pipeline import Decisions, Facts, Pipeline
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError
 from vedette.core.capturefile import Answer, CaptureWriter, End, Header
 from vedette.core.engine import Process, RingReader
@@ -143,6 +143,7 @@ class Live:
         rules: Sequence[Rule],
         facts: Facts,
         recorder: Recorder | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self._settings = settings
         self._facts = facts
@@ -184,6 +185,7 @@ class Live:
             matching=settings.rules.matching,
             limits=settings.limits,
             lookup=self._lookup,
+            decisions=decisions,
         )
 
     def start(self) -> None:

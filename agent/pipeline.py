@@ -9,23 +9,30 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import logging
+import os
 import re
+import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vedette.agent import config
 from vedette.agent.errors import ConfigError
 from vedette.agent.logs import log
+from vedette.core import kubearmor
 from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine, Process, RuleTables
 from vedette.core.expr import FieldRef
 from vedette.core.fields import EventView, FieldType, extract, lookup
 from vedette.core.output import Template, display
 from vedette.core.records import Record, decode
-from vedette.core.rules import Rule, RuleErrors, load_rules
+from vedette.core.ruleload import load_any
+from vedette.core.rules import Rule, RuleErrors
 from vedette.core.signal import FieldValue, Signal
+
+Decisions = Mapping[str, kubearmor.Decision]
+"""Rule name -> what it decides, of rules made of KubeArmor policies."""
 
 BASE_FIELDS = (
     "evt.type",
@@ -71,22 +78,44 @@ class Facts:
 class Loaded:
     """Rules as they are in force: loaded, and without those that the configuration disables.
 
-    digest  hexadecimal; equal digests mean equal rules
+    digest     hexadecimal; equal digests mean equal rules
+    decisions  rule name -> what it decides, of rules made of KubeArmor policies
     """
 
     rules: tuple[Rule, ...]
     digest: str
+    decisions: Decisions = field(default_factory=dict)
 
 
-def load(section: config.Rules) -> Loaded:
+def load(section: config.Rules, host: config.Host | None = None) -> Loaded:
     """Load the configuration's rule files, leaving out what it disables.
 
-    Raises ConfigError, naming what the rule loader names.
+    host  what KubeArmor policies are read for: its name and labels; None: this host, no labels
+
+    Raises ConfigError with all that the loaders find wrong; their warnings are logged.
     """
-    try:
-        loaded = load_rules([Path(name) for name in section.files])
-    except RuleErrors as error:
-        raise ConfigError(str(error)) from None
+    named = host or config.Host()
+    found = load_any(
+        [Path(name) for name in section.files],
+        kubearmor.Host(
+            hostname=named.name or socket.gethostname(),
+            labels=named.labels,
+            postures={str(name): posture for name, posture in section.postures.items()},
+            owner=_owner,
+            realpath=os.path.realpath,
+        ),
+    )
+    falco = found.falco.errors if found.falco is not None else ()
+    errors = [str(RuleErrors(falco))] if falco else []
+    known = {(error.file, error.line, error.column) for error in falco}
+    errors += [
+        str(item) for item in found.errors if (item.file, item.line, item.column) not in known
+    ]
+    if errors:
+        raise ConfigError("\n".join(errors))
+    for item in found.warnings:
+        log(logging.WARNING, "rules", warning=item)
+    loaded = found.rules
     patterns = [re.compile(fnmatch.translate(pattern)) for pattern in section.disabled]
     unused = set(section.disabled)
     kept: list[Rule] = []
@@ -105,7 +134,14 @@ def load(section: config.Rules) -> Loaded:
     if len(kept) < len(loaded.rules):
         names = "\0".join([digest, *(rule.name for rule in kept)])
         digest = hashlib.sha256(names.encode()).hexdigest()
-    return Loaded(tuple(kept), digest)
+    return Loaded(tuple(kept), digest, found.decisions)
+
+
+def _owner(path: str) -> int | None:
+    try:
+        return Path(path).stat().st_uid
+    except OSError:
+        return None
 
 
 _Wanted = tuple[str, FieldRef, FieldType]
@@ -114,10 +150,17 @@ _Wanted = tuple[str, FieldRef, FieldType]
 class _Prepared:
     """A rule with its template compiled, and the fields that its signals carry."""
 
-    __slots__ = ("_by_type", "_refs", "rule", "template")
+    __slots__ = ("_by_type", "_refs", "decided", "rule", "template")
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, decision: kubearmor.Decision | None) -> None:
         self.rule = rule
+        self.decided: dict[str, FieldValue] = {}
+        if decision is not None:
+            self.decided = {
+                "decision.outcome": decision.outcome,
+                "decision.policy": decision.policy,
+                "decision.by": "; ".join(decision.by),
+            }
         self.template = Template(rule.output)
         self._refs = tuple(dict.fromkeys((*self.template.refs, *_BASE_REFS)))
         self._by_type: dict[int, list[_Wanted]] = {}
@@ -133,6 +176,10 @@ class _Prepared:
                 if event.type_name in field.events
             ]
         return found
+
+
+def _prepare(rules: Sequence[Rule], decisions: Decisions) -> list[_Prepared]:
+    return [_Prepared(rule, decisions.get(rule.name)) for rule in rules]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +208,14 @@ class Pipeline:
         matching: str,
         limits: config.Limits,
         lookup: Callable[[int], Process | None] | None,
+        decisions: Decisions | None = None,
     ) -> None:
         self.by_rule: Counter[str] = Counter()
         self._facts = facts
         self._hostname = facts.hostname.encode(errors="surrogateescape")
         self.signals = 0
         self._taken: list[Signal] = []
-        self._rules = [_Prepared(rule) for rule in rules]
+        self._rules = _prepare(rules, decisions or {})
         try:
             self.engine = Engine(
                 rules,
@@ -184,9 +232,9 @@ class Pipeline:
         except UnsupportedRule as error:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
-    def compile(self, rules: Sequence[Rule]) -> Compiled:
+    def compile(self, rules: Sequence[Rule], decisions: Decisions | None = None) -> Compiled:
         """Prepare other rules for swap. May be called from any thread. Raises ConfigError."""
-        prepared = [_Prepared(rule) for rule in rules]
+        prepared = _prepare(rules, decisions or {})
         try:
             return Compiled(prepared, self.engine.compile(rules))
         except UnsupportedRule as error:
@@ -212,7 +260,7 @@ class Pipeline:
         for index in indices:
             prepared = self._rules[index]
             rule = prepared.rule
-            values: dict[str, FieldValue] = {}
+            values = dict(prepared.decided)
             for name, ref, kind in prepared.fields(event):
                 value = display(extract(ref, view), kind)
                 if value is not None:

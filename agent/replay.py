@@ -11,7 +11,7 @@ import msgspec
 
 from vedette.agent import config
 from vedette.agent.logs import log
-from vedette.agent.pipeline import Facts, Pipeline
+from vedette.agent.pipeline import Decisions, Facts, Pipeline
 from vedette.core.capturefile import Answer, Batch, CaptureReader, End, Loss, Snapshot
 from vedette.core.engine import Process
 from vedette.core.rules import Rule
@@ -31,6 +31,7 @@ class Replay:
         *,
         matching: Literal["all", "first"] | None = None,
         limits: config.Limits | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         header = reader.header
         self._reader = reader
@@ -46,6 +47,7 @@ class Replay:
                 limits or config.Limits(), processes_max=header.processes_max
             ),
             lookup=self._lookup,
+            decisions=decisions,
         )
 
     def run(self, on_signals: Callable[[list[Signal]], None]) -> End:

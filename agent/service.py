@@ -191,8 +191,8 @@ class _Reload(threading.Thread):
     def run(self) -> None:
         try:
             settings = config.load(self._path)
-            rules = pipeline.load(settings.rules)
-            self.result = (settings, rules, self._running.compile(rules.rules))
+            rules = pipeline.load(settings.rules, settings.host)
+            self.result = (settings, rules, self._running.compile(rules.rules, rules.decisions))
         except AgentError as error:
             self.error = error
 
@@ -236,7 +236,7 @@ class Service:
     def _run(self) -> None:
         settings = self._settings
         log(logging.INFO, "starting", config=self._path, version=__version__)
-        rules = pipeline.load(settings.rules)
+        rules = pipeline.load(settings.rules, settings.host)
         if not rules.rules:
             log(logging.WARNING, "no rules are loaded, nothing can match", key="rules.files")
         if not settings.outputs and settings.ship is None:
@@ -253,7 +253,7 @@ class Service:
             if self._record is not None:
                 header = capture_header(settings, self._facts, host_id, numbering_id)
                 recorder = Recorder(self._record, self._record_bytes_max, header)
-            live = Live(settings, rules.rules, self._facts, recorder)
+            live = Live(settings, rules.rules, self._facts, recorder, rules.decisions)
             try:
                 self._live(live, host_id, len(rules.rules))
             finally:

@@ -295,3 +295,58 @@ def test_rules_that_the_tables_cannot_hold_are_a_configuration_error() -> None:
     run = pipeline.Pipeline([], pipeline.Facts("h", 0), matching="all", limits=limits, lookup=None)
     with pytest.raises(ConfigError, match="rule 'deep'"):
         run.compile([deep])
+
+
+POLICY = """
+apiVersion: security.kubearmor.com/v1
+kind: KubeArmorHostPolicy
+metadata:
+  name: no-shadow
+spec:
+  nodeSelector:
+    matchLabels:
+      role: web
+  file:
+    matchPaths:
+      - path: /secret/shadow
+  action: Block
+"""
+SIGMA = """
+title: Reads the secret
+id: 7c0b6a5e-6d2a-4b5e-9b0a-6a1f3d1f0c11
+logsource:
+  product: linux
+  category: process_creation
+detection:
+  selection:
+    Image|endswith: /cat
+  condition: selection
+level: medium
+"""
+
+
+def test_policies_and_sigma_rules_are_loaded_beside_falcos(tmp_path: Path) -> None:
+    for name, text in (("a.yaml", RULES), ("b.yaml", POLICY), ("c.yml", SIGMA)):
+        (tmp_path / name).write_text(text)
+    section = config.Rules(files=(str(tmp_path),))
+    elsewhere = pipeline.load(section, config.Host(labels={"role": "db"}))
+    assert elsewhere.decisions == {}
+    loaded = pipeline.load(section, config.Host(labels={"role": "web"}))
+    assert len(loaded.rules) > len(elsewhere.rules)
+    assert {decision.outcome for decision in loaded.decisions.values()} == {"would_block"}
+    run = pipeline.Pipeline(
+        loaded.rules,
+        pipeline.Facts("h", 0),
+        matching="all",
+        limits=config.Limits(),
+        lookup=None,
+        decisions=loaded.decisions,
+    )
+    run.engine.add_process(SHELL)
+    run.engine.feed(build("openat", pid=10, result=3, path=b"/secret/shadow"))
+    decided = {item.rule: item.fields.get("decision.outcome") for item in run.take()}
+    assert decided.pop("Reads a secret") is None
+    assert list(decided.values()) == ["would_block"]
+    (tmp_path / "d.yaml").write_text("kind: [\n")
+    with pytest.raises(ConfigError, match=r"d\.yaml"):
+        pipeline.load(section)
