@@ -1,0 +1,81 @@
+"""The agent as a process of its own, on real kernel events, killed while the aggregator is away."""
+
+from __future__ import annotations
+
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.agent.test_service import Agent, WaitUntil
+from tests.aggregator.service import aggregator
+from vedette.aggregator.store import Store
+
+pytestmark = pytest.mark.bpf
+
+
+def stored(path: Path) -> list[tuple[str, int, str]]:
+    with Store.open(path, read_only=True) as store:
+        return [
+            (s.boot_id, s.seq, str(s.fields.get("fd.name")))
+            for s in store.signals(rule="Reads a secret", after_id=0)
+        ]
+
+
+def test_alerts_of_agents_that_were_killed_arrive_once_each(
+    tmp_path: Path, cgroup: Path, wait_until: WaitUntil
+) -> None:
+    folder = tmp_path / "aggregator"
+    extra = (
+        f"ship: {{endpoint: 'ipc://{folder}/socket', spool_path: spool}}\n"
+        "metrics: {listen: '127.0.0.1:0'}\n"
+    )
+    agent = Agent(tmp_path, cgroup, wait_until, extra)
+    names = [f"{agent.secret}/{number}" for number in range(6)]
+    try:
+        for start in (0, 2):
+            agent.log.write_text("")
+            agent.start("run", "--config", str(agent.config))
+            for name in names[start : start + 2]:
+                agent.does(f"echo x > {name}")
+            wait_until(lambda start=start: len(agent.printed()) == start + 2)
+            assert agent.process is not None
+            agent.process.send_signal(signal.SIGKILL)
+            agent.process.wait()
+        agent.log.write_text("")
+        agent.start("run", "--config", str(agent.config))
+        with aggregator(folder) as service:
+            for name in names[4:]:
+                agent.does(f"echo x > {name}")
+            wait_until(lambda: len(stored(service.store_path)) == 6)
+            found = stored(service.store_path)
+            assert [name for _, _, name in found] == names
+            assert len({boot for boot, _, _ in found}) == 3
+            agent.stop()
+            with Store.open(service.store_path, read_only=True) as store:
+                (host,) = store.hosts()
+            assert (host.signals_lost, host.signals_missing) == (0, 0)
+            assert host.left_reason == "the agent was stopped"
+        assert [path.name for path in (tmp_path / "spool").iterdir()] == ["lock"]
+    finally:
+        agent.close()
+
+
+def test_metrics_of_a_running_agent(tmp_path: Path, cgroup: Path, wait_until: WaitUntil) -> None:
+    agent = Agent(tmp_path, cgroup, wait_until, "metrics: {listen: '127.0.0.1:39771'}\n")
+    try:
+        agent.start("run", "--config", str(agent.config))
+        agent.does(f"echo x > {agent.secret}/one")
+
+        def get(path: str) -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:39771/{path}", timeout=10) as answer:
+                text: str = answer.read().decode()
+                return text
+
+        wait_until(lambda: 'signals_total{rule="Reads a secret"} 1' in get("metrics"))
+        assert "vedette_agent_capture_" in get("metrics")
+        assert get("healthz") == "ok\n"
+        agent.stop()
+    finally:
+        agent.close()
