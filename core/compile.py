@@ -12,6 +12,11 @@ else has to be looked up. Where a condition is just the conjunction of its event
 *process part*, what the event allows and the process decide, as the phases of Recursive Flow
 Classification do (Gupta and McKeown, SIGCOMM 1999); only else the whole is run.
 
+Transformers, functions and comparisons of two fields have no index. A rule that uses them is
+compiled as if they were true, and where that matches, the whole condition is evaluated in Python:
+exact, at the price of some 10 to 20 microseconds for each event that everything else about the
+rule allows.
+
 Each rule is filed under a *cover*: predicates of which at least one is true whenever the condition
 holds (an access predicate as in Fabret et al., "Filtering algorithms and implementation for very
 fast publish/subscribe systems", SIGMOD 2001). One without a cover is looked at for every new
@@ -21,7 +26,7 @@ combination of classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -193,6 +198,8 @@ class Plan:
     patterns    index of BYTES -> (predicate, regular expression of the whole value)
     opaque      index of BYTES -> (predicate, operator, constants): compared one by one
     points, ranges, always   index of INTS -> as core.index.int_index_build takes them
+    confirmed   rules of transformers, functions or comparisons of two fields: their code holds
+                whenever they match, and a match is confirmed by evaluating the whole condition
     ancestors   the distinct indices (>= 2) of proc.aname, in the order of their roles
     """
 
@@ -205,6 +212,7 @@ class Plan:
     points: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     ranges: dict[str, list[tuple[int | None, int | None, int]]] = field(default_factory=dict)
     always: dict[str, list[int]] = field(default_factory=dict)
+    confirmed: set[int] = field(default_factory=set)
     ancestors: list[int] = field(default_factory=list)
     types: dict[int, TypePlan] = field(default_factory=dict)
 
@@ -257,9 +265,8 @@ class _Compiler:
 
     def specialise_predicate(self, node: Predicate, name: bytes) -> Expr | bool:
         if not node.is_plain:
-            raise UnsupportedRule(
-                f"{node}: transformers and comparisons of fields are not in the rule tables yet"
-            )
+            # Left in the tree, for add_rule to take for true; another event type cannot have it.
+            return node if name.decode() in fields.lookup(node.field).events else False
         known = node.field.name
         if known == "evt.type":
             return holds(node.op, name, node.values)
@@ -483,17 +490,19 @@ class _Compiler:
     def is_event(self, predicate: Predicate) -> bool:
         return self.word[self.number(predicate)] is not None
 
-    def relax(self, node: Expr, event: bool, positive: bool = True) -> Expr | bool:
-        """The weaker tree in which every check of the other scope is taken for true (or false)."""
+    def relax(
+        self, node: Expr, keep: Callable[[Predicate], bool], positive: bool = True
+    ) -> Expr | bool:
+        """The weaker tree: each check that is not kept is taken for true (below not: false)."""
         if isinstance(node, Predicate):
-            return node if self.is_event(node) == event else positive
+            return node if keep(node) else positive
         if isinstance(node, Not):
-            item = self.relax(node.item, event, not positive)
+            item = self.relax(node.item, keep, not positive)
             return not item if isinstance(item, bool) else Not(item)
         stop = isinstance(node, Or)
         kept: list[Expr] = []
         for part in node.items:
-            item = self.relax(part, event, positive)
+            item = self.relax(part, keep, positive)
             if item is stop:
                 return stop
             if not isinstance(item, bool):
@@ -529,6 +538,9 @@ class _Compiler:
     def add_rule(self, rule: int, condition: Expr) -> None:
         for number, name in _TYPE_NAMES:
             rest = self.specialise(condition, name)
+            if not isinstance(rest, bool) and not all(leaf.is_plain for leaf in _leaves(rest)):
+                self.plan.confirmed.add(rule)
+                rest = self.relax(rest, lambda leaf: leaf.is_plain)
             if rest is False:
                 continue
             plan = self.plan.types.setdefault(number, TypePlan())
@@ -539,8 +551,8 @@ class _Compiler:
                 self.add_part(plan.process, rule, rest)
                 plan.vector = True
                 continue
-            self.add_part(plan.event, rule, self.relax(rest, event=True))
-            process = self.relax(rest, event=False)
+            self.add_part(plan.event, rule, self.relax(rest, self.is_event))
+            process = self.relax(rest, lambda leaf: not self.is_event(leaf))
             if not self.is_separable(rest):
                 plan.whole[rule] = self.emit(rest)
             elif not isinstance(process, bool):

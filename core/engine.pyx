@@ -499,10 +499,15 @@ cdef class Engine:
     cdef int _report(self, uint32_t slot, const vedette_header* h, uint32_t row) noexcept with gil:
         """Call on_match; -1 where it raised (kept in self.raised until the record is done with)."""
         cdef tuple rules
+        cdef bytes record
+        cdef Process process
         try:
-            rules = self.tables.matched(row)
-            self.matches += len(rules)
-            self.on_match((<const uint8_t*>h)[:h.size], rules, self._snapshot(slot))
+            record = (<const uint8_t*>h)[:h.size]
+            process = self._snapshot(slot)
+            rules = self.tables.confirm(self.tables.matched(row), record, process)
+            if rules:
+                self.matches += len(rules)
+                self.on_match(record, rules, process)
         except BaseException as raised:
             self.raised = raised
             return -1

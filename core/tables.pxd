@@ -134,8 +134,11 @@ cdef class RuleTables:
     cdef Heap own_heap
     cdef list opaque            # by bytes index: (predicate, operator, constants)
     cdef list patterns          # by bytes index: (RE2 set, (predicate, regex) by place) or None
-    cdef readonly tuple rules
     cdef readonly object plan
+    cdef dict confirmed         # rule -> its condition, of rules that Python confirms
+    cdef object view            # (record, process) -> fields.EventView
+    cdef bint first_confirmed   # of the confirmed rules only the first is reported
+    cdef readonly uint64_t refuted
     cdef uint64_t look_ahead(self, const vedette_header* h) noexcept nogil
     cdef void look_closer(self, const vedette_header* h, uint64_t hashed) noexcept nogil
     cdef int _pack_code(self, plan) except -1
@@ -170,3 +173,4 @@ cdef class RuleTables:
     cdef int _pack_part(self, Part* target, plan) except -1
     cdef void _free_part(self, Part* part) noexcept
     cdef tuple matched(self, uint32_t row)
+    cdef tuple confirm(self, tuple rules, bytes record, process)

@@ -20,7 +20,9 @@ import re2
 
 from vedette.core import compile as plans
 from vedette.core import patterns
-from vedette.core.twin import holds
+from vedette.core.fields import EventView
+from vedette.core.records import decode
+from vedette.core.twin import evaluate, holds
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char* inet_ntop(int family, const void* source, char* target, uint32_t size)
@@ -456,7 +458,12 @@ cdef class RuleTables:
         self.plan = plan
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
-        t.first_only = first_only
+        self.confirmed = {rule: conditions[rule] for rule in plan.confirmed}
+        self.view = lambda record, process: EventView(
+            decode(record), process, users, groups, hostname)
+        # Which is the first is known only once all are confirmed.
+        t.first_only = first_only and not self.confirmed
+        self.first_confirmed = first_only
         words = _random_words(seed)
         t.hash_key.k0 = next(words)
         t.hash_key.k1 = next(words)
@@ -1361,6 +1368,25 @@ cdef class RuleTables:
         cdef uint32_t i
         return tuple(sorted([self.t.verdicts.items[found.start + i] for i in range(found.count)]))
 
+    cdef tuple confirm(self, tuple rules, bytes record, process):
+        """Those of the rules that matched which match indeed."""
+        if not self.confirmed:
+            return rules
+        view = None
+        kept = []
+        for rule in rules:
+            condition = self.confirmed.get(rule)
+            if condition is not None:
+                if view is None:
+                    view = self.view(record, process)
+                if not evaluate(condition, view):
+                    self.refuted += 1
+                    continue
+            kept.append(rule)
+            if self.first_confirmed:
+                break
+        return tuple(kept)
+
     def stats(self):
         """Counters and sizes, by name."""
         cdef Tables* t = &self.t
@@ -1379,6 +1405,7 @@ cdef class RuleTables:
             "rules_evaluated": t.rules_evaluated,
             "sets_reset": t.sets_reset,
             "opaque_errors": t.opaque_errors,
+            "rules_refuted": self.refuted,
             "path_uncached": t.path.uncached,
         }
         _cache_stats(found, "lineages", &t.lineages, 1)

@@ -74,7 +74,7 @@ class Side:
 
 @settings(max_examples=1500, deadline=None)
 @given(
-    rules=s.rule_lists(),
+    rules=s.rule_lists() | s.rule_lists(s.conditions(s.predicates(full=True))),
     reloaded=s.rule_lists(max_size=3),
     processes=st.lists(s.process_values(), max_size=4),
     known=st.lists(s.process_values(), max_size=4),
