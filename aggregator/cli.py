@@ -19,7 +19,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from vedette import __version__
-from vedette.aggregator import fleet_cli, rules_cli, views
+from vedette.aggregator import fleet_cli, rules_cli, sequences_cli, views
 from vedette.aggregator.config import Config, ConfigError
 from vedette.aggregator.config import load as load_config
 from vedette.aggregator.sequences import Correlator, Fleet
@@ -538,6 +538,9 @@ def _fail(message: str, code: int) -> NoReturn:
     for line in message.splitlines():
         print(f"vedette: {clean(line.encode('utf-8', 'backslashreplace'))}", file=sys.stderr)
     sys.exit(code)
+
+
+sequences_cli.mount(app, sequences_app, _store, _when)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ address is read from the hosts' last reports, when the signal is taken.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,8 @@ POSITION = "sequences.position"
 
 DECIDED = "sequences.decided"
 """Where it keeps the time up to which absences after a last step were decided."""
+
+RECOMPUTE_SIGNALS = 10_000
 
 _LOSSES = {
     "queue": "signals that its agent had to give up",
@@ -258,57 +261,90 @@ class Correlator:
         self._position = _position(self._store)
         correlator = tables.Correlator(self._sequences, partials_max=self._partials_max)
         if self._position is not None:
+            position = self._position
             decided = self._store.meta(DECIDED)
+            taken = _signals(self._store, position[0] - correlator.history_ns, position[0])
             correlator.restore(
-                self._taken(self._position[0] - correlator.history_ns, self._position),
-                self._open(self._position[0] - correlator.counted_on_ns, correlator.open_max),
+                itertools.takewhile(lambda signal: signal.order <= position, taken),
+                _counted_on(
+                    self._store, position[0] - correlator.counted_on_ns, correlator.open_max
+                ),
                 None if decided is None else int(decided),
             )
         return correlator
 
-    def _taken(self, since_ns: int, position: SignalKey) -> Iterator[FleetSignal]:
-        fleet = Fleet(self._store.hosts())
-        after: SignalKey = (since_ns, "", 0, "")
-        while True:
-            signals = self._store.released(after, position[0], self._batch_signals)
-            for stored in signals:
-                if stored.key > position:
-                    return
-                yield fleet.signal(stored)
-            if len(signals) < self._batch_signals:
-                return
-            after = signals[-1].key
 
-    def _open(self, since_ns: int, most: int) -> Iterator[tables.Incident]:
-        """Return the incidents that further completions may be counted on."""
-        c = db.incidents_table.c
-        last_ns = sa.func.json_extract(c.details, "$.last_completion_ns")
-        query = sa.select(c.id).where(last_ns >= since_ns).order_by(last_ns.desc()).limit(most)
-        with self._store.transaction() as connection:
-            ids = connection.execute(query).scalars().all()
-        for incident_id in ids:
-            stored = self._store.incident(incident_id)
-            if stored is None:
-                continue
-            details = msgspec.convert(stored.details, Details)
-            steps: dict[str, list[SignalId]] = {}
-            for place in stored.signals:
-                signal = place.signal
-                taken = steps.setdefault(place.step, [])
-                taken.append(SignalId(signal.host_id, signal.boot_id, signal.seq))
-            yield tables.Incident(
-                id=stored.id,
-                sequence=stored.sequence,
-                priority=stored.priority,
-                tags=tuple(details.tags),
-                key=details.key,
-                steps=tuple((name, tuple(taken)) for name, taken in steps.items()),
-                hosts=tuple(stored.hosts),
-                first_ns=stored.start_ns,
-                last_ns=stored.end_ns,
-                completions=details.completions,
-                last_completion_ns=details.last_completion_ns,
+def recompute(
+    store: Store, sequences: Iterable[Sequence], since_ns: int, until_ns: int
+) -> list[tables.Incident]:
+    """Return the incidents last completed from a time on, as if no signal had come late.
+
+    since_ns  the tables and the open incidents are taken as they stood then
+    until_ns  the fleet is complete up to this time
+    """
+    correlator = tables.Correlator(sequences)
+    correlator.restore(
+        _signals(store, since_ns - correlator.history_ns, since_ns - 1, with_late=True),
+        [
+            incident
+            for incident in _counted_on(
+                store, since_ns - correlator.counted_on_ns, correlator.open_max
             )
+            if incident.last_completion_ns < since_ns
+        ],
+        since_ns - 1,
+    )
+    found: dict[str, tables.Incident] = {}
+    coming = _signals(store, since_ns, until_ns, with_late=True)
+    while batch := list(itertools.islice(coming, RECOMPUTE_SIGNALS)):
+        for change in correlator.feed_all(batch):
+            found[change.incident.id] = change.incident
+    for change in correlator.advance(until_ns):
+        found[change.incident.id] = change.incident
+    return sorted(found.values(), key=lambda incident: (incident.last_ns, incident.id))
+
+
+def _signals(
+    store: Store, since_ns: int, until_ns: int, *, with_late: bool = False
+) -> Iterator[FleetSignal]:
+    """Return signals between two times, both included, in the order of the fleet."""
+    fleet = Fleet(store.hosts())
+    after: SignalKey = (since_ns, "", 0, "")
+    while signals := store.released(after, until_ns, with_late=with_late):
+        yield from map(fleet.signal, signals)
+        after = signals[-1].key
+
+
+def _counted_on(store: Store, since_ns: int, most: int) -> Iterator[tables.Incident]:
+    """Return the incidents that further completions may be counted on."""
+    c = db.incidents_table.c
+    last_ns = sa.func.json_extract(c.details, "$.last_completion_ns")
+    query = sa.select(c.id).where(last_ns >= since_ns).order_by(last_ns.desc()).limit(most)
+    with store.transaction() as connection:
+        ids = connection.execute(query).scalars().all()
+    for incident_id in ids:
+        stored = store.incident(incident_id)
+        if stored is None:
+            continue
+        details = msgspec.convert(stored.details, Details)
+        steps: dict[str, list[SignalId]] = {}
+        for place in stored.signals:
+            signal = place.signal
+            taken = steps.setdefault(place.step, [])
+            taken.append(SignalId(signal.host_id, signal.boot_id, signal.seq))
+        yield tables.Incident(
+            id=stored.id,
+            sequence=stored.sequence,
+            priority=stored.priority,
+            tags=tuple(details.tags),
+            key=details.key,
+            steps=tuple((name, tuple(taken)) for name, taken in steps.items()),
+            hosts=tuple(stored.hosts),
+            first_ns=stored.start_ns,
+            last_ns=stored.end_ns,
+            completions=details.completions,
+            last_completion_ns=details.last_completion_ns,
+        )
 
 
 def _position(store: Store) -> SignalKey | None:

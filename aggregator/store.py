@@ -960,11 +960,18 @@ class Store:
     # Reading.
 
     def released(
-        self, after: SignalKey | None, until_ns: int, limit: int = 10_000
+        self,
+        after: SignalKey | None,
+        until_ns: int,
+        limit: int = 10_000,
+        *,
+        with_late: bool = False,
     ) -> list[StoredSignal]:
-        """Signals in the fleet's order, from behind `after` up to until_ns, without late ones."""
+        """Signals in the fleet's order, from behind `after` up to until_ns, mostly without late."""
         c = signals_table.c
-        query = _signals_query().where(c.time_ns <= until_ns, c.late.is_(False))
+        query = _signals_query().where(c.time_ns <= until_ns)
+        if not with_late:
+            query = query.where(c.late.is_(False))
         if after is not None:
             query = query.where(
                 sa.tuple_(c.time_ns, c.host_id, c.seq, c.boot_id)

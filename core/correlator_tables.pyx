@@ -6,8 +6,9 @@ of nodes with two sets of chains: by all values (the class: of interchangeable n
 is kept), and by those values that the next step's joins compare. A counting step has *rings*: per
 group of values the last signals, each with the node that stood before it. Nodes and rings also
 hang in a wheel by the time of their start, from where they expire, or go when the bound is
-reached; a start that has grown since is seen there. Signals are numbered as they come, which is their order; those that
-nodes and rings name have a *slot*, so that naming one does not touch the Python object.
+reached; a start that has grown since is seen there. Signals are numbered as they come, which is
+their order; those that nodes and rings name have a *slot*, so that naming one does not touch the
+Python object.
 """
 
 cimport cython
@@ -20,6 +21,7 @@ from vedette.core.mem cimport Heap, heap_del, heap_grow, heap_new
 from collections import deque
 
 from vedette.core.fleet import PSEUDO_FIELDS, canonical_address, find, holds, value_of
+from vedette.core.sequence_plan import plan as sequence_plan
 
 cdef extern from "Python.h":
     void incref "Py_INCREF"(PyObject*) noexcept
@@ -110,7 +112,6 @@ cdef struct Plan:
     bint gap_follows      # the next step has one
     int own_count
     int by_count
-    int needed_count
     int required_count
     int carried_count
     int probe_count
@@ -238,7 +239,6 @@ cdef class Absent:
 
     cdef int after
     cdef int until
-    cdef int64_t for_ns
     cdef object condition
     cdef list own         # fields
     cdef dict places      # position of a step -> places of the joined values in its nodes
@@ -289,7 +289,7 @@ cdef class Tables:
     cdef int prepare(
         self, Heap* heap, Fields fields, sequence, tuple arrangement, uint32_t bound
     ) except -1:
-        cdef int position, other, at
+        cdef int position
         cdef Plan* plan
         self.heap = heap
         self.fields = fields
@@ -301,65 +301,35 @@ cdef class Tables:
         self.bound = bound
         self.steps = len(arrangement)
         self.plans = <Plan*>self._new(self.steps * sizeof(Plan))
-        positions = {index: position for position, index in enumerate(arrangement)}
-        steps = [sequence.steps[index] for index in arrangement]
-        # Joins, each at the later of its two steps: position -> (own, other position, its field).
-        joins = [[] for _ in steps]
-        for index, step in enumerate(sequence.steps):
-            at = positions[index]
-            for join in step.joins:
-                other = positions[join.step]
-                if other < at:
-                    joins[at].append((join.own, other, join.field))
-                else:
-                    joins[other].append((join.field, at, join.own))
-        absences = [
-            (a.after, a.until, [(j.own, positions[j.step], j.field) for j in a.step.joins])
-            for a in sequence.absences
-        ]
-
-        before = []
+        steps, absences = sequence_plan(sequence, arrangement)
+        before = ()
         most_values = 0
         most_ring_values = 0
-        all_carried = []
-        for position, step in enumerate(steps):
-            later = {
-                (origin, name)
-                for number in range(position + 1, len(steps))
-                for _, origin, name in joins[number]
-                if origin <= position
-            }
-            required = [name for origin, name in sorted(later) if origin == position]
-            for after, until, joined in absences:
-                if until > position:
-                    later |= {(origin, name) for _, origin, name in joined if origin <= position}
-            carried = sorted(later)
+        for position, planned in enumerate(steps):
+            step = planned.step
+            carried = planned.carried
             needed = [name for origin, name in carried if origin == position]
-            probed = []
-            if position + 1 < len(steps):
-                probed = [(origin, name) for _, origin, name in joins[position + 1]]
             plan = &self.plans[position]
             plan.count = step.count
             plan.distinct = -1 if step.distinct is None else fields.place(step.distinct)
             plan.gap_ns = -1 if step.gap_ns is None else step.gap_ns
             plan.gap_follows = (
-                position + 1 < len(steps) and steps[position + 1].gap_ns is not None
+                position + 1 < len(steps) and steps[position + 1].step.gap_ns is not None
             )
-            plan.own_count = len(joins[position])
-            plan.own = self._ints([fields.place(own) for own, _, _ in joins[position]])
+            plan.own_count = len(planned.joins)
+            plan.own = self._ints([fields.place(own) for own, _, _ in planned.joins])
             plan.by_count = len(step.by)
             plan.by = self._ints([fields.place(name) for name in step.by])
-            plan.needed_count = len(needed)
             plan.needed = self._ints([fields.place(name) for name in needed])
-            plan.required_count = len(required)
-            plan.required = self._ints([fields.place(name) for name in required])
+            plan.required_count = len(planned.required)
+            plan.required = self._ints([fields.place(name) for name in planned.required])
             plan.carried_count = len(carried)
             plan.carried = self._ints([
                 ~needed.index(item[1]) if item[0] == position else before.index(item)
                 for item in carried
             ])
-            plan.probe_count = len(probed)
-            plan.probe = self._ints([carried.index(item) for item in probed])
+            plan.probe_count = len(planned.probe)
+            plan.probe = self._ints([carried.index(item) for item in planned.probe])
             plan.before_count = len(before)
             most_values = max(most_values, len(carried))
             if step.count > 1:
@@ -367,13 +337,10 @@ cdef class Tables:
             self._chains_new(&plan.table, True)
             self._chains_new(&plan.rings, False)
             self.conditions.append(step.condition)
-            all_carried.append(carried)
             before = carried
-        for number, (absence, (after, until, joined)) in enumerate(
-            zip(sequence.absences, absences)
-        ):
-            self.absences.append(self._absent(absence, after, until, joined, all_carried))
-            if until == self.steps:
+        for number, planned in enumerate(absences):
+            self.absences.append(self._absent(planned, steps))
+            if planned.absence.until == self.steps:
                 self.absent_after = number
         self.nodes.stride = sizeof(Node) - sizeof(PyObject*) + most_values * sizeof(PyObject*)
         self.nodes.used = self.ringed.used = self.slots.used = 1
@@ -383,16 +350,19 @@ cdef class Tables:
         )
         return 0
 
-    cdef Absent _absent(self, absence, int after, int until, joined, all_carried):
+    cdef Absent _absent(self, planned, steps):
+        cdef int position
+        absence = planned.absence
         made = Absent()
-        made.after = after
-        made.until = until
-        made.for_ns = absence.for_ns
+        made.after = absence.after
+        made.until = absence.until
         made.condition = absence.step.condition
-        made.own = [self.fields.place(own) for own, _, _ in joined]
+        made.own = [self.fields.place(own) for own, _, _ in planned.joins]
         made.places = {
-            position: [all_carried[position].index((origin, name)) for _, origin, name in joined]
-            for position in range(after, min(until, self.steps))
+            position: [
+                steps[position].carried.index((origin, name)) for _, origin, name in planned.joins
+            ]
+            for position in range(absence.after, min(absence.until, self.steps))
         }
         made.latest = {}
         return made
