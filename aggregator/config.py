@@ -87,7 +87,8 @@ class Limits(_Section, frozen=True):
 
     message_bytes_max  a longer message ends its sender's connection
     hosts_max          hosts that are known; a new one beyond is refused
-    credit_signals     signals that a host may have under way
+    credit_signals     signals that a host may have under way; more ends its connection
+    host_signals_per_s what one host may send for long; beyond, its acknowledgements wait
     silent_after_s     a host that reports no progress for so long is set aside: the fleet's
                        sequences go on without it, and what it sends later is marked late
     lag_s_max          the same for a host whose reported progress is so far behind the clock
@@ -97,6 +98,7 @@ class Limits(_Section, frozen=True):
     message_bytes_max: Annotated[int, msgspec.Meta(ge=MESSAGE_BYTES_MIN, le=1 << 28)] = 1 << 20
     hosts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
     credit_signals: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 2 * BATCH_SIGNALS_MAX
+    host_signals_per_s: Annotated[int, msgspec.Meta(ge=100, le=100_000_000)] = 100_000
     silent_after_s: _Seconds = 15.0
     lag_s_max: _Seconds = 60.0
     silent_alert_s: _Seconds = 60.0

@@ -6,8 +6,11 @@ that many agents share the price of one write to the disk.
 
 A connection is known by the number that the ROUTER socket gives it, never by what the peer calls
 itself: HELLO binds it to a host, and with CURVE the allow-list says which host a key may speak for.
-The newest connection of a host is the one that counts. (ROUTER_HANDOVER is off for that reason: it
-would let whoever names a routing id take over another's connection.)
+The newest connection of a host is the one that counts. What a host may take is bounded: signals
+without an acknowledgement (credit), signals a second (its acknowledgements wait, and so does the
+host), heartbeats and connections a second; who does not keep to that is refused, and hung up on if
+it goes on. Connections that never say HELLO are bounded, the oldest goes first. (ROUTER_HANDOVER is
+off: it would let whoever names a routing id take over another's connection.)
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
+import socket
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -30,6 +35,7 @@ import sqlalchemy as sa
 import zmq
 from prometheus_client.core import Metric
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import parse_monitor_message
 
 from vedette import __version__
 from vedette.aggregator.config import Config
@@ -48,6 +54,16 @@ MESSAGES_PER_PEER: Final = 16
 BACKLOG: Final = 1024
 HANDSHAKE_TIMEOUT_S: Final = 10
 REFUSED_MAX: Final = 4096
+UNACKED_MESSAGES_MAX: Final = 256
+"""Batches of a host without an acknowledgement; agents keep to 64."""
+MESSAGE_SIGNALS: Final = 32
+"""A batch counts for at least so many signals where a host's share is reckoned."""
+HEARTBEATS_PER_S: Final = 50
+HELLOS_PER_S: Final = 1
+HELLOS_BURST: Final = 60
+PENDING_MAX: Final = 1024
+"""Connections that said no HELLO yet; beyond, the oldest is hung up on."""
+PENDING_S: Final = 15.0
 REFUSALS_LOGGED_MAX: Final = 20
 REFUSALS_LOGGED_PER_S: Final = 10
 TICK_S: Final = 0.25
@@ -56,6 +72,9 @@ SILENCE_S: Final = 1.0
 EXPIRE_S: Final = 10.0
 ALLOW_LIST_S: Final = 1.0
 """How often it is looked whether the allow-list has changed, and which keys have ended."""
+HOLD_POLL_S: Final = 0.01
+HOLD_S_MAX: Final = 5.0
+"""A host's acknowledgements wait no longer at a time: it would take the aggregator for dead."""
 STUCK_S: Final = 30.0
 COUNTERS: Final = (
     "messages",
@@ -68,10 +87,14 @@ COUNTERS: Final = (
     "missing",
     "store_errors",
     "hosts_fell_silent",
+    "connections",
+    "handshakes_failed",
+    "held_back",
 )
 LABELLED: Final = (
     Labelled("refused.", "refused", "code"),
     Labelled("unanswered.", "unanswered", "why"),
+    Labelled("hung_up.", "hung_up", "why"),
     Labelled("expired.", "expired_signals", "bound"),
 )
 WATERMARK_KEY: Final = "watermark_ns"
@@ -113,15 +136,62 @@ class _Refused(Exception):
         self.reason = reason
 
 
-class _Peer:
-    """A connection that said HELLO and was let in."""
+class _Ignored:
+    """What a connection sent after it was refused."""
 
-    __slots__ = ("boot_id", "host_id", "key")
+    __slots__ = ("count", "serial")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.serial = 0
+
+
+class _Bucket:
+    """Something that may be done so many times a second, and so many times at once."""
+
+    __slots__ = ("burst", "level", "per_s", "since_s")
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self.per_s = per_s
+        self.burst = burst
+        self.level = burst
+        self.since_s = time.monotonic()
+
+    def take(self, count: float) -> float:
+        """Take so many; return the seconds until there will be enough (0: there are)."""
+        now_s = time.monotonic()
+        self.level = min(self.burst, self.level + (now_s - self.since_s) * self.per_s) - count
+        self.since_s = now_s
+        return max(0.0, -self.level / self.per_s)
+
+
+class _Peer:
+    """A connection that said HELLO and was let in.
+
+    unacked, unacked_messages  signals and batches that no acknowledgement was sent for
+    held_until_s               (monotonic) when its acknowledgements go out again
+    """
+
+    __slots__ = (
+        "boot_id",
+        "committed_seq",
+        "heartbeats",
+        "held_until_s",
+        "host_id",
+        "key",
+        "unacked",
+        "unacked_messages",
+    )
 
     def __init__(self, host_id: str, boot_id: str, key: str) -> None:
         self.host_id = host_id
         self.boot_id = boot_id
         self.key = key
+        self.committed_seq = 0
+        self.unacked = 0
+        self.unacked_messages = 0
+        self.held_until_s = 0.0
+        self.heartbeats = _Bucket(HEARTBEATS_PER_S, HEARTBEATS_PER_S * 4)
 
 
 class _Advance:
@@ -205,7 +275,11 @@ class Server:
         self._allow_list_s = 0.0
         self._peers: dict[bytes, _Peer] = {}
         self._routes: dict[str, bytes] = {}
-        self._refused: OrderedDict[bytes, None] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Ignored] = OrderedDict()
+        self._serials: dict[int, int] = {}
+        self._pending: OrderedDict[int, float] = OrderedDict()
+        self._shares: dict[str, tuple[_Bucket, _Bucket]] = {}
+        self._held: dict[bytes, _Peer] = {}
         self._refusals_logged = 0
         self._refusals_since_s = 0.0
         self._stop = False
@@ -228,6 +302,15 @@ class Server:
             undo.callback(os.close, self._wake)
             self._socket = self._context.socket(zmq.ROUTER)
             self._configure_socket()
+            self._monitor = self._socket.get_monitor_socket(
+                zmq.EVENT_ACCEPTED
+                | zmq.EVENT_DISCONNECTED
+                | zmq.EVENT_CLOSED
+                | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            )
+            undo.callback(self._stop_monitor)
             undo.callback(self._stop_authenticator)
             self._configure_keys()
             try:
@@ -237,6 +320,7 @@ class Server:
             self._poller = zmq.Poller()
             self._poller.register(self._socket, zmq.POLLIN)
             self._poller.register(self._wake, zmq.POLLIN)
+            self._poller.register(self._monitor, zmq.POLLIN)
             self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
             self._released_ns = int(self._store.meta(WATERMARK_KEY) or 0)
             limits = config.limits
@@ -310,6 +394,10 @@ class Server:
         if self._authenticator is not None:
             self._authenticator.stop()
 
+    def _stop_monitor(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+
     def stop(self) -> None:
         """Make `run` return; may be called from any thread and from signal handlers."""
         self._stop = True
@@ -329,6 +417,7 @@ class Server:
         Signal handlers are set only where this is the main thread.
         """
         before = {}
+        _allow_descriptors()
         if threading.current_thread() is threading.main_thread():
 
             def handle(number: int, _frame: FrameType | None) -> None:
@@ -354,6 +443,8 @@ class Server:
 
     def step(self, timeout_s: float = TICK_S) -> None:
         """Wait for at most timeout_s, and do what there is to do; `run` does nothing else."""
+        if self._held:
+            timeout_s = min(timeout_s, HOLD_POLL_S)
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
@@ -361,8 +452,12 @@ class Server:
         if self._reload:
             self._reload = False
             self._read_allow_list()
+        if self._monitor in ready:
+            self._watch_connections()
         if self._socket in ready:
             self._receive()
+        if self._held:
+            self._send_held()
         if not self._stop:
             self._tick()
 
@@ -380,8 +475,9 @@ class Server:
             size_bytes += sum(len(frame) for frame in frames)
             self.counters["messages"] += 1
             if route.bytes in self._refused:
-                # It was told once; whatever else it sends is not worth an answer.
+                # It was told once; who still sends is hung up on.
                 self.counters["ignored"] += 1
+                self._note_ignored(self._refused[route.bytes], _descriptor(frames))
             else:
                 arrived.append((route.bytes, frames))
         received_ns = time.time_ns()
@@ -414,9 +510,16 @@ class Server:
                 if route_id not in self._refused:
                     self._refuse(route_id, _Refused("store", "the store takes nothing"), frames)
             return
-        for route_id, answer in answers:
-            self._send(route_id, answer)
         now_s = time.monotonic()
+        for route_id, answer in answers:
+            peer = self._peers.get(route_id)
+            if isinstance(answer, wire.Ack) and peer is not None:
+                peer.committed_seq = answer.committed_seq
+                if now_s < peer.held_until_s:
+                    self._held[route_id] = peer
+                    continue
+                peer.unacked = peer.unacked_messages = 0
+            self._send(route_id, answer)
         for host_id, until_ns in progress:
             self._heard_s[host_id] = now_s
             self._progress.report(host_id, until_ns, now_s)
@@ -443,6 +546,7 @@ class Server:
             raise _Refused("hello_first", f"{type(message).__name__} before HELLO")
         limits = self.config.limits
         if isinstance(message, wire.Batch):
+            self._charge(peer, len(message.signals))
             done = self._store.commit(
                 peer.host_id, peer.boot_id, message, received_ns, self._released_ns
             )
@@ -454,6 +558,8 @@ class Server:
             progress.append((peer.host_id, message.complete_until_ns))
             return wire.Ack(committed_seq=done.committed_seq, credit=limits.credit_signals)
         if isinstance(message, wire.Heartbeat):
+            if peer.heartbeats.take(1):
+                raise _Refused("rate", f"more than {HEARTBEATS_PER_S} heartbeats a second")
             committed_seq = self._store.heartbeat(peer.host_id, peer.boot_id, message, received_ns)
             progress.append((peer.host_id, message.complete_until_ns))
             return wire.Ack(committed_seq=committed_seq, credit=limits.credit_signals)
@@ -487,6 +593,8 @@ class Server:
                     "identity", f"this key is for host {allowed.host_id}, not for {hello.host_id}"
                 )
         limits = self.config.limits
+        if self._share(hello.host_id)[1].take(1):
+            raise _Refused("rate", f"more than {HELLOS_PER_S} connection a second, for a while")
         try:
             committed_seq = self._store.hello(hello, received_ns, limits.hosts_max)
         except HostsFull as error:
@@ -494,6 +602,7 @@ class Server:
         former = self._routes.get(hello.host_id)
         if former is not None:
             self._refuse(former, _Refused("superseded", "this host connected again"), [])
+        self._pending.pop(_descriptor([frame]), None)
         self._peers[route_id] = _Peer(hello.host_id, hello.boot_id, key)
         self._routes[hello.host_id] = route_id
         self._progress.arrive(hello.host_id, time.monotonic())
@@ -506,7 +615,90 @@ class Server:
             message_bytes_max=limits.message_bytes_max,
         )
 
+    def _share(self, host_id: str) -> tuple[_Bucket, _Bucket]:
+        """Return what a host may still do: signals, and HELLOs; it outlives connections."""
+        share = self._shares.get(host_id)
+        if share is None:
+            if len(self._shares) > 2 * self.config.limits.hosts_max:
+                self._shares.clear()
+            per_s = self.config.limits.host_signals_per_s
+            share = self._shares[host_id] = (
+                _Bucket(per_s, 2 * per_s),
+                _Bucket(HELLOS_PER_S, HELLOS_BURST),
+            )
+        return share
+
+    def _charge(self, peer: _Peer, signals: int) -> None:
+        """Reckon a batch against its host's credit and share. Raises _Refused."""
+        peer.unacked += signals
+        peer.unacked_messages += 1
+        credit = self.config.limits.credit_signals
+        if peer.unacked > credit or peer.unacked_messages > UNACKED_MESSAGES_MAX:
+            raise _Refused(
+                "credit",
+                f"{peer.unacked} signals in {peer.unacked_messages} batches without waiting for "
+                f"an acknowledgement; {credit} in {UNACKED_MESSAGES_MAX} are allowed",
+            )
+        wait_s = self._share(peer.host_id)[0].take(max(signals, MESSAGE_SIGNALS))
+        if wait_s:
+            self.counters["held_back"] += 1
+            peer.held_until_s = time.monotonic() + min(wait_s, HOLD_S_MAX)
+
+    def _send_held(self) -> None:
+        """Send the acknowledgements whose time has come."""
+        now_s = time.monotonic()
+        for route_id, peer in list(self._held.items()):
+            if now_s >= peer.held_until_s:
+                del self._held[route_id]
+                peer.unacked = peer.unacked_messages = 0
+                credit = self.config.limits.credit_signals
+                self._send(route_id, wire.Ack(committed_seq=peer.committed_seq, credit=credit))
+
+    def _watch_connections(self) -> None:
+        """Take notice of connections that come and go; bound those that say nothing."""
+        now_s = time.monotonic()
+        for _ in range(PENDING_MAX):
+            if not self._monitor.poll(0):
+                break
+            event = parse_monitor_message(self._monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self.counters["connections"] += 1
+                self._serials[event["value"]] = self.counters["connections"]
+                self._pending[event["value"]] = now_s
+                if len(self._pending) > PENDING_MAX:
+                    self._hang_up(self._pending.popitem(last=False)[0], "pending")
+            elif event["event"] in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+                self._pending.pop(event["value"], None)
+                self._serials.pop(event["value"], None)
+            else:
+                self.counters["handshakes_failed"] += 1
+
+    def _note_ignored(self, ignored: _Ignored, descriptor: int) -> None:
+        """Hang up on a connection that goes on after it was refused.
+
+        Descriptors are used again: a message may have waited here until its own connection was
+        gone and another one had its descriptor. But no more than MESSAGES_PER_PEER wait, so after
+        twice as many it is known which connection the descriptor was, and that it still is.
+        """
+        ignored.count += 1
+        if ignored.count % (2 * MESSAGES_PER_PEER) == 0:
+            self._watch_connections()
+            serial = self._serials.get(descriptor, 0)
+            if serial and serial == ignored.serial:
+                self._hang_up(descriptor, "refused")
+            ignored.serial = serial
+
+    def _hang_up(self, descriptor: int, why: str) -> None:
+        """End a connection by its descriptor; libzmq notices, and closes it."""
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+        self.counters[f"hung_up.{why}"] += 1
+
     def _forget(self, route_id: bytes) -> None:
+        self._held.pop(route_id, None)
         peer = self._peers.pop(route_id, None)
         if peer is not None and self._routes.get(peer.host_id) == route_id:
             del self._routes[peer.host_id]
@@ -523,7 +715,7 @@ class Server:
                 sender += f" with the key of {self._allowed[key].host_id}"
         self._log_refusal("%s refused: %s (%s)", sender, repr(refusal.reason), refusal.code)
         self._forget(route_id)
-        self._refused[route_id] = None
+        self._refused[route_id] = _Ignored()
         if len(self._refused) > REFUSED_MAX:
             self._refused.popitem(last=False)
         self._send(route_id, wire.Refusal(code=refusal.code, reason=refusal.reason[:1024]))
@@ -568,6 +760,8 @@ class Server:
         if now_s >= self._allow_list_s:
             self._allow_list_s = now_s + ALLOW_LIST_S
             self._watch_allow_list()
+        while self._pending and now_s - next(iter(self._pending.values())) > PENDING_S:
+            self._hang_up(self._pending.popitem(last=False)[0], "pending")
         if now_s >= self._silence_s:
             self._silence_s = now_s + SILENCE_S
             with self._store_errors_counted():
@@ -716,6 +910,14 @@ class Server:
                 self._refuse(route_id, _Refused("identity", "no longer on the allow-list"), [])
 
 
+def _allow_descriptors() -> None:
+    """Raise the soft bound of open files to the hard one: each agent is a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _identity(path: str) -> tuple[int, ...]:
     """Return what changes when a file is written or replaced; empty where there is none."""
     try:
@@ -723,6 +925,14 @@ def _identity(path: str) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _descriptor(frames: list[zmq.Frame]) -> int:
+    """Return the descriptor of the connection that frames came by; -1 where it is not known."""
+    try:
+        return int(frames[0].get(zmq.SRCFD))
+    except (IndexError, zmq.ZMQError):
+        return -1
 
 
 def _property(frame: zmq.Frame, name: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -27,7 +29,14 @@ from tests.aggregator.service import (
 )
 from vedette.agent.shipper import Shipper
 from vedette.aggregator import config
-from vedette.aggregator.server import REPORT_KEY, WATERMARK_KEY, Progress, Server, ServerError
+from vedette.aggregator.server import (
+    PENDING_MAX,
+    REPORT_KEY,
+    WATERMARK_KEY,
+    Progress,
+    Server,
+    ServerError,
+)
 from vedette.aggregator.store import Store, StoreError
 from vedette.core import keys, wire
 
@@ -51,10 +60,14 @@ def acknowledged(shipper: Shipper, count: int) -> None:
 def report(service: Service) -> dict[str, int]:
     """End an aggregator; return the counters that it left."""
     assert service.end() == 0, service.log
+    return reported(service)
+
+
+def reported(service: Service) -> dict[str, int]:
+    """Return the counters that an aggregator wrote down last."""
     with Store.open(service.store_path, read_only=True) as store:
         text = store.meta(REPORT_KEY)
-    assert text is not None
-    counters: dict[str, int] = json.loads(text)["counters"]
+    counters: dict[str, int] = json.loads(text or '{"counters": {}}')["counters"]
     return counters
 
 
@@ -457,6 +470,148 @@ def writable(url: str) -> bool:
     except StoreError:
         return False
     return True
+
+
+# Hosts that mean ill.
+
+
+def test_more_than_the_credit_ends_the_connection(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, shipper(service.endpoint, "good") as agent:
+        with RawAgent(service.endpoint) as raw:
+            raw.ask(hello("bad"))
+            monitor = raw.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            frames = [
+                wire.encode(wire.Batch(signals=signals(n, n + 999))) for n in range(1, 40_000, 1000)
+            ]
+
+            def refused() -> bool:
+                for frame in frames:
+                    raw.socket.send(frame, zmq.NOBLOCK)
+                while raw.socket.poll(0):
+                    answer = wire.decode(raw.socket.recv())
+                    if isinstance(answer, wire.Refusal):
+                        return answer.code == "credit"
+                return False
+
+            until(refused, "a refusal")
+            # Who goes on after it was told is hung up on.
+            until(lambda: raw.socket.send(b"more") or monitor.poll(5), "the end")
+            raw.socket.disable_monitor()
+        agent.send(signals(1, 100))
+        acknowledged(agent, 100)
+        assert agent.stats()["broken"] == 0
+        counters = report(service)
+    assert counters["refused.credit"] == 1
+    assert counters["hung_up.refused"] >= 1
+
+
+def test_a_host_beyond_its_share_waits_and_loses_nothing(tmp_path: Path) -> None:
+    text = "limits: {host_signals_per_s: 2000, credit_signals: 1000}"
+    with (
+        aggregator(tmp_path, text) as service,
+        shipper(service.endpoint, "much") as much,
+        shipper(service.endpoint, "little") as little,
+    ):
+        much.send(signals(1, 8000))
+        until(lambda: much.stats()["acknowledged"] > 4000, "its burst")
+        little.send(signals(1, 100))
+        acknowledged(little, 100)
+        assert much.stats()["kept"] > 0, "the other one waits"
+        acknowledged(much, 8000)
+        assert much.stats()["broken"] == little.stats()["broken"] == 0
+        assert stored_numbers(service.store_path, "much") == list(range(1, 8001))
+        assert report(service)["held_back"] > 0
+
+
+def test_heartbeats_and_connections_without_end_are_refused(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, shipper(service.endpoint, "good") as agent:
+        with RawAgent(service.endpoint) as raw:
+            raw.ask(hello("bad"))
+            for _ in range(1000):
+                raw.say(beat(1))
+            until(lambda: isinstance(answer := raw.hear(), wire.Refusal) and answer.code, "refused")
+        answers = []
+        for _ in range(100):
+            with RawAgent(service.endpoint) as raw:
+                answers.append(raw.ask(hello("worse")))
+        codes = [answer.code for answer in answers if isinstance(answer, wire.Refusal)]
+        assert set(codes) == {"rate"}
+        agent.send(signals(1, 100))
+        acknowledged(agent, 100)
+        assert agent.stats()["broken"] == 0
+        counters = report(service)
+    assert counters["refused.rate"] == 1 + len(codes)
+
+
+def test_connections_that_say_nothing_are_bounded(tmp_path: Path) -> None:
+    with aggregator(tmp_path, "listen: {endpoint: 'tcp://127.0.0.1:*'}") as service:
+        host, port = service.endpoint.removeprefix("tcp://").split(":")
+        mute = []
+        try:
+            with shipper(service.endpoint, "good") as agent:
+                until(lambda: agent.state == "connected", "a connection")
+                for _ in range(PENDING_MAX + 200):
+                    mute.append(socket.create_connection((host, int(port))))
+                # The oldest were hung up on: reading ends, after ZeroMQ's greeting.
+                mute[0].settimeout(20)
+                until(lambda: mute[0].recv(4096) == b"", "the end")
+                agent.send(signals(1, 100))
+                acknowledged(agent, 100)
+                assert agent.stats()["broken"] == 0
+                with shipper(service.endpoint, "late") as late:
+                    late.send(signals(1, 5))
+                    acknowledged(late, 5)
+        finally:
+            for one in mute:
+                one.close()
+        assert report(service)["hung_up.pending"] >= 200
+
+
+def test_what_was_recorded_on_the_network_cannot_be_played_again(tmp_path: Path) -> None:
+    """Every byte of a host's session, sent again to the aggregator, lets nobody in."""
+    pair = keys.make_pair()
+    text, public = curve_config(tmp_path, {"a": pair})
+    with aggregator(tmp_path, text) as service:
+        host, port = service.endpoint.removeprefix("tcp://").split(":")
+        recorded = bytearray()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def relay(one: socket.socket, other: socket.socket, record: bool) -> None:
+                with contextlib.suppress(OSError):
+                    while data := one.recv(65536):
+                        if record:
+                            recorded.extend(data)
+                        other.sendall(data)
+
+            with shipper(
+                f"tcp://127.0.0.1:{listener.getsockname()[1]}", curve=keys.CurveKeys(public, pair)
+            ) as agent:
+                near, _ = listener.accept()
+                far = socket.create_connection((host, int(port)))
+                threads = [
+                    threading.Thread(target=relay, args=(near, far, True)),
+                    threading.Thread(target=relay, args=(far, near, False)),
+                ]
+                for thread in threads:
+                    thread.start()
+                agent.send(signals(1, 10))
+                acknowledged(agent, 10)
+            for one in (near, far):
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+            near.close()
+            far.close()
+        with socket.create_connection((host, int(port))) as again:
+            again.sendall(recorded)
+            again.settimeout(20)
+            with contextlib.suppress(ConnectionResetError):
+                while again.recv(65536):
+                    pass
+        assert stored_numbers(service.store_path, "a") == list(range(1, 11))
+        until(lambda: reported(service).get("handshakes_failed"), "a failed handshake")
+        assert report(service)["duplicates"] == 0
 
 
 def test_sigterm_ends_it_in_good_order_under_load(tmp_path: Path) -> None:
