@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from dataclasses import replace
 
 import msgspec
@@ -13,7 +15,7 @@ from tests.core.sequence_strategies import sequences, streams
 from vedette.core import sequences_twin
 from vedette.core.correlator import Change, Correlator, Incident
 from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Join, Sequence, Step
+from vedette.core.sequence import Absence, Join, Sequence, Step
 from vedette.core.signal import Signal
 
 
@@ -94,8 +96,7 @@ def test_a_count_in_the_middle_keeps_the_start_that_has_enough_signals_after_it(
     sequence = named(step("r1"), step("r2", count=2), step("r3"))
     signals = (at(1, "r1"), at(2, "r2"), at(3, "r1"), at(4, "r2"), at(5, "r3"))
     assert opened(sequence, *signals) == [[1, 2, 4, 5]]
-    signals = (*signals[:-1], at(5, "r2"), at(6, "r3"))
-    assert opened(sequence, *signals) == [[3, 4, 5, 6]]
+    assert opened(sequence, *signals[:-1], at(5, "r2"), at(6, "r3")) == [[3, 4, 5, 6]]
 
 
 def test_the_window_includes_its_end() -> None:
@@ -191,3 +192,118 @@ def test_a_restart_at_any_signal_changes_nothing(
         )
     changes += [change for signal in after for change in second.feed(signal)]
     assert changes == expected
+
+
+def absent(rule: str, after: int, until: int, *joins: Join, for_ns: int = 0) -> Absence:
+    return Absence(step(rule, *joins), after, until, for_ns)
+
+
+def test_an_absence_undoes_what_stands_and_not_what_comes_after_it() -> None:
+    sequence = replace(
+        named(step("r1"), step("r2", SAME_NAME)), absences=(absent("r3", 0, 1, SAME_NAME),)
+    )
+    assert opened(sequence, at(1, "r1"), at(2, "r3"), at(3, "r2")) == []
+    assert opened(sequence, at(1, "r1"), at(2, "r3", "y"), at(3, "r2")) == [[1, 3]]
+    assert opened(sequence, at(1, "r1"), at(2, "r3"), at(3, "r1"), at(4, "r2")) == [[3, 4]]
+
+
+def test_an_absence_that_lasts_over_several_steps_undoes_a_count_that_has_begun() -> None:
+    sequence = replace(
+        named(step("r1"), step("r2", count=2), step("r4")), absences=(absent("r3", 0, 2),)
+    )
+    signals = (at(1, "r1"), at(2, "r2"), at(3, "r3"), at(4, "r2"), at(5, "r4"))
+    assert opened(sequence, *signals) == []
+    assert opened(sequence, *signals[:2], *signals[3:]) == [[1, 2, 4, 5]]
+
+
+def test_an_absence_after_the_last_step_waits_for_its_time() -> None:
+    sequence = replace(named(step("r1")), absences=(absent("r2", 0, 1, for_ns=10),))
+    correlator = Correlator([sequence])
+    assert correlator.feed(at(1, "r1")) == []
+    assert correlator.advance(10) == []
+    (change,) = correlator.advance(11)
+    assert change.incident.last_ns == 1
+    assert correlator.feed_all([at(20, "r1"), at(30, "r2"), at(100, "r3")]) == []
+    assert len(correlator.feed_all([at(200, "r1"), at(211, "r2")])) == 1
+
+
+def test_a_gap_keeps_the_match_that_started_earlier_but_ended_later() -> None:
+    sequence = named(step("r1"), step("r2", SAME_NAME), replace(step("r3"), gap_ns=5))
+    signals = (at(1, "r1", "x"), at(2, "r1", "y"), at(3, "r2", "y"), at(8, "r2", "x"))
+    assert opened(sequence, *signals, at(9, "r3")) == [[1, 8, 9]]
+    assert opened(sequence, *signals[:3], at(4, "r2", "x"), at(8, "r3")) == [[2, 3, 8]]
+
+
+def test_distinct_values_count_once_each() -> None:
+    sequence = named(replace(step("r1", count=3), distinct="proc.name"))
+    signals = [at(1, "r1", "x"), at(2, "r1", "y"), at(3, "r1", "x"), at(4, "r1", "z")]
+    assert opened(sequence, *signals) == [[2, 3, 4]]
+    assert opened(sequence, *signals[:3]) == []
+
+
+def test_a_group_comes_in_any_order_and_its_joins_hold_either_way() -> None:
+    sequence = replace(named(step("r1"), step("r2", SAME_NAME), step("r3")), groups=((0, 2),))
+    assert opened(sequence, at(1, "r1"), at(2, "r2"), at(3, "r3")) == [[1, 2, 3]]
+    assert opened(sequence, at(1, "r2"), at(2, "r1"), at(3, "r3")) == [[2, 1, 3]]
+    assert opened(sequence, at(1, "r2", "y"), at(2, "r1"), at(3, "r3")) == []
+
+
+def test_completions_are_counted_by_the_key_and_for_the_time_that_suppress_says() -> None:
+    sequence = replace(
+        named(step("r1"), step("r2", SAME_NAME), within_ns=10),
+        suppress_ns=50,
+        suppress_by=((1, "host.name"),),
+    )
+    correlator = Correlator([sequence])
+    signals = [at(1, "r1", "x"), at(2, "r2", "x"), at(40, "r1", "y"), at(42, "r2", "y")]
+    changes = correlator.feed_all(signals)
+    assert [change.incident.completions for change in changes] == [1, 2]
+    assert changes[0].incident.key == {"r2.host.name": "a"}
+
+
+@settings(max_examples=300, deadline=None)
+@given(sequence=sequences(), stream=streams(), data=st.data())
+def test_batches_and_times_that_are_told_change_nothing(
+    sequence: Sequence, stream: list[FleetSignal], data: st.DataObject
+) -> None:
+    """Told are times before which all has come, as the watermark does."""
+    correlator = Correlator([sequence])
+    changes = []
+    at_signal = 0
+    while at_signal < len(stream):
+        end = at_signal + data.draw(st.integers(1, 4))
+        changes += correlator.feed_all(stream[at_signal:end])
+        at_signal = end
+        if at_signal < len(stream):
+            changes += correlator.advance(stream[at_signal].time_ns - data.draw(st.integers(1, 5)))
+    until_ns = (stream[-1].time_ns if stream else 0) + data.draw(st.integers(0, 10))
+    changes += correlator.advance(until_ns)
+    expected = sequences_twin.incidents([sequence], stream, until_ns)
+    assert msgspec.json.encode(last_of_each(changes)) == msgspec.json.encode(expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sequence=sequences(), stream=streams(), bound=st.integers(1, 4))
+def test_at_any_bound_the_tables_hold_no_more_and_let_go_of_every_signal(
+    sequence: Sequence, stream: list[FleetSignal], bound: int
+) -> None:
+    before = [sys.getrefcount(signal) for signal in stream]
+    correlator = Correlator([sequence], partials_max=bound)
+    orders = len(list(sequence.arrangements()))
+    for number in range(len(stream)):
+        correlator.feed(stream[number])
+        assert correlator.stats()["partials"] <= bound * orders
+    del correlator
+    gc.collect()
+    assert [sys.getrefcount(signal) for signal in stream] == before
+
+
+def test_a_partial_match_takes_little_memory() -> None:
+    join = Join("login.user", 0, "login.user")
+    sequence = named(step("r1"), step("r2", SAME_NAME, join), within_ns=10**9)
+    correlator = Correlator([sequence])
+    for number in range(1, 50_001):
+        correlator.feed(at(number, "r1", name=f"n{number}"))
+    stats = correlator.stats()
+    assert stats["partials"] == 50_000
+    assert stats["table_bytes"] / stats["partials"] < 200
