@@ -110,8 +110,8 @@ class Limits(_Section, frozen=True):
     lookups_per_s_max  reads of /proc for processes that the table does not know
     """
 
-    class_bytes_max: _Bytes = 16 << 20
-    verdict_bytes_max: _Bytes = 16 << 20
+    class_bytes_max: _Bytes = 32 << 20
+    verdict_bytes_max: _Bytes = 8 << 20
     processes_max: Annotated[int, msgspec.Meta(ge=16, le=4 << 20)] = 65536
     lookups_per_s_max: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1000
 
