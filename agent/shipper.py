@@ -236,6 +236,7 @@ class Shipper:
     queue_signals_max, queue_bytes_max  bounds of what waits for an acknowledgement
     spool       where signals wait instead of in memory; the two bounds are then its own affair, and
                 what earlier runs left there is delivered first
+    context     the ZeroMQ context of many shippers in one process; they are closed before it ends
     heartbeat_s         between heartbeats
     peer_timeout_s      without a word from the aggregator for so long, connect again; an answer to
                         HELLO is awaited for HELLO_TIMEOUT_S if that is less
@@ -261,6 +262,7 @@ class Shipper:
         queue_signals_max: int = 100_000,
         queue_bytes_max: int = 64 << 20,
         spool: Numberings | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
         heartbeat_s: float = 5.0,
         peer_timeout_s: float = 30.0,
         backoff_s: float = 0.2,
@@ -295,6 +297,7 @@ class Shipper:
         self._backoff_s = backoff_s
         self._backoff_max_s = backoff_max_s
         self._spool = spool
+        self._context = context
         self._queue: Queue = (
             spool.current if spool else MemoryQueue(queue_signals_max, queue_bytes_max)
         )
@@ -407,7 +410,11 @@ class Shipper:
     def _run(self) -> None:
         random = SystemRandom()
         backoff_s = self._backoff_s
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        own: zmq.Context[zmq.Socket[bytes]] | None = None
+        if self._context is None:
+            own = zmq.Context(io_threads=1)
+        context = self._context or own
+        assert context is not None
         try:
             while not self._done():
                 session = _Session(self, context)
@@ -436,7 +443,8 @@ class Shipper:
                     self._stopping.wait(wait_s)
                 backoff_s = min(backoff_s * 2, self._backoff_max_s)
         finally:
-            context.destroy(linger=0)
+            if own is not None:
+                own.destroy(linger=0)
 
     def _done(self) -> bool:
         """Tell whether the drain is over: nothing is left, or its time is up."""

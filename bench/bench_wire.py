@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from vedette.bench.wire import batches, deliver, digest, make_signals
+from vedette.agent.spool import Spool
+from vedette.bench.wire import batches, deliver, digest, fleet, make_signals
 from vedette.core import wire
 
 SIGNALS = int(os.environ.get("VEDETTE_BENCH_SIGNALS", "50000"))
+AGENTS = int(os.environ.get("VEDETTE_BENCH_AGENTS", "300"))
 
 
 @pytest.mark.parametrize("size", [1, 64, 1024])
@@ -45,16 +47,17 @@ def test_decode(benchmark: BenchmarkFixture, size: int) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("curve", [False, True], ids=["plain", "curve"])
+@pytest.mark.parametrize("spool", [False, True], ids=["memory", "spool"])
 @pytest.mark.parametrize("agents", [1, 8])
 def test_into_the_store(
-    benchmark: BenchmarkFixture, tmp_path: Path, agents: int, curve: bool
+    benchmark: BenchmarkFixture, tmp_path: Path, agents: int, spool: bool, curve: bool
 ) -> None:
     made = make_signals(SIGNALS // agents)
     rounds = iter(range(1000))
     runs = []
 
     def run() -> None:
-        runs.append(deliver(tmp_path / str(next(rounds)), made, agents, curve))
+        runs.append(deliver(tmp_path / str(next(rounds)), made, agents, curve, spool))
 
     benchmark.pedantic(run, rounds=3)  # type: ignore[no-untyped-call]
     assert len({delivery.digest for delivery in runs}) == 1
@@ -62,4 +65,34 @@ def test_into_the_store(
         "signals_per_s": sorted(delivery.signals_per_s for delivery in runs)[len(runs) // 2],
         "digest": runs[0].digest,
     }
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("curve", [False, True], ids=["plain", "curve"])
+def test_a_fleet_connects_at_once(benchmark: BenchmarkFixture, tmp_path: Path, curve: bool) -> None:
+    runs = []
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda: runs.append(fleet(tmp_path / "fleet", AGENTS, curve)), rounds=1
+    )
+    benchmark.extra_info |= runs[0]._asdict()
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_through_the_spool(benchmark: BenchmarkFixture, tmp_path: Path, count: int) -> None:
+    """What the agent's loop pays: `put` of so many signals at a time."""
+    made = make_signals(20_000)
+    rounds = iter(range(1000))
+
+    def run() -> None:
+        name = str(next(rounds))
+        with Spool.open(tmp_path / name, name, bytes_max=1 << 30, age_s_max=1e6) as spool:
+            for start in range(0, len(made), count):
+                spool.current.put(made[start : start + count])
+            assert spool.current.kept == len(made)
+
+    benchmark.pedantic(run, rounds=5)  # type: ignore[no-untyped-call]
+    assert benchmark.stats is not None
+    benchmark.extra_info["signals_per_s"] = len(made) / benchmark.stats.stats.median
     print(f"\n{benchmark.extra_info}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import zmq
 
 from vedette.agent.shipper import Shipper
+from vedette.agent.spool import Spool
 from vedette.aggregator.config import Config, parse
 from vedette.aggregator.server import Server
 from vedette.aggregator.store import Store
@@ -29,6 +32,9 @@ from vedette.core.signal import Signal
 SEED = 7710
 START_NS = 1_700_000_000 * 10**9
 DEADLINE_S = 300.0
+SEND_SIGNALS = 500
+"""Handed over at a time, as by an agent under load."""
+_LIMITS = "\nlimits: {host_signals_per_s: 100000000}"
 
 _PROCESSES = ("bash", "sshd", "python3", "curl", "cron", "systemd", "nginx", "find")
 
@@ -94,8 +100,12 @@ class Delivery(NamedTuple):
         return self.signals / self.seconds
 
 
-def deliver(folder: Path, signals: list[Signal], agents: int, curve: bool) -> Delivery:
+def deliver(
+    folder: Path, signals: list[Signal], agents: int, curve: bool, spool: bool = False
+) -> Delivery:
     """Send signals from each of some agents to an aggregator in a process of its own.
+
+    spool  whether they wait on disk for their acknowledgement, or in memory
 
     The time is from the first `send` until the last acknowledgement, after which all is on disk.
     Raises TimeoutError where that takes longer than DEADLINE_S.
@@ -103,6 +113,14 @@ def deliver(folder: Path, signals: list[Signal], agents: int, curve: bool) -> De
     folder.mkdir()
     with ExitStack() as stack:
         endpoint, curves = stack.enter_context(_aggregator(folder, agents, curve))
+        spools = [
+            stack.enter_context(
+                Spool.open(folder / f"spool-{number}", "bench", bytes_max=1 << 40, age_s_max=1e6)
+            )
+            if spool
+            else None
+            for number in range(agents)
+        ]
         shippers = [
             stack.enter_context(
                 Shipper(
@@ -113,14 +131,16 @@ def deliver(folder: Path, signals: list[Signal], agents: int, curve: bool) -> De
                     curve=curves[number],
                     queue_signals_max=len(signals) + 1,
                     queue_bytes_max=1 << 40,
+                    spool=spools[number],
                 )
             )
             for number in range(agents)
         ]
         _wait(lambda: all(s.stats()["connected"] for s in shippers))
         start_s = time.perf_counter()
-        for shipper in shippers:
-            shipper.send(signals)
+        for start in range(0, len(signals), SEND_SIGNALS):
+            for shipper in shippers:
+                shipper.send(signals[start : start + SEND_SIGNALS])
         _wait(lambda: all(s.stats()["kept"] == 0 for s in shippers))
         seconds = time.perf_counter() - start_s
     with Store.open(folder / "vedette.db", read_only=True) as store:
@@ -137,7 +157,15 @@ def deliver(folder: Path, signals: list[Signal], agents: int, curve: bool) -> De
 def _aggregator(
     folder: Path, agents: int, curve: bool
 ) -> Iterator[tuple[str, list[keys.CurveKeys | None]]]:
-    text = "listen: {endpoint: 'tcp://127.0.0.1:*'}"
+    with _aggregator_with_pid(folder, agents, curve) as (endpoint, curves, _):
+        yield endpoint, curves
+
+
+@contextmanager
+def _aggregator_with_pid(
+    folder: Path, agents: int, curve: bool
+) -> Iterator[tuple[str, list[keys.CurveKeys | None], int]]:
+    text = "listen: {endpoint: 'tcp://127.0.0.1:*'}" + _LIMITS
     curves: list[keys.CurveKeys | None] = [None] * agents
     if curve:
         own = keys.make_pair()
@@ -147,7 +175,7 @@ def _aggregator(
         (folder / "allow").write_text(
             "".join(f"{pair.public} host-{number}\n" for number, pair in enumerate(pairs))
         )
-        text = "listen: {endpoint: 'tcp://127.0.0.1:*', key_file: key, allow_list: allow}"
+        text = "listen: {endpoint: 'tcp://127.0.0.1:*', key_file: key, allow_list: allow}" + _LIMITS
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(
@@ -156,7 +184,8 @@ def _aggregator(
     process.start()
     there.close()
     try:
-        yield here.recv(), curves
+        assert process.pid is not None
+        yield here.recv(), curves, process.pid
     finally:
         here.close()
         process.terminate()
@@ -169,6 +198,60 @@ def _serve(config: Config, ready: Connection) -> None:
     ready.send(server.endpoint)
     ready.close()
     server.run()
+
+
+class Fleet(NamedTuple):
+    """Agents that connected at once. rss_bytes is the aggregator's growth for each of them."""
+
+    agents: int
+    connected_s: float
+    delivered_s: float
+    rss_bytes: int
+
+
+def fleet(folder: Path, agents: int, curve: bool, signals_each: int = 10) -> Fleet:
+    """Connect agents at once, each the real client with a thread and a socket, and send a little.
+
+    Raises TimeoutError where that takes longer than DEADLINE_S.
+    """
+    folder.mkdir()
+    made = make_signals(signals_each)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+    context.max_sockets = min(4 * agents + 1024, context.get(zmq.SOCKET_LIMIT))
+    try:
+        with ExitStack() as stack:
+            endpoint, curves, pid = stack.enter_context(_aggregator_with_pid(folder, agents, curve))
+            before_bytes = _rss_bytes(pid)
+            start_s = time.perf_counter()
+            shippers = [
+                stack.enter_context(
+                    Shipper(
+                        endpoint,
+                        host_id=f"host-{number}",
+                        hostname=f"host-{number}",
+                        boot_id="bench",
+                        curve=curves[number],
+                        context=context,
+                    )
+                )
+                for number in range(agents)
+            ]
+            _wait(lambda: all(s.stats()["connected"] for s in shippers))
+            connected_s = time.perf_counter() - start_s
+            grown_bytes = _rss_bytes(pid) - before_bytes
+            start_s = time.perf_counter()
+            for shipper in shippers:
+                shipper.send(made)
+            _wait(lambda: all(s.stats()["kept"] == 0 for s in shippers))
+            delivered_s = time.perf_counter() - start_s
+    finally:
+        context.term()
+    return Fleet(agents, connected_s, delivered_s, grown_bytes // agents)
+
+
+def _rss_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _wait(condition: Callable[[], bool]) -> None:
