@@ -22,7 +22,8 @@ from vedette.core.signal import PRIORITIES
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-NODE_BYTES = 80
+NODE_BYTES = 72 + 24
+"""A node and its signal's slot, in core/correlator_tables.pyx."""
 VALUE_BYTES = 8
 PARTIALS_MAX = 100_000
 EXPLAIN_EPILOG = (

@@ -1,6 +1,6 @@
 """The sequence tables as C structs; :mod:`vedette.core.correlator` says what they mean.
 
-A partial match is a *node*: 80 bytes and 8 for each value that later joins need, in an array per
+A partial match is a *node*: 72 bytes and 8 for each value that later joins need, in an array per
 sequence; nodes name one another by their place in it. After each step but the last stands a table
 of nodes with two sets of chains: by all values (the class: of interchangeable nodes the greatest
 is kept), and by those values that the next step's joins compare. A counting step has *rings*: per
@@ -13,7 +13,7 @@ Python object.
 
 cimport cython
 from cpython.object cimport Py_EQ, PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from vedette.core.mem cimport Heap, heap_del, heap_grow, heap_new
@@ -41,9 +41,11 @@ cdef enum:
 
 cdef struct Link:
     int64_t start_ns      # the match's start, or that of a ring's newest entry
-    int64_t hung_ns       # the start that it hangs by, which may be an earlier one
     uint32_t prev
     uint32_t next
+    uint32_t hash         # of all values
+    uint16_t spoke        # that it hangs on, which may be one of an earlier start
+    uint16_t step         # position of the step
 
 cdef struct Node:
     Link link
@@ -52,12 +54,10 @@ cdef struct Node:
     uint64_t start_no     # of the first signal of all
     uint32_t before       # the node up to the step before; 0: none
     uint32_t refs         # nodes and rings that name this one, and 1 while it is in a table
-    uint32_t hash         # of all values
     uint32_t group_hash   # of those that the next step compares
     uint32_t class_next   # of the same chain; also of the free ones
     uint32_t group_prev
     uint32_t group_next
-    uint32_t step         # position of the step
     PyObject* values[1]
 
 cdef struct Slot:
@@ -80,9 +80,7 @@ cdef struct Ring:
     uint32_t at
     uint32_t used
     uint32_t capacity
-    uint32_t hash
-    uint32_t next         # of the same chain; also of the free ones
-    uint32_t step
+    uint32_t chain_next   # of the same chain; also of the free ones
     PyObject* values[1]   # of the step's `by`, then of the node before
 
 cdef struct Slab:
@@ -433,10 +431,10 @@ cdef class Tables:
             elif slab == &self.slots:
                 slab.free_ = self._slot(place).next
             else:
-                slab.free_ = self._ring(place).next
+                slab.free_ = self._ring(place).chain_next
         else:
             if slab.used >= slab.capacity:
-                larger = max(16, slab.capacity + slab.capacity // 2)
+                larger = max(16, slab.capacity + slab.capacity // 8)
                 data = <char*>heap_grow(
                     self.heap, slab.data, slab.capacity * slab.stride, larger * slab.stride
                 )
@@ -484,7 +482,7 @@ cdef class Tables:
     cdef void _forget(self, Node* node) noexcept:
         """Let go of a node's Python objects and arrays."""
         cdef int i
-        cdef Plan* plan = &self.plans[node.step]
+        cdef Plan* plan = &self.plans[node.link.step]
         cdef uint32_t* taken
         for i in range(plan.carried_count):
             decref(node.values[i])
@@ -514,7 +512,7 @@ cdef class Tables:
     cdef void _forget_ring(self, Ring* ring) noexcept:
         cdef uint32_t i
         cdef Entry* entry
-        cdef Plan* plan = &self.plans[ring.step]
+        cdef Plan* plan = &self.plans[ring.link.step]
         for i in range(ring.used):
             entry = &ring.entries[(ring.at + i) % ring.capacity]
             self._let_go(entry.slot)
@@ -530,7 +528,7 @@ cdef class Tables:
         cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
         cdef int64_t tick = link.start_ns // self.width_ns
         cdef int spoke = <int>(tick & (SPOKES - 1))
-        link.hung_ns = link.start_ns
+        link.spoke = spoke
         link.next = 0
         link.prev = wheel.tail[spoke]
         if link.prev:
@@ -544,7 +542,7 @@ cdef class Tables:
 
     cdef void _unhang(self, Slab* slab, Wheel* wheel, uint32_t place) noexcept:
         cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
-        cdef int spoke = <int>((link.hung_ns // self.width_ns) & (SPOKES - 1))
+        cdef int spoke = link.spoke
         if link.prev:
             (<Link*>(slab.data + <size_t>link.prev * slab.stride)).next = link.next
         else:
@@ -558,7 +556,7 @@ cdef class Tables:
     cdef bint _rehang(self, Slab* slab, Wheel* wheel, uint32_t place) noexcept:
         """Hang something anew if its start has grown; return whether it has."""
         cdef Link* link = <Link*>(slab.data + <size_t>place * slab.stride)
-        if link.start_ns // self.width_ns == link.hung_ns // self.width_ns:
+        if (link.start_ns // self.width_ns) & (SPOKES - 1) == link.spoke:
             return False
         self._unhang(slab, wheel, place)
         self._hang(slab, wheel, place)
@@ -626,7 +624,7 @@ cdef class Tables:
     cdef int _insert(self, uint32_t place) except -1:
         """Put a node into its step's table and the wheel."""
         cdef Node* node = self._node(place)
-        cdef Chains* chains = &self.plans[node.step].table
+        cdef Chains* chains = &self.plans[node.link.step].table
         if chains.used >= chains.size:
             self._widen(chains)
         self._chain(chains, place)
@@ -636,7 +634,7 @@ cdef class Tables:
 
     cdef void _chain(self, Chains* chains, uint32_t place) noexcept:
         cdef Node* node = self._node(place)
-        cdef uint32_t* head = &chains.classes[node.hash & (chains.size - 1)]
+        cdef uint32_t* head = &chains.classes[node.link.hash & (chains.size - 1)]
         node.class_next = head[0]
         head[0] = place
         head = &chains.groups[node.group_hash & (chains.size - 1)]
@@ -670,9 +668,9 @@ cdef class Tables:
                     self._chain(chains, place)
                 else:
                     ring = self._ring(place)
-                    following = ring.next
-                    ring.next = chains.classes[ring.hash & (chains.size - 1)]
-                    chains.classes[ring.hash & (chains.size - 1)] = place
+                    following = ring.chain_next
+                    ring.chain_next = chains.classes[ring.link.hash & (chains.size - 1)]
+                    chains.classes[ring.link.hash & (chains.size - 1)] = place
                 place = following
         heap_del(self.heap, classes, size * sizeof(uint32_t))
         heap_del(self.heap, groups, size * sizeof(uint32_t))
@@ -681,8 +679,8 @@ cdef class Tables:
     cdef void _remove(self, uint32_t place) noexcept:
         """Take a node out of its table and the wheel."""
         cdef Node* node = self._node(place)
-        cdef Chains* chains = &self.plans[node.step].table
-        cdef uint32_t* at = &chains.classes[node.hash & (chains.size - 1)]
+        cdef Chains* chains = &self.plans[node.link.step].table
+        cdef uint32_t* at = &chains.classes[node.link.hash & (chains.size - 1)]
         while at[0] != place:
             at = &self._node(at[0]).class_next
         at[0] = node.class_next
@@ -698,18 +696,18 @@ cdef class Tables:
 
     cdef void _remove_ring(self, uint32_t place) noexcept:
         cdef Ring* ring = self._ring(place)
-        cdef Chains* chains = &self.plans[ring.step].rings
-        cdef uint32_t* at = &chains.classes[ring.hash & (chains.size - 1)]
+        cdef Chains* chains = &self.plans[ring.link.step].rings
+        cdef uint32_t* at = &chains.classes[ring.link.hash & (chains.size - 1)]
         cdef uint32_t i
         while at[0] != place:
-            at = &self._ring(at[0]).next
-        at[0] = ring.next
+            at = &self._ring(at[0]).chain_next
+        at[0] = ring.chain_next
         chains.used -= 1
         self._unhang(&self.ringed, &self.ring_wheel, place)
         for i in range(ring.used):
             self._drop(ring.entries[(ring.at + i) % ring.capacity].before)
         self._forget_ring(ring)
-        ring.next = self.ringed.free_
+        ring.chain_next = self.ringed.free_
         self.ringed.free_ = place
 
     # Matching.
@@ -728,9 +726,9 @@ cdef class Tables:
             result = self._compare(a.before, b.before)
             if result:
                 return result
-        if self.plans[a.step].count == 1:
+        if self.plans[a.link.step].count == 1:
             return (a.no > b.no) - (a.no < b.no)
-        for i in range(self.plans[a.step].count):
+        for i in range(self.plans[a.link.step].count):
             mine = self._slot((<uint32_t*>a.taken)[i]).no
             theirs = self._slot((<uint32_t*>b.taken)[i]).no
             if mine != theirs:
@@ -742,7 +740,7 @@ cdef class Tables:
         cdef Node* node = self._node(place)
         if not absent.latest:
             return 0
-        key = tuple([<object>node.values[<int>at] for at in absent.places[node.step]])
+        key = tuple([<object>node.values[<int>at] for at in absent.places[node.link.step]])
         found = absent.latest.get(key)
         return 0 if found is None else found[0]
 
@@ -753,7 +751,7 @@ cdef class Tables:
         for absent in self.absences:
             if absent.after < position <= absent.until:
                 at = place
-                while <int>self._node(at).step > absent.after:
+                while <int>self._node(at).link.step > absent.after:
                     at = self._node(at).before
                 if self._killed(absent, place) > self._node(at).no:
                     return True
@@ -826,7 +824,7 @@ cdef class Tables:
         cdef Node* node = self._node(place)
         cdef PyObject* value
         cdef int i, from_
-        node.step = position
+        node.link.step = position
         node.refs = 1
         node.link.start_ns = start_ns
         node.start_no = start_no
@@ -871,13 +869,13 @@ cdef class Tables:
         cdef bint is_less
         for i in range(plan.probe_count):
             probe[i] = node.values[plan.probe[i]]
-        node.hash = hash_values(node.values, plan.carried_count)
+        node.link.hash = hash_values(node.values, plan.carried_count)
         node.group_hash = hash_values(probe, plan.probe_count)
-        at = plan.table.classes[node.hash & (plan.table.size - 1)]
+        at = plan.table.classes[node.link.hash & (plan.table.size - 1)]
         while at:
             other = self._node(at)
             following = other.class_next
-            if other.hash == node.hash and self._alike(other, node, plan.carried_count):
+            if other.link.hash == node.link.hash and self._alike(other, node, plan.carried_count):
                 is_less = self._compare(place, at) > 0
                 if is_less and other.refs == 1 and not plan.gap_follows:
                     self._replace(at, place)
@@ -939,13 +937,13 @@ cdef class Tables:
         place = plan.rings.classes[hashed & (plan.rings.size - 1)]
         while place:
             ring = self._ring(place)
-            if ring.hash == hashed:
+            if ring.link.hash == hashed:
                 for i in range(key_count):
                     if not same(key[i], ring.values[i]):
                         break
                 else:
                     break
-            place = ring.next
+            place = ring.chain_next
         if not place:
             place = self._new_ring(position, hashed, key, key_count, start_ns)
         elif self.absences and before:
@@ -983,14 +981,14 @@ cdef class Tables:
         ring.entries = <Entry*>heap_new(self.heap, ring.capacity * sizeof(Entry))
         if ring.entries == NULL:
             raise MemoryError
-        ring.step = position
-        ring.hash = hashed
+        ring.link.step = position
+        ring.link.hash = hashed
         for i in range(key_count):
             incref(key[i])
             ring.values[i] = key[i]
         if chains.used >= chains.size:
             self._widen(chains)
-        ring.next = chains.classes[hashed & (chains.size - 1)]
+        ring.chain_next = chains.classes[hashed & (chains.size - 1)]
         chains.classes[hashed & (chains.size - 1)] = place
         chains.used += 1
         ring.link.start_ns = start_ns
@@ -1162,15 +1160,15 @@ cdef class Tables:
         cdef list found = [None] * self.steps
         while place:
             node = self._node(place)
-            if self.plans[node.step].count == 1:
+            if self.plans[node.link.step].count == 1:
                 signals = (<object>self._slot(<uint32_t>node.taken).signal,)
             else:
                 taken = <uint32_t*>node.taken
                 signals = tuple([
                     <object>self._slot(taken[i]).signal
-                    for i in range(self.plans[node.step].count)
+                    for i in range(self.plans[node.link.step].count)
                 ])
-            found[self.arrangement[node.step]] = signals
+            found[self.arrangement[node.link.step]] = signals
             place = node.before
         return tuple(found)
 

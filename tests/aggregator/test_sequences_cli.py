@@ -73,7 +73,7 @@ def test_a_sequence_is_explained(file: str) -> None:
         assert line in lines
     assert "one incident per fall.login.ip" in result.stdout
     assert "2 orders of the steps" in result.stdout
-    assert "100000 partial matches per order, 88 bytes each, so 18 MB" in result.stdout
+    assert "100000 partial matches per order, 104 bytes each, so 21 MB" in result.stdout
 
 
 def test_the_plan_as_json_has_each_order(file: str) -> None:

@@ -306,4 +306,4 @@ def test_a_partial_match_takes_little_memory() -> None:
         correlator.feed(at(number, "r1", name=f"n{number}"))
     stats = correlator.stats()
     assert stats["partials"] == 50_000
-    assert stats["table_bytes"] / stats["partials"] < 200
+    assert stats["table_bytes"] / stats["partials"] < 128
