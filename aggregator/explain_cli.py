@@ -1,4 +1,4 @@
-"""`vedette rules explain`: what a rule compiled to."""
+"""`vedette rules explain` and `vedette rules cost`: what rules compiled to, and what they cost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vedette.core.capturefile import CaptureFileError, CaptureReader
 from vedette.core.compile import UnsupportedRule
+from vedette.core.cost import Cost, cost
 from vedette.core.explain import RuleShape, explain
-from vedette.core.rules import RuleErrors, load_rules
+from vedette.core.rules import RuleErrors, RuleSet, load_rules
 
+COST_EPILOG = (
+    "Examples:\n\n`vedette-agent capture -o host.vcap --seconds 60`\n\n"
+    "`vedette rules cost host.vcap rules`\n\n"
+    "`vedette rules cost host.vcap rules --json | jq '.rules[:10]'`\n\n"
+    "Exit codes: 0 done, 2 the rule files have errors, or usage, 3 the capture is damaged."
+)
 EPILOG = (
     "Examples:\n\n`vedette rules explain outbound_ssh rules`\n\n"
     "`vedette rules explain outbound_ssh rules --json | jq .events`\n\n"
@@ -31,11 +39,7 @@ def explain_rule(
 ) -> None:
     """Show what a rule compiled to: its predicates, their indexes, and how it is found."""
     errors = Console(stderr=True, highlight=False)
-    try:
-        loaded = load_rules(files)
-    except RuleErrors as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(2) from None
+    loaded = _load(files, errors)
     names = [item.name for item in loaded.rules]
     if rule not in names:
         close = get_close_matches(rule, names, 1)
@@ -51,6 +55,71 @@ def explain_rule(
         typer.echo(msgspec.json.encode(shape).decode())
     else:
         _show(shape)
+
+
+def _load(files: list[Path], errors: Console) -> RuleSet:
+    try:
+        return load_rules(files)
+    except RuleErrors as error:
+        errors.print(str(error), markup=False)
+        raise typer.Exit(2) from None
+
+
+def cost_of_rules(
+    capture: Annotated[
+        Path, typer.Argument(help="Capture file, as `vedette-agent capture` writes it.")
+    ],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Rule files or folders, in order.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Rules to show.")] = 20,
+) -> None:
+    """Show what rules cost on a recorded host: per field and per rule, hits and slow paths."""
+    errors = Console(stderr=True, highlight=False)
+    loaded = _load(files, errors)
+    try:
+        with capture.open("rb") as stream:
+            found = cost(CaptureReader(stream, str(capture)), loaded.rules)
+    except OSError as error:
+        errors.print(f"{capture}: {error.strerror}", markup=False)
+        raise typer.Exit(2) from None
+    except CaptureFileError as error:
+        errors.print(str(error), markup=False)
+        raise typer.Exit(3) from None
+    except UnsupportedRule as error:
+        errors.print(f"the rule tables cannot hold the rules: {error}", markup=False)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(msgspec.json.encode(found).decode())
+    else:
+        _show_cost(found, limit)
+
+
+def _show_cost(found: Cost, limit: int) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"{found.events} events, {found.ns_per_event:.0f} ns each; "
+        f"{found.slow_share:.1%} took a slow path"
+    )
+    table = Table(title="Fields: values that were not known from before")
+    for name in ("index", "predicates", "asked", "of events", "us"):
+        table.add_column(name, justify="left" if name == "index" else "right")
+    for item in found.fields:
+        table.add_row(
+            item.index,
+            str(item.predicates),
+            str(item.asked),
+            f"{item.asked_share:.1%}",
+            f"{item.ns / 1000:.0f}",
+        )
+    console.print(table)
+    table = Table(title=f"Rules: the {min(limit, len(found.rules))} that cost most")
+    for name in ("rule", "matches", "runs", "us"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    for rule in found.rules[:limit]:
+        table.add_row(rule.rule, str(rule.matches), str(rule.runs), f"{rule.ns / 1000:.1f}")
+    console.print(table)
 
 
 def _show(shape: RuleShape) -> None:

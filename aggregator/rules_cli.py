@@ -370,6 +370,7 @@ def mount(app: typer.Typer) -> None:
     """Add `rules` and `fields` to the command."""
     rules_app.command("test", epilog=rules_test_cli.EPILOG)(rules_test_cli.test)
     rules_app.command("explain", epilog=explain_cli.EPILOG)(explain_cli.explain_rule)
+    rules_app.command("cost", epilog=explain_cli.COST_EPILOG)(explain_cli.cost_of_rules)
     app.add_typer(rules_app, name="rules")
     app.command(
         "fields",

@@ -75,6 +75,12 @@ class RuleTables:
     """Compiled rules: what Engine.compile makes and Engine.swap takes."""
 
     plan: Final[Plan]
+    def profile(self) -> None:
+        """Begin to measure the slow paths; from then on they are a little slower."""
+    def slow_paths(self) -> dict[str, tuple[int, int]]:
+        """Return by index how often it was asked, and for how many ns in all."""
+    def rule_runs(self) -> list[tuple[int, int]]:
+        """Return by rule how often its code was run, and for how many ns in all."""
     def stats(self) -> dict[str, int]:
         """Return counters and sizes, by name."""
 

@@ -124,6 +124,11 @@ cdef struct Tables:
     uint64_t verdict_misses
     uint64_t rules_evaluated
     uint64_t opaque_errors
+    bint profile                # measure the slow paths: the next four
+    uint64_t index_calls[32]    # by bytes index, then by int index
+    uint64_t index_ns[32]
+    uint64_t* rule_runs         # by rule: how often its code was run, and for how long
+    uint64_t* rule_ns
     uint8_t* scratch            # the key that is looked up
     uint8_t* scratch_value      # a derived value
 
@@ -146,6 +151,8 @@ cdef class RuleTables:
     cdef void _new_epoch(self) noexcept nogil
     cdef void _match_opaque(self, int index, const uint8_t* value, size_t size) noexcept with gil
     cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil
+    cdef void _match_int(self, int index, int64_t value) noexcept nogil
+    cdef bint _run_rule(self, uint32_t rule, uint32_t at) noexcept nogil
     cdef uint32_t _image_row(self, Image* image) noexcept nogil
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil
     cdef uint32_t _lineage(self, ProcTable* table, uint32_t slot) noexcept nogil

@@ -280,6 +280,20 @@ cdef inline Cache* _tier(ClassCache* cache, size_t size) noexcept nogil:
     return NULL
 
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* now)
+    int CLOCK_MONOTONIC
+
+
+cdef inline uint64_t _now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
 # Values that are derived
 
 cdef size_t _resolve(uint8_t* target, int kind, const uint8_t* path, size_t size) noexcept nogil:
@@ -503,6 +517,8 @@ cdef class RuleTables:
         t.small = <uint32_t*>_alloc(t.heap, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         t.ports = <uint32_t*>_alloc(t.heap, PORT_ROLES * 65536 * sizeof(uint32_t))
         t.rule_mark = <uint32_t*>_alloc(t.heap, t.rules * sizeof(uint32_t))
+        t.rule_runs = <uint64_t*>_alloc(t.heap, t.rules * sizeof(uint64_t))
+        t.rule_ns = <uint64_t*>_alloc(t.heap, t.rules * sizeof(uint64_t))
         t.scratch = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
         t.scratch_value = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
         self._pack_code(plan)
@@ -597,6 +613,8 @@ cdef class RuleTables:
         heap_del(heap, t.small, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         heap_del(heap, t.ports, PORT_ROLES * 65536 * sizeof(uint32_t))
         _words_del(heap, t.rule_mark, t.rules)
+        heap_del(heap, t.rule_runs, t.rules * sizeof(uint64_t) if t.rules else 1)
+        heap_del(heap, t.rule_ns, t.rules * sizeof(uint64_t) if t.rules else 1)
         heap_del(heap, t.scratch, SCRATCH_BYTES)
         heap_del(heap, t.scratch_value, SCRATCH_BYTES)
         heap_del(heap, t.code, t.code_count * sizeof(Node) if t.code_count else 1)
@@ -665,9 +683,20 @@ cdef class RuleTables:
             self.t.opaque_errors += 1
 
     cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil:
+        cdef uint64_t start = _now_ns() if self.t.profile else 0
         bytes_match(&self.t.bytes_index[index], value, size, &self.t.classes.hits)
         if self.t.opaque >> index & 1:
             self._match_opaque(index, value, size)
+        if self.t.profile:
+            self.t.index_calls[index] += 1
+            self.t.index_ns[index] += _now_ns() - start
+
+    cdef void _match_int(self, int index, int64_t value) noexcept nogil:
+        cdef uint64_t start = _now_ns() if self.t.profile else 0
+        int_match(&self.t.int_index[index], value, &self.t.classes.hits)
+        if self.t.profile:
+            self.t.index_calls[BYTES_COUNT + index] += 1
+            self.t.index_ns[BYTES_COUNT + index] += _now_ns() - start
 
     # The process vector
 
@@ -793,13 +822,12 @@ cdef class RuleTables:
         key[1] = self._lineage(table, parent) if parent != 0 else 0
         key[2] = self._cwd_row(p.cwd) if p.cwd != NULL else 0
         hits_begin(hits)
-        int_match(&t.int_index[I_UID], p.uid, hits)
-        int_match(&t.int_index[I_GID], p.gid, hits)
-        int_match(&t.int_index[I_LOGINUID],
-                  <int32_t>p.loginuid if ~p.loginuid == 0 else <int64_t>p.loginuid, hits)
-        int_match(&t.int_index[I_PID], p.pid, hits)
-        int_match(&t.int_index[I_PPID], p.ppid, hits)
-        int_match(&t.int_index[I_SID], p.session, hits)
+        self._match_int(I_UID, p.uid)
+        self._match_int(I_GID, p.gid)
+        self._match_int(I_LOGINUID, <int32_t>p.loginuid if ~p.loginuid == 0 else <int64_t>p.loginuid)
+        self._match_int(I_PID, p.pid)
+        self._match_int(I_PPID, p.ppid)
+        self._match_int(I_SID, p.session)
         key[3] = _space_row(&t.classes)
         if parent != 0 and key[1] == 0:
             # Not kept: not all of the chain knows that this process depends on it.
@@ -859,7 +887,7 @@ cdef class RuleTables:
             place = t.small + small * SMALL_COUNT + (value - SMALL_LOW)
             if place[0] == 0:
                 hits_begin(&t.classes.hits)
-                int_match(&t.int_index[index], value, &t.classes.hits)
+                self._match_int(index, value)
                 place[0] = _space_row(&t.classes) + 1
             return place[0] - 1
         memcpy(key, &value, 8)
@@ -870,7 +898,7 @@ cdef class RuleTables:
             return row - 1
         t.class_misses += 1
         hits_begin(&t.classes.hits)
-        int_match(&t.int_index[index], value, &t.classes.hits)
+        self._match_int(index, value)
         row = _space_row(&t.classes)
         cache_put(&t.numbers, hashed, key, 9, 9, row + 1)
         return row
@@ -886,7 +914,7 @@ cdef class RuleTables:
         bits = (access != 1) | (access == 1 or access == 2) << 1 | (
             flags & O_CREAT != 0 or flags & O_TMPFILE == O_TMPFILE) << 2
         hits_begin(&t.classes.hits)
-        int_match(&t.int_index[I_OPENBITS], bits, &t.classes.hits)
+        self._match_int(I_OPENBITS, bits)
         self._match(B_FLAGS, t.scratch_value, _flags_text(<char*>t.scratch_value, flags))
         memo.flags = flags
         memo.row = _space_row(&t.classes) + 1
@@ -1016,7 +1044,7 @@ cdef class RuleTables:
         ) + end.port
         if place[0] == 0:
             hits_begin(&t.classes.hits)
-            int_match(&t.int_index[I_PORT], end.port, &t.classes.hits)
+            self._match_int(I_PORT, end.port)
             place[0] = self._filtered_row(end.roles) + 1
         return place[0] - 1
 
@@ -1057,8 +1085,8 @@ cdef class RuleTables:
         memcpy(&pid, data + 4, 4)
         memcpy(word, data + 348, 16)
         hits_begin(&t.classes.hits)
-        int_match(&t.int_index[I_LOGIN_TYPE], kind, &t.classes.hits)
-        int_match(&t.int_index[I_LOGIN_PID], pid, &t.classes.hits)
+        self._match_int(I_LOGIN_TYPE, kind)
+        self._match_int(I_LOGIN_PID, pid)
         self._match(B_LOGIN_LINE, data + 8, _text_size(data + 8, 32))
         self._match(B_LOGIN_USER, data + 44, _text_size(data + 44, 32))
         self._match(B_LOGIN_HOST, data + 76, _text_size(data + 76, 256))
@@ -1305,10 +1333,10 @@ cdef class RuleTables:
                 rule = part.cover_rules[j]
                 if t.rule_mark[rule] != t.rule_epoch:
                     t.rule_mark[rule] = t.rule_epoch
-                    if self._run(part.starts[rule]):
+                    if self._run_rule(rule, part.starts[rule]):
                         hits_add(&t.verdicts.hits, rule)
         for i in range(part.residual_count):
-            if self._run(part.starts[part.residual[i]]):
+            if self._run_rule(part.residual[i], part.starts[part.residual[i]]):
                 hits_add(&t.verdicts.hits, part.residual[i])
         return _space_row(&t.verdicts)
 
@@ -1329,9 +1357,9 @@ cdef class RuleTables:
             if code.whole[rule] != CODE_TRUE:
                 if not whole:
                     return UNDECIDED - 1
-                if self._run(code.whole[rule]):
+                if self._run_rule(rule, code.whole[rule]):
                     hits_add(&t.verdicts.hits, rule)
-            elif self._run(code.rest[rule]):
+            elif self._run_rule(rule, code.rest[rule]):
                 hits_add(&t.verdicts.hits, rule)
         _add_row(&t.verdicts.hits, &t.verdicts, certain)
         return self._verdict_row()
@@ -1349,6 +1377,17 @@ cdef class RuleTables:
             hits_begin(&t.verdicts.hits)
             hits_add(&t.verdicts.hits, first)
         return _space_row(&t.verdicts)
+
+    cdef bint _run_rule(self, uint32_t rule, uint32_t at) noexcept nogil:
+        cdef uint64_t start
+        cdef bint held
+        if not self.t.profile:
+            return self._run(at)
+        start = _now_ns()
+        held = self._run(at)
+        self.t.rule_runs[rule] += 1
+        self.t.rule_ns[rule] += _now_ns() - start
+        return held
 
     cdef bint _run(self, uint32_t at) noexcept nogil:
         """Run code over the predicates that are true in t.truth."""
@@ -1386,6 +1425,25 @@ cdef class RuleTables:
             if self.first_confirmed:
                 break
         return tuple(kept)
+
+    def profile(self):
+        """Begin to measure the slow paths; from then on they are a little slower.
+
+        What was measured is in slow_paths and rule_runs.
+        """
+        self.t.profile = True
+
+    def slow_paths(self):
+        """By index (compile.BYTES and INTS): how often it was asked, and for how many ns in all."""
+        cdef dict found = {}
+        for i, name in enumerate((*plans.BYTES, *plans.INTS)):
+            found[name] = (self.t.index_calls[i], self.t.index_ns[i])
+        return found
+
+    def rule_runs(self):
+        """By rule: how often its code was run, and for how many ns in all."""
+        cdef uint32_t i
+        return [(self.t.rule_runs[i], self.t.rule_ns[i]) for i in range(self.t.rules)]
 
     def stats(self):
         """Counters and sizes, by name."""

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vedette.core.capturefile import CaptureWriter, End, Header
+from vedette.core.records import build
+
 RULES = """
 - rule: Reads shadow
   desc: the file of password hashes is opened
@@ -47,3 +50,27 @@ def test_a_rule_that_is_not_there_and_a_file_that_is_none(tmp_path: Path) -> Non
     assert broken.returncode == 2
     assert "fd.nam" in broken.stderr
     assert "Traceback" not in broken.stderr
+
+
+def test_cost(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(RULES)
+    capture = tmp_path / "host.vcap"
+    with capture.open("wb") as stream:
+        header = Header(kernel="6.1", hostname="h", host_id="h", boot_id="b", boot_to_wall_ns=0)
+        writer = CaptureWriter(stream, header)
+        writer.batch([], build("openat", pid=7, path=b"/etc/shadow") * 3)
+        writer.end(End(reason="done"))
+    data = json.loads(vedette("rules", "cost", str(capture), str(file), "--json").stdout)
+    assert data["events"] == 3
+    assert [(item["rule"], item["matches"]) for item in data["rules"]] == [("Reads shadow", 3)]
+    shown = vedette("rules", "cost", str(capture), str(file))
+    assert shown.returncode == 0, shown.stderr
+    assert "Reads shadow" in shown.stdout
+    capture.write_bytes(capture.read_bytes()[:-20])
+    damaged = vedette("rules", "cost", str(capture), str(file))
+    assert damaged.returncode == 3
+    assert "host.vcap" in damaged.stderr
+    missing = vedette("rules", "cost", str(tmp_path / "none"), str(file))
+    assert missing.returncode == 2
+    assert "none" in missing.stderr
