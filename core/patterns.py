@@ -34,7 +34,7 @@ def options() -> re2.Options:
     return chosen
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def compile_regex(pattern: bytes) -> Pattern:
     """Compile a pattern; ``fullmatch`` of the result matches whole values.
 
