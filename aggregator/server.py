@@ -23,7 +23,7 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -64,6 +64,7 @@ HELLOS_BURST: Final = 60
 PENDING_MAX: Final = 1024
 """Connections that said no HELLO yet; beyond, the oldest is hung up on."""
 PENDING_S: Final = 15.0
+EVENTS_MAX: Final = 1 << 16
 REFUSALS_LOGGED_MAX: Final = 20
 REFUSALS_LOGGED_PER_S: Final = 10
 TICK_S: Final = 0.25
@@ -136,6 +137,41 @@ class _Refused(Exception):
         self.reason = reason
 
 
+class _Connections:
+    """Notes connections that come and go, in a thread: libzmq's waits for whoever is told.
+
+    events  (event, descriptor), the oldest first; beyond EVENTS_MAX the oldest are forgotten
+    """
+
+    def __init__(self, watched: zmq.Socket[bytes]) -> None:
+        self.events: deque[tuple[int, int]] = deque(maxlen=EVENTS_MAX)
+        self._watched = watched
+        self._socket = watched.get_monitor_socket(
+            zmq.EVENT_ACCEPTED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CLOSED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_MONITOR_STOPPED
+        )
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop taking notes; the watched socket must still be open."""
+        self._watched.disable_monitor()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            event = parse_monitor_message(self._socket.recv_multipart())
+            if event["event"] == zmq.EVENT_MONITOR_STOPPED:
+                break
+            self.events.append((event["event"], event["value"]))
+        self._socket.close(linger=0)
+
+
 class _Ignored:
     """What a connection sent after it was refused."""
 
@@ -160,7 +196,9 @@ class _Bucket:
     def take(self, count: float) -> float:
         """Take so many; return the seconds until there will be enough (0: there are)."""
         now_s = time.monotonic()
-        self.level = min(self.burst, self.level + (now_s - self.since_s) * self.per_s) - count
+        self.level = min(self.burst, self.level + (now_s - self.since_s) * self.per_s)
+        # What was taken beyond the burst is not held against anybody for longer than it lasts.
+        self.level = max(-self.burst, self.level - count)
         self.since_s = now_s
         return max(0.0, -self.level / self.per_s)
 
@@ -277,6 +315,7 @@ class Server:
         self._routes: dict[str, bytes] = {}
         self._refused: OrderedDict[bytes, _Ignored] = OrderedDict()
         self._serials: dict[int, int] = {}
+        self._welcomed: set[int] = set()
         self._pending: OrderedDict[int, float] = OrderedDict()
         self._shares: dict[str, tuple[_Bucket, _Bucket]] = {}
         self._held: dict[bytes, _Peer] = {}
@@ -302,15 +341,8 @@ class Server:
             undo.callback(os.close, self._wake)
             self._socket = self._context.socket(zmq.ROUTER)
             self._configure_socket()
-            self._monitor = self._socket.get_monitor_socket(
-                zmq.EVENT_ACCEPTED
-                | zmq.EVENT_DISCONNECTED
-                | zmq.EVENT_CLOSED
-                | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-                | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            )
-            undo.callback(self._stop_monitor)
+            self._connections = _Connections(self._socket)
+            undo.callback(self._connections.stop)
             undo.callback(self._stop_authenticator)
             self._configure_keys()
             try:
@@ -320,17 +352,17 @@ class Server:
             self._poller = zmq.Poller()
             self._poller.register(self._socket, zmq.POLLIN)
             self._poller.register(self._wake, zmq.POLLIN)
-            self._poller.register(self._monitor, zmq.POLLIN)
             self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
             self._released_ns = int(self._store.meta(WATERMARK_KEY) or 0)
             limits = config.limits
             self._progress = Progress(limits.silent_after_s, limits.lag_s_max, self._released_ns)
             for host in self._store.hosts():
                 self._progress.arrive(host.host_id, time.monotonic())
-                # Silence while nobody listened is not the host's.
+                # Silence while nobody listened is not the host's; one that was noted before is.
                 self._heard_s[host.host_id] = time.monotonic()
                 if host.silent_since_ns:
                     self._silent.add(host.host_id)
+                    self._heard_s[host.host_id] -= limits.silent_alert_s + SILENCE_S
             self._correlator = correlator(self._store) if correlator else None
             self._gauges: dict[str, int] = {}
             self._ticked_s = time.monotonic()
@@ -394,10 +426,6 @@ class Server:
         if self._authenticator is not None:
             self._authenticator.stop()
 
-    def _stop_monitor(self) -> None:
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-
     def stop(self) -> None:
         """Make `run` return; may be called from any thread and from signal handlers."""
         self._stop = True
@@ -452,8 +480,7 @@ class Server:
         if self._reload:
             self._reload = False
             self._read_allow_list()
-        if self._monitor in ready:
-            self._watch_connections()
+        self._watch_connections()
         if self._socket in ready:
             self._receive()
         if self._held:
@@ -602,7 +629,8 @@ class Server:
         former = self._routes.get(hello.host_id)
         if former is not None:
             self._refuse(former, _Refused("superseded", "this host connected again"), [])
-        self._pending.pop(_descriptor([frame]), None)
+        self._welcomed.add(descriptor := _descriptor([frame]))
+        self._pending.pop(descriptor, None)
         self._peers[route_id] = _Peer(hello.host_id, hello.boot_id, key)
         self._routes[hello.host_id] = route_id
         self._progress.arrive(hello.host_id, time.monotonic())
@@ -657,19 +685,22 @@ class Server:
     def _watch_connections(self) -> None:
         """Take notice of connections that come and go; bound those that say nothing."""
         now_s = time.monotonic()
-        for _ in range(PENDING_MAX):
-            if not self._monitor.poll(0):
-                break
-            event = parse_monitor_message(self._monitor.recv_multipart())
-            if event["event"] == zmq.EVENT_ACCEPTED:
+        events = self._connections.events
+        while events:
+            event, descriptor = events.popleft()
+            if event == zmq.EVENT_ACCEPTED:
                 self.counters["connections"] += 1
-                self._serials[event["value"]] = self.counters["connections"]
-                self._pending[event["value"]] = now_s
+                self._serials[descriptor] = self.counters["connections"]
+                if descriptor in self._welcomed:
+                    # Its HELLO was quicker than the news of it.
+                    continue
+                self._pending[descriptor] = now_s
                 if len(self._pending) > PENDING_MAX:
                     self._hang_up(self._pending.popitem(last=False)[0], "pending")
-            elif event["event"] in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
-                self._pending.pop(event["value"], None)
-                self._serials.pop(event["value"], None)
+            elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+                self._pending.pop(descriptor, None)
+                self._serials.pop(descriptor, None)
+                self._welcomed.discard(descriptor)
             else:
                 self.counters["handshakes_failed"] += 1
 

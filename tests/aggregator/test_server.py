@@ -349,8 +349,9 @@ def test_keys_come_and_go_without_restart_or_signal(tmp_path: Path) -> None:
 
 
 def alerts_of_the_fleet(service: Service) -> list[tuple[str, str]]:
+    """The aggregator's own alerts on the host "gone"."""
     with Store.open(service.store_path, read_only=True) as store:
-        return [(s.host_id, s.rule) for s in store.signals(tag="fleet")]
+        return [(s.host_id, s.rule) for s in store.signals(tag="fleet") if s.host_id == "gone"]
 
 
 def test_a_silent_host_is_an_alert_and_so_is_its_return(tmp_path: Path) -> None:
@@ -368,7 +369,9 @@ def test_a_silent_host_is_an_alert_and_so_is_its_return(tmp_path: Path) -> None:
             until(lambda: stays.state == "connected" and again.log, "a connection")
             with RawAgent(again.endpoint) as raw:
                 raw.ask(hello("gone"))
-                until(lambda: len(alerts_of_the_fleet(again)) == 2, "its return")
+                until(
+                    lambda: raw.ask(beat(1)) and len(alerts_of_the_fleet(again)) == 2, "its return"
+                )
                 raw.say(wire.Bye(complete_until_ns=0, reason="for an update"))
                 until(lambda: len(alerts_of_the_fleet(again)) == 3, "its goodbye")
             assert alerts_of_the_fleet(again) == [
@@ -380,6 +383,27 @@ def test_a_silent_host_is_an_alert_and_so_is_its_return(tmp_path: Path) -> None:
                 assert "for an update" in store.signals(tag="fleet")[-1].output
         finally:
             again.end(signal.SIGKILL)
+
+
+def test_a_silence_that_was_noted_before_a_restart_is_not_news(tmp_path: Path) -> None:
+    text = f"listen: {{endpoint: 'ipc://{tmp_path}/s'}}\nlimits: {{silent_alert_s: 0.5}}"
+    settings = config.parse(text, tmp_path / "c.yaml")
+    with Store.open(tmp_path / "vedette.db") as store:
+        for host_id in ("silent", "heard"):
+            store.hello(hello(host_id), time.time_ns(), 10)
+        store.note_silence({"silent": True}, time.time_ns())
+    server = Server(settings)
+    start_ns = time.time_ns()
+
+    def fleet_signals() -> list[tuple[str, str]]:
+        server.step(0.01)
+        with Store.open(tmp_path / "vedette.db", read_only=True) as store:
+            return [(s.host_id, s.rule) for s in store.signals(tag="fleet")]
+
+    until(lambda: len(fleet_signals()) > 1, "the other host's silence")
+    assert time.time_ns() - start_ns > 0.5 * 10**9
+    assert fleet_signals() == [("silent", "Host fell silent"), ("heard", "Host fell silent")]
+    server.close()
 
 
 def get(url: str) -> str:
