@@ -8,7 +8,8 @@ export HOLD
 # pytest's own arguments, as in: make test ARGS='-k ring -x'
 ARGS ?=
 # Tests of the compiled core that `make sanitize` runs.
-SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_floor.py
+SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_floor.py \
+             tests/core/test_correlator.py
 
 .DEFAULT_GOAL := help
 .PHONY: help machine build lint test sanitize demo bench clean

@@ -1298,7 +1298,6 @@ cdef class TableSet:
         cdef Takers takers
         cdef Tables tables
         cdef Py_ssize_t i, end = len(signals)
-        cdef int number
         cdef list completed = []
         while at < end:
             signal = signals[at]
