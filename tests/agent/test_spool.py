@@ -372,7 +372,7 @@ class Killed:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _AGENT, endpoint, self.folder / "spool", boot, self._note(boot)]
         )
-        until(lambda: self._note(boot).exists(), "a first signal")
+        until(lambda: self._generated(boot) > 0, "a first signal")
 
     def kill(self) -> None:
         if self.process is not None:
@@ -382,10 +382,13 @@ class Killed:
 
     def generated(self) -> dict[str, int]:
         """The highest number that each agent had handed over for sure."""
-        return {
-            boot: int((b"0\n" + self._note(boot).read_bytes()).split(b"\n")[-2])
-            for boot in self.boots
-        }
+        return {boot: self._generated(boot) for boot in self.boots}
+
+    def _generated(self, boot: str) -> int:
+        note = self._note(boot)
+        # A line without its end was being written when the agent was killed.
+        written = note.read_bytes() if note.exists() else b""
+        return int((b"0\n" + written).split(b"\n")[-2])
 
     def _note(self, boot: str) -> Path:
         return self.folder / f"{boot}.note"
