@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,8 +33,6 @@ EXIT_USAGE = 2
 PIPED_WIDTH = 160
 CONDITION_WIDTH = 90
 """Columns of a condition that `vedette rules show` prints, before it takes lines of its own."""
-CASES_FOLDER = "tests"
-"""Folders of this name hold cases (`vedette rules test`), not rules."""
 
 
 def _example(*lines: str) -> str:
@@ -88,7 +86,7 @@ def check(
     All files are one text, in their order. JSON has the form of `falco --validate`; what KubeArmor
     policies and Sigma rules have wrong stands in it as an error or warning of an extension.
     """
-    result = _load(files, skip_unknown=skip_unknown)
+    result = load_any(files, skip_unknown=skip_unknown)
     if as_json:
         _print_json(_as_falco(result))
     else:
@@ -101,21 +99,6 @@ def check(
             _print(text)
     if result.errors or (strict and result.warnings):
         raise typer.Exit(EXIT_USAGE)
-
-
-def _load(files: Sequence[Path], *, skip_unknown: bool = False) -> AnyRules:
-    paths: list[Path] = []
-    for path in files:
-        if not path.is_dir():
-            paths.append(path)
-            continue
-        found = sorted(item for item in path.rglob("*") if item.suffix in (".yaml", ".yml"))
-        paths += [
-            item
-            for item in found
-            if CASES_FOLDER not in item.relative_to(path).parts[:-1] and item.is_file()
-        ]
-    return load_any(paths, skip_unknown=skip_unknown)
 
 
 def _is_falco(result: AnyRules, finding: Finding) -> bool:
@@ -205,7 +188,7 @@ def list_rules(
     as_json: JsonOption = False,
 ) -> None:
     """List the rules of files, in their order, with priority, tags and place."""
-    result = _load(files, skip_unknown=skip_unknown)
+    result = load_any(files, skip_unknown=skip_unknown)
     wanted = set(tag or ())
     found = [rule for rule in result.rules.rules if wanted <= set(rule.tags)]
     if as_json:
@@ -241,7 +224,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one rule as it is used: macros, lists, exceptions and overrides put in."""
-    result = _load(files)
+    result = load_any(files)
     found = [rule for rule in result.rules.rules if rule.name == rule_name]
     if not found:
         failed = {} if result.falco is None else result.falco.failed

@@ -23,6 +23,8 @@ from vedette.core.sequence import Sequence as SequenceRule
 from vedette.core.sigma import is_sigma, load_sigma
 
 FILES_MAX: Final = 20_000
+CASES_FOLDER: Final = "tests"
+"""Folders of this name hold cases (`vedette rules test`), not rules."""
 _SUFFIXES: Final = (".yaml", ".yml")
 # A document that begins with an item of a list: read by the rule language's own loader, which has
 # the places in the file for its messages.
@@ -67,6 +69,8 @@ def load_any(
     paths: Sequence[Path], host: Host | None = None, *, skip_unknown: bool = False
 ) -> AnyRules:
     """Read rule files of any language; a directory stands for its *.yaml and *.yml, at any depth.
+
+    What lies in a folder `tests` below it is left out: cases beside the rules.
 
     host          what KubeArmor policies are read for; None: all apply
     skip_unknown  of Falco's form, see core.rulefile.load
@@ -163,7 +167,8 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
             for item in sorted(path.rglob("*")):
-                if item.suffix in _SUFFIXES and item.is_file():
+                is_case = CASES_FOLDER in item.relative_to(path).parts[:-1]
+                if item.suffix in _SUFFIXES and not is_case and item.is_file():
                     yield item
         else:
             yield path

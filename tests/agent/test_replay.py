@@ -350,3 +350,12 @@ def test_policies_and_sigma_rules_are_loaded_beside_falcos(tmp_path: Path) -> No
     (tmp_path / "d.yaml").write_text("kind: [\n")
     with pytest.raises(ConfigError, match=r"d\.yaml"):
         pipeline.load(section)
+
+
+def test_the_shipped_rules_load_as_a_folder_without_the_cases_beside_them() -> None:
+    folder = Path(__file__).resolve().parents[2] / "rules"
+    assert (folder / "tests").is_dir()
+    loaded = pipeline.load(config.Rules(files=(str(folder),)))
+    assert len(loaded.rules) >= 60
+    names = {rule.name for rule in loaded.rules}
+    assert {"ssh_login", "outbound_ssh", "private_key_read"} <= names
