@@ -298,11 +298,12 @@ class Service:
 
     def _deliver(self, live: Live) -> None:
         signals = live.pipeline.take()
-        if signals:
-            self._print(signals)
+        # Into the spool first: what was printed here arrives there, even if the agent is killed.
         if self._shipper is not None:
             self._shipper.send(signals)
             self._shipper.update(complete_until_ns=live.complete_until_ns)
+        if signals:
+            self._print(signals)
 
     def _print(self, signals: Sequence[Signal]) -> None:
         if not self._writers:

@@ -98,8 +98,9 @@ class Agent:
         assert self.shell.stdout.readline() == b"done\n"
 
     def printed(self) -> list[dict[str, object]]:
-        lines = self.alerts.read_bytes().splitlines() if self.alerts.exists() else []
-        return [json.loads(line) for line in lines]
+        text = self.alerts.read_bytes() if self.alerts.exists() else b""
+        # What stands after the last newline is still being written.
+        return [json.loads(line) for line in text.split(b"\n")[:-1]]
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the agent; a stop takes at most two seconds."""
