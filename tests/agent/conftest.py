@@ -20,7 +20,7 @@ def wait_until() -> WaitUntil:
     """Wait for a condition; fail where it has not come about within ten seconds."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < end, "the condition did not come about"
             time.sleep(0.005)
