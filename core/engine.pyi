@@ -4,38 +4,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from vedette.core.compile import Plan
+from vedette.core.fields import ProcessLike
 from vedette.core.ring import RingReader
 from vedette.core.rules import Rule
 
-__all__ = ["Engine", "Process", "RingReader"]
+__all__ = ["Engine", "Process", "RingReader", "RuleTables"]
 
-class ProcessValues(Protocol):
+class ProcessValues(ProcessLike, Protocol):
     """What add_process and lookup take: Process of the engine or of the twin."""
 
-    @property
-    def pid(self) -> int: ...
-    @property
-    def ppid(self) -> int: ...
-    @property
-    def uid(self) -> int: ...
-    @property
-    def gid(self) -> int: ...
-    @property
-    def loginuid(self) -> int: ...
-    @property
-    def session(self) -> int: ...
     @property
     def start_time_ns(self) -> int: ...
     @property
     def cgroup_id(self) -> int: ...
-    @property
-    def comm(self) -> bytes | None: ...
-    @property
-    def exe_path(self) -> bytes | None: ...
-    @property
-    def args(self) -> bytes | None: ...
-    @property
-    def cwd(self) -> bytes | None: ...
 
 class Process:
     """A process as the table knows it, at the moment of a match. Missing values are None."""
