@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import yaml
 
 from vedette.core.output import clean
+from vedette.core.yamlevents import TooDeep, events
 
 FILE_BYTES_MAX: Final = 8 << 20
 DEPTH_MAX: Final = 32
@@ -102,6 +103,8 @@ def compose(data: bytes, file: str) -> list[yaml.Node]:
     try:
         _count(text, file)
         documents = list(yaml.compose_all(text, Loader=yaml.CSafeLoader))
+    except TooDeep as error:
+        raise _failed(file, str(error), error.mark.line + 1, error.mark.column + 1) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = ", ".join(part for part in (error.context, error.problem) if part)
@@ -127,7 +130,7 @@ def _count(text: str, file: str) -> None:
     open_anchors: list[str | None] = []
     open_sizes = [0]
     total = 0
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+    for event in events(text, DEPTH_MAX):
         size = 0
         mark = event.start_mark
         at = (0, 0) if mark is None else (mark.line + 1, mark.column + 1)
@@ -143,8 +146,6 @@ def _count(text: str, file: str) -> None:
                     raise _failed(file, f"*{event.anchor} is part of itself", *at)
                 size = sizes.get(str(event.anchor), 1)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
-                if len(open_anchors) >= DEPTH_MAX:
-                    raise _failed(file, f"nested deeper than {DEPTH_MAX} levels", *at)
                 open_anchors.append(event.anchor)
                 open_sizes.append(1)
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():

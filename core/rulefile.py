@@ -66,6 +66,7 @@ from vedette.core.ruleyaml import (
     mark_index,
 )
 from vedette.core.signal import PRIORITIES
+from vedette.core.yamlevents import TooDeep
 
 ENGINE_VERSION: Final = (0, 58, 0)
 """Version of Falco's engine that this is compatible with: rules may require it or an older one."""
@@ -419,6 +420,9 @@ class _Loader:
             index = getattr(error, "position", 0)
             reason = getattr(error, "reason", "") or str(error)
             self.errors.append(file.error(f"not YAML: {reason}", index, PARSE))
+            return
+        except TooDeep as error:
+            self.errors.append(file.error(str(error), mark_index(error.mark), PARSE))
             return
         except Trouble as error:
             self.errors.append(file.error(str(error), error.index, error.code))

@@ -59,6 +59,7 @@ from vedette.core.output import clean, text
 from vedette.core.records import Record, decode, encode
 from vedette.core.rules import Rule, RuleErrors, load_rules
 from vedette.core.twin import Twin
+from vedette.core.yamlevents import TooDeep, events
 
 FILE_BYTES_MAX: Final = 8 << 20
 FILES_MAX: Final = 1000
@@ -702,6 +703,8 @@ class _Reader:
         try:
             root = self.compose(source)
             return None if root is None else self.file(root)
+        except TooDeep as error:
+            self.fail(str(error), error.mark)
         except yaml.MarkedYAMLError as error:
             message = ", ".join(part for part in (error.context, error.problem) if part)
             self.fail(f"not YAML: {message}", error.problem_mark or error.context_mark)
@@ -713,15 +716,7 @@ class _Reader:
 
     def compose(self, source: str) -> yaml.Node | None:
         """Read YAML whose depth is bounded; aliases, which can multiply it, are refused."""
-        depth = 0
-        for event in yaml.parse(source, Loader=yaml.CSafeLoader):
-            if isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
-                depth -= 1
-            if depth > DEPTH_MAX:
-                self.fail(f"nested deeper than {DEPTH_MAX} levels", event.start_mark)
-                return None
+        for event in events(source, DEPTH_MAX):
             if isinstance(event, yaml.AliasEvent):
                 self.fail("aliases are not supported; write it out", event.start_mark)
                 return None

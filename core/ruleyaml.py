@@ -15,6 +15,7 @@ from typing import Any, Final
 import yaml
 
 from vedette.core.output import clean
+from vedette.core.yamlevents import events
 
 DEPTH_MAX: Final = 16
 ALIASES_MAX: Final = 1000
@@ -211,7 +212,7 @@ def compose(text: str) -> list[Node]:
             stack[-1].node.pairs.append((stack[-1].key, node))
             stack[-1].key = None
 
-    for number, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
+    for number, event in enumerate(events(text, DEPTH_MAX)):
         start = mark_index(event.start_mark)
         if number >= NODES_MAX:
             raise Trouble(f"more than {NODES_MAX} YAML events; use several files", start, PARSE)
@@ -222,8 +223,6 @@ def compose(text: str) -> list[Node]:
                     anchors[event.anchor] = node
                 add(node)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
-                if len(stack) >= DEPTH_MAX:
-                    raise Trouble(f"nested deeper than {DEPTH_MAX} levels", start, PARSE)
                 is_list = isinstance(event, yaml.SequenceStartEvent)
                 stack.append(_Open(Items([], start) if is_list else Pairs([], start), event.anchor))
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
