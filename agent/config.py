@@ -88,6 +88,8 @@ class Rules(_Section, frozen=True):
     matching       "all" rules that match an event, or only the "first" in order
     disabled       names of rules to leave out; `*` and `?` stand for any characters and for one
     disabled_tags  rules with any of these tags are left out
+    skip_unknown   rules that need fields or events which are unknown or not captured are left out,
+                   with a warning; else one such rule refuses the files
     postures       of KubeArmor policies: what becomes of what an allow-list does not name, by class
     """
 
@@ -95,6 +97,7 @@ class Rules(_Section, frozen=True):
     matching: Literal["all", "first"] = "all"
     disabled: tuple[_Text, ...] = ()
     disabled_tags: tuple[_Text, ...] = ()
+    skip_unknown: bool = False
     postures: dict[
         Literal["process", "file", "network", "capabilities", "syscalls"],
         Literal["audit", "block"],

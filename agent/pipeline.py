@@ -104,6 +104,7 @@ def load(section: config.Rules, host: config.Host | None = None) -> Loaded:
             owner=_owner,
             realpath=os.path.realpath,
         ),
+        skip_unknown=section.skip_unknown,
     )
     falco = found.falco.errors if found.falco is not None else ()
     errors = [str(RuleErrors(falco))] if falco else []

@@ -4,7 +4,7 @@
     and-part  := not-part { "and" not-part }
     not-part  := { "not" } ( "(" condition ")" | macro | check )
     check     := left "exists" | left operator right | left operator modifier list
-    left      := field [ "[" argument "]" ] | call
+    left      := field [ "[" argument "]" ] | call [ "[" option "]" ]
     call      := transformer "(" operand { "," operand } ")"
     operand   := left | "quoted" | number | "(" [ operand { "," operand } ] ")"
     right     := bare word | "quoted" | 'quoted' | "val(" field ")" | call
@@ -16,9 +16,10 @@ A list's name among values stands for its items, and where one value is wanted f
 quotes a backslash makes \\b \\f \\n \\r \\t what they are in C and \\xhh the byte; it stands for
 the character itself before a backslash, a slash and the quote; anything else is an error.
 
-What a modifier does is what the checks one by one would do: ``anyof`` one of them, ``allof`` all,
-``oneof`` exactly one; of no values all are false. ``!=`` of fd.ip, fd.net and fd.port is true
-where neither end is equal, as in Falco.
+A list, which is what getopt() gives, has ``in`` (all of it is among the values), ``intersects``
+(some of it is) and ``exists``. What a modifier does is what the checks one by one would do:
+``anyof`` one of them, ``allof`` all, ``oneof`` exactly one; of no values all are false. ``!=`` of
+fd.ip, fd.net and fd.port is true where neither end is equal, as in Falco.
 """
 
 from __future__ import annotations
@@ -74,11 +75,14 @@ _OPS_OF_TYPE: Final[dict[str, tuple[str, ...]]] = {
     "ip": _COMMON_OPS,
     "net": _COMMON_OPS,
 }
+_LIST_OPS_ALONE: Final = ("in", "intersects", "exists")
 _OPERATORS = frozenset(op for ops in _OPS_OF_TYPE.values() for op in ops)
 _MODIFIERS: Final = ("oneof", "anyof", "allof")
 _MODIFIABLE: Final = frozenset(("=", "==", "!=", *_TEXT_OPS))
 _NUMBER_TYPES: Final = ("int", "uint", "port")
 _ENDS: Final = frozenset({"fd.ip", "fd.net", "fd.port"})
+MISSING: Final = "<NA>"
+"""How outputs show a missing value."""
 UNKNOWN: Final = "unknown"
 """Operator of the predicates that stand where a check could not be understood, see Deferred."""
 
@@ -101,6 +105,7 @@ _SYMBOL = re.compile(r"==|!=|<=|>=|=|<|>")
 _WORD = re.compile(r"[A-Za-z]+")
 _BARE = re.compile(r"[^\s()\"'=,\b]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16})\Z")
+_CALL_TEXT = re.compile(r"(val|" + "|".join(NAMES) + r")\(.*\)", re.DOTALL)
 _CALL = re.compile(r"(val|" + "|".join(NAMES) + r")\(")
 _MODIFIER = re.compile(r"(oneof|anyof|allof)(?=[\s(])")
 _LITERAL_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[+-]?[0-9]+(?:\.[0-9]+)?")
@@ -135,6 +140,15 @@ class Deferred:
     field: str
     offset: int
     captured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something doubtful in a condition that can be taken; ``code`` is Falco's."""
+
+    message: str
+    offset: int
+    code: str
 
 
 def _suggest(name: str, among: Iterable[str]) -> str:
@@ -251,11 +265,14 @@ def _sorted(values: tuple[Value, ...]) -> tuple[Value, ...]:
 
 def predicate(ref: FieldRef, field: Field, op: str, values: Sequence[Value]) -> Predicate:
     """Return the one form in which a check is written in the tree."""
+    is_in = op == "in"
     op = {
         "==": "=", "intersects": "in", "bcontains": "contains", "bstartswith": "startswith",
     }.get(op, op)  # fmt: skip
     if any(isinstance(value, FieldRef) for value in values):
         return Predicate(ref, "=" if op == "in" else op, tuple(values))
+    if ref.is_list and is_in:
+        return Predicate(ref, "subset", _sorted(tuple(values)))
     if op in ("in", "pmatch"):
         values = _sorted(tuple(values))
         if op == "in" and len(values) == 1:
@@ -351,6 +368,7 @@ class _Parser:
         find: Callable[[FieldRef], Field] | None,
         deferred: list[Deferred] | None = None,
         hints: bool = True,
+        notes: list[Note] | None = None,
     ) -> None:
         self.text = text
         self.at = 0
@@ -360,6 +378,7 @@ class _Parser:
         self.is_event = find is None
         self.deferred = deferred
         self.hints = hints
+        self.notes = notes
 
     def suggest(self, name: str, among: Iterable[str]) -> str:
         return _suggest(name, among) if self.hints else ""
@@ -494,7 +513,7 @@ class _Parser:
         self.at = call.end()
         operands = self.operands(depth)
         if name in FUNCTIONS:
-            return FieldRef(name, operands=operands)
+            return FieldRef(name, self.argument(name) if name == "getopt" else None, (), operands)
         (operand, *more) = operands or (b"",)
         if more or not isinstance(operand, FieldRef):
             raise self.fail(f"{name}() takes one field", start)
@@ -528,16 +547,21 @@ class _Parser:
         name = self.take(_FIELD)
         if name is None:
             raise self.fail(f"expected a field or a transformer, {self.found()}")
-        argument: str | None = None
-        if self.text.startswith("[", self.at):
-            self.at += 1
-            quoted = self.quoted()
-            argument = self.take(_ARGUMENT) if quoted is None else quoted
-            if not argument:
-                raise self.fail(f"expected the argument of {name}, {self.found()}")
-            if not self.literal("]"):
-                raise self.fail(f"expected ] after the argument of {name}, {self.found()}")
-        return FieldRef(name, argument)
+        ref = FieldRef(name, self.argument(name))
+        return fields.named(ref) if self.is_event else ref
+
+    def argument(self, name: str) -> str | None:
+        """Read what may stand in brackets after a name."""
+        if not self.text.startswith("[", self.at):
+            return None
+        self.at += 1
+        quoted = self.quoted()
+        argument = self.take(_ARGUMENT) if quoted is None else quoted
+        if not argument:
+            raise self.fail(f"expected the argument of {name}, {self.found()}")
+        if not self.literal("]"):
+            raise self.fail(f"expected ] after the argument of {name}, {self.found()}")
+        return argument
 
     def looked_up(self, ref: FieldRef, start: int) -> tuple[Field | None, Deferred | None]:
         """Find a field: itself, and what is wrong with it. None for both where it is unknown."""
@@ -555,6 +579,8 @@ class _Parser:
         ref = self.reference()
         field, trouble = self.looked_up(ref, start)
         allowed = tuple(_OPERATORS) if field is None else _OPS_OF_TYPE[field.type]
+        if ref.is_list:
+            allowed = _LIST_OPS_ALONE
         self.blank()
         at = self.at
         op = self.operator()
@@ -568,8 +594,9 @@ class _Parser:
             assert trouble is not None
             return self.defer(trouble)
         if op not in allowed:
+            kind = "list" if ref.is_list else field.type
             raise self.fail(
-                f"{ref} is of type {field.type}, which has no {op}; it has {', '.join(allowed)}", at
+                f"{ref} is of type {kind}, which has no {op}; it has {', '.join(allowed)}", at
             )
         expr, wrong = self.right(ref, field, op)
         if trouble is not None and ref == FieldRef("evt.num"):
@@ -614,6 +641,7 @@ class _Parser:
             if text is None:
                 raise self.fail(f"expected a value after {op}, {self.found()}")
             values = [self.converted(field, op, text, at)]
+            self.note(field, text, at)
         made: Expr = predicate(ref, field, op, values)
         if op == "!=" and ref.name in _ENDS and self.is_event:
             equal = predicate(ref, field, "=", values)
@@ -660,6 +688,24 @@ class _Parser:
             return match.group(1)
         self.at = before
         return None
+
+    def note(self, field: Field, text: str, at: int) -> None:
+        """Note a value that is likely to be meant for something else."""
+        if self.notes is None or field.type != "string":
+            return
+        if text == MISSING:
+            message = (
+                f"a missing {field.name} is not the text {MISSING}; write "
+                f"`not {field.name} exists` to ask whether it is missing"
+            )
+            self.notes.append(Note(message, at, "LOAD_UNSAFE_NA_CHECK"))
+        elif text.partition("[")[0] in fields.FIELDS or _CALL_TEXT.fullmatch(text):
+            message = (
+                f"{text[:100]} is taken for text; the field's value would be val({text[:100]})"
+            )
+            if "(" in text:
+                message = f"{text[:100]} is taken for text; a transformer stands without quotes"
+            self.notes.append(Note(message, at, "LOAD_COMPILE_CONDITION"))
 
     def event_names(self, ref: FieldRef, values: Sequence[Value], at: int) -> Deferred | None:
         """Whether evt.type is compared with what is no event."""
@@ -747,6 +793,8 @@ class _Parser:
             if text is None:
                 raise self.fail(f"expected a value or a list's name, {self.found()}")
             is_list = quoted is None and text in self.lists
+            if not is_list:
+                self.note(field, text, at)
             self.extend(found, field, op, self.lists[text] if is_list else (text,), at)
             if self.literal(")"):
                 return found
@@ -792,6 +840,7 @@ def parse_condition(
     find: Callable[[FieldRef], Field] | None = None,
     deferred: list[Deferred] | None = None,
     hints: bool = True,
+    notes: list[Note] | None = None,
 ) -> Expr:
     """Parse a condition.
 
@@ -803,6 +852,7 @@ def parse_condition(
               they are appended to it, and the tree has a predicate of the operator UNKNOWN in
               their place, whose one value is the place in ``deferred``
     hints     whether errors name what may have been meant, which takes time to find
+    notes     where given, what is doubtful is appended to it
 
     Raises ConditionError.
     """
@@ -811,7 +861,7 @@ def parse_condition(
     # Not `lists or {}`: to ask a loader's mapping for its length takes time.
     known_lists = {} if lists is None else lists
     known_macros = {} if macros is None else macros
-    expr = _Parser(text, known_lists, known_macros, find, deferred, hints).whole()
+    expr = _Parser(text, known_lists, known_macros, find, deferred, hints, notes).whole()
     _measure(expr)
     return expr
 
@@ -837,7 +887,8 @@ def _quote(value: bytes) -> str:
 
 def _value_text(field: Field, value: Value) -> str:
     if isinstance(value, FieldRef):
-        return f"val({value})" if value.is_plain else str(value)
+        is_field = not value.transformers and not value.operands
+        return f"val({value})" if is_field else str(value)
     if isinstance(value, tuple):
         return f"{fields.ip_text(value[0])}/{value[1]}"
     if isinstance(value, int):
@@ -849,9 +900,12 @@ def _check_text(check: Predicate) -> str:
     if check.op == "exists":
         return f"{check.field} exists"
     field = fields.find(check.field)
+    op = check.op
+    if check.field.is_list:
+        op = "in" if op == "subset" else "intersects"
     texts = [_value_text(field, value) for value in check.values]
-    is_list = check.op in _LIST_OPS and not any(isinstance(v, FieldRef) for v in check.values)
-    return f"{check.field} {check.op} " + (f"({', '.join(texts)})" if is_list else texts[0])
+    is_list = op in _LIST_OPS and not any(isinstance(v, FieldRef) for v in check.values)
+    return f"{check.field} {op} " + (f"({', '.join(texts)})" if is_list else texts[0])
 
 
 def condition_text(expr: Expr, width: int | None = None) -> str:

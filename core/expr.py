@@ -26,6 +26,8 @@ any of them). Rules may write more; what they write becomes one of these:
     glob, iglob      as fnmatch(3) without flags (see core/patterns.py); iglob: ASCII letters
                      match in either case
     exists           v is there; no constant
+    subset           of a list alone, such as getopt(): it has values, and all are among the
+                     constants (``=`` and ``in`` are true of a list that has one of them)
 
 In place of the constants there can be one reference (``proc.name = val(proc.pname)``): its value in
 the event is then the constant; where that is missing, the predicate is false. Such a predicate
@@ -40,6 +42,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+PARTS: Final = frozenset({"proc.args"})
+"""Fields whose argument in brackets picks a part of the value."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldRef:
@@ -50,10 +55,11 @@ class FieldRef:
         len(basename(fd.name))      FieldRef("fd.name", transformers=("basename", "len"))
         concat(proc.name, "-")      FieldRef("concat", operands=(FieldRef("proc.name"), b"-"))
         len(join(":", (a.b, c.d)))  FieldRef("join", transformers=("len",), operands=(b":", (...)))
+        getopt(proc.args, "p:")[p]  FieldRef("getopt", "p", operands=(FieldRef("proc.args"), b"p:"))
 
     transformers  applied to the value one after the other, the innermost first
-    operands      of the functions ``join`` and ``concat``, which are no fields of the catalogue;
-                  a tuple among them is a list. Empty for every field
+    operands      of the functions ``join``, ``concat`` and ``getopt``, which are no fields of the
+                  catalogue; a tuple among them is a list. Empty for every field
     """
 
     name: str
@@ -65,15 +71,23 @@ class FieldRef:
         if self.operands:
             text = f"{self.name}({', '.join(_operand_text(item) for item in self.operands)})"
         else:
-            text = self.name if self.arg is None else f"{self.name}[{self.arg}]"
+            text = self.name
+        if self.arg is not None:
+            text = f"{text}[{self.arg}]"
         for transformer in self.transformers:
             text = f"{transformer}({text})"
         return text
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is a field as it is: neither transformed nor a function."""
-        return not self.transformers and not self.operands
+        """Whether this is a field as it is: neither transformed, nor a function, nor a part."""
+        is_part = self.arg is not None and self.name in PARTS
+        return not self.transformers and not self.operands and not is_part
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its value is a list, which is compared as a whole."""
+        return self.name == "getopt" and self.arg is None and bool(self.operands)
 
 
 def quote(value: bytes) -> str:

@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol
 from vedette.core import catalogue, layout
 from vedette.core.expr import FieldRef, Operand
 from vedette.core.records import Record
-from vedette.core.transformers import FUNCTIONS, UNARY, transform
+from vedette.core.transformers import FUNCTIONS, UNARY, getopt, transform
 
 FieldType = Literal["string", "int", "uint", "bool", "ip", "net", "port"]
 Scope = Literal["process", "event", "constant"]
@@ -25,6 +25,8 @@ Argument = Literal["none", "optional", "key"]
 Scalar = bytes | int
 Raw = Scalar | list[Scalar] | None
 
+ARGUMENTS_MAX: Final = 4096
+"""``proc.args[4096]`` is the last that can be asked for."""
 ANCESTORS_MAX: Final = 64
 """How far the chain of parents is followed; ``proc.aname[64]`` is the last that exists."""
 
@@ -866,7 +868,8 @@ def _fill() -> None:
         "process",
         "command",
         _proc(_args),
-        "The arguments after the first, joined by blanks",
+        "The arguments after the first, joined by blanks; proc.args[0]: the first of these",
+        argument="optional",
     )
     _add(
         "proc.cmdline",
@@ -1009,6 +1012,23 @@ def closest(name: str) -> str | None:
     return nearest(name, _names())
 
 
+_NAMED: Final = ("evt.arg", "evt.rawarg", "evt.abspath")
+
+
+def named(ref: FieldRef) -> FieldRef:
+    """Return a field of an event's argument in the one form that it has in the tree.
+
+    ``evt.arg[flags]`` is ``evt.arg.flags``, and ``evt.rawarg.res`` is ``evt.rawarg[res]``.
+    """
+    dotted = f"{ref.name}.{ref.arg}"
+    if ref.name in _NAMED and dotted in FIELDS:
+        return replace(ref, name=dotted, arg=None)
+    prefix, dot, name = ref.name.rpartition(".")
+    if dot and prefix in _NAMED and ref.name not in FIELDS and prefix != "evt.arg":
+        return replace(ref, name=prefix, arg=name)
+    return ref
+
+
 def find(ref: FieldRef) -> Field:
     """Return the field that a reference means, whether it is captured or not.
 
@@ -1041,8 +1061,9 @@ def _field(ref: FieldRef) -> Field:
         raise UnknownField(f"{ref.name} takes no argument in brackets")
     if not (ref.arg.isascii() and ref.arg.isdigit() and len(ref.arg) <= 9):
         raise UnknownField(f"the argument of {ref.name} is a number, not {ref.arg!r}")
-    if int(ref.arg) > ANCESTORS_MAX:
-        raise UnknownField(f"the argument of {ref.name} is at most {ANCESTORS_MAX}")
+    largest = ARGUMENTS_MAX if ref.name == "proc.args" else ANCESTORS_MAX
+    if int(ref.arg) > largest:
+        raise UnknownField(f"the argument of {ref.name} is at most {largest}")
     return field
 
 
@@ -1061,6 +1082,17 @@ def _function(ref: FieldRef) -> Field:
                 "the second operand of join() is a list such as (proc.name, fd.name)"
             )
         operands = [separator, *items]
+    elif ref.name == "getopt":
+        if len(operands) != 2:
+            raise UnknownField("getopt() takes two operands, arguments and the options' letters")
+        arguments, letters = operands
+        if isinstance(letters, tuple):
+            raise UnknownField("the letters of getopt() are one text, not a list")
+        if not isinstance(arguments, tuple) and arguments != FieldRef("proc.args"):
+            raise UnknownField("the first operand of getopt() is proc.args or a list")
+        if ref.arg is not None and len(ref.arg) != 1:
+            raise UnknownField("in brackets after getopt() stands the letter of one option")
+        operands = [*(arguments if isinstance(arguments, tuple) else [arguments]), letters]
     elif len(operands) < 2:
         raise UnknownField("concat() takes two operands or more")
     scope: Scope = "constant"
@@ -1085,7 +1117,8 @@ def _function(ref: FieldRef) -> Field:
         events = tuple(name for name in events if name in field.events)
     return Field(
         str(replace(ref, transformers=())), "string", scope, tuple(dict.fromkeys(sources)), "",
-        events, captured=missing is None, needs="" if missing is None else missing.needs,
+        events, multiple=replace(ref, transformers=()).is_list, captured=missing is None,
+        needs="" if missing is None else missing.needs,
     )  # fmt: skip
 
 
@@ -1177,7 +1210,32 @@ def _operand(operand: Operand, view: EventView) -> bytes | None:
     return found if isinstance(found, bytes) else None
 
 
+def _options(ref: FieldRef, view: EventView) -> Raw:
+    """Return what getopt() finds: of one option the value, else all options and values."""
+    first, second = ref.operands
+    letters = _operand(second, view)
+    arguments: list[bytes] | None
+    if isinstance(first, tuple):
+        texts = [_operand(item, view) for item in first]
+        arguments = [text for text in texts if text is not None]
+        if len(arguments) < len(texts):
+            return None
+    else:
+        arguments = argv(view.proc.args)
+        arguments = None if arguments is None else arguments[1:]
+    if letters is None or arguments is None:
+        return None
+    found = getopt(arguments, letters)
+    if ref.arg is None:
+        return [part for pair in found for part in pair if part is not None]
+    wanted = ref.arg.encode()
+    values = [option if value is None else value for option, value in found if option == wanted]
+    return values[-1] if values else None
+
+
 def _call(ref: FieldRef, view: EventView) -> Raw:
+    if ref.name == "getopt":
+        return _options(ref, view)
     separator: bytes | None = b""
     operands = ref.operands
     if ref.name == "join":
@@ -1201,6 +1259,9 @@ def extract(ref: FieldRef, view: EventView) -> Raw:
         value = _call(ref, view)
     elif ref.arg is not None and ref.name == "proc.aname":
         value = _aname(view, ref.arg)
+    elif ref.arg is not None and ref.name == "proc.args":
+        arguments = argv(view.proc.args) or []
+        value = arguments[int(ref.arg) + 1] if int(ref.arg) + 1 < len(arguments) else None
     else:
         value = _GETTERS[ref.name](view)
     for transformer in ref.transformers:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from vedette.core.condition import ConditionError, parse_reference
+from vedette.core.condition import MISSING, ConditionError, parse_reference
 from vedette.core.expr import FieldRef
 from vedette.core.fields import (
     FIELDS,
@@ -28,10 +28,10 @@ from vedette.core.fields import (
     extract,
     find,
     ip_text,
+    named,
 )
 from vedette.core.transformers import NAMES
 
-MISSING: Final = "<NA>"
 TEMPLATE_CHARS_MAX: Final = 16384
 FIELDS_MAX: Final = 512
 WIDTH_MAX: Final = 200
@@ -41,6 +41,7 @@ _NAME_CHARS_MAX: Final = max(map(len, FIELDS)) + 64
 _WIDTH = re.compile(r"(-?)([0-9]*)")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 _ARGUMENT = re.compile(r"\[([^\s\[\]\"']*)\]")
+_KEY = re.compile(r"\.([A-Za-z0-9_]+)")
 _CALL = re.compile(r"(?:" + "|".join(NAMES) + r")\(")
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -173,9 +174,13 @@ class Template:
         field = found
         at += len(field.name)
         argument = _ARGUMENT.match(self.source, at) if field.argument != "none" else None
+        if argument is None and field.argument == "key":
+            argument = _KEY.match(self.source, at)
         ref = FieldRef(field.name, argument.group(1) if argument else None)
         try:
-            find(ref)
+            if argument:
+                ref = named(ref)
+            field = find(ref)
         except UnknownField as error:
             raise OutputError(str(error), at) from None
         if argument:

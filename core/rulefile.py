@@ -39,6 +39,7 @@ from vedette.core.condition import (
     VALUES_MAX,
     ConditionError,
     Deferred,
+    Note,
     event_types,
     parse_condition,
     unquote,
@@ -860,6 +861,7 @@ class _Loader:
         """Parse a condition; what is unknown in it is put aside with its place."""
         visible_to = definition.place if definition.kind == "macro" else self.places
         before = len(self.deferred)
+        notes: list[Note] = []
         try:
             return parse_condition(
                 text,
@@ -867,6 +869,7 @@ class _Loader:
                 macros=_Visible(self.definitions["macro"], visible_to, self.use_macro),
                 deferred=self.deferred,
                 hints=len(self.errors) + len(self.deferred) < ERRORS_MAX,
+                notes=notes,
             )
         except ConditionError as error:
             message, code = str(error), CONDITION
@@ -881,6 +884,9 @@ class _Loader:
             file, index = place(error.offset)
             raise Trouble(message, index, code, file=file, item=item) from None
         finally:
+            for note in notes:
+                file, index = place(note.offset)
+                self.warn(definition, note.message, index, note.code, item, file)
             # Macros that are made while this is parsed have put theirs aside already.
             for number in range(before, len(self.deferred)):
                 if number not in self.put:

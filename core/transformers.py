@@ -1,16 +1,17 @@
 """Transformers of values: tolower, toupper, b64, basename and len, as Falco has them.
 
-Those of one value stand in ``FieldRef.transformers``; ``join`` and ``concat`` take several operands
-and are references of their own. A value that is missing, or that a transformer cannot take, is
-missing.
+Those of one value stand in ``FieldRef.transformers``; ``join``, ``concat`` and ``getopt`` take
+several operands and are references of their own. A value that is missing, or that a transformer
+cannot take, is missing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 UNARY: Final = ("tolower", "toupper", "b64", "basename", "len")
-FUNCTIONS: Final = ("join", "concat")
+FUNCTIONS: Final = ("join", "concat", "getopt")
 NAMES: Final = (*UNARY, *FUNCTIONS)
 
 _ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -58,3 +59,36 @@ def transform(name: str, value: bytes) -> bytes | int | None:
         case "len":
             return len(value)
     raise ValueError(f"no transformer {name}")
+
+
+def getopt(arguments: Sequence[bytes], options: bytes) -> list[tuple[bytes, bytes | None]]:
+    """Return the short options among arguments, each with its value, as getopt(3) finds them.
+
+    arguments  without the program's name; read up to ``--`` or the first that is no option
+    options    the letters; a colon after one says that it takes a value
+
+    An option without a value, and one that is unknown (``?``), has None; where the value is missing
+    it is empty. Long options are passed over. As Falco has it.
+    """
+    known = {
+        options[at : at + 1]: options[at + 1 : at + 2] == b":"
+        for at in range(len(options))
+        if options[at : at + 1] != b":"
+    }
+    found: list[tuple[bytes, bytes | None]] = []
+    left = list(reversed(arguments))
+    while left:
+        argument = left.pop()
+        if argument == b"--" or len(argument) < 2 or not argument.startswith(b"-"):
+            break
+        if argument.startswith(b"--"):
+            continue
+        for at in range(1, len(argument)):
+            option = argument[at : at + 1]
+            if not known.get(option, False):
+                found.append((option if option in known else b"?", None))
+                continue
+            rest = argument[at + 1 :]
+            found.append((option, rest or (left.pop() if left else b"")))
+            break
+    return found

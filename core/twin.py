@@ -147,6 +147,8 @@ def _predicate(node: Predicate, view: EventView) -> bool:
     if value is None or constants is None:
         return False
     values = value if isinstance(value, list) else [value]
+    if node.op == "subset":
+        return bool(values) and all(one in constants for one in values)
     return any(holds(node.op, one, constants) for one in values)
 
 

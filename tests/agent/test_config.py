@@ -29,7 +29,8 @@ def test_the_shipped_file_is_valid_and_says_what_the_defaults_are() -> None:
             assert f"{key}: " in text or f"{key}:\n" in text, key
             value = getattr(section, key)
             if isinstance(value, int | str):
-                assert f"{key}: {value}" in text, key
+                shown = str(value).lower() if isinstance(value, bool) else value
+                assert f"{key}: {shown}" in text, key
     assert f"heartbeat_s: {default.heartbeat_s:g}" in text
     assert f"level: {default.log.level}" in text
 

@@ -263,6 +263,22 @@ def test_disabled_rules_are_left_out_and_change_the_digest(
     assert len({rules.digest, some.digest, others.digest}) == 3
 
 
+def test_rules_that_need_what_is_not_captured_can_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(
+        "- rule: Known\n  condition: evt.type = open\n  output: x\n  priority: notice\n"
+        "- rule: Unknown\n  condition: evt.type = open and no.such = 1\n  output: x\n"
+        "  priority: notice\n"
+    )
+    with pytest.raises(ConfigError, match=r"some.yaml:6:34: .*unknown field no.such"):
+        pipeline.load(config.Rules(files=(str(path),)))
+    found = pipeline.load(config.Rules(files=(str(path),), skip_unknown=True))
+    assert [rule.name for rule in found.rules] == ["Known"]
+    assert any("no.such" in str(vars(record)) for record in caplog.records)
+
+
 def test_swapped_rules_are_in_force_from_the_next_record(rules: pipeline.Loaded) -> None:
     run = pipeline.Pipeline(
         rules.rules,

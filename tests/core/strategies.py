@@ -166,10 +166,15 @@ def references(draw: st.DrawFn, depth: int = 2, *, is_text: bool = False) -> Fie
     def operands() -> tuple[Operand, ...]:
         return tuple(operand() for _ in range(draw(st.integers(2, 3))))
 
-    match draw(st.integers(0, 2)) if depth else 0:
+    match draw(st.integers(0, 4)) if depth else 0:
         case 0:
             ref = draw(_plain(_TEXT_FIELDS))
         case 1:
+            ref = FieldRef("proc.args", str(draw(st.integers(0, 3))))
+        case 2:
+            arguments = draw(st.just(FieldRef("proc.args")) | st.builds(operands))
+            ref = FieldRef("getopt", draw(st.sampled_from("xab")), (), (arguments, b"ab:c"))
+        case 3:
             ref = FieldRef("concat", operands=operands())
         case _:
             ref = FieldRef("join", operands=(operand(), operands()))
@@ -191,6 +196,10 @@ def new_predicates(draw: st.DrawFn) -> Predicate:
         case _:
             return draw(predicates(ABSENT))
     field = find(ref)
+    if draw(st.booleans()) and ref.name == "getopt" and not ref.transformers:
+        ref = replace(ref, arg=None)
+        listed = draw(st.lists(st.sampled_from(TEXTS), max_size=4))
+        return predicate(ref, field, draw(st.sampled_from(["in", "intersects"])), listed)
     op = draw(st.sampled_from(OPS[field.type]))
     if op == "exists" or (ref.is_plain and op in ("in", "regex")):
         return predicate(ref, field, "exists", ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.core import strategies as s
 from vedette.core import catalogue, condition
-from vedette.core.condition import ConditionError, condition_text, parse_condition
+from vedette.core.condition import ConditionError, Note, condition_text, parse_condition
 from vedette.core.expr import (
     FALSE,
     TRUE,
@@ -198,6 +199,19 @@ def test_lists_take_the_place_of_their_names() -> None:
         ("join(proc.name, fd.name) = a", 0, "the second operand of join() is a list"),
         ("join((proc.name), (fd.name)) = a", 0, "the separator of join() is one text"),
         ("join(',') = a", 0, "join() takes two operands"),
+        ("getopt(proc.args) exists", 0, "getopt() takes two operands"),
+        ("getopt(proc.args, 'a', 'b') exists", 0, "getopt() takes two operands"),
+        ("getopt(proc.name, 'a') exists", 0, "the first operand of getopt() is proc.args or a"),
+        ("getopt('a', 'a') exists", 0, "the first operand of getopt() is proc.args or a list"),
+        ("getopt(('a'), ('a')) exists", 0, "the letters of getopt() are one text, not a list"),
+        ("getopt(proc.args, 'a')[ab] = a", 0, "in brackets after getopt() stands the letter of"),
+        ("getopt(proc.args, 'a') = a", 23, "is of type list, which has no =; it has in, inters"),
+        ("getopt(proc.args, 'a') in val(proc.name)", 26, "cannot be compared with a field"),
+        ("tolower(getopt(proc.args, 'a')) in (a)", 0, "cannot be transformed"),
+        ("concat(proc.name, fd.name)[a] = a", 26, "expected an operator after concat("),
+        ("proc.args[x] = a", 0, "the argument of proc.args is a number, not 'x'"),
+        ("proc.args[4097] = a", 0, "the argument of proc.args is at most 4096"),
+        ("evt.arg[nosuch] = a", 0, "evt.arg is not captured yet"),
         ("val(proc.name) = a", 0, "val() stands on the right of an operator"),
         ("proc.name = val(fd.num)", 12, "proc.name is of type string and fd.num of type int"),
         ("proc.name = val(proc.aname)", 12, "proc.aname cannot stand on the right"),
@@ -514,3 +528,47 @@ def test_any_text_is_a_condition_or_a_condition_error_within_it(text: str) -> No
         parse_condition(text, macros=MACROS)
     except ConditionError as error:
         assert 0 <= error.offset <= len(text)
+
+
+OPTIONS = FieldRef("getopt", operands=(FieldRef("proc.args"), b"nt:"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("getopt(proc.args, 'nt:') intersects (n, t)", Predicate(OPTIONS, "in", (b"n", b"t"))),
+        ("getopt(proc.args, 'nt:') intersects (n)", Predicate(OPTIONS, "=", (b"n",))),
+        ("getopt(proc.args, 'nt:') in (t, n)", Predicate(OPTIONS, "subset", (b"n", b"t"))),
+        ("getopt(proc.args, 'nt:') in (t)", Predicate(OPTIONS, "subset", (b"t",))),
+        ("getopt(proc.args, 'nt:') exists", Predicate(OPTIONS, "exists")),
+        ("getopt(proc.args, 'nt:')[t] = x", Predicate(replace(OPTIONS, arg="t"), "=", (b"x",))),
+        ("tolower(getopt(proc.args, 'nt:')['t']) contains x",
+         Predicate(replace(OPTIONS, arg="t", transformers=("tolower",)), "contains", (b"x",))),
+        ("getopt((proc.name, '-n'), 'nt:') exists",
+         Predicate(FieldRef("getopt", operands=((P, b"-n"), b"nt:")), "exists")),
+        ("proc.args[01] = -l", Predicate(FieldRef("proc.args", "1"), "=", (b"-l",))),
+        ("proc.name = val(proc.args[0])", Predicate(P, "=", (FieldRef("proc.args", "0"),))),
+        ("evt.arg[flags] contains O_CREAT",
+         Predicate(FieldRef("evt.arg.flags"), "contains", (b"O_CREAT",))),
+    ],
+)  # fmt: skip
+def test_lists_options_and_arguments(text: str, expected: Predicate) -> None:
+    made = parse_condition(text)
+    assert made == expected
+    assert not expected.is_plain or expected.field.name == "evt.arg.flags"
+    assert parse_condition(condition_text(made)) == made
+
+
+def test_what_is_likely_meant_otherwise_is_noted() -> None:
+    notes: list[Note] = []
+    text = "proc.name in (sh, proc.pname) or proc.name = \"<NA>\" or fd.name = 'tolower(proc.name)'"
+    parse_condition(f"{text} or proc.aname[2] = proc.aname[1] or fd.num = 7", notes=notes)
+    assert [(note.code, note.offset) for note in notes] == [
+        ("LOAD_COMPILE_CONDITION", text.index("proc.pname")),
+        ("LOAD_UNSAFE_NA_CHECK", text.index('"<NA>"')),
+        ("LOAD_COMPILE_CONDITION", text.index("'tolower")),
+        ("LOAD_COMPILE_CONDITION", len(text) + len(" or proc.aname[2] = ")),
+    ]
+    assert "val(proc.pname)" in notes[0].message
+    assert "not proc.name exists" in notes[1].message
+    assert "without quotes" in notes[2].message

@@ -9,6 +9,7 @@ import posixpath
 import re
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -535,6 +536,12 @@ def test_ancestors_end_at_their_bound() -> None:
         (FieldRef("join", operands=(b",", (FieldRef("proc.pname"),))), None),
         (FieldRef("join", None, ("toupper", "len"), (b"", (b"a", b"b"))), 2),
         (FieldRef("concat", operands=(b"a", FieldRef("proc.name", None, ("toupper",)))), b"aBASH"),
+        (FieldRef("proc.args", "0"), b"aWQK"),
+        (FieldRef("proc.args", "0", ("b64",)), b"id\n"),
+        (FieldRef("proc.args", "1"), None),
+        (FieldRef("getopt", operands=(FieldRef("proc.args"), b"a")), []),
+        (FieldRef("getopt", "n", (), ((b"-n", FieldRef("proc.args")), b"n:")), b"aWQK"),
+        (FieldRef("getopt", "n", (), ((b"-n", FieldRef("proc.pname")), b"n:")), None),
     ],
 )  # fmt: skip
 def test_transformed_values(field: FieldRef, expected: Raw) -> None:
@@ -544,7 +551,7 @@ def test_transformed_values(field: FieldRef, expected: Raw) -> None:
     assert extract(field, view(build("listen"), process)) == expected
     found = lookup(field)
     assert found.type == ("int" if field.transformers[-1:] == ("len",) else "string")
-    assert found.name == str(field)
+    assert found.name == re.sub(r"\[\d+\]", "", str(field))
 
 
 @given(st.binary(max_size=12))
@@ -639,3 +646,38 @@ def test_constants() -> None:
 @pytest.mark.parametrize("name", layout.TYPES)
 def test_types_have_the_syscalls_names(name: str) -> None:
     assert value("evt.type", build(name)) == name.encode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "letters", "expected"),
+    [
+        ("-n", "n", "n"),
+        ("-t hello", "t:", "t hello"),
+        ("-nt hello", "nt:", "n t hello"),
+        ("-thello", "t:", "t hello"),
+        ("-n -- -t", "nt:", "n"),
+        ("-x -n", "n", "? n"),
+        ("-t", "t:", "t "),
+        ("-t -123", "t:", "t -123"),
+        ("-nat hello", "na:t", "n a t"),
+        ("-l -p 8080 -e /bin/sh host 80", "lp:e:", "l p 8080 e /bin/sh"),
+        ("--exec sh -n", "n", ""),
+        ("--long -n", "n", "n"),
+        ("- -n", "n", ""),
+        ("host -n", "n", ""),
+        ("-: -n", ":n", "? n"),
+    ],
+)
+def test_options_are_found_as_getopt_finds_them(
+    arguments: str, letters: str, expected: str
+) -> None:
+    ref = FieldRef("getopt", operands=(FieldRef("proc.args"), letters.encode()))
+    args = b"\0".join([b"nc", *arguments.encode().split(b" "), b""])
+    process = Process(pid=1, comm=b"nc", args=args)
+    found = extract(ref, view(build("listen"), process))
+    assert found == (expected.encode().split(b" ") if expected else [])
+    last = replace(ref, arg="e")
+    wanted = b"/bin/sh" if "e:" in letters else None
+    assert extract(last, view(build("listen"), process)) == wanted
+    without = Process(pid=1, comm=b"nc", args=None)
+    assert extract(ref, view(build("listen"), without)) is None
