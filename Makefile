@@ -12,7 +12,7 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
              tests/core/test_correlator.py
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test sanitize demo bench clean
+.PHONY: help machine build lint test sanitize demo docs bench clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
@@ -20,6 +20,7 @@ help:
 	@echo 'make demo      three hosts, one attack, one incident (root; HOLD=1 keeps it up)'
 	@echo 'make sanitize  the core under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
+	@echo 'make docs      write the tables in docs/ from the code'
 	@echo 'make bench     benchmarks (ARGS=... goes to pytest)'
 	@echo 'make clean     remove $(VENV), build/ and caches'
 	@echo
@@ -68,6 +69,9 @@ sanitize: machine $(VENV)/.installed
 
 demo: build
 	$(BIN)/python -m tests.fleet.demo
+
+docs: build
+	$(BIN)/python -m vedette.core.ruledoc
 
 bench: build
 	$(BIN)/pytest bench -o python_files='bench_*.py' $(ARGS)

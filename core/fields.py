@@ -1133,6 +1133,12 @@ def lookup(ref: FieldRef) -> Field:
     return field
 
 
+def events_of(name: str) -> tuple[str, ...]:
+    """Return the events that can have a field; none where it is not captured, or not known."""
+    field = FIELDS.get(name)
+    return field.events if field is not None and field.captured else ()
+
+
 _GROUPS: Final = (
     ("opens", OPENS), ("sockets", SOCKS), ("connect, accept, accept4", CONNECTIONS),
     ("execve, execveat", EXECS),

@@ -76,8 +76,35 @@ ENTRY_KEYS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
 _ELSEWHERE: Final = ("apparmor", "selinux", "presets", "device")
 _PROTOCOLS: Final = ("tcp", "udp", "icmp", "raw")
 _CONNECTING: Final = ("connect", "accept", "accept4", "bind")
-_PATH_FIELDS: Final = ("fd.name", "evt.arg.filename", "evt.arg.path")
+_NOT_ACCESSED: Final = ("symlink", "symlinkat")
+"""Calls whose fs.path.target is what a link is to point to, which nothing is done to."""
+
+
+def _file_places() -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Return (events, the field with a path that they work on), each path by itself."""
+    made: list[tuple[tuple[str, ...], str]] = [(fields.OPENS, "fd.name")]
+    for name in ("fs.path.name", "fs.path.source", "fs.path.target"):
+        left = tuple(
+            event
+            for event in fields.events_of(name)
+            if event not in fields.OPENS
+            and not (name == "fs.path.target" and event in _NOT_ACCESSED)
+        )
+        if left:
+            made.append((left, name))
+    return tuple(made)
+
+
+FILE_PLACES: Final = _file_places()
+_PATH_FIELDS: Final = (
+    *FILE_PLACES, (fields.EXECS, "evt.arg.filename"), (("chdir",), "evt.arg.path"),
+)  # fmt: skip
 _WATCHED_ONLY: Final = ("write",)
+_FILE_CALLS: Final = (
+    "unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2", "link", "linkat", "symlink",
+    "symlinkat", "mkdir", "mkdirat", "mknod", "mknodat", "chmod", "truncate",
+)  # fmt: skip
+"""What KubeArmor's hooks decide about besides opens (path_unlink and its like)."""
 _SYSCALL = re.compile(r"[a-z0-9_]{1,64}")
 _LABEL_REGEX: Final = "kubearmor.io/hostnamereg"
 _LABEL_HOSTNAME: Final = "kubearmor.io/hostname"
@@ -390,11 +417,9 @@ class _Reader:
                     policy, section, name, item, values, self.common(values, inherited)
                 )
         if section == "file" and entries:
-            self.warn(
-                "file: seen are files that are opened; removing, renaming, linking and making"
-                " directories is not captured yet",
-                node,
-            )
+            unseen = [call for call in _FILE_CALLS if call not in layout.TYPES]
+            if unseen:
+                self.warn(f"file: {', '.join(unseen)}: not captured yet", node)
         if section == "network" and entries:
             self.warn(
                 f"network: seen are {', '.join(_CONNECTING)}; a socket that is only made, or sends"
@@ -495,7 +520,7 @@ class _Reader:
                 unseen.setdefault("captured for login records only", []).append(call)
             elif call not in layout.TYPES or call == "procexit":
                 unseen.setdefault("not captured yet", []).append(call)
-            elif name == "matchPaths" and _path_field(call) is None:
+            elif name == "matchPaths" and not _path_fields(call):
                 unseen.setdefault("captured without a path", []).append(call)
             else:
                 wanted.append(call)
@@ -640,11 +665,9 @@ class _Inherited:
 _Map = dict[str, tuple[yaml.Node, yaml.Node]]
 
 
-def _path_field(call: str) -> str | None:
-    """Return the field that holds the path of a syscall; None where it has none."""
-    if call in fields.SOCKS:
-        return None
-    return next((name for name in _PATH_FIELDS if call in fields.FIELDS[name].events), None)
+def _path_fields(call: str) -> tuple[str, ...]:
+    """Return the fields that hold the paths of a syscall; none where it has none."""
+    return tuple(name for events, name in _PATH_FIELDS if call in events)
 
 
 def pattern_regex(pattern: str) -> bytes:
@@ -765,7 +788,12 @@ class _Compiler:
             for entry in entries
             if entry.level < level and any(_overlap(entry, member) for member in members)
         ]
-        base = all_of(_event(first), _matches(members), negated(_matches(above)))
+        base = any_of(
+            *(
+                all_of(event, _matches(members, names), negated(_matches(above, names)))
+                for event, names in _accesses(first.section)
+            )
+        )
         if first.action == "Allow":
             passes = _passes(first) if first.is_conditional else all_of()
             self.add(members, "allow", all_of(base, passes))
@@ -780,8 +808,12 @@ class _Compiler:
     def allow_list(self, section: Class, allowing: list[_Entry], entries: list[_Entry]) -> None:
         names = list(dict.fromkeys(entry.policy.name for entry in allowing))
         outcome = self.posture(section)
-        first = allowing[0]
-        condition = all_of(_event(first), negated(_matches(entries)))
+        condition = any_of(
+            *(
+                all_of(event, negated(_matches(entries, names)))
+                for event, names in _accesses(section)
+            )
+        )
         severity = max(entry.severity for entry in allowing)
         message = f"{section}: not in the allow-list of {', '.join(names[:BY_MAX])}"
         tags = tuple(dict.fromkeys(tag for entry in allowing for tag in entry.tags))
@@ -843,7 +875,9 @@ BY_MAX: Final = 16
 _PROCESS: Final = "%proc.cmdline (executable %proc.exepath, user %user.name, parent %proc.pexepath)"
 _OUTPUTS: Final[dict[Class, str]] = {
     "process": _PROCESS,
-    "file": f"%fd.name opened (%evt.arg.flags) by {_PROCESS}",
+    "file": "%evt.type "
+    + " ".join(f"%{name}" for _, name in FILE_PLACES)
+    + f" (%evt.arg.flags) by {_PROCESS}",
     "network": f"%evt.type %fd.l4proto %fd.name by {_PROCESS}",
     "capabilities": _PROCESS,
     "syscalls": f"%evt.type %fd.name by {_PROCESS}",
@@ -901,32 +935,39 @@ def _overlap(first: _Entry, second: _Entry) -> bool:
     return True
 
 
-def _event(entry: _Entry) -> Expr:
-    """Return the check that an event is one of an entry's class."""
-    match entry.section:
+def _types(names: Iterable[str]) -> Expr:
+    return one_of("evt.type", [name.encode() for name in names])
+
+
+def _accesses(section: Class) -> list[tuple[Expr, tuple[str, ...]]]:
+    """Return what is decided about: (the check that an event is one, the fields of its key).
+
+    A call with two paths is two accesses, each of which is decided by itself; an exec with two is
+    one, see _overlap.
+    """
+    match section:
         case "process":
-            return all_of(one_of("evt.type", [b"execve", b"execveat"]), check("evt.rawres", "=", 0))
+            event = all_of(_types(fields.EXECS), check("evt.rawres", "=", 0))
+            return [(event, ("proc.exepath", "evt.arg.filename"))]
         case "file":
-            return all_of(
-                one_of("evt.type", [name.encode() for name in fields.OPENS]),
-                check("evt.failed", "=", 0),
-            )
+            succeeded = check("evt.failed", "=", 0)
+            return [(all_of(_types(events), succeeded), (name,)) for events, name in FILE_PLACES]
         case "network":
-            return all_of(
-                one_of("evt.type", [name.encode() for name in _CONNECTING]),
-                check("fd.l4proto", "exists"),
-            )
-    return all_of()
+            return [(all_of(_types(_CONNECTING), check("fd.l4proto", "exists")), ())]
+    return [(all_of(), ())]
 
 
-def _matches(entries: Sequence[_Entry]) -> Expr:
-    """Return the check that an event fits one of some entries, their sources included."""
+def _matches(entries: Sequence[_Entry], names: tuple[str, ...]) -> Expr:
+    """Return the check that an access fits one of some entries, their sources included.
+
+    names  the fields that a path can be in; one that fits is enough
+    """
     by_source: dict[tuple[object, ...], list[_Entry]] = {}
     for entry in entries:
         by_source.setdefault((entry.sources, entry.source_dirs), []).append(entry)
     return any_of(
         *(
-            all_of(_from(members[0]), any_of(*_key_checks(members)))
+            all_of(_from(members[0]), any_of(*_key_checks(members, names)))
             for members in by_source.values()
         )
     )
@@ -952,14 +993,13 @@ def _in_directory(name: str, folder: str, recursive: bool) -> Expr:
     return regex(name, literal_regex(folder.encode()) + b"[^/]+")
 
 
-def _key_checks(entries: Sequence[_Entry]) -> list[Expr]:
+def _key_checks(entries: Sequence[_Entry], names: tuple[str, ...]) -> list[Expr]:
     found: list[Expr] = []
     section = entries[0].section
     if section == "syscalls":
         return [_syscall(entry) for entry in entries]
     if section == "network":
         return [one_of("fd.l4proto", [entry.values[0].encode() for entry in entries])]
-    names = ("proc.exepath", "evt.arg.filename") if section == "process" else ("fd.name",)
     paths = [value.encode() for e in entries if e.key == "path" for value in e.values]
     for name in names:
         if paths:
@@ -979,9 +1019,10 @@ def _syscall(entry: _Entry) -> Expr:
     if entry.key == "syscall":
         return one_of("evt.type", [name.encode() for name in entry.values])
     found: list[Expr] = []
-    for name in dict.fromkeys(_path_field(call) for call in entry.syscalls):
-        assert name is not None  # left out when the entry was read
-        calls = [call.encode() for call in entry.syscalls if _path_field(call) == name]
+    for events, name in _PATH_FIELDS:
+        calls = [call.encode() for call in entry.syscalls if call in events]
+        if not calls:
+            continue
         paths: list[Expr] = []
         for path in entry.values:
             if path.endswith("/"):
@@ -1003,3 +1044,17 @@ def _passes(entry: _Entry) -> Expr:
         one = b"|".join(literal_regex(arg.encode()) for arg in entry.allowed_args)
         found.append(regex("proc.args", b"(?:(?:" + one + b")(?: (?:" + one + b"))*)?"))
     return all_of(*found)
+
+
+def tables() -> str:
+    """Return what the classes are about as docs/kubearmor.md has it, in Markdown."""
+    calls = ", ".join(name for name in layout.TYPES if name not in ("procexit", *_WATCHED_ONLY))
+    rows = [
+        ("process", ", ".join(fields.EXECS), "proc.exepath, evt.arg.filename"),
+        *(("file", ", ".join(events), name) for events, name in FILE_PLACES),
+        ("network", ", ".join(_CONNECTING), ""),
+        ("syscalls", calls, ""),
+        *(("syscalls.matchPaths", ", ".join(events), name) for events, name in _PATH_FIELDS),
+    ]
+    lines = ["| class | syscalls | path |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

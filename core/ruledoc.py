@@ -1,12 +1,14 @@
-"""The page of docs that lists shipped rules, made from the rules themselves."""
+"""The parts of docs that are made: the list of shipped rules, and the tables of the languages."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from vedette.core.rules import Rule
+from vedette.core import fields, kubearmor, sigma_fields
+from vedette.core.rules import Rule, load_rules
 from vedette.core.signal import PRIORITIES
 
 _TECHNIQUE = re.compile(r"T[0-9]{4}(?:\.[0-9]{3})?")
@@ -58,13 +60,25 @@ def shipped_rules_page(rules: Sequence[Rule]) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    """Write docs/shipped-rules.md of the checkout that this file is in."""
-    from vedette.core.rules import load_rules
+_TABLES: Final = (
+    ("rules.md", "| field | type | of | meaning |", "", fields.markdown),
+    ("sigma.md", "### process_creation", "## Choices", sigma_fields.tables),
+    ("kubearmor.md", "| class | syscalls | path |", "What is not seen", kubearmor.tables),
+)
+"""Page, where its made part begins, what follows it, and what makes it."""
 
-    root = Path(__file__).resolve().parent.parent
-    page = shipped_rules_page(load_rules([root / "rules"]).rules)
-    (root / "docs/shipped-rules.md").write_text(page, encoding="utf-8")
+
+def main() -> None:
+    """Write what is made of docs, in the checkout that this file is in."""
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    page = shipped_rules_page(load_rules([docs.parent / "rules"]).rules)
+    (docs / "shipped-rules.md").write_text(page, encoding="utf-8")
+    for name, first, behind, make in _TABLES:
+        text = (docs / name).read_text(encoding="utf-8")
+        begin = text.index(first)
+        end = text.index(behind, begin) if behind else len(text)
+        made = make().strip() + "\n" + ("\n" if behind else "")
+        (docs / name).write_text(text[:begin] + made + text[end:], encoding="utf-8")
 
 
 if __name__ == "__main__":

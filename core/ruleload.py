@@ -73,7 +73,8 @@ def load_any(
     What lies in a folder `tests` below it is left out: cases beside the rules.
 
     host          what KubeArmor policies are read for; None: all apply
-    skip_unknown  of Falco's form, see core.rulefile.load
+    skip_unknown  rules that need fields or events which are unknown or not seen here are left out,
+                  with a warning
 
     Errors are findings, and the one rule or policy that each is about is not among the rules: who
     wants all or nothing looks at ``errors``. Raises nothing.
@@ -128,7 +129,7 @@ def load_any(
         findings += [_finding("warning", warning) for warning in result.warnings]
     armor = load_policies(policies, host)
     rules += armor.rules
-    made = load_sigma(sigma)
+    made = load_sigma(sigma, skip_unseen=skip_unknown)
     rules += made.rules
     findings += [*armor.findings, *made.findings]
     kept = _unique(rules, findings)

@@ -42,8 +42,12 @@ def is_sigma(document: yaml.Node) -> bool:
     return "title" in keys and bool(keys & {"logsource", "detection", "correlation", "filter"})
 
 
-def load_sigma(documents: Iterable[tuple[str, yaml.Node]]) -> SigmaRules:
+def load_sigma(
+    documents: Iterable[tuple[str, yaml.Node]], *, skip_unseen: bool = False
+) -> SigmaRules:
     """Compile Sigma rules and correlations; ``documents`` are (file, document).
+
+    skip_unseen  rules whose events or fields are not seen here are left out with a warning
 
     What is wrong with one rule is an error among the findings and leaves the others alone.
     """
@@ -52,7 +56,7 @@ def load_sigma(documents: Iterable[tuple[str, yaml.Node]]) -> SigmaRules:
     titles: dict[str, Document] = {}
     correlations: list[tuple[str, Document]] = []
     for file, node in documents:
-        document = Document(file, node, findings)
+        document = Document(file, node, findings, skip_unseen)
         try:
             unique_keys(node)
             document.data = plain(node)

@@ -31,7 +31,8 @@ from sigma.types import (
     SpecialChars,
 )
 
-from vedette.core import fields, layout
+from vedette.core import fields as catalogue
+from vedette.core import layout
 from vedette.core.documents import shown
 from vedette.core.expr import Expr
 from vedette.core.sigma_words import Unlimited, word_regex
@@ -466,29 +467,25 @@ class Title(Line):
 
 
 @dataclass(frozen=True)
-class PathName(Target):
-    """The name in a PATH record: the path of an open, an exec or a change of directory."""
+class Paths(Target):
+    """A path that is in one field or another, by the event.
+
+    places  (events, the field that has it in these)
+    """
+
+    places: tuple[tuple[tuple[str, ...], str], ...]
+
+    def each(self, of: Callable[[str], Expr]) -> Expr:
+        return any_of(*(all_of(_types(*events), of(name)) for events, name in self.places))
 
     def exists(self) -> Expr:
-        return any_of(
-            all_of(OPENS, check("fd.name", "exists")),
-            check("evt.arg.filename", "exists"),
-            all_of(CHDIR, check("evt.arg.path", "exists")),
-        )
+        return self.each(lambda name: check(name, "exists"))
 
     def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
-        return any_of(
-            all_of(OPENS, text("fd.name", pattern, cased=cased)),
-            text("evt.arg.filename", pattern, cased=cased),
-            all_of(CHDIR, text("evt.arg.path", pattern, cased=cased)),
-        )
+        return self.each(lambda name: text(name, pattern, cased=cased))
 
     def regex(self, pattern: bytes, note: Note) -> Expr:
-        return any_of(
-            all_of(OPENS, regex("fd.name", pattern)),
-            regex("evt.arg.filename", pattern),
-            all_of(CHDIR, regex("evt.arg.path", pattern)),
-        )
+        return self.each(lambda name: regex(name, pattern))
 
 
 @dataclass(frozen=True)
@@ -524,7 +521,7 @@ class Captured(Text):
 
     @property
     def is_seen(self) -> bool:
-        return fields.FIELDS[self.name].captured
+        return bool(catalogue.events_of(self.name))
 
     def match(self, value: SigmaType, note: Note) -> Expr:
         if not self.is_seen:
@@ -532,16 +529,69 @@ class Captured(Text):
         return super().match(value, note)
 
 
+@dataclass(frozen=True)
+class Hashes(Captured):
+    """Hashes as Sysmon writes them, SHA256=…,MD5=…: of these the SHA-256."""
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        parts = [part for part in normal(pattern) if part is not Wild.ANY]
+        one = parts[0] if len(parts) == 1 else None
+        found = (
+            re.fullmatch(rb"(?i)(SHA256)=([0-9a-f]{64})", one) if isinstance(one, bytes) else None
+        )
+        if found is None:
+            raise Unseen("of hashes only SHA256=… with 64 digits is known")
+        return super().text([found[2]], False, note)
+
+    def regex(self, pattern: bytes, note: Note) -> Expr:
+        raise Refused("hashes are compared as text, SHA256=…")
+
+
 def _types(*names: str) -> Expr:
     return one_of("evt.type", [name.encode() for name in names])
+
+
+def _places(*wanted: tuple[tuple[str, ...] | str, str]) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Return where paths are: (events, field), as far as the catalogue has both."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    for names, field_name in wanted:
+        seen = catalogue.events_of(field_name)
+        chosen = tuple(names.split()) if isinstance(names, str) else names
+        if events := tuple(name for name in chosen if name in seen):
+            found.append((events, field_name))
+    return tuple(found)
 
 
 SYSCALLS: Final = tuple(name for name in layout.TYPES if name not in ("procexit", "write"))
 """Names of the syscalls that are captured; write is captured of login records only."""
 
-EXEC: Final = all_of(_types(*fields.EXECS), check("evt.rawres", "=", 0))
-OPENS: Final = _types(*fields.OPENS)
-CHDIR: Final = _types("chdir")
+EXEC: Final = all_of(_types(*catalogue.EXECS), check("evt.rawres", "=", 0))
+OPENS: Final = _types(*catalogue.OPENS)
+RENAMES: Final = "rename renameat renameat2"
+LINKS: Final = "link linkat"
+SYMLINKS: Final = "symlink symlinkat"
+MAKES: Final = "mkdir mkdirat mknod mknodat"
+REMOVES: Final = "unlink unlinkat rmdir"
+CHANGES: Final = (
+    "chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat truncate ftruncate chroot"
+    " mount umount umount2"
+)
+MADE: Final = _places(
+    (RENAMES, "evt.arg.newpath"), (LINKS, "evt.arg.newpath"), (SYMLINKS, "evt.arg.linkpath"),
+    ("mknod mknodat", "fs.path.name"),
+)  # fmt: skip
+"""Where the path of a file is that appears without being opened."""
+PATHS: Final = _places(
+    (catalogue.OPENS, "fd.name"), (catalogue.EXECS, "evt.arg.filename"), ("chdir", "evt.arg.path"),
+    (" ".join((MAKES, REMOVES, CHANGES)), "fs.path.name"),
+    (RENAMES, "evt.arg.oldpath"), (RENAMES, "evt.arg.newpath"),
+    (LINKS, "evt.arg.oldpath"), (LINKS, "evt.arg.newpath"), (SYMLINKS, "evt.arg.linkpath"),
+)  # fmt: skip
+"""Where the paths are that auditd writes PATH records of."""
+CREATED: Final = tuple(
+    name for name in " ".join((RENAMES, LINKS, SYMLINKS, MAKES)).split() if name in layout.TYPES
+)
+DELETED: Final = tuple(name for name in f"{REMOVES} {RENAMES}".split() if name in layout.TYPES)
 _COMPLETED: Final = any_of(check("evt.failed", "=", 0), check("evt.res", "=", b"EINPROGRESS"))
 
 
@@ -562,6 +612,15 @@ class LogSource:
     targets: Mapping[str, Target]
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names)
+
+
+def _told(places: tuple[tuple[tuple[str, ...], str], ...]) -> str:
+    """Return in words where paths are."""
+    return "; ".join(f"{name} of {_listed(events)}" for events, name in places)
+
+
 def _text(about: str, name: str) -> Text:
     return Text(about, name, signal=name)
 
@@ -578,7 +637,7 @@ _COMMAND_LINE: Final = Line(
     "argv joined by blanks (proc.exe and proc.args; a regular expression: proc.cmdline)",
     "proc.exe", "proc.args", False, "proc.cmdline",
 )  # fmt: skip
-_NO_HASHES: Final = Nowhere("hashes of executables are not captured yet")
+_NO_HASHES: Final = Nowhere("of hashes SHA-256 alone is known")
 _WINDOWS: Final = Nowhere("there is no such thing on Linux")
 
 PROCESS_CREATION: Final = LogSource(
@@ -601,10 +660,13 @@ PROCESS_CREATION: Final = LogSource(
         "ParentProcessId": _number("proc.ppid", "proc.ppid"),
         "Computer": _HOSTNAME,
         "Hostname": _HOSTNAME,
-        "Hashes": _NO_HASHES,
+        "Hashes": Hashes(
+            "proc.exe_sha256, written SHA256=… (others are never true)", "proc.exe_sha256",
+            signal="proc.exe_sha256",
+        ),
         "md5": _NO_HASHES,
         "sha1": _NO_HASHES,
-        "sha256": _NO_HASHES,
+        "sha256": Captured("proc.exe_sha256", "proc.exe_sha256", signal="proc.exe_sha256"),
         "Imphash": _WINDOWS,
         "IntegrityLevel": _WINDOWS,
         "OriginalFileName": _WINDOWS,
@@ -615,13 +677,27 @@ PROCESS_CREATION: Final = LogSource(
     },
 )  # fmt: skip
 
+_CREATING: Final = all_of(OPENS, check("evt.is_open_create", "=", 1))
+_MAKING: Final = tuple(dict.fromkeys(event for events, _ in MADE for event in events))
+
 FILE_EVENT: Final = LogSource(
     "file_event",
-    all_of(OPENS, check("evt.failed", "=", 0), check("evt.is_open_create", "=", 1)),
-    "open, openat and openat2 that succeeded with O_CREAT or O_TMPFILE",
-    "%user.name wrote %fd.name with %proc.cmdline (executable %proc.exepath)",
+    all_of(
+        any_of(_CREATING, _types(*_MAKING)) if _MAKING else _CREATING,
+        check("evt.failed", "=", 0),
+    ),
+    f"{_listed(catalogue.OPENS)} with O_CREAT or O_TMPFILE"
+    + (f", {_listed(_MAKING)}" if _MAKING else "")
+    + "; those that succeeded",
+    "%user.name wrote %fd.name"
+    + "".join(f" {name}=%{name}" for name in dict.fromkeys(name for _, name in MADE))
+    + " with %proc.cmdline (executable %proc.exepath)",
     {
-        "TargetFilename": _text("fd.name", "fd.name"),
+        "TargetFilename": Paths(
+            _told(_places((catalogue.OPENS, "fd.name")) + MADE),
+            _places((catalogue.OPENS, "fd.name")) + MADE,
+            signal="fd.name",
+        ),
         "Image": _IMAGE,
         "User": _USER,
         "ProcessId": _PID,
@@ -633,7 +709,7 @@ FILE_EVENT: Final = LogSource(
 
 NETWORK_CONNECTION: Final = LogSource(
     "network_connection",
-    all_of(_types(*fields.CONNECTIONS), one_of("fd.type", [b"ipv4", b"ipv6"]), _COMPLETED),
+    all_of(_types(*catalogue.CONNECTIONS), one_of("fd.type", [b"ipv4", b"ipv6"]), _COMPLETED),
     "connect (also where it goes on in the background: EINPROGRESS), accept and accept4 that"
     " succeeded, over IPv4 or IPv6",
     "%fd.l4proto %fd.name by %proc.cmdline (executable %proc.exepath, user %user.name)",
@@ -670,6 +746,10 @@ KEYS: Final = Key(
         "network_connect_6": all_of(_CONNECTED, check("fd.type", "=", b"ipv6")),
     },
 )
+_PATH_EVENTS: Final = tuple(dict.fromkeys(event for events, _ in PATHS for event in events))
+_NORMAL: Final = tuple(
+    name for name in _PATH_EVENTS if name not in (*catalogue.OPENS, *CREATED, *DELETED)
+)
 ARGUMENTS_MAX: Final = 63
 RAW_ARGUMENT: Final = Nowhere("the raw arguments of a syscall are not captured")
 _UNSET: Final = ((0xFFFFFFFF, -1),)
@@ -690,14 +770,17 @@ AUDITD: Final = LogSource(
         },
         "proctitle": Title(_COMMAND_LINE.about + ", of an exec", "proc.exe", "proc.args", False,
                            "proc.cmdline"),
-        "name": PathName(
-            "fd.name of an open, evt.arg.filename of an exec, evt.arg.path of a chdir"
-        ),
+        "name": Paths(_told(PATHS), PATHS),
         "nametype": Choice(
-            "CREATE: an open with O_CREAT or O_TMPFILE; NORMAL: one without",
+            "CREATE: an open with O_CREAT or O_TMPFILE"
+            + (f", {_listed(CREATED)}; DELETE: {_listed(DELETED)}" if CREATED else "")
+            + "; NORMAL: an open without, and any other syscall with a path",
             {
-                "create": all_of(OPENS, check("evt.is_open_create", "=", 1)),
-                "normal": all_of(OPENS, check("evt.is_open_create", "=", 0)),
+                "create": any_of(_CREATING, *([_types(*CREATED)] if CREATED else [])),
+                "normal": any_of(
+                    all_of(OPENS, check("evt.is_open_create", "=", 0)), _types(*_NORMAL)
+                ),
+                **({"delete": _types(*DELETED)} if DELETED else {}),
             },
         ),
         "SYSCALL": Syscall("evt.type"),
@@ -732,12 +815,12 @@ RESTRICTING: Final = frozenset(
 )
 """Fields of auditd whose check says itself which events it is about."""
 
-PATH_RECORDS: Final = _types(*fields.OPENS, *fields.EXECS, "chdir")
+PATH_RECORDS: Final = _types(*_PATH_EVENTS)
 RECORDS: Final[Mapping[str, tuple[Expr, str]]] = {
     "EXECVE": (EXEC, "an exec that succeeded"),
     "PROCTITLE": (EXEC, "an exec that succeeded"),
     "CWD": (EXEC, "an exec that succeeded"),
-    "PATH": (PATH_RECORDS, "an open, an exec or a chdir"),
+    "PATH": (PATH_RECORDS, "a syscall that has a name, see there"),
     "SYSCALL": (
         TRUE,
         "the syscall or key that is named beside it, otherwise an exec that succeeded",

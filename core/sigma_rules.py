@@ -32,6 +32,7 @@ from sigma.types import SigmaNumber, SigmaString
 from vedette.core import sigma_fields
 from vedette.core.documents import Finding, NodeError, child, place, shown
 from vedette.core.expr import Expr, predicates
+from vedette.core.fields import events_of
 from vedette.core.output import OutputError, Template
 from vedette.core.patterns import PatternError, options
 from vedette.core.rulefile import Rule
@@ -107,11 +108,15 @@ class Compiled:
 
 @dataclass(slots=True)
 class Document:
-    """One document, with a place for its findings."""
+    """One document, with a place for its findings.
+
+    skip_unseen  what needs events that are not seen here is left out with a warning, not an error
+    """
 
     file: str
     node: yaml.Node
     findings: list[Finding]
+    skip_unseen: bool = False
     subject: str = ""
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -130,6 +135,13 @@ class Document:
 
     def warn(self, message: str, *keys: str) -> None:
         self.report("warning", message, *keys)
+
+    def unseen(self, message: str, *keys: str) -> None:
+        """Report that a rule cannot be loaded for what is not seen here."""
+        if self.skip_unseen:
+            self.warn(f"{message}; the rule is left out", *keys)
+        else:
+            self.error(message, *keys)
 
     def title(self, kind: str) -> str | None:
         """Return the title, and make it the subject; None, with an error, without one."""
@@ -276,7 +288,7 @@ def log_source(parsed: SigmaRule, document: Document) -> LogSource | None:
         for key, value in (("category", category), ("service", service))
         if value
     )
-    document.error(f"no such log source here: {found or 'linux'}; known are {known}", "logsource")
+    document.unseen(f"no such log source here: {found or 'linux'}; known are {known}", "logsource")
     return None
 
 
@@ -285,7 +297,7 @@ def listed(parsed: SigmaRule, source: LogSource, document: Document) -> str:
     out: list[str] = []
     for name in parsed.fields:
         target = source.targets.get(str(name))
-        if target is None or target.signal is None:
+        if target is None or target.signal is None or not events_of(target.signal):
             document.warn(f"fields: {shown(str(name))} cannot be shown", "fields")
         elif f"%{target.signal}" not in source.output and target.signal not in " ".join(out):
             out.append(f" {name}=%{target.signal}")
@@ -323,6 +335,9 @@ class _Compiler:
                 return None
             try:
                 found.append(self.node(tree, True))
+            except _Excluded as error:
+                self.document.unseen(str(error), "detection", error.name)
+                return None
             except _Failed as error:
                 self.document.error(str(error), "detection", error.name)
                 return None
@@ -332,7 +347,7 @@ class _Compiler:
         detections = self.whole(any_of(*found))
         if detections == FALSE:
             reasons = "; ".join(dict.fromkeys(why for _, why in self.unseen))
-            self.document.error(f"nothing of it can be seen: {reasons}", "detection")
+            self.document.unseen(f"nothing of it can be seen: {reasons}", "detection")
             return None
         whole = all_of(self.source.base, detections)
         if len(predicates(whole)) > PREDICATES_MAX:
@@ -410,10 +425,7 @@ class _Compiler:
 
     def unseen_at(self, name: str, item: SigmaDetectionItem, why: str, positive: bool) -> None:
         if not positive:
-            raise _Failed(
-                name,
-                f"{_label(name, item)}: {why}; without it the rule would find what this excludes",
-            )
+            raise _Excluded(name, f"{_label(name, item)}: {why}")
         self.unseen.append((name, f"{_label(name, item)}: {why}"))
 
     def target(self, name: str, item: SigmaDetectionItem, among: SigmaDetection) -> Target:
@@ -440,6 +452,13 @@ class _Failed(ValueError):
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
         self.name = name
+
+
+class _Excluded(_Failed):
+    """What a rule leaves out cannot be seen."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(name, f"{message}; without it the rule would find what this excludes")
 
 
 def _label(name: str, item: SigmaDetectionItem) -> str:
@@ -471,9 +490,7 @@ class _Auditd(_Compiler):
         if own and own.isdisjoint(sigma_fields.RECORDS):
             why = f"records of type {', '.join(sorted(own))} are not made of captured syscalls"
             if not positive:
-                raise _Failed(
-                    name, f"{name}: {why}; without it the rule would find what this excludes"
-                )
+                raise _Excluded(name, f"{name}: {why}")
             self.unseen.append((name, f"{name}: {why}"))
             return FALSE
         made = super().detection(name, detection, positive)

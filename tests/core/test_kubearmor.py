@@ -25,6 +25,7 @@ from vedette.core.kubearmor import (
     load_policies,
     pattern_regex,
     priority,
+    tables,
 )
 from vedette.core.patterns import PatternError, compile_regex
 from vedette.core.rules import Template
@@ -286,7 +287,7 @@ def test_what_is_inherited() -> None:
     top, section, own = rules["path /a"], rules["path /b"], rules["path /c"]
     assert (top.tags, section.tags, own.tags) == (("top",), ("section",), ("own",))
     assert [PRIORITIES[r.priority] for r in (top, own)] == ["NOTICE", "INFORMATIONAL"]
-    assert top.output.startswith("of the top: 100%% (audit): %fd.name")
+    assert top.output.startswith("of the top: 100%% (audit): %evt.type %fd.name")
     assert own.output.startswith("own (would block): ")
     assert {made.decisions[r.name].outcome for r in (top, own)} == {"audit", "would_block"}
     assert [r.name for r in made.rules if r.enabled is False] == [
@@ -427,7 +428,6 @@ def test_what_cannot_be_seen_is_said() -> None:
         "Allow: there is no allow-list of syscalls",
         "matchPatterns: the key is pattern, not path; taken as a pattern",
         "ignored by KubeArmor's BPF enforcer",
-        "file: seen are files that are opened; removing, renaming",
         "network: seen are connect, accept",
     ):
         assert text in found
@@ -621,3 +621,7 @@ def test_published_policies_compile_to_decisions() -> None:
         ("hsp-cve-2024-3094-xz-utils-v5-6-backdoor", "would_block")
     }
     assert decisions(machine.open(b"/home/ann/notes")) == set()
+
+
+def test_the_page_has_the_table_of_the_code() -> None:
+    assert tables() in (ROOT / "docs/kubearmor.md").read_text()

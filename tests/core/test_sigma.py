@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.core.machine import Machine
 from vedette.core import documents
-from vedette.core.fields import AF_INET, AF_INET6, AF_UNIX, FIELDS
+from vedette.core.fields import AF_INET, AF_INET6, AF_UNIX, events_of
 from vedette.core.fleet import FleetSignal, has_one_value
 from vedette.core.output import Template
 from vedette.core.sequences_twin import incidents
@@ -471,7 +471,7 @@ def test_what_is_never_seen_is_said_and_takes_nothing_else_with_it() -> None:
     assert "a: records of type ADD_USER are not made of captured syscalls" in found
     assert Machine(made.rules).run(b"/x", b"useradd") == {"r"}
     for detection, message in (
-        ("{type: SYSCALL, SYSCALL: mknod}", "the syscall mknod is not captured yet"),
+        ("{type: SYSCALL, SYSCALL: sysinfo}", "the syscall sysinfo is not captured yet"),
         ("{type: SYSCALL, SYSCALL: openat, a0: 1}", "the raw arguments of a syscall"),
         ("{type: SERVICE_STOP}", "records of type SERVICE_STOP"),
         ("key: mine", "keys name rules of auditd's configuration"),
@@ -483,8 +483,8 @@ def test_what_is_never_seen_is_said_and_takes_nothing_else_with_it() -> None:
 
 def test_an_exclusion_that_cannot_be_seen_is_an_error() -> None:
     for condition in ("a and not b", "not (b and a)", "a and not 1 of b*"):
-        found = the_error(f"{{a: {{Image: /x}}, b: {{sha256: y}}, condition: {condition}}}")
-        assert "b.sha256: hashes of executables are not captured yet; without it" in found
+        found = the_error(f"{{a: {{Image: /x}}, b: {{md5: y}}, condition: {condition}}}")
+        assert "b.md5: of hashes SHA-256 alone is known; without it" in found
     assert "without it" in the_error("{Image: /x, sha256|neq: y}")
     found = the_error("{a: {comm: x}, b: {type: ADD_USER}, condition: a and not b}", "auditd")
     assert "without it the rule would find what this excludes" in found
@@ -807,6 +807,25 @@ def published() -> list[tuple[str, documents.yaml.Node]]:
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason=f"no published rules at {CORPUS}")
 
 
+def test_what_is_not_seen_can_be_left_out() -> None:
+    unseen = [
+        rule("{type: SERVICE_STOP}", "auditd"),
+        rule("{a: {Image: /x}, b: {md5: y}, condition: a and not b}", title="s"),
+        rule("Image: /x", title="t").replace("process_creation", "dns_query"),
+    ]
+    documents_ = [
+        (f"{number}.yml", node)
+        for number, text in enumerate([*unseen, rule("Image: /y", title="u")])
+        for node in documents.compose(text.encode(), f"{number}.yml")
+    ]
+    made = load_sigma(documents_, skip_unseen=True)
+    assert [item.name for item in made.rules] == ["u"]
+    assert lines(made, "error") == []
+    told = lines(made, "warning")
+    assert len(told) == 3 and all(text.endswith("; the rule is left out") for text in told)
+    assert len(lines(load_sigma(documents_), "error")) == 3
+
+
 @needs_corpus
 def test_published_rules_compile() -> None:
     files = published()
@@ -867,6 +886,6 @@ def test_what_a_log_source_prints_and_groups_by_are_fields() -> None:
     for source in LOG_SOURCES:
         Template(source.output)
         for target in source.targets.values():
-            if target.signal is not None and FIELDS[target.signal].captured:
+            if target.signal is not None and events_of(target.signal):
                 assert has_one_value(target.signal)
                 Template(f"%{target.signal}")
