@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,20 +20,19 @@ from vedette.aggregator import explain_cli, rules_test_cli
 from vedette.core import fields as catalogue
 from vedette.core import layout
 from vedette.core.condition import condition_text, event_types
+from vedette.core.convert import CONDITION_WIDTH, converted
 from vedette.core.documents import Finding
 from vedette.core.fields import FIELDS, Field
 from vedette.core.fleet import PSEUDO_FIELDS
 from vedette.core.output import clean
 from vedette.core.ruleload import AnyRules, load_any
-from vedette.core.rules import Rule
+from vedette.core.rules import Rule, RuleSet
 from vedette.core.ruleyaml import CODES
 from vedette.core.signal import PRIORITIES
 
 EXIT_RUNTIME = 1
 EXIT_USAGE = 2
 PIPED_WIDTH = 160
-CONDITION_WIDTH = 90
-"""Columns of a condition that `vedette rules show` prints, before it takes lines of its own."""
 
 
 def _example(*lines: str) -> str:
@@ -254,6 +254,58 @@ def show(
     lines += ["output:", *_indented(rule.output)]
     for line in lines:
         _print(line)
+
+
+@rules_app.command(
+    "convert",
+    epilog=_example(
+        "vedette rules convert sigma/rules/linux --skip-unknown --output linux.yaml",
+        "vedette rules convert policy.yaml | less",
+        "vedette rules convert falco_rules.yaml local.yaml --rule 'Read sensitive file untrusted'",
+    ),
+)
+def convert(
+    files: FilesArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to FILE, not to the output."),
+    ] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(metavar="RULE", help="Only this rule; may be repeated.")
+    ] = None,
+    skip_unknown: SkipOption = False,
+) -> None:
+    """Write rules of any language in Vedette's own YAML, one file for all of them.
+
+    Macros, lists, exceptions and overrides are put in. Correlations of Sigma become sequences; what
+    a policy of KubeArmor decides stands in a comment. Read again, the file gives the same rules.
+    Nothing is written where the files have errors.
+    """
+    result = load_any(files, skip_unknown=skip_unknown)
+    if result.errors:
+        for finding in result.errors:
+            _print_error(str(finding))
+    _end(result)
+    if rule:
+        kept = [item for item in result.rules.rules if item.name in rule]
+        for name in set(rule) - {item.name for item in kept}:
+            names = [item.name for item in result.rules.rules]
+            _print_error(f"no rule {name}{_hint(name, names)}")
+            raise typer.Exit(EXIT_RUNTIME)
+        result = replace(result, rules=RuleSet(tuple(kept), result.rules.digest), sequences=())
+    text = converted(result)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _print_error(f"{output}: {error.strerror}")
+        raise typer.Exit(EXIT_RUNTIME) from None
+    written = [_count(len(result.rules.rules), "rule")]
+    if result.sequences:
+        written.append(_count(len(result.sequences), "sequence"))
+    _print(f"{output}: {' and '.join(written)}")
 
 
 def _indented(text: str) -> Iterable[str]:

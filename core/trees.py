@@ -64,7 +64,10 @@ def _sorted(values: set[Value]) -> tuple[Value, ...]:
     return (
         *sorted(value for value in values if isinstance(value, int)),
         *sorted(value for value in values if isinstance(value, bytes)),
-        *sorted(value for value in values if isinstance(value, tuple)),
+        # Networks as the rule language sorts them.
+        *sorted(
+            (value for value in values if isinstance(value, tuple)), key=lambda v: (v[1], v[0])
+        ),
     )
 
 

@@ -221,6 +221,26 @@ def test_the_three_languages_are_told_apart(tmp_path: Path, good: Path) -> None:
     assert place["position"] == {"name": str(tmp_path / "odd.yaml"), "line": 1, "column": 1}
 
 
+def test_rules_are_converted(tmp_path: Path) -> None:
+    sigma = tmp_path / "sigma.yml"
+    sigma.write_text(
+        "title: Shell\nlogsource: {product: linux, category: process_creation}\n"
+        "detection: {a: {Image: /bin/sh}, condition: a}\n"
+        "---\ntitle: Query\nlogsource: {product: linux, category: dns_query}\n"
+        "detection: {a: {Image: /bin/sh}, condition: a}\n"
+    )
+    done = run("rules", "convert", sigma)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no such log source here: category dns_query" in done.stderr
+    out = tmp_path / "out.yaml"
+    done = run("rules", "convert", sigma, "--skip-unknown", "-o", out)
+    assert (done.returncode, done.stdout) == (0, f"{out}: 1 rule\n")
+    assert run("rules", "check", out, "--strict").returncode == 0
+    assert run("rules", "convert", out).stdout == out.read_text()
+    done = run("rules", "convert", out, "--rule", "Shel")
+    assert done.returncode == 1 and "no rule Shel; did you mean Shell?" in done.stderr
+
+
 FALCO = ROOT.parent / "shared" / "corpora" / "falco"
 
 
