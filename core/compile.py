@@ -12,10 +12,11 @@ else has to be looked up. Where a condition is just the conjunction of its event
 *process part*, what the event allows and the process decide, as the phases of Recursive Flow
 Classification do (Gupta and McKeown, SIGCOMM 1999); only else the whole is run.
 
-Transformers, functions and comparisons of two fields have no index. A rule that uses them is
-compiled as if they were true, and where that matches, the whole condition is evaluated in Python:
-exact, at the price of some 10 to 20 microseconds for each event that everything else about the
-rule allows.
+What a transformer or a function makes of values of one source is a value of that source, with an
+index of its own (``tolower(fd.name)`` beside fd.name); likewise two fields of one source are
+compared where the class of the source is found. What needs values of several sources is *late*: a
+rule that uses it is compiled as if it were true, and where that matches, its whole condition is run
+again with what is late computed for this event (``RuleTables.settle``).
 
 Each rule is filed under a *cover*: predicates of which at least one is true whenever the condition
 holds (an access predicate as in Fabret et al., "Filtering algorithms and implementation for very
@@ -27,12 +28,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vedette.core import fields, layout
-from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
+from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value
 from vedette.core.patterns import glob_regex
+from vedette.core.transformers import transform
 from vedette.core.twin import holds
 
 TRUE: Final = 0xFFFFFFFF
@@ -53,7 +55,8 @@ INTS: Final = (
 SELF: Final = 0
 PARENT: Final = 1
 ANY_ANCESTOR: Final = 2
-ANCESTOR: Final = 3  # and above: the n-th distinct index of proc.aname
+ALL_ANCESTORS: Final = 3
+ANCESTOR: Final = 4  # and above: the n-th distinct index of proc.aname
 ANCESTOR_ROLES: Final = 16
 LOCAL: Final = 1
 REMOTE: Final = 2
@@ -127,7 +130,46 @@ KINDS: Final = (None, b"file", b"directory", b"ipv4", b"ipv6", b"unix")
 _TYPECHARS: Final = (None, b"f", b"d", b"4", b"6", b"u")
 PROTOCOLS: Final = (None, b"tcp", b"udp", b"icmp", b"raw")
 
-_EXACT: Final = frozenset({"=", "==", "in", "intersects"})
+# Where the values of an index are seen together, so that what is computed from them is known there.
+GROUPS: Final = (
+    "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "late",
+)  # fmt: skip
+# What is not here only Python computes; "late": the ends of a socket have a class each.
+_GROUP_OF_INDEX: Final[dict[str, str]] = {
+    "comm": "image", "exe": "image", "args": "image", "cmdline": "image", "exepath": "image",
+    "argv": "image", "cwd": "cwd",
+    "uid": "numbers", "gid": "numbers", "loginuid": "numbers", "pid": "numbers", "ppid": "numbers",
+    "sid": "numbers",
+    "name": "path", "directory": "path", "filename": "path",
+    "nameraw": "raw", "argpath": "raw", "argfilename": "raw",
+    "openbits": "open", "flags": "open",
+    "login_user": "login", "login_ip": "login", "login_host": "login", "login_line": "login",
+    "login_type": "login", "login_pid": "login",
+    "result": "result", "fd": "fd", "kind": "kind", "ip": "late", "port": "late",
+}  # fmt: skip
+
+# What is made of an index's value: itself; the name of a number; the name of a number of which all
+# that are not negative are one; whether it is negative; one of its bits.
+PLAIN: Final = 0
+NAMED: Final = 1
+NAMED_ERROR: Final = 2
+NEGATIVE: Final = 3
+BIT: Final = 4  # and above
+
+STEPS: Final = (
+    "leaf", "text", "tolower", "toupper", "basename", "b64", "len", "part", "concat", "join",
+    "option",
+)  # fmt: skip
+COMPARISONS: Final = (
+    "=", "!=", "<", "<=", ">", ">=", "contains", "icontains", "startswith", "endswith", "pmatch",
+)  # fmt: skip
+VALUE_BYTES_MAX: Final = 16384
+"""More than any value has that is made of a record and a process."""
+_PROGRAM_BYTES_MAX: Final = 1 << 20
+
+_MIRRORED: Final = {"=": "=", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+_EXACT: Final = frozenset({"=", "in", "uniform"})
 # What the name of a socket (fields.ip_text and a port, twice) can consist of.
 _SOCKNAME_BYTES: Final = frozenset(b"0123456789abcdef.:->")
 
@@ -177,6 +219,8 @@ class TypePlan:
     event    the event parts of the others
     rest     rule of ``event`` -> first node of its process part, or TRUE
     whole    rule of ``event`` that is more than the conjunction of its parts -> first node of all
+    late     rule of late predicates -> first node of all, the late ones included
+    late_words, late_vector   what that needs besides
     """
 
     words: set[str] = field(default_factory=set)
@@ -185,6 +229,51 @@ class TypePlan:
     event: PartPlan = field(default_factory=PartPlan)
     rest: dict[int, int] = field(default_factory=dict)
     whole: dict[int, int] = field(default_factory=dict)
+    late: dict[int, int] = field(default_factory=dict)
+    late_words: set[str] = field(default_factory=set)
+    late_vector: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A value that something is computed from.
+
+    index  of BYTES or INTS; "argv": the arguments, each ended by NUL
+    role   whose, or which end's; SELF where the group says it
+    how    PLAIN, NAMED, …
+    names  number -> name, sorted
+    """
+
+    index: str
+    role: int = SELF
+    how: int = PLAIN
+    names: tuple[tuple[int, bytes], ...] = ()
+
+
+Step = tuple[str, int | bytes]
+"""One of STEPS and what it takes: a leaf's number, a text, how many operands, which part, which
+option's letter, or 0.
+
+Steps leave their result on a stack, where the next ones find it.
+"""
+
+
+@dataclass(slots=True)
+class Computed:
+    """A value that is computed, and what becomes of it.
+
+    group    of GROUPS: where its leaves' values are seen together
+    steps    how it is computed
+    index    the index of the value; "": it is compared with the other one
+    op, other, predicate   of COMPARISONS, how the other value is computed, what is true if it holds
+    """
+
+    group: str
+    steps: tuple[Step, ...]
+    index: str = ""
+    op: str = ""
+    other: tuple[Step, ...] = ()
+    predicate: int = 0
 
 
 @dataclass(slots=True)
@@ -194,12 +283,17 @@ class Plan:
     predicates  each once; a predicate's number is its place
     roles       by predicate
     code        (predicate, next if true, next if false); TRUE and FALSE end it
-    literals    index of BYTES -> (kind, literal, predicate)
-    patterns    index of BYTES -> (predicate, regular expression of the whole value)
-    opaque      index of BYTES -> (predicate, operator, constants): compared one by one
-    points, ranges, always   index of INTS -> as core.index.int_index_build takes them
-    confirmed   rules of transformers, functions or comparisons of two fields: their code holds
-                whenever they match, and a match is confirmed by evaluating the whole condition
+    bytes, ints  the names of all indexes: BYTES and INTS, and those of computed values
+    literals    index of bytes -> (kind, literal, predicate)
+    patterns    index of bytes -> (predicate, regular expression of the whole value)
+    points, ranges, always   index of ints -> as core.index.int_index_build takes them
+    leaves      what values are computed from
+    computed    the computed values
+    late        predicate -> place in ``computed``
+    settled     rules that have late predicates on some event type
+    in_python   rules whose condition only Python can evaluate (a pattern that comes from a field,
+                values beyond any bound): their code holds whenever they match, and then they are
+                evaluated
     ancestors   the distinct indices (>= 2) of proc.aname, in the order of their roles
     """
 
@@ -208,11 +302,16 @@ class Plan:
     code: list[tuple[int, int, int]] = field(default_factory=list)
     literals: dict[str, list[tuple[str, bytes, int]]] = field(default_factory=dict)
     patterns: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
-    opaque: dict[str, list[tuple[int, str, tuple[Value, ...]]]] = field(default_factory=dict)
     points: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     ranges: dict[str, list[tuple[int | None, int | None, int]]] = field(default_factory=dict)
     always: dict[str, list[int]] = field(default_factory=dict)
-    confirmed: set[int] = field(default_factory=set)
+    bytes: list[str] = field(default_factory=lambda: list(BYTES))
+    ints: list[str] = field(default_factory=lambda: list(INTS))
+    leaves: list[Leaf] = field(default_factory=list)
+    computed: list[Computed] = field(default_factory=list)
+    late: dict[int, int] = field(default_factory=dict)
+    settled: set[int] = field(default_factory=set)
+    in_python: set[int] = field(default_factory=set)
     ancestors: list[int] = field(default_factory=list)
     types: dict[int, TypePlan] = field(default_factory=dict)
 
@@ -238,6 +337,9 @@ class _Compiler:
         self.costs: list[int] = []
         self.codes: dict[Expr, int] = {}
         self.filed: Counter[int] = Counter()
+        self.leaf_numbers: dict[Leaf, int] = {}
+        self.computed_numbers: dict[tuple[str, tuple[Step, ...]], int] = {}
+        self.python: set[int] = set()
 
     # Specialisation: bool for what the type decides, else a tree of what remains.
 
@@ -265,8 +367,7 @@ class _Compiler:
 
     def specialise_predicate(self, node: Predicate, name: bytes) -> Expr | bool:
         if not node.is_plain:
-            # Left in the tree, for add_rule to take for true; another event type cannot have it.
-            return node if name.decode() in fields.lookup(node.field).events else False
+            return self.specialise_computed(node, name)
         known = node.field.name
         if known == "evt.type":
             return holds(node.op, name, node.values)
@@ -276,12 +377,98 @@ class _Compiler:
         described = fields.FIELDS[known]
         if name.decode() not in described.events:
             return False
-        multiple = described.multiple and node.field.arg is None
-        if node.op == "!=" and not multiple:
-            # A present value that is not equal: both parts are shared with other rules.
-            equal = Predicate(node.field, "=", node.values)
-            return And((Predicate(node.field, "exists"), Not(equal)))
-        return node
+        if node.op != "!=":
+            return node
+        # A present value that is not equal: both parts are shared with other rules, and nothing
+        # is filed that is true of nearly all values.
+        equal = "="
+        if described.multiple and node.field.arg is None:
+            if known != "proc.aname":
+                letters = (known.replace("fd.", "fd.l"), known.replace("fd.", "fd.r"))
+                ends = [Predicate(FieldRef(letter), "!=", node.values) for letter in letters]
+                return self.specialise(Or(tuple(ends)), name)
+            # One differs where there is one, unless all are that one.
+            equal = "uniform"
+        is_equal = Predicate(node.field, equal, node.values)
+        return And((Predicate(node.field, "exists"), Not(is_equal)))
+
+    def specialise_computed(self, node: Predicate, name: bytes) -> Expr | bool:
+        """What is left of a predicate that is computed, once what the type decides is put in."""
+        left = self.fold(node.field, name)
+        if left is None:
+            return False
+        values: list[Value] = []
+        for value in node.values:
+            if isinstance(value, FieldRef):
+                found = self.fold(value, name)
+                if found is None:
+                    return False
+                if isinstance(found, bytes):
+                    found = found.lower() if node.op == "icontains" else found
+                    found = found.rstrip(b"/") if node.op == "pmatch" else found
+                value = found
+            values.append(value)
+        is_compared = any(isinstance(value, FieldRef) for value in values)
+        if not isinstance(left, FieldRef):
+            if not is_compared:
+                return holds(node.op, left, tuple(values))
+            (right,) = values
+            assert isinstance(right, FieldRef)
+            if node.op in _MIRRORED:
+                mirrored = Predicate(right, _MIRRORED[node.op], (left,))
+                return self.specialise_predicate(mirrored, name)
+            assert isinstance(left, bytes)
+            left = FieldRef("concat", operands=(left,))
+        made = Predicate(left, node.op, tuple(values))
+        if made.is_plain:
+            return self.specialise_predicate(made, name)
+        if made.op == "!=" and not is_compared:
+            return And((Predicate(left, "exists"), Not(replace(made, op="="))))
+        return made
+
+    def fold(self, ref: FieldRef, name: bytes) -> FieldRef | bytes | int | None:
+        """A reference with what the event type decides put in; None: it is missing there."""
+        found: FieldRef | bytes | int | None
+        if ref.operands:
+            operands: list[Operand] = []
+            for operand in ref.operands:
+                here = self.fold_operand(operand, name)
+                if here is None:
+                    return None
+                operands.append(here)
+            found = replace(ref, operands=tuple(operands), transformers=())
+            texts = _flat(operands)
+            known = [text for text in texts if isinstance(text, bytes)]
+            if len(known) == len(texts) and ref.name != "getopt":
+                found = known[0].join(known[1:]) if ref.name == "join" else b"".join(known)
+        elif ref.name == "evt.type":
+            found = name
+        elif ref.name in self.constants:
+            found = self.constants[ref.name]
+        elif name.decode() not in fields.FIELDS[ref.name].events:
+            found = None
+        else:
+            found = replace(ref, transformers=())
+        if isinstance(found, FieldRef):
+            return replace(found, transformers=ref.transformers)
+        for transformer in ref.transformers:
+            found = transform(transformer, found) if isinstance(found, bytes) else None
+        return found
+
+    def fold_operand(self, operand: Operand, name: bytes) -> Operand | None:
+        if isinstance(operand, bytes):
+            return operand
+        if isinstance(operand, tuple):
+            items: list[Operand] = []
+            for item in operand:
+                here = self.fold_operand(item, name)
+                if here is None:
+                    return None
+                items.append(here)
+            return tuple(items)
+        found = self.fold(operand, name)
+        assert not isinstance(found, int), "operands are texts"
+        return found
 
     # Predicates
 
@@ -296,8 +483,18 @@ class _Compiler:
 
     def place(self, predicate: Predicate, number: int) -> None:
         ref = predicate.field
+        if not predicate.is_plain and (
+            ref.operands
+            or ref.arg is not None
+            or _PLACES[ref.name][0] in BYTES
+            or any(isinstance(value, FieldRef) for value in predicate.values)
+        ):
+            self.place_computed(predicate, number)
+            return
         if ref.name == "proc.aname":
             index, role = "comm", self.ancestor_role(ref)
+            if predicate.op == "uniform":
+                role = ALL_ANCESTORS
         else:
             try:
                 index, role = _PLACES[ref.name]
@@ -306,9 +503,130 @@ class _Compiler:
         self.plan.roles.append(role)
         self.word.append(_WORD_OF_INDEX.get(index))
         if index in INTS:
-            self.place_int(index, ref.name, predicate, number)
+            self.costs.append(self.place_int(index, ref.name, predicate, number))
         else:
             self.place_bytes(index, predicate, number)
+
+    # Computed values
+
+    def place_computed(self, predicate: Predicate, number: int) -> None:
+        """File a predicate on a value that is computed, or a comparison of two values."""
+        left: list[Step] = []
+        right: list[Step] = []
+        leaves = self.steps_of(predicate.field, left)
+        for value in predicate.values:
+            if isinstance(value, FieldRef):
+                leaves += self.steps_of(value, right)
+        groups = {_GROUP_OF_INDEX.get(leaf.index) for leaf in leaves}
+        roles = {leaf.role for leaf in leaves}
+        group = "late"
+        if len(groups) == 1 and len(roles) == 1:
+            group = groups.pop() or group
+        role = SELF
+        if group == "image":
+            # Whose image it is says the predicate; what is computed is the same for all.
+            (role,) = roles
+            leaves = [replace(leaf, role=SELF) for leaf in leaves]
+        refs = [predicate.field, *(v for v in predicate.values if isinstance(v, FieldRef))]
+        if (
+            (right and predicate.op in ("glob", "iglob"))
+            or None in groups
+            or any(_is_of_lists(ref) for ref in refs)
+            or not _fits(left, right)
+        ):
+            group = "late"
+            self.python.add(number)
+        self.plan.roles.append(role)
+        word = None if group in ("image", "cwd", "numbers", "late") else group
+        self.word.append(word)
+        self.costs.append(50)
+        if number in self.python:
+            self.plan.late[number] = 0
+            return
+        numbers = iter([self.leaf_number(leaf) for leaf in leaves])
+        steps = tuple((name, next(numbers) if name == "leaf" else arg) for name, arg in left)
+        other = tuple((name, next(numbers) if name == "leaf" else arg) for name, arg in right)
+        if right:
+            place = len(self.plan.computed)
+            self.plan.computed.append(Computed(group, steps, "", predicate.op, other, number))
+        else:
+            place = self.indexed(group, steps, predicate)
+            index = self.plan.computed[place].index
+            if index in self.plan.ints:
+                self.costs[-1] = self.place_number(index, predicate, number)
+            else:
+                self.costs[-1] = self.place_literals(index, predicate, number)
+        if group == "late":
+            self.plan.late[number] = place
+
+    def indexed(self, group: str, steps: tuple[Step, ...], predicate: Predicate) -> int:
+        """The computed value of these steps that has an index."""
+        place = self.computed_numbers.get((group, steps))
+        if place is None:
+            place = self.computed_numbers[group, steps] = len(self.plan.computed)
+            plain = replace(predicate.field, arg=None)
+            name = f"{plain} [{place}]"
+            names = self.plan.ints if steps[-1][0] == "len" else self.plan.bytes
+            names.append(name)
+            self.plan.computed.append(Computed(group, steps, name))
+        return place
+
+    def steps_of(self, ref: FieldRef, steps: list[Step]) -> list[Leaf]:
+        """Append how a reference is computed, with 0 for every leaf's number; return the leaves."""
+        leaves: list[Leaf] = []
+        if ref.operands:
+            items = _flat(ref.operands)
+            for item in items:
+                if ref.name == "getopt" and item == FieldRef("proc.args"):
+                    leaves.append(Leaf("argv"))
+                    steps.append(("leaf", 0))
+                elif isinstance(item, FieldRef):
+                    leaves += self.steps_of(item, steps)
+                else:
+                    assert isinstance(item, bytes)
+                    steps.append(("text", item))
+            if ref.name == "getopt":
+                letter = (ref.arg or "").encode()
+                steps.append(("option", letter[0] if len(letter) == 1 else 256))
+            else:
+                steps.append((ref.name, len(items)))
+        else:
+            leaves.append(self.leaf(ref))
+            steps.append(("leaf", 0))
+            if ref.name == "proc.args" and ref.arg is not None:
+                steps.append(("part", int(ref.arg) + 1))
+        steps.extend((transformer, 0) for transformer in ref.transformers)
+        return leaves
+
+    def leaf(self, ref: FieldRef) -> Leaf:
+        try:
+            index, role = _PLACES[ref.name]
+        except KeyError:
+            raise UnsupportedRule(f"field {ref} is not in the rule tables") from None
+        name = ref.name
+        if name == "proc.args" and ref.arg is not None:
+            return Leaf("argv", role)
+        if name in ("user.name", "user.loginname"):
+            return Leaf(index, role, NAMED, tuple(sorted(self.users.items())))
+        if name == "group.name":
+            return Leaf(index, role, NAMED, tuple(sorted(self.groups.items())))
+        if name == "evt.res":
+            named = {-error: text for error, text in fields.ERRNO_NAMES.items()}
+            return Leaf(index, role, NAMED_ERROR, tuple(sorted({**named, 0: b"SUCCESS"}.items())))
+        if name == "evt.failed":
+            return Leaf(index, role, NEGATIVE)
+        if name.startswith("evt.is_open_"):
+            return Leaf(index, role, BIT + _OPEN_BITS.index(name))
+        if name in ("fd.type", "fd.typechar", "fd.l4proto"):
+            return Leaf(index, role, NAMED, tuple(_kind_names(name)))
+        return Leaf(index, role)
+
+    def leaf_number(self, leaf: Leaf) -> int:
+        number = self.leaf_numbers.get(leaf)
+        if number is None:
+            number = self.leaf_numbers[leaf] = len(self.plan.leaves)
+            self.plan.leaves.append(leaf)
+        return number
 
     def ancestor_role(self, ref: FieldRef) -> int:
         if ref.arg is None:
@@ -362,16 +680,16 @@ class _Compiler:
             regex = _literal(predicate.values[0])
             self.plan.patterns.setdefault(index, []).append((number, regex))
             return 50
-        self.plan.opaque.setdefault(index, []).append((number, op, predicate.values))
-        return 50
+        raise UnsupportedRule(f"operator {op} on {predicate.field}")
 
-    def place_int(self, index: str, name: str, predicate: Predicate, number: int) -> None:
-        plan = self.plan
-        points = plan.points.setdefault(index, {})
-        ranges = plan.ranges.setdefault(index, [])
-        always = plan.always.setdefault(index, [])
+    def place_int(self, index: str, name: str, predicate: Predicate, number: int) -> int:
+        """File a predicate on a number, or on a name that goes with it; return its cost."""
+        points = self.plan.points.setdefault(index, {})
+        ranges = self.plan.ranges.setdefault(index, [])
 
         def accepts(value: bytes | int | None) -> bool:
+            for transformer in predicate.field.transformers:
+                value = transform(transformer, value) if isinstance(value, bytes) else None
             return value is not None and holds(predicate.op, value, predicate.values)
 
         def points_of(values: Iterable[tuple[int, bytes | int | None]]) -> None:
@@ -379,7 +697,6 @@ class _Compiler:
                 if accepts(value):
                     points.setdefault(key, []).append(number)
 
-        self.costs.append(3)
         if name in ("user.name", "user.loginname"):
             points_of(self.users.items())
         elif name == "group.name":
@@ -388,58 +705,48 @@ class _Compiler:
             points_of((-error, text) for error, text in fields.ERRNO_NAMES.items())
             if accepts(b"SUCCESS"):
                 ranges.append((0, None, number))
-                self.costs[-1] = 500
+                return 500
         elif name == "evt.failed":
             if accepts(1):
                 ranges.append((None, -1, number))
             if accepts(0):
                 ranges.append((0, None, number))
-                self.costs[-1] = 500
+                return 500
         elif name in ("fd.type", "fd.typechar", "fd.l4proto"):
-            for protocol in range(len(PROTOCOLS)):
-                table = {"fd.type": KINDS, "fd.typechar": _TYPECHARS}.get(name)
-                points_of(
-                    (kind | protocol << 8, table[kind] if table else PROTOCOLS[protocol])
-                    for kind in range(len(KINDS))
-                )
-            self.costs[-1] = 100
-        elif name.startswith("evt.is_open_"):
-            bit = ("evt.is_open_read", "evt.is_open_write", "evt.is_open_create").index(name)
+            points_of(_kind_names(name))
+            return 100
+        elif name in _OPEN_BITS:
+            bit = _OPEN_BITS.index(name)
             points_of((bits, bits >> bit & 1) for bits in range(8))
-            self.costs[-1] = 100
+            return 100
         else:
-            self.place_number(points, ranges, always, predicate, number)
+            return self.place_number(index, predicate, number)
+        return 3
 
-    def place_number(
-        self,
-        points: dict[int, list[int]],
-        ranges: list[tuple[int | None, int | None, int]],
-        always: list[int],
-        predicate: Predicate,
-        number: int,
-    ) -> None:
+    def place_number(self, index: str, predicate: Predicate, number: int) -> int:
+        points = self.plan.points.setdefault(index, {})
+        ranges = self.plan.ranges.setdefault(index, [])
+        always = self.plan.always.setdefault(index, [])
         op = predicate.op
         values = [_integer(value) for value in predicate.values]
         if op == "exists":
             always.append(number)
-            self.costs[-1] = 1000
-            return
+            return 1000
         if op in _EXACT:
             for value in set(values):
                 points.setdefault(value, []).append(number)
-            return
-        self.costs[-1] = 300
+            return 3
         (value,) = values
-        low_high: dict[str, list[tuple[int | None, int | None]]] = {
-            "<": [(None, value - 1)],
-            "<=": [(None, value)],
-            ">": [(value + 1, None)],
-            ">=": [(value, None)],
-            "!=": [(None, value - 1), (value + 1, None)],
+        low_high: dict[str, tuple[int | None, int | None]] = {
+            "<": (None, value - 1),
+            "<=": (None, value),
+            ">": (value + 1, None),
+            ">=": (value, None),
         }
         if op not in low_high:
             raise UnsupportedRule(f"operator {op} on the number {predicate.field}")
-        ranges.extend((low, high, number) for low, high in low_high[op])
+        ranges.append((*low_high[op], number))
+        return 300
 
     # Code and covers
 
@@ -490,6 +797,9 @@ class _Compiler:
     def is_event(self, predicate: Predicate) -> bool:
         return self.word[self.number(predicate)] is not None
 
+    def is_late(self, predicate: Predicate) -> bool:
+        return self.number(predicate) in self.plan.late
+
     def relax(
         self, node: Expr, keep: Callable[[Predicate], bool], positive: bool = True
     ) -> Expr | bool:
@@ -538,12 +848,12 @@ class _Compiler:
     def add_rule(self, rule: int, condition: Expr) -> None:
         for number, name in _TYPE_NAMES:
             rest = self.specialise(condition, name)
-            if not isinstance(rest, bool) and not all(leaf.is_plain for leaf in _leaves(rest)):
-                self.plan.confirmed.add(rule)
-                rest = self.relax(rest, lambda leaf: leaf.is_plain)
             if rest is False:
                 continue
             plan = self.plan.types.setdefault(number, TypePlan())
+            if not isinstance(rest, bool) and any(self.is_late(leaf) for leaf in _leaves(rest)):
+                self.add_late(plan, rule, rest)
+                rest = self.relax(rest, lambda leaf: not self.is_late(leaf))
             if isinstance(rest, bool):
                 plan.process.always.append(rule)
                 continue
@@ -564,8 +874,80 @@ class _Compiler:
                 else:
                     plan.words.add(word)
 
+    def add_late(self, plan: TypePlan, rule: int, condition: Expr) -> None:
+        """Note how a rule with late predicates is settled."""
+        if any(self.number(leaf) in self.python for leaf in _leaves(condition)):
+            self.plan.in_python.add(rule)
+        compiled = self.relax(condition, lambda leaf: self.number(leaf) not in self.python)
+        if isinstance(compiled, bool):
+            return
+        plan.late[rule] = self.emit(compiled)
+        self.plan.settled.add(rule)
+        for leaf in _leaves(compiled):
+            word = self.word[self.number(leaf)]
+            if word is not None:
+                plan.late_words.add(word)
+            elif not self.is_late(leaf):
+                plan.late_vector = True
+
+
+_OPEN_BITS: Final = ("evt.is_open_read", "evt.is_open_write", "evt.is_open_create")
+
+
+def _kind_names(name: str) -> Iterable[tuple[int, bytes]]:
+    """The names of fd.type, fd.typechar or fd.l4proto, by kind | protocol << 8, sorted."""
+    table = {"fd.type": KINDS, "fd.typechar": _TYPECHARS}.get(name)
+    for protocol in range(len(PROTOCOLS)):
+        for kind in range(len(KINDS)):
+            found = table[kind] if table else PROTOCOLS[protocol]
+            if found is not None:
+                yield kind | protocol << 8, found
+
+
+def program_bytes(steps: Iterable[Step]) -> tuple[int, int]:
+    """How many bytes the results of a program's steps take at most, and how deep its stack gets."""
+    stack: list[int] = []
+    used = depth = 0
+    for name, arg in steps:
+        if name == "leaf":
+            stack.append(VALUE_BYTES_MAX)
+        elif name == "text":
+            assert isinstance(arg, bytes)
+            stack.append(len(arg))
+        elif name in ("concat", "join"):
+            assert isinstance(arg, int)
+            operands = stack[-arg:]
+            del stack[-arg:]
+            size = sum(operands)
+            if name == "join":
+                size += operands[0] * arg
+            stack.append(size)
+            used += size
+        elif name == "option":
+            del stack[-2:]
+            stack.append(VALUE_BYTES_MAX)
+        elif name in ("tolower", "toupper", "b64"):
+            used += stack[-1]
+        depth = max(depth, len(stack))
+    return used + sum(stack), depth
+
+
+def _is_of_lists(ref: FieldRef) -> bool:
+    """Whether a reference is of getopt() with a list: as its value, or to look for options in."""
+    if ref.name == "getopt" and ref.operands:
+        return ref.arg is None or isinstance(ref.operands[0], tuple)
+    return any(isinstance(item, FieldRef) and _is_of_lists(item) for item in _flat(ref.operands))
+
+
+def _fits(left: list[Step], right: list[Step]) -> bool:
+    return program_bytes(left)[0] + program_bytes(right)[0] <= _PROGRAM_BYTES_MAX
+
 
 _TYPE_NAMES: Final = tuple((number, name.encode()) for name, number in layout.TYPES.items())
+
+
+def _flat(operands: Iterable[Operand]) -> list[Operand]:
+    return [one for item in operands for one in (item if isinstance(item, tuple) else (item,))]
 
 
 def _leaves(node: Expr) -> Iterable[Predicate]:

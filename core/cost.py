@@ -111,8 +111,6 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
         filed[index] += len({predicate for _, _, predicate in entries})
     for index, patterns in tables.plan.patterns.items():
         filed[index] += len(patterns)
-    for index, opaque in tables.plan.opaque.items():
-        filed[index] += len(opaque)
     for index, points in tables.plan.points.items():
         numbers = {predicate for found in points.values() for predicate in found}
         numbers.update(predicate for _, _, predicate in tables.plan.ranges.get(index, ()))

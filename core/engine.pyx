@@ -400,6 +400,8 @@ cdef class Engine:
         elif h.type >= VEDETTE_CHDIR and h.result == 0:
             self._chdir(slot, <const vedette_chdir*>h)
         row = self.tables.judge(procs, slot, h)
+        if row != 0:
+            row = self.tables.settle(procs, slot, h, row)
         failed = row != 0 and self._report(slot, h, row) != 0
         if h.type == VEDETTE_PROCEXIT:
             slot = pt_find(procs, h.pid)

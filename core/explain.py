@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vedette.core import layout
-from vedette.core.compile import BYTES, Plan, TypePlan, compile_rules
+from vedette.core.compile import Plan, TypePlan, compile_rules
 from vedette.core.condition import condition_text
 from vedette.core.expr import Predicate, predicates
 from vedette.core.rules import Rule
@@ -110,13 +110,11 @@ def _filed(plan: Plan) -> dict[int, list[tuple[str, str]]]:
         if index != "sockname" and (index, kind) not in found:
             found.append((index, kind))
 
-    for index in BYTES:
+    for index in plan.bytes:
         for kind, _, predicate in plan.literals.get(index, ()):
             note(predicate, index, kind)
         for predicate, _ in plan.patterns.get(index, ()):
             note(predicate, index, "pattern")
-        for predicate, _, _ in plan.opaque.get(index, ()):
-            note(predicate, index, "opaque")
     for index, points in plan.points.items():
         for found in points.values():
             for predicate in found:

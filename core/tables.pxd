@@ -72,9 +72,49 @@ cdef struct TypeCode:
     bint vector
     Part process                # rules that ask about the process alone
     Part event                  # the event parts of the others
+    uint32_t* late              # by rule: first node of all, late ones too; compile.TRUE: it has none
+    uint32_t late_words         # what those need besides
+    bint late_vector
     uint32_t* rest              # by rule of event: first node of its process part, or compile.TRUE
     uint32_t* whole             # by rule of event: first node of all; compile.TRUE: its parts decide
     uint32_t* by_vector         # by row of a process: row + 1 of the rules of process, 0: not known
+
+# A value that rules are computed from or compared with.
+cdef struct Value:
+    int kind                    # VALUE_*
+    uint32_t size
+    const uint8_t* data
+    int64_t number
+
+# A value that others are computed from: compile.Leaf.
+cdef struct Leaf:
+    uint32_t index              # of bytes, or of ints where is_number
+    bint is_number
+    uint32_t role
+    uint32_t how                # compile.PLAIN and so on
+    uint32_t names
+    int64_t* keys               # sorted
+    uint32_t* starts            # by key, and one more: into texts
+    uint8_t* texts
+    uint64_t epoch              # the settling that value belongs to
+    Value value
+
+cdef struct Step:
+    uint32_t op                 # place in compile.STEPS
+    uint32_t arg                # a leaf, a count, or the place of a text
+    uint32_t size               # of a text
+
+# A value that is computed: compile.Computed.
+cdef struct Computed:
+    uint32_t start              # of its steps
+    uint32_t count
+    uint32_t other_start
+    uint32_t other_count        # 0: it has an index
+    uint32_t op                 # place in compile.COMPARISONS
+    uint32_t predicate
+    uint32_t index
+    bint is_number              # which kind of index
+    uint64_t epoch              # the settling that it was last computed for
 
 cdef struct OpenMemo:
     uint32_t flags
@@ -83,9 +123,36 @@ cdef struct OpenMemo:
 cdef struct Tables:
     Heap* heap
     HashKey hash_key
-    BytesIndex bytes_index[19]
-    IntIndex int_index[13]
-    uint32_t opaque             # bit by bytes index: it has predicates that need Python
+    BytesIndex* bytes_index     # those of compile.BYTES, then those of computed values
+    IntIndex* int_index
+    uint32_t bytes_count
+    uint32_t ints_count
+    uint8_t* has_patterns       # by bytes index
+    uint32_t own_bytes          # how many compile.BYTES has, and compile.INTS
+    uint32_t own_ints
+    Value* seen                 # by index of compile.BYTES: what is being classed; then argv
+    Value* seen_number
+    Leaf* leaves
+    uint32_t leaf_count
+    Step* steps
+    uint32_t step_count
+    uint8_t* texts              # what steps push
+    size_t texts_size
+    Computed* computed          # those of a group lie together
+    uint32_t computed_count
+    uint32_t groups[12]         # by group, and one more: into computed
+    uint32_t* late_of           # by predicate: place in computed + 1; 0: it is not late
+    Value* stack
+    size_t stack_size
+    uint8_t* arena              # results of steps
+    size_t arena_size
+    size_t arena_used
+    uint8_t* leaf_bytes         # VALUE_BYTES_MAX for each leaf, where there is anything late
+    uint64_t settled            # events that were settled; names a settling
+    ProcTable* late_table       # what is being settled
+    uint32_t late_slot
+    const vedette_header* late_record
+    bint match_failed           # a pattern could not be asked: what was found since is forgotten
     uint8_t* roles              # by predicate
     uint32_t predicates
     uint32_t rules
@@ -123,10 +190,11 @@ cdef struct Tables:
     uint64_t cut_misses
     uint64_t verdict_misses
     uint64_t rules_evaluated
-    uint64_t opaque_errors
+    uint64_t pattern_errors
+    uint64_t settled_rules      # code runs with late predicates
     bint profile                # measure the slow paths: the next four
-    uint64_t index_calls[32]    # by bytes index, then by int index
-    uint64_t index_ns[32]
+    uint64_t* index_calls       # by bytes index, then by int index
+    uint64_t* index_ns
     uint64_t* rule_runs         # by rule: how often its code was run, and for how long
     uint64_t* rule_ns
     uint8_t* scratch            # the key that is looked up
@@ -137,31 +205,46 @@ cdef struct Tables:
 cdef class RuleTables:
     cdef Tables t
     cdef Heap own_heap
-    cdef list opaque            # by bytes index: (predicate, operator, constants)
     cdef list patterns          # by bytes index: (RE2 set, (predicate, regex) by place) or None
     cdef readonly object plan
-    cdef dict confirmed         # rule -> its condition, of rules that Python confirms
+    cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate
     cdef object view            # (record, process) -> fields.EventView
-    cdef bint first_confirmed   # of the confirmed rules only the first is reported
+    cdef bint first_settled     # of the settled rules only the first is reported
     cdef readonly uint64_t refuted
     cdef uint64_t look_ahead(self, const vedette_header* h) noexcept nogil
     cdef void look_closer(self, const vedette_header* h, uint64_t hashed) noexcept nogil
     cdef int _pack_code(self, plan) except -1
     cdef void _free(self) noexcept
     cdef void _new_epoch(self) noexcept nogil
-    cdef void _match_opaque(self, int index, const uint8_t* value, size_t size) noexcept with gil
+    cdef int _pack_computed(self, plan) except -1
+    cdef void _free_computed(self) noexcept
+    cdef void _match_patterns(self, int index, const uint8_t* value, size_t size, Hits* hits) noexcept with gil
+    cdef void _match_to(self, int index, const uint8_t* value, size_t size, Hits* hits) noexcept nogil
+    cdef void _match_int_to(self, int index, int64_t value, Hits* hits) noexcept nogil
     cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil
     cdef void _match_int(self, int index, int64_t value) noexcept nogil
+    cdef void _begin(self) noexcept nogil
+    cdef uint32_t _class_row(self, int group) noexcept nogil
+    cdef void _compute(self, Computed* computed, bint late, Hits* hits) noexcept nogil
+    cdef void _run_steps(self, uint32_t start, uint32_t count, bint late, Value* result) noexcept nogil
+    cdef void _leaf(self, Leaf* leaf, bint late, Value* result) noexcept nogil
+    cdef void _fetch(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil
+    cdef void _fetch_path(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil
+    cdef bint _run_late(self, uint32_t at) noexcept nogil
+    cdef uint32_t settle(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t row) noexcept nogil
+    cdef int _event_rows(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t words, uint32_t* key) noexcept nogil
     cdef bint _run_rule(self, uint32_t rule, uint32_t at) noexcept nogil
     cdef uint32_t _image_row(self, Image* image) noexcept nogil
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil
     cdef uint32_t _lineage(self, ProcTable* table, uint32_t slot) noexcept nogil
+    cdef bint _is_of_all(self, const uint32_t* rows, const bint* named, uint32_t depth, uint32_t predicate) noexcept nogil
     cdef uint32_t _walk(self, ProcTable* table, uint32_t slot, uint32_t cwd_row, uint32_t numbers_row) noexcept nogil
     cdef uint32_t _vector(self, ProcTable* table, uint32_t slot) noexcept nogil
     cdef uint32_t _number_row(self, int small, int index, int64_t value) noexcept nogil
     cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil
     cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil
-    cdef uint32_t _open_path_row(self, const ProcTable* table, uint32_t slot, const vedette_open* r) noexcept nogil
+    cdef int _open_path(self, const ProcTable* table, uint32_t slot, const vedette_open* r, const uint8_t** key, size_t* size) noexcept nogil
+    cdef size_t _socket_path(self, const vedette_sock* r, uint8_t* target) noexcept nogil
     cdef uint32_t _raw_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil
     cdef uint32_t _filtered_row(self, uint32_t roles) noexcept nogil
     cdef uint32_t _ip_row(self, const End* end) noexcept nogil

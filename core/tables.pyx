@@ -22,7 +22,14 @@ from vedette.core import compile as plans
 from vedette.core import patterns
 from vedette.core.fields import EventView
 from vedette.core.records import decode
-from vedette.core.twin import evaluate, holds
+from vedette.core.twin import evaluate
+
+cdef extern from *:
+    """
+    /* glibc declares it for GNU sources only (memmem(3)). */
+    extern void *memmem(const void *, size_t, const void *, size_t);
+    """
+    void* memmem(const void* haystack, size_t size, const void* needle, size_t needle_size) noexcept nogil
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char* inet_ntop(int family, const void* source, char* target, uint32_t size)
@@ -58,8 +65,6 @@ cdef enum:
     B_LOGIN_HOST = 16
     B_LOGIN_LINE = 17
     B_SOCKNAME = 18
-    BYTES_COUNT = 19
-    INTS_COUNT = 13
     # The order of compile.INTS
     I_RESULT = 0
     I_UID = 1
@@ -88,12 +93,60 @@ cdef enum:
     R_SELF = 0
     R_PARENT = 1
     R_ANY_ANCESTOR = 2
-    R_ANCESTOR = 3
+    R_ALL_ANCESTORS = 3
+    R_ANCESTOR = 4
     END_LOCAL = 1
     END_REMOTE = 2
     END_CLIENT = 4
     END_SERVER = 8
     END_EITHER = 16
+    # The order of compile.GROUPS
+    G_IMAGE = 0
+    G_CWD = 1
+    G_NUMBERS = 2
+    G_PATH = 3
+    G_RAW = 4
+    G_OPEN = 5
+    G_LOGIN = 6
+    G_RESULT = 7
+    G_FD = 8
+    G_KIND = 9
+    GROUP_COUNT = 11
+    # The order of compile.STEPS
+    STEP_LEAF = 0
+    STEP_TEXT = 1
+    STEP_TOLOWER = 2
+    STEP_TOUPPER = 3
+    STEP_BASENAME = 4
+    STEP_B64 = 5
+    STEP_LEN = 6
+    STEP_PART = 7
+    STEP_CONCAT = 8
+    STEP_JOIN = 9
+    STEP_OPTION = 10
+    IMAGE_VALUES = 6            # of compile.BYTES the first five, and the arguments as they are
+    IMAGE_ARGV = 5
+    # The order of compile.COMPARISONS
+    C_EQ = 0
+    C_NE = 1
+    C_LT = 2
+    C_LE = 3
+    C_GT = 4
+    C_GE = 5
+    C_CONTAINS = 6
+    C_ICONTAINS = 7
+    C_STARTSWITH = 8
+    C_ENDSWITH = 9
+    C_PMATCH = 10
+    # What is made of a leaf's number, as in compile.py
+    HOW_PLAIN = 0
+    HOW_NAMED = 1
+    HOW_NAMED_ERROR = 2
+    HOW_NEGATIVE = 3
+    HOW_BIT = 4
+    VALUE_MISSING = 0
+    VALUE_BYTES = 1
+    VALUE_NUMBER = 2
     # Kinds of a path key
     PATH_ABSOLUTE = 0
     PATH_ROOTLESS = 1
@@ -110,6 +163,13 @@ assert plans.BYTES == (
 assert plans.INTS == (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
     "login_type", "login_pid")
+assert plans.GROUPS == (
+    "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "late")
+assert plans.STEPS == (
+    "leaf", "text", "tolower", "toupper", "basename", "b64", "len", "part", "concat", "join", "option")
+assert plans.COMPARISONS == (
+    "=", "!=", "<", "<=", ">", ">=", "contains", "icontains", "startswith", "endswith", "pmatch")
+assert plans.VALUE_BYTES_MAX == SCRATCH_BYTES
 assert plans.WORDS == ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login")
 
 # Numbers that have arrays of rows: SMALL_COUNT words each, in this order.
@@ -429,6 +489,365 @@ cdef size_t _end_text(char* target, const End* end) noexcept nogil:
     return size + 1 + _number_text(target + size + 1, end.port)
 
 
+cdef inline int _open_kind(uint32_t flags) noexcept nogil:
+    """compile.KINDS of what an open gives."""
+    return 2 if flags & O_DIRECTORY and flags & O_TMPFILE != O_TMPFILE else 1
+
+
+cdef inline uint32_t _open_bits(uint32_t flags) noexcept nogil:
+    """Bit by bit: opened for reading, for writing, for creating."""
+    cdef uint32_t access = flags & 3
+    return (access != 1) | (access == 1 or access == 2) << 1 | (
+        flags & O_CREAT != 0 or flags & O_TMPFILE == O_TMPFILE) << 2
+
+
+cdef int _socket_kind_number(const vedette_sock* r) noexcept nogil:
+    """compile.KINDS | compile.PROTOCOLS << 8."""
+    cdef int protocol = 0
+    if r.family == AF_INET or r.family == AF_INET6:
+        if r.socktype == SOCK_RAW:
+            protocol = 4
+        elif r.l4proto == 6:
+            protocol = 1
+        elif r.l4proto == 17:
+            protocol = 2
+        elif r.l4proto == 1 or r.l4proto == 58:
+            protocol = 3
+    return _socket_kind(r) | protocol << 8
+
+
+cdef int64_t _record_fd(const vedette_header* h) noexcept nogil:
+    """fd.num; negative: missing."""
+    if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+        return h.result
+    if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+        return (<const vedette_sock*>h).fd
+    return (<const vedette_write*>h).fd if h.type == VEDETTE_WRITE else -1
+
+
+cdef int _record_kind(const vedette_header* h) noexcept nogil:
+    """compile.KINDS | compile.PROTOCOLS << 8 of what an event's descriptor is of."""
+    if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+        return _open_kind((<const vedette_open*>h).open_flags)
+    if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+        return _socket_kind_number(<const vedette_sock*>h)
+    return 1 if h.type == VEDETTE_WRITE else 0
+
+
+cdef size_t _socket_name(char* text, const End* local, const End* remote,
+                         bint is_connect) noexcept nogil:
+    """fd.name of a socket."""
+    cdef size_t size = 0
+    cdef const End* client = local if is_connect else remote
+    cdef const End* server = remote if is_connect else local
+    if client.size:
+        size = _end_text(text, client)
+        text[size] = 45
+        text[size + 1] = 62
+        size += 2
+    return size + _end_text(text + size, server)
+
+
+cdef const uint8_t* _login_data(const vedette_write* r) noexcept nogil:
+    """The struct utmp that a write to btmp or wtmp wrote, else NULL."""
+    cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_write)
+    cdef size_t start = r.path_len
+    if r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_DATA_FAULT) or r.data_len < UTMP_BYTES:
+        return NULL
+    while start > 0 and path[start - 1] != 47:
+        start -= 1
+    if r.path_len - start != 4 or (memcmp(path + start, b"btmp", 4) != 0
+                                   and memcmp(path + start, b"wtmp", 4) != 0):
+        return NULL
+    return path + r.path_len
+
+
+cdef inline int64_t _login_type(const uint8_t* data) noexcept nogil:
+    cdef int16_t kind
+    memcpy(&kind, data, 2)
+    return kind
+
+
+cdef inline int64_t _login_pid(const uint8_t* data) noexcept nogil:
+    cdef int32_t pid
+    memcpy(&pid, data + 4, 4)
+    return pid
+
+
+cdef inline int64_t _loginuid(const Proc* p) noexcept nogil:
+    """user.loginuid: -1 where nobody logged in."""
+    return -1 if ~p.loginuid == 0 else <int64_t>p.loginuid
+
+
+cdef uint32_t _login_ip_size(const uint8_t* data) noexcept nogil:
+    """How long login.ip is (4 or 16; 0: missing); it is 348 bytes into the struct."""
+    cdef uint32_t word[4]
+    memcpy(word, data + 348, 16)
+    if word[1] | word[2] | word[3]:
+        return 16
+    return 4 if word[0] else 0
+
+
+# Values that are computed
+
+cdef inline void _set_bytes(Value* value, const uint8_t* data, size_t size) noexcept nogil:
+    value.kind = VALUE_BYTES
+    value.data = data
+    value.size = <uint32_t>size
+
+
+cdef inline void _set_number(Value* value, int64_t number) noexcept nogil:
+    value.kind = VALUE_NUMBER
+    value.number = number
+
+
+cdef size_t _cwd_text(uint8_t* target, const Text* cwd) noexcept nogil:
+    """proc.cwd: with a slash at its end."""
+    cdef size_t size = cwd.size
+    memcpy(target, cwd.data, size)
+    if size == 0 or target[size - 1] != 47:
+        target[size] = 47
+        size += 1
+    return size
+
+
+cdef void _image_values(Image* image, uint8_t* text, Value* values) noexcept nogil:
+    """comm, exe, args, cmdline, exepath and argv of an image, in this order; text: SCRATCH_BYTES."""
+    cdef const uint8_t* path = image.data
+    cdef const uint8_t* args = path + (image.path_len if image.path_len > 0 else 0)
+    cdef const uint8_t* end
+    cdef size_t size
+    cdef size_t first
+    cdef size_t at = 0
+    cdef size_t i
+    for i in range(IMAGE_VALUES):
+        values[i].kind = VALUE_MISSING
+    if image.comm_len >= 0:
+        _set_bytes(&values[B_COMM], image.comm, image.comm_len)
+    if image.path_len >= 0:
+        _set_bytes(&values[B_EXEPATH], path, image.path_len)
+    if image.args_len < 0:
+        return
+    size = image.args_len
+    _set_bytes(&values[IMAGE_ARGV], args, size)
+    if size > 0 and args[size - 1] == 0:
+        size -= 1
+    first = size
+    if image.args_len > 0:
+        end = <const uint8_t*>memchr(args, 0, size)
+        if end != NULL:
+            first = end - args
+        _set_bytes(&values[B_EXE], args, first)
+    if image.comm_len >= 0:
+        memcpy(text, image.comm, image.comm_len)
+        at = image.comm_len
+    if first < size:
+        text[at] = 32
+        for i in range(first + 1, size):
+            text[at + i - first] = args[i] if args[i] != 0 else 32
+        _set_bytes(&values[B_ARGS], text + at + 1, size - first - 1)
+        at += size - first
+    else:
+        _set_bytes(&values[B_ARGS], text, 0)
+    if image.comm_len >= 0:
+        _set_bytes(&values[B_CMDLINE], text, at)
+
+
+cdef void _name_parts(Value* values, const uint8_t* name, size_t size) noexcept nogil:
+    """fd.name, fd.directory and fd.filename of a path, in this order."""
+    cdef size_t slash = size
+    _set_bytes(&values[0], name, size)
+    while slash > 0 and name[slash - 1] != 47:
+        slash -= 1
+    _set_bytes(&values[2], name + slash, size - slash)
+    values[1].kind = VALUE_MISSING
+    if slash > 0:
+        # What lies in the root has the root as its directory.
+        _set_bytes(&values[1], name, slash - 1 if slash > 1 else 1)
+
+
+cdef void _to_name(const Leaf* leaf, Value* value) noexcept nogil:
+    """What is made of a leaf's number."""
+    cdef uint32_t low = 0
+    cdef uint32_t high = leaf.names
+    cdef uint32_t middle
+    cdef int64_t number = value.number
+    if leaf.how == HOW_PLAIN or value.kind != VALUE_NUMBER:
+        return
+    if leaf.how == HOW_NEGATIVE:
+        value.number = number < 0
+        return
+    if leaf.how >= HOW_BIT:
+        value.number = number >> (leaf.how - HOW_BIT) & 1
+        return
+    if leaf.how == HOW_NAMED_ERROR and number > 0:
+        number = 0
+    while low < high:
+        middle = (low + high) >> 1
+        if leaf.keys[middle] < number:
+            low = middle + 1
+        else:
+            high = middle
+    value.kind = VALUE_MISSING
+    if low < leaf.names and leaf.keys[low] == number:
+        _set_bytes(value, leaf.texts + leaf.starts[low], leaf.starts[low + 1] - leaf.starts[low])
+
+
+cdef inline void _fold(uint8_t* target, const uint8_t* text, size_t size, uint8_t first) noexcept nogil:
+    """Copy with the case of the letters of the alphabet that begins at `first` changed."""
+    cdef size_t i
+    for i in range(size):
+        target[i] = text[i] ^ 32 if <uint8_t>(text[i] - first) < 26 else text[i]
+
+
+cdef int _six_bits(uint8_t byte) noexcept nogil:
+    """What a character of base64 stands for; -1: it is none (RFC 4648, table 1)."""
+    if 65 <= byte <= 90:
+        return byte - 65
+    if 97 <= byte <= 122:
+        return byte - 71
+    if 48 <= byte <= 57:
+        return byte + 4
+    if byte == 43:
+        return 62
+    return 63 if byte == 47 else -1
+
+
+cdef int _decode_base64(uint8_t* target, const uint8_t* text, size_t size) noexcept nogil:
+    """transformers.decode_base64: the length of what was decoded, -1 where it is none."""
+    cdef size_t i
+    cdef int out = 0
+    cdef int bits = 0
+    cdef int six
+    cdef uint32_t word = 0
+    while size > 0 and text[size - 1] == 0:
+        size -= 1
+    for _ in range(2):
+        if size > 0 and text[size - 1] == 61:
+            size -= 1
+    if size % 4 == 1:
+        return -1
+    for i in range(size):
+        six = _six_bits(text[i])
+        if six < 0:
+            return -1
+        word = word << 6 | <uint32_t>six
+        bits += 6
+        if bits >= 8:
+            bits -= 8
+            target[out] = <uint8_t>(word >> bits)
+            out += 1
+    return out if word & ((<uint32_t>1 << bits) - 1) == 0 else -1
+
+
+cdef bint _next_part(const Value* args, size_t* at, Value* part) noexcept nogil:
+    """The next of arguments that are each ended by NUL; False: there is none. *at is 0 at first."""
+    cdef size_t size = args.size
+    cdef const uint8_t* end
+    # fields.argv: the last may lack its NUL; of no bytes there are no arguments.
+    if size == 0:
+        return False
+    if args.data[size - 1] == 0:
+        size -= 1
+    if at[0] > size:
+        return False
+    end = <const uint8_t*>memchr(args.data + at[0], 0, size - at[0])
+    _set_bytes(part, args.data + at[0], size - at[0] if end == NULL else end - args.data - at[0])
+    at[0] += part.size + 1
+    return True
+
+
+cdef void _part_of(Value* value, uint32_t number) noexcept nogil:
+    """One of the arguments instead of all of them."""
+    cdef Value args = value[0]
+    cdef size_t at = 0
+    value.kind = VALUE_MISSING
+    for _ in range(number + 1):
+        if not _next_part(&args, &at, value):
+            value.kind = VALUE_MISSING
+            return
+
+
+cdef int _takes_value(const Value* letters, uint8_t letter) noexcept nogil:
+    """Whether an option takes a value: 1, 0, or -1 where it is not known."""
+    cdef int takes = -1
+    cdef size_t i
+    if letter != 58:
+        for i in range(letters.size):
+            if letters.data[i] == letter:
+                takes = i + 1 < letters.size and letters.data[i + 1] == 58
+    return takes
+
+
+cdef void _option(Value* value, const Value* letters, uint32_t wanted) noexcept nogil:
+    """What getopt() finds for one option in the arguments that *value has: transformers.getopt."""
+    cdef Value args = value[0]
+    cdef Value part
+    cdef Value found
+    cdef size_t at = 0
+    cdef size_t i
+    cdef int takes
+    value.kind = VALUE_MISSING
+    if not _next_part(&args, &at, &part):
+        return
+    while _next_part(&args, &at, &part):
+        if part.size < 2 or part.data[0] != 45 or (part.size == 2 and part.data[1] == 45):
+            return
+        if part.data[1] == 45:
+            continue
+        for i in range(1, part.size):
+            takes = _takes_value(letters, part.data[i])
+            if takes == 1:
+                _set_bytes(&found, part.data + i + 1, part.size - i - 1)
+                if found.size == 0 and not _next_part(&args, &at, &found):
+                    found.size = 0
+                if wanted == part.data[i]:
+                    _set_bytes(value, found.data, found.size)
+                break
+            if takes == 0 and wanted == part.data[i]:
+                _set_bytes(value, part.data + i, 1)
+            elif takes < 0 and wanted == 63:
+                _set_bytes(value, <const uint8_t*>b"?", 1)
+
+
+cdef bint _compare(uint32_t op, const Value* left, const Value* right, uint8_t* room) noexcept nogil:
+    """Whether a comparison of two values that are there holds, as in twin.holds.
+
+    room: for both values once more
+    """
+    cdef size_t size = right.size
+    if left.kind == VALUE_NUMBER:
+        if op == C_EQ:
+            return left.number == right.number
+        if op == C_NE:
+            return left.number != right.number
+        if op == C_LT:
+            return left.number < right.number
+        if op == C_LE:
+            return left.number <= right.number
+        if op == C_GT:
+            return left.number > right.number
+        return left.number >= right.number
+    if op == C_EQ or op == C_NE:
+        return (left.size == size and memcmp(left.data, right.data, size) == 0) == (op == C_EQ)
+    if op == C_CONTAINS:
+        return memmem(left.data, left.size, right.data, size) != NULL
+    if op == C_ICONTAINS:
+        _fold(room, left.data, left.size, 65)
+        _fold(room + left.size, right.data, size, 65)
+        return memmem(room, left.size, room + left.size, size) != NULL
+    if op == C_PMATCH:
+        while size > 0 and right.data[size - 1] == 47:
+            size -= 1
+    if size > left.size:
+        return False
+    if op == C_ENDSWITH:
+        return memcmp(left.data + left.size - size, right.data, size) == 0
+    if memcmp(left.data, right.data, size) != 0:
+        return False
+    return op == C_STARTSWITH or left.size == size or left.data[size] == 47
+
+
 cdef void* _alloc(Heap* heap, size_t size) except NULL:
     cdef void* block = heap_new(heap, size if size else 1)
     if block == NULL:
@@ -472,29 +891,34 @@ cdef class RuleTables:
         self.plan = plan
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
-        self.confirmed = {rule: conditions[rule] for rule in plan.confirmed}
+        self.in_python = {rule: conditions[rule] for rule in plan.in_python}
         self.view = lambda record, process: EventView(
             decode(record), process, users, groups, hostname)
-        # Which is the first is known only once all are confirmed.
-        t.first_only = first_only and not self.confirmed
-        self.first_confirmed = first_only
+        # Which is the first is known only once what is late is settled.
+        t.first_only = first_only and not plan.settled and not plan.in_python
+        self.first_settled = first_only and not t.first_only
         words = _random_words(seed)
         t.hash_key.k0 = next(words)
         t.hash_key.k1 = next(words)
         t.hash_key.mix = next(words) | 1
         for i in range(16):
             t.hash_key.nh[i] = next(words) >> 32
-        self.opaque = [[] for _ in plans.BYTES]
-        self.patterns = [None for _ in plans.BYTES]
-        for i, name in enumerate(plans.BYTES):
+        t.bytes_count = <uint32_t>len(plan.bytes)
+        t.ints_count = <uint32_t>len(plan.ints)
+        t.bytes_index = <BytesIndex*>_alloc(t.heap, t.bytes_count * sizeof(BytesIndex))
+        t.int_index = <IntIndex*>_alloc(t.heap, t.ints_count * sizeof(IntIndex))
+        t.has_patterns = <uint8_t*>_alloc(t.heap, t.bytes_count)
+        t.index_calls = <uint64_t*>_alloc(
+            t.heap, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        t.index_ns = <uint64_t*>_alloc(t.heap, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        self.patterns = [_pattern_set(plan.patterns.get(name)) for name in plan.bytes]
+        for i, name in enumerate(plan.bytes):
             bytes_index_build(&t.bytes_index[i], t.heap, plan.literals.get(name, []))
-            self.opaque[i] = plan.opaque.get(name, [])
-            self.patterns[i] = _pattern_set(plan.patterns.get(name))
-            if self.opaque[i] or self.patterns[i] is not None:
-                t.opaque |= <uint32_t>1 << i
-        for i, name in enumerate(plans.INTS):
+            t.has_patterns[i] = self.patterns[i] is not None
+        for i, name in enumerate(plan.ints):
             int_index_build(&t.int_index[i], t.heap, plan.points.get(name, {}),
                             plan.ranges.get(name, []), plan.always.get(name, []))
+        self._pack_computed(plan)
         t.roles = <uint8_t*>_alloc(t.heap, t.predicates)
         for i in range(t.predicates):
             t.roles[i] = plan.roles[i]
@@ -524,6 +948,116 @@ cdef class RuleTables:
         self._pack_code(plan)
         self._new_epoch()
 
+    cdef int _pack_computed(self, plan) except -1:
+        cdef Tables* t = &self.t
+        cdef Leaf* leaf
+        cdef Computed* computed
+        cdef list steps = []
+        cdef list kept = sorted(range(len(plan.computed)),
+                                key=lambda i: plans.GROUPS.index(plan.computed[i].group))
+        cdef bytes texts = b""
+        cdef bytes blob
+        cdef uint32_t i
+        cdef size_t depth = 1
+        cdef size_t size
+        t.own_bytes = <uint32_t>len(plans.BYTES)
+        t.own_ints = <uint32_t>len(plans.INTS)
+        t.seen = <Value*>_alloc(t.heap, (t.own_bytes + 1) * sizeof(Value))
+        t.seen_number = <Value*>_alloc(t.heap, t.own_ints * sizeof(Value))
+        t.leaf_count = <uint32_t>len(plan.leaves)
+        t.leaves = <Leaf*>_alloc(t.heap, t.leaf_count * sizeof(Leaf))
+        for i, found in enumerate(plan.leaves):
+            leaf = &t.leaves[i]
+            leaf.is_number = found.index in plans.INTS
+            leaf.index = ((*plans.BYTES, "argv") if not leaf.is_number else plans.INTS).index(found.index)
+            leaf.role = found.role
+            leaf.how = found.how
+            blob = b"".join([text for _, text in found.names])
+            leaf.keys = <int64_t*>_alloc(t.heap, len(found.names) * sizeof(int64_t))
+            leaf.starts = <uint32_t*>_alloc(t.heap, (len(found.names) + 1) * sizeof(uint32_t))
+            leaf.texts = <uint8_t*>_alloc(t.heap, len(blob))
+            leaf.names = <uint32_t>len(found.names)
+            memcpy(leaf.texts, <const char*>blob, len(blob))
+            for place, (number, text) in enumerate(found.names):
+                leaf.keys[<uint32_t>place] = number
+                leaf.starts[<uint32_t>place + 1] = leaf.starts[<uint32_t>place] + <uint32_t>len(text)
+        t.late_of = <uint32_t*>_alloc(t.heap, t.predicates * sizeof(uint32_t))
+        t.computed_count = <uint32_t>len(kept)
+        t.computed = <Computed*>_alloc(t.heap, t.computed_count * sizeof(Computed))
+        places = {place: i for i, place in enumerate(kept)}
+        for i, place in enumerate(kept):
+            found = plan.computed[place]
+            computed = &t.computed[i]
+            t.groups[<int>plans.GROUPS.index(found.group) + 1] = i + 1
+            computed.start = <uint32_t>len(steps)
+            computed.count = <uint32_t>len(found.steps)
+            steps += found.steps
+            computed.other_start = <uint32_t>len(steps)
+            computed.other_count = <uint32_t>len(found.other)
+            steps += found.other
+            if found.index:
+                computed.is_number = found.index in plan.ints
+                computed.index = (plan.ints if computed.is_number else plan.bytes).index(found.index)
+            else:
+                computed.op = plans.COMPARISONS.index(found.op)
+                computed.predicate = found.predicate
+            size = 0
+            for program in (found.steps, found.other):
+                needed, deep = plans.program_bytes(program)
+                size += <size_t>needed
+                depth = max(depth, <size_t>deep)
+            t.arena_size = max(t.arena_size, size)
+        for i in range(GROUP_COUNT):
+            t.groups[i + 1] = max(t.groups[i + 1], t.groups[i])
+        for predicate, place in plan.late.items():
+            # What only Python can evaluate is in no code.
+            if place in places:
+                t.late_of[<uint32_t>predicate] = places[place] + 1
+        t.step_count = <uint32_t>len(steps)
+        t.steps = <Step*>_alloc(t.heap, t.step_count * sizeof(Step))
+        for i, (name, arg) in enumerate(steps):
+            t.steps[i].op = plans.STEPS.index(name)
+            if name == "text":
+                t.steps[i].arg = <uint32_t>len(texts)
+                t.steps[i].size = <uint32_t>len(arg)
+                texts += arg
+            else:
+                t.steps[i].arg = arg
+        t.texts_size = len(texts)
+        t.texts = <uint8_t*>_alloc(t.heap, t.texts_size)
+        memcpy(t.texts, <const char*>texts, t.texts_size)
+        t.stack_size = depth
+        t.stack = <Value*>_alloc(t.heap, t.stack_size * sizeof(Value))
+        t.arena = <uint8_t*>_alloc(t.heap, t.arena_size)
+        if plan.settled:
+            t.leaf_bytes = <uint8_t*>_alloc(t.heap, <size_t>t.leaf_count * SCRATCH_BYTES)
+        return 0
+
+    cdef void _free_computed(self) noexcept:
+        cdef Tables* t = &self.t
+        cdef Leaf* leaf
+        cdef uint32_t i
+        cdef size_t texts
+        if t.leaves != NULL:
+            for i in range(t.leaf_count):
+                leaf = &t.leaves[i]
+                texts = leaf.starts[leaf.names] if leaf.texts != NULL else 0
+                heap_del(t.heap, leaf.texts, texts if texts else 1)
+                heap_del(t.heap, leaf.keys, leaf.names * sizeof(int64_t) if leaf.names else 1)
+                heap_del(t.heap, leaf.starts, (leaf.names + 1) * sizeof(uint32_t))
+        heap_del(t.heap, t.seen, (t.own_bytes + 1) * sizeof(Value))
+        heap_del(t.heap, t.seen_number, t.own_ints * sizeof(Value))
+        heap_del(t.heap, t.leaves, t.leaf_count * sizeof(Leaf) if t.leaf_count else 1)
+        heap_del(t.heap, t.computed,
+                 t.computed_count * sizeof(Computed) if t.computed_count else 1)
+        heap_del(t.heap, t.steps, t.step_count * sizeof(Step) if t.step_count else 1)
+        heap_del(t.heap, t.late_of, t.predicates * sizeof(uint32_t) if t.predicates else 1)
+        heap_del(t.heap, t.texts, t.texts_size if t.texts_size else 1)
+        heap_del(t.heap, t.stack, t.stack_size * sizeof(Value))
+        heap_del(t.heap, t.arena, t.arena_size if t.arena_size else 1)
+        heap_del(t.heap, t.leaf_bytes,
+                 <size_t>t.leaf_count * SCRATCH_BYTES if t.leaf_count else 1)
+
     cdef int _pack_code(self, plan) except -1:
         cdef Tables* t = &self.t
         cdef TypeCode* code
@@ -542,6 +1076,12 @@ cdef class RuleTables:
                 code.words |= <uint32_t>1 << <uint32_t>plans.WORDS.index(word)
             self._pack_part(&code.event, type_plan.event)
             self._pack_part(&code.process, type_plan.process)
+            code.late_vector = type_plan.late_vector
+            for word in type_plan.late_words:
+                code.late_words |= <uint32_t>1 << <uint32_t>plans.WORDS.index(word)
+            if type_plan.late:
+                code.late = _words(t.heap, [
+                    type_plan.late.get(rule, plans.TRUE) for rule in range(t.rules)])
             code.rest = _words(t.heap, [
                 type_plan.rest.get(rule, plans.TRUE) for rule in range(t.rules)])
             code.whole = _words(t.heap, [
@@ -583,13 +1123,22 @@ cdef class RuleTables:
             if code.in_use:
                 self._free_part(&code.event)
                 self._free_part(&code.process)
+                _words_del(heap, code.late, t.rules)
                 _words_del(heap, code.rest, t.rules)
                 _words_del(heap, code.whole, t.rules)
                 heap_del(heap, code.by_vector, t.classes.rows_size * sizeof(uint32_t))
-        for i in range(BYTES_COUNT):
-            bytes_index_free(&t.bytes_index[i], heap)
-        for i in range(INTS_COUNT):
-            int_index_free(&t.int_index[i], heap)
+        if t.bytes_index != NULL:
+            for i in range(t.bytes_count):
+                bytes_index_free(&t.bytes_index[i], heap)
+        if t.int_index != NULL:
+            for i in range(t.ints_count):
+                int_index_free(&t.int_index[i], heap)
+        heap_del(heap, t.bytes_index, t.bytes_count * sizeof(BytesIndex))
+        heap_del(heap, t.int_index, t.ints_count * sizeof(IntIndex))
+        heap_del(heap, t.has_patterns, t.bytes_count)
+        heap_del(heap, t.index_calls, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        heap_del(heap, t.index_ns, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        self._free_computed()
         heap_del(heap, t.roles, t.predicates if t.predicates else 1)
         _space_free(&t.classes, heap)
         _space_free(&t.verdicts, heap)
@@ -660,107 +1209,384 @@ cdef class RuleTables:
         memset(t.small, 0, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         memset(t.ports, 0, PORT_ROLES * 65536 * sizeof(uint32_t))
 
-    # Predicates that have no index
+    # Asking the indexes
 
-    cdef void _match_opaque(self, int index, const uint8_t* value, size_t size) noexcept with gil:
-        cdef bytes text = value[:size]
+    cdef void _match_patterns(self, int index, const uint8_t* value, size_t size,
+                              Hits* hits) noexcept with gil:
+        """Ask RE2. Where that fails, what is found from here on is not kept (see judge)."""
         try:
-            if self.patterns[index] is not None:
-                found, entries = self.patterns[index]
-                places = found.Match(text)
-                if places is None:
-                    # RE2 had no memory for the set's states: ask the patterns one by one.
-                    self.t.opaque_errors += 1
-                    places = [place for place, (_, regex) in enumerate(entries)
-                              if patterns.compile_regex(regex).fullmatch(text)]
-                for place in places:
-                    if place < len(entries):
-                        hits_add(&self.t.classes.hits, entries[place][0])
-            for predicate, op, values in <list>self.opaque[index]:
-                if holds(op, text, values):
-                    hits_add(&self.t.classes.hits, predicate)
+            text = value[:size]
+            found, entries = self.patterns[index]
+            places = found.Match(text)
+            if places is None:
+                # RE2 had no memory for the set's states: ask the patterns one by one.
+                self.t.pattern_errors += 1
+                places = [place for place, (_, regex) in enumerate(entries)
+                          if patterns.compile_regex(regex).fullmatch(text)]
+            for place in places:
+                if place < len(entries):
+                    hits_add(hits, entries[place][0])
         except Exception:
-            self.t.opaque_errors += 1
+            self.t.pattern_errors += 1
+            self.t.match_failed = True
 
-    cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil:
+    cdef void _match_to(self, int index, const uint8_t* value, size_t size,
+                        Hits* hits) noexcept nogil:
         cdef uint64_t start = _now_ns() if self.t.profile else 0
-        bytes_match(&self.t.bytes_index[index], value, size, &self.t.classes.hits)
-        if self.t.opaque >> index & 1:
-            self._match_opaque(index, value, size)
+        bytes_match(&self.t.bytes_index[index], value, size, hits)
+        if self.t.has_patterns[index]:
+            self._match_patterns(index, value, size, hits)
         if self.t.profile:
             self.t.index_calls[index] += 1
             self.t.index_ns[index] += _now_ns() - start
 
-    cdef void _match_int(self, int index, int64_t value) noexcept nogil:
+    cdef void _match_int_to(self, int index, int64_t value, Hits* hits) noexcept nogil:
         cdef uint64_t start = _now_ns() if self.t.profile else 0
-        int_match(&self.t.int_index[index], value, &self.t.classes.hits)
+        int_match(&self.t.int_index[index], value, hits)
         if self.t.profile:
-            self.t.index_calls[BYTES_COUNT + index] += 1
-            self.t.index_ns[BYTES_COUNT + index] += _now_ns() - start
+            self.t.index_calls[self.t.bytes_count + index] += 1
+            self.t.index_ns[self.t.bytes_count + index] += _now_ns() - start
+
+    cdef void _begin(self) noexcept nogil:
+        """Begin the class of a source: none of its values has been seen."""
+        cdef uint32_t i
+        hits_begin(&self.t.classes.hits)
+        if self.t.computed_count:
+            for i in range(self.t.own_bytes + 1):
+                self.t.seen[i].kind = VALUE_MISSING
+            for i in range(self.t.own_ints):
+                self.t.seen_number[i].kind = VALUE_MISSING
+
+    cdef void _match(self, int index, const uint8_t* value, size_t size) noexcept nogil:
+        """Gather what is true of a value of the source whose class is being made."""
+        self._match_to(index, value, size, &self.t.classes.hits)
+        _set_bytes(&self.t.seen[index], value, size)
+
+    cdef void _match_int(self, int index, int64_t value) noexcept nogil:
+        self._match_int_to(index, value, &self.t.classes.hits)
+        _set_number(&self.t.seen_number[index], value)
+
+    cdef uint32_t _class_row(self, int group) noexcept nogil:
+        """The row of what was gathered, with what is computed from the source's values."""
+        cdef Tables* t = &self.t
+        cdef uint32_t i
+        for i in range(t.groups[group], t.groups[group + 1]):
+            self._compute(&t.computed[i], False, &t.classes.hits)
+        return _space_row(&t.classes)
+
+    # Computed values
+
+    cdef void _compute(self, Computed* computed, bint late, Hits* hits) noexcept nogil:
+        """Gather what is true of a computed value. late: of the event that is being settled."""
+        cdef Tables* t = &self.t
+        cdef Value left
+        cdef Value right
+        t.arena_used = 0
+        self._run_steps(computed.start, computed.count, late, &left)
+        if left.kind == VALUE_MISSING:
+            return
+        if computed.other_count == 0:
+            if computed.is_number:
+                self._match_int_to(computed.index, left.number, hits)
+            else:
+                self._match_to(computed.index, left.data, left.size, hits)
+            return
+        self._run_steps(computed.other_start, computed.other_count, late, &right)
+        if right.kind != VALUE_MISSING and _compare(computed.op, &left, &right,
+                                                    t.arena + t.arena_used):
+            hits_add(hits, computed.predicate)
+
+    cdef void _run_steps(self, uint32_t start, uint32_t count, bint late,
+                         Value* result) noexcept nogil:
+        """Compute a value. compile.program_bytes says what stack and arena must have room for."""
+        cdef Tables* t = &self.t
+        cdef Value* top = t.stack
+        cdef const Step* step
+        cdef uint8_t* out
+        cdef uint32_t i
+        cdef uint32_t n
+        cdef int size
+        for i in range(start, start + count):
+            step = &t.steps[i]
+            if step.op == STEP_LEAF:
+                self._leaf(&t.leaves[step.arg], late, top)
+                top += 1
+                continue
+            if step.op == STEP_TEXT:
+                _set_bytes(top, t.texts + step.arg, step.size)
+                top += 1
+                continue
+            out = t.arena + t.arena_used
+            if step.op == STEP_OPTION:
+                top -= 2
+                if top[1].kind == VALUE_MISSING:
+                    top.kind = VALUE_MISSING
+                elif top.kind == VALUE_BYTES:
+                    _option(top, &top[1], step.arg)
+                top += 1
+                continue
+            if step.op >= STEP_CONCAT:
+                top -= step.arg
+                size = 0
+                for n in range(step.arg):
+                    if top[n].kind == VALUE_MISSING:
+                        size = -1
+                        break
+                    if step.op == STEP_JOIN:
+                        if n == 0:
+                            continue
+                        if n > 1:
+                            memcpy(out + size, top[0].data, top[0].size)
+                            size += top[0].size
+                    memcpy(out + size, top[n].data, top[n].size)
+                    size += top[n].size
+                if size < 0:
+                    top.kind = VALUE_MISSING
+                else:
+                    _set_bytes(top, out, size)
+                    t.arena_used += size
+                top += 1
+                continue
+            top -= 1
+            if top.kind == VALUE_BYTES:
+                if step.op == STEP_LEN:
+                    _set_number(top, top.size)
+                elif step.op == STEP_PART:
+                    _part_of(top, step.arg)
+                elif step.op == STEP_BASENAME:
+                    n = top.size
+                    while n > 0 and top.data[n - 1] != 47:
+                        n -= 1
+                    _set_bytes(top, top.data + n, top.size - n)
+                elif step.op == STEP_B64:
+                    size = _decode_base64(out, top.data, top.size)
+                    if size < 0:
+                        top.kind = VALUE_MISSING
+                    else:
+                        _set_bytes(top, out, size)
+                        t.arena_used += size
+                else:
+                    _fold(out, top.data, top.size, 65 if step.op == STEP_TOLOWER else 97)
+                    t.arena_used += top.size
+                    top.data = out
+            top += 1
+        result[0] = t.stack[0]
+
+    cdef void _leaf(self, Leaf* leaf, bint late, Value* result) noexcept nogil:
+        cdef Tables* t = &self.t
+        if not late:
+            result[0] = t.seen_number[leaf.index] if leaf.is_number else t.seen[leaf.index]
+            _to_name(leaf, result)
+            return
+        if leaf.epoch != t.settled:
+            leaf.epoch = t.settled
+            leaf.value.kind = VALUE_MISSING
+            self._fetch(leaf, t.leaf_bytes + (leaf - t.leaves) * SCRATCH_BYTES, &leaf.value)
+            _to_name(leaf, &leaf.value)
+        result[0] = leaf.value
+
+    cdef void _fetch(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil:
+        """The value of a leaf for the event that is being settled; *value is missing before."""
+        cdef Tables* t = &self.t
+        cdef const vedette_header* h = t.late_record
+        cdef const Proc* p = &t.late_table.slots[t.late_slot]
+        cdef const uint8_t* login = NULL
+        cdef uint32_t index = leaf.index
+        cdef uint32_t slot
+        cdef int64_t number
+        cdef End local
+        cdef End remote
+        cdef const End* end
+        cdef Value values[IMAGE_VALUES]
+        if h.type == VEDETTE_WRITE:
+            login = _login_data(<const vedette_write*>h)
+        local.size = 0
+        remote.size = 0
+        if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+            _ends(<const vedette_sock*>h, &local, &remote)
+        end = &local if local.size and local.roles & leaf.role else &remote
+        if leaf.is_number:
+            if index == I_RESULT:
+                _set_number(value, h.result)
+            elif index == I_UID:
+                _set_number(value, p.uid)
+            elif index == I_GID:
+                _set_number(value, p.gid)
+            elif index == I_LOGINUID:
+                _set_number(value, _loginuid(p))
+            elif index == I_PID:
+                _set_number(value, p.pid)
+            elif index == I_PPID:
+                _set_number(value, p.ppid)
+            elif index == I_SID:
+                _set_number(value, p.session)
+            elif index == I_FD:
+                number = _record_fd(h)
+                if number >= 0:
+                    _set_number(value, number)
+            elif index == I_KIND:
+                _set_number(value, _record_kind(h))
+            elif index == I_OPENBITS:
+                _set_number(value, _open_bits((<const vedette_open*>h).open_flags))
+            elif index == I_PORT:
+                if end.size and end.roles & leaf.role:
+                    _set_number(value, end.port)
+            elif login != NULL:
+                _set_number(value, _login_type(login) if index == I_LOGIN_TYPE else _login_pid(login))
+        elif index <= B_EXEPATH or index == t.own_bytes:
+            slot = t.late_slot if leaf.role == R_SELF else pt_parent(t.late_table, t.late_slot)
+            if slot != 0 and t.late_table.slots[slot].image != NULL:
+                _image_values(t.late_table.slots[slot].image, buffer, values)
+                value[0] = values[IMAGE_ARGV if index == t.own_bytes else index]
+        elif index == B_CWD:
+            if p.cwd != NULL:
+                _set_bytes(value, buffer, _cwd_text(buffer, p.cwd))
+        elif index <= B_ARGFILENAME:
+            self._fetch_path(leaf, buffer, value)
+        elif index == B_FLAGS:
+            _set_bytes(value, buffer, _flags_text(<char*>buffer, (<const vedette_open*>h).open_flags))
+        elif index == B_IP:
+            if end.size and end.roles & leaf.role:
+                _set_bytes(value, end.address, end.size)
+        elif login != NULL:
+            if index == B_LOGIN_LINE:
+                _set_bytes(value, login + 8, _text_size(login + 8, 32))
+            elif index == B_LOGIN_USER:
+                _set_bytes(value, login + 44, _text_size(login + 44, 32))
+            elif index == B_LOGIN_HOST:
+                _set_bytes(value, login + 76, _text_size(login + 76, 256))
+            elif _login_ip_size(login):
+                _set_bytes(value, login + 348, _login_ip_size(login))
+
+    cdef void _fetch_path(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef const vedette_header* h = t.late_record
+        cdef const uint8_t* path
+        cdef size_t size
+        cdef int kind
+        cdef End local
+        cdef End remote
+        cdef Value values[3]
+        if leaf.index == B_ARGFILENAME:
+            size = (<const vedette_exec*>h).filename_len
+            if size or not h.flags & VEDETTE_F_PATH_FAULT:
+                _set_bytes(value, <const uint8_t*>h + sizeof(vedette_exec)
+                           + (<const vedette_exec*>h).path_len, size)
+            return
+        if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+            if _ends(<const vedette_sock*>h, &local, &remote):
+                if leaf.index == B_NAME:
+                    _set_bytes(value, buffer, _socket_name(<char*>buffer, &local, &remote,
+                                                           h.type == VEDETTE_CONNECT))
+                return
+            size = self._socket_path(<const vedette_sock*>h, buffer)
+            if size:
+                _name_parts(values, buffer, size)
+                value[0] = values[leaf.index - B_NAME]
+            return
+        if h.flags & VEDETTE_F_PATH_FAULT:
+            return
+        if leaf.index >= B_NAMERAW:
+            if h.type == VEDETTE_CHDIR:
+                _set_bytes(value, <const uint8_t*>h + sizeof(vedette_chdir),
+                           (<const vedette_chdir*>h).path_len)
+            else:
+                _set_bytes(value, <const uint8_t*>h + sizeof(vedette_open),
+                           (<const vedette_open*>h).path_len)
+            return
+        if h.type == VEDETTE_WRITE:
+            path = <const uint8_t*>h + sizeof(vedette_write)
+            size = (<const vedette_write*>h).path_len
+        else:
+            kind = self._open_path(t.late_table, t.late_slot, <const vedette_open*>h, &path, &size)
+            size = _resolve(buffer, kind, path, size)
+            path = buffer
+        _name_parts(values, path, size)
+        value[0] = values[leaf.index - B_NAME]
+
+    cdef uint32_t settle(self, ProcTable* table, uint32_t slot, const vedette_header* h,
+                         uint32_t row) noexcept nogil:
+        """A verdict without the rules whose late predicates are not what they were taken for."""
+        cdef Tables* t = &self.t
+        cdef TypeCode* code = &t.types[h.type]
+        cdef uint32_t key[KEY_WORDS]
+        cdef uint32_t start = t.verdicts.rows[row].start
+        cdef uint32_t count = t.verdicts.rows[row].count
+        cdef uint32_t rule
+        cdef uint32_t i
+        cdef int words
+        cdef int n
+        if code.late == NULL:
+            return row
+        for i in range(start, start + count):
+            if code.late[t.verdicts.items[i]] != CODE_TRUE:
+                break
+        else:
+            return row
+        t.settled += 1
+        t.late_table = table
+        t.late_slot = slot
+        t.late_record = h
+        # Classes first: making one may ask for what is gathered.
+        words = self._event_rows(table, slot, h, code.late_words, key)
+        if code.late_vector:
+            key[words] = self._vector(table, slot)
+            words += 1
+        hits_begin(&t.truth)
+        for n in range(1, words):
+            _add_row(&t.truth, &t.classes, key[n])
+        hits_begin(&t.verdicts.hits)
+        for i in range(start, start + count):
+            rule = t.verdicts.items[i]
+            if code.late[rule] == CODE_TRUE or self._run_late(code.late[rule]):
+                hits_add(&t.verdicts.hits, rule)
+        return _space_row(&t.verdicts)
+
+    cdef bint _run_late(self, uint32_t at) noexcept nogil:
+        """_run, with late predicates computed when they are asked for."""
+        cdef Tables* t = &self.t
+        cdef Computed* computed
+        cdef uint32_t predicate
+        t.settled_rules += 1
+        while at < t.code_count:
+            predicate = t.code[at].predicate
+            if t.late_of[predicate] != 0:
+                computed = &t.computed[t.late_of[predicate] - 1]
+                if computed.epoch != t.settled:
+                    computed.epoch = t.settled
+                    self._compute(computed, True, &t.truth)
+            if t.truth.mark[predicate] == t.truth.epoch:
+                at = t.code[at].then
+            else:
+                at = t.code[at].otherwise
+        return at == CODE_TRUE
 
     # The process vector
 
     cdef uint32_t _image_row(self, Image* image) noexcept nogil:
         """The predicates, of whatever role, that are true of an image's strings."""
         cdef Tables* t = &self.t
-        cdef const uint8_t* path = image.data
-        cdef const uint8_t* args
-        cdef const uint8_t* end
-        cdef size_t size
-        cdef size_t first
-        cdef size_t at
-        cdef size_t i
-        cdef uint8_t* text = t.scratch_value
+        cdef Value values[IMAGE_VALUES]
+        cdef int i
         if image.row_epoch == t.epoch:
             return image.row
-        hits_begin(&t.classes.hits)
-        if image.comm_len >= 0:
-            self._match(B_COMM, image.comm, image.comm_len)
-        if image.path_len >= 0:
-            self._match(B_EXEPATH, path, image.path_len)
-        if image.args_len >= 0:
-            args = path + (image.path_len if image.path_len > 0 else 0)
-            size = image.args_len
-            if size > 0 and args[size - 1] == 0:
-                size -= 1
-            first = size
-            if image.args_len > 0:
-                end = <const uint8_t*>memchr(args, 0, size)
-                if end != NULL:
-                    first = end - args
-                self._match(B_EXE, args, first)
-            at = 0
-            if image.comm_len >= 0:
-                memcpy(text, image.comm, image.comm_len)
-                at = image.comm_len
-            if first < size:
-                text[at] = 32
-                for i in range(first + 1, size):
-                    text[at + i - first] = args[i] if args[i] != 0 else 32
-                self._match(B_ARGS, text + at + 1, size - first - 1)
-                if image.comm_len >= 0:
-                    self._match(B_CMDLINE, text, at + size - first)
-            else:
-                self._match(B_ARGS, text, 0)
-                if image.comm_len >= 0:
-                    self._match(B_CMDLINE, text, at)
-        image.row = _space_row(&t.classes)
+        _image_values(image, t.scratch_value, values)
+        self._begin()
+        for i in range(IMAGE_ARGV):
+            if values[i].kind != VALUE_MISSING:
+                self._match(i, values[i].data, values[i].size)
+        t.seen[t.own_bytes] = values[IMAGE_ARGV]
+        image.row = self._class_row(G_IMAGE)
         image.row_epoch = t.epoch
         return image.row
 
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil:
         cdef Tables* t = &self.t
-        cdef size_t size
         if cwd.row_epoch == t.epoch:
             return cwd.row
-        size = cwd.size
-        memcpy(t.scratch_value, cwd.data, size)
-        if size == 0 or t.scratch_value[size - 1] != 47:
-            t.scratch_value[size] = 47
-            size += 1
-        hits_begin(&t.classes.hits)
-        self._match(B_CWD, t.scratch_value, size)
-        cwd.row = _space_row(&t.classes)
+        self._begin()
+        self._match(B_CWD, t.scratch_value, _cwd_text(t.scratch_value, cwd))
+        cwd.row = self._class_row(G_CWD)
         cwd.row_epoch = t.epoch
         return cwd.row
 
@@ -812,7 +1638,6 @@ cdef class RuleTables:
         cdef uint32_t parent
         cdef uint64_t hashed
         cdef uint32_t row
-        cdef Hits* hits = &t.classes.hits
         if p.vector_epoch == t.epoch:
             return p.vector
         key[0] = self._image_row(p.image) if p.image != NULL else 0
@@ -821,14 +1646,14 @@ cdef class RuleTables:
             table.slots[p.parent].flags |= PROC_WATCHED
         key[1] = self._lineage(table, parent) if parent != 0 else 0
         key[2] = self._cwd_row(p.cwd) if p.cwd != NULL else 0
-        hits_begin(hits)
+        self._begin()
         self._match_int(I_UID, p.uid)
         self._match_int(I_GID, p.gid)
-        self._match_int(I_LOGINUID, <int32_t>p.loginuid if ~p.loginuid == 0 else <int64_t>p.loginuid)
+        self._match_int(I_LOGINUID, _loginuid(p))
         self._match_int(I_PID, p.pid)
         self._match_int(I_PPID, p.ppid)
         self._match_int(I_SID, p.session)
-        key[3] = _space_row(&t.classes)
+        key[3] = self._class_row(G_NUMBERS)
         if parent != 0 and key[1] == 0:
             # Not kept: not all of the chain knows that this process depends on it.
             return self._walk(table, slot, key[2], key[3])
@@ -847,7 +1672,10 @@ cdef class RuleTables:
         """Make a vector: the image's own predicates, and of each ancestor those that ask about it."""
         cdef Tables* t = &self.t
         cdef uint32_t rows[DEPTH_MAX + 1]
+        cdef bint named[DEPTH_MAX + 1]
+        cdef uint32_t first = 0
         cdef uint32_t depth = 0
+        cdef Image* image
         cdef uint32_t i
         cdef uint32_t n
         cdef uint8_t role
@@ -855,8 +1683,11 @@ cdef class RuleTables:
         cdef Hits* hits = &t.classes.hits
         # All rows first: making one uses the same hits as the vector.
         while slot != 0 and depth <= DEPTH_MAX:
-            rows[depth] = (self._image_row(table.slots[slot].image)
-                           if table.slots[slot].image != NULL else 0)
+            image = table.slots[slot].image
+            rows[depth] = self._image_row(image) if image != NULL else 0
+            named[depth] = depth > 0 and image != NULL and image.comm_len >= 0
+            if named[depth] and first == 0:
+                first = depth
             depth += 1
             slot = pt_parent(table, slot)
         hits_begin(hits)
@@ -867,12 +1698,35 @@ cdef class RuleTables:
                 if n == 0:
                     if role == R_SELF:
                         hits_add(hits, t.classes.items[i])
+                elif role == R_ALL_ANCESTORS:
+                    # Of the names of the ancestors that have one: the nearest has it, no other
+                    # has not.
+                    if n == first and self._is_of_all(rows, named, depth, t.classes.items[i]):
+                        hits_add(hits, t.classes.items[i])
                 elif (role == R_ANY_ANCESTOR or (n == 1 and role == R_PARENT)
                         or (role >= R_ANCESTOR and t.ancestors[role - R_ANCESTOR] == n)):
                     hits_add(hits, t.classes.items[i])
         _add_row(hits, &t.classes, cwd_row)
         _add_row(hits, &t.classes, numbers_row)
         return _space_row(&t.classes)
+
+    cdef bint _is_of_all(self, const uint32_t* rows, const bint* named, uint32_t depth,
+                         uint32_t predicate) noexcept nogil:
+        """Whether a predicate is in the row of each ancestor that has a name."""
+        cdef Tables* t = &self.t
+        cdef const SetRow* row
+        cdef uint32_t n
+        cdef uint32_t i
+        for n in range(1, depth):
+            if not named[n] or rows[n] == rows[n - 1] and named[n - 1]:
+                continue
+            row = &t.classes.rows[rows[n]]
+            for i in range(row.start, row.start + row.count):
+                if t.classes.items[i] == predicate:
+                    break
+            else:
+                return False
+        return True
 
     # Classes of the event's own values
 
@@ -886,9 +1740,9 @@ cdef class RuleTables:
         if SMALL_LOW <= value < SMALL_LOW + SMALL_COUNT:
             place = t.small + small * SMALL_COUNT + (value - SMALL_LOW)
             if place[0] == 0:
-                hits_begin(&t.classes.hits)
+                self._begin()
                 self._match_int(index, value)
-                place[0] = _space_row(&t.classes) + 1
+                place[0] = self._class_row(G_RESULT + small) + 1
             return place[0] - 1
         memcpy(key, &value, 8)
         key[8] = <uint8_t>index
@@ -897,27 +1751,23 @@ cdef class RuleTables:
         if row != 0:
             return row - 1
         t.class_misses += 1
-        hits_begin(&t.classes.hits)
+        self._begin()
         self._match_int(index, value)
-        row = _space_row(&t.classes)
+        row = self._class_row(G_RESULT + small)
         cache_put(&t.numbers, hashed, key, 9, 9, row + 1)
         return row
 
     cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil:
         cdef Tables* t = &self.t
         cdef OpenMemo* memo = &t.open_memo[(flags * <uint32_t>0x9E3779B1) >> 26]
-        cdef uint32_t access = flags & 3
-        cdef uint32_t bits
         if memo.flags == flags and memo.row != 0:
             return memo.row - 1
         t.class_misses += 1
-        bits = (access != 1) | (access == 1 or access == 2) << 1 | (
-            flags & O_CREAT != 0 or flags & O_TMPFILE == O_TMPFILE) << 2
-        hits_begin(&t.classes.hits)
-        self._match_int(I_OPENBITS, bits)
+        self._begin()
+        self._match_int(I_OPENBITS, _open_bits(flags))
         self._match(B_FLAGS, t.scratch_value, _flags_text(<char*>t.scratch_value, flags))
         memo.flags = flags
-        memo.row = _space_row(&t.classes) + 1
+        memo.row = self._class_row(G_OPEN) + 1
         return memo.row - 1
 
     cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
@@ -929,7 +1779,8 @@ cdef class RuleTables:
         cdef uint16_t label = <uint16_t>size | <uint16_t>(kind << 14)
         cdef uint32_t row
         cdef const uint8_t* value = key
-        cdef size_t slash
+        cdef Value parts[3]
+        cdef int i
         if cache != NULL:
             row = cache_get(cache, hashed, key, <uint32_t>size, label)
             if row != 0:
@@ -938,29 +1789,28 @@ cdef class RuleTables:
         if kind != PATH_VERBATIM:
             size = _resolve(t.scratch_value, kind, key, size)
             value = t.scratch_value
-        hits_begin(&t.classes.hits)
-        self._match(B_NAME, value, size)
-        slash = size
-        while slash > 0 and value[slash - 1] != 47:
-            slash -= 1
-        self._match(B_FILENAME, value + slash, size - slash)
-        if slash > 0:
-            # What lies in the root has the root as its directory.
-            self._match(B_DIRECTORY, value, slash - 1 if slash > 1 else 1)
-        row = _space_row(&t.classes)
+        _name_parts(parts, value, size)
+        self._begin()
+        for i in range(3):
+            if parts[i].kind != VALUE_MISSING:
+                self._match(B_NAME + i, parts[i].data, parts[i].size)
+        row = self._class_row(G_PATH)
         if cache != NULL:
             cache_put(cache, hashed, key, <uint32_t>(label & 0x3FFF), label, row + 1)
         return row
 
-    cdef uint32_t _open_path_row(self, const ProcTable* table, uint32_t slot,
-                                 const vedette_open* r) noexcept nogil:
+    cdef int _open_path(self, const ProcTable* table, uint32_t slot, const vedette_open* r,
+                        const uint8_t** key, size_t* size) noexcept nogil:
+        """What path an open means, not resolved yet: its kind, and where it is."""
         cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_open)
         cdef const uint8_t* base = NULL
-        cdef uint8_t* key = self.t.scratch
+        cdef uint8_t* made = self.t.scratch
         cdef size_t base_size = 0
         cdef const Text* cwd
+        key[0] = path
+        size[0] = r.path_len
         if r.path_len > 0 and path[0] == 47:
-            return self._path_row(PATH_ABSOLUTE, path, r.path_len)
+            return PATH_ABSOLUTE
         if r.dir_len > 0:
             base = path + r.path_len
             base_size = r.dir_len
@@ -970,12 +1820,24 @@ cdef class RuleTables:
                 base = &cwd.data[0]
                 base_size = cwd.size
         if base == NULL:
-            return self._path_row(PATH_ROOTLESS, path, r.path_len)
-        key[0] = 47
-        memcpy(key + 1, base, base_size)
-        key[1 + base_size] = 47
-        memcpy(key + 2 + base_size, path, r.path_len)
-        return self._path_row(PATH_ABSOLUTE, key, base_size + 2 + r.path_len)
+            return PATH_ROOTLESS
+        made[0] = 47
+        memcpy(made + 1, base, base_size)
+        made[1 + base_size] = 47
+        memcpy(made + 2 + base_size, path, r.path_len)
+        key[0] = made
+        size[0] = base_size + 2 + r.path_len
+        return PATH_ABSOLUTE
+
+    cdef size_t _socket_path(self, const vedette_sock* r, uint8_t* target) noexcept nogil:
+        """Copy the path of a Unix socket; 0: it has none."""
+        if (r.family != AF_UNIX or r.path_len == 0
+                or r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_ADDR_FAULT)):
+            return 0
+        memcpy(target, <const uint8_t*>r + sizeof(vedette_sock), r.path_len)
+        if target[0] == 0:
+            target[0] = 64
+        return r.path_len
 
     cdef uint32_t _raw_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
         """The row of a path as passed. kind 0: open, 1: chdir, 2: exec's filename."""
@@ -989,14 +1851,14 @@ cdef class RuleTables:
             if row != 0:
                 return row - 1
         t.class_misses += 1
-        hits_begin(&t.classes.hits)
+        self._begin()
         if kind == 0:
             self._match(B_NAMERAW, key, size)
         if kind <= 1:
             self._match(B_ARGPATH, key, size)
         else:
             self._match(B_ARGFILENAME, key, size)
-        row = _space_row(&t.classes)
+        row = self._class_row(G_RAW)
         if cache != NULL:
             cache_put(cache, hashed, key, <uint32_t>size, label, row + 1)
         return row
@@ -1051,50 +1913,29 @@ cdef class RuleTables:
     cdef uint32_t _sockname_row(self, const End* local, const End* remote, bint is_connect) noexcept nogil:
         """The row of fd.name of a socket. It is made each time: ports make most names unique."""
         cdef Tables* t = &self.t
-        cdef char* text = <char*>t.scratch_value
-        cdef size_t size = 0
-        cdef const End* client = local if is_connect else remote
-        cdef const End* server = remote if is_connect else local
-        if client.size:
-            size = _end_text(text, client)
-            text[size] = 45
-            text[size + 1] = 62
-            size += 2
-        size += _end_text(text + size, server)
-        hits_begin(&t.classes.hits)
+        cdef size_t size = _socket_name(<char*>t.scratch_value, local, remote, is_connect)
+        self._begin()
         self._match(B_SOCKNAME, t.scratch_value, size)
-        return _space_row(&t.classes)
+        # What is computed from fd.name is so from this one too.
+        _set_bytes(&t.seen[B_NAME], t.scratch_value, size)
+        return self._class_row(G_PATH)
 
     cdef uint32_t _login_row(self, const vedette_write* r) noexcept nogil:
         """The row of a login record's fields (fields.py has the offsets' source)."""
-        cdef Tables* t = &self.t
-        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_write)
-        cdef const uint8_t* data = path + r.path_len
-        cdef size_t start = r.path_len
-        cdef int16_t kind
-        cdef int32_t pid
-        cdef uint32_t word[4]
-        if r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_DATA_FAULT) or r.data_len < UTMP_BYTES:
+        cdef const uint8_t* data = _login_data(r)
+        cdef uint32_t size
+        if data == NULL:
             return 0
-        while start > 0 and path[start - 1] != 47:
-            start -= 1
-        if r.path_len - start != 4 or (memcmp(path + start, b"btmp", 4) != 0
-                                       and memcmp(path + start, b"wtmp", 4) != 0):
-            return 0
-        memcpy(&kind, data, 2)
-        memcpy(&pid, data + 4, 4)
-        memcpy(word, data + 348, 16)
-        hits_begin(&t.classes.hits)
-        self._match_int(I_LOGIN_TYPE, kind)
-        self._match_int(I_LOGIN_PID, pid)
+        self._begin()
+        self._match_int(I_LOGIN_TYPE, _login_type(data))
+        self._match_int(I_LOGIN_PID, _login_pid(data))
         self._match(B_LOGIN_LINE, data + 8, _text_size(data + 8, 32))
         self._match(B_LOGIN_USER, data + 44, _text_size(data + 44, 32))
         self._match(B_LOGIN_HOST, data + 76, _text_size(data + 76, 256))
-        if word[1] | word[2] | word[3]:
-            self._match(B_LOGIN_IP, data + 348, 16)
-        elif word[0]:
-            self._match(B_LOGIN_IP, data + 348, 4)
-        return _space_row(&t.classes)
+        size = _login_ip_size(data)
+        if size:
+            self._match(B_LOGIN_IP, data + 348, size)
+        return self._class_row(G_LOGIN)
 
     # The verdict
 
@@ -1124,8 +1965,7 @@ cdef class RuleTables:
         cdef TypeCode* code = &t.types[h.type]
         cdef uint32_t key[KEY_WORDS]
         cdef uint32_t pair[4]
-        cdef int count = 1
-        cdef uint32_t words = code.words
+        cdef int count
         cdef uint64_t hashed
         cdef uint32_t row
         cdef uint32_t vector
@@ -1135,29 +1975,12 @@ cdef class RuleTables:
         if not code.in_use:
             return 0
         if (_space_is_full(&t.classes) or _space_is_full(&t.verdicts)
-                or t.lineages_made > 0x7FFFFF00):
+                or t.lineages_made > 0x7FFFFF00 or t.match_failed):
+            t.match_failed = False
             t.sets_reset += 1
             self._new_epoch()
         # What the event's own values allow …
-        key[0] = h.type
-        if words >> W_RESULT & 1:
-            key[count] = self._number_row(SMALL_RESULT, I_RESULT, h.result)
-            count += 1
-        if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
-            count = self._open_key(table, slot, <const vedette_open*>h, words, key, count)
-        elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
-            count = self._sock_key(<const vedette_sock*>h, words, key, count)
-        elif h.type == VEDETTE_EXECVE or h.type == VEDETTE_EXECVEAT:
-            count = self._exec_key(<const vedette_exec*>h, words, key, count)
-        elif h.type == VEDETTE_WRITE:
-            count = self._write_key(<const vedette_write*>h, words, key, count)
-        elif h.type == VEDETTE_CHDIR and words >> W_RAW & 1:
-            if not h.flags & VEDETTE_F_PATH_FAULT:
-                key[count] = self._raw_row(1, <const uint8_t*>h + sizeof(vedette_chdir),
-                                           (<const vedette_chdir*>h).path_len)
-            else:
-                key[count] = 0
-            count += 1
+        count = self._event_rows(table, slot, h, code.words, key)
         # The last word has its place for the vector; one more makes the number of words even.
         key[count] = 0
         key[count + 1] = 0
@@ -1208,22 +2031,51 @@ cdef class RuleTables:
             cache_put(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count, row)
         return row - 1
 
+    cdef int _event_rows(self, ProcTable* table, uint32_t slot, const vedette_header* h,
+                         uint32_t words, uint32_t* key) noexcept nogil:
+        """The event's type, then the classes of those of its own values that are in words."""
+        cdef int count = 1
+        key[0] = h.type
+        if words >> W_RESULT & 1:
+            key[count] = self._number_row(SMALL_RESULT, I_RESULT, h.result)
+            count += 1
+        if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+            count = self._open_key(table, slot, <const vedette_open*>h, words, key, count)
+        elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+            count = self._sock_key(<const vedette_sock*>h, words, key, count)
+        elif h.type == VEDETTE_EXECVE or h.type == VEDETTE_EXECVEAT:
+            count = self._exec_key(<const vedette_exec*>h, words, key, count)
+        elif h.type == VEDETTE_WRITE:
+            count = self._write_key(<const vedette_write*>h, words, key, count)
+        elif h.type == VEDETTE_CHDIR and words >> W_RAW & 1:
+            if not h.flags & VEDETTE_F_PATH_FAULT:
+                key[count] = self._raw_row(1, <const uint8_t*>h + sizeof(vedette_chdir),
+                                           (<const vedette_chdir*>h).path_len)
+            else:
+                key[count] = 0
+            count += 1
+        return count
+
     cdef int _open_key(self, ProcTable* table, uint32_t slot, const vedette_open* r, uint32_t words,
                        uint32_t* key, int count) noexcept nogil:
         cdef bint has_path = not r.h.flags & VEDETTE_F_PATH_FAULT
+        cdef const uint8_t* path
+        cdef size_t size
+        cdef int kind
         if words >> W_FD & 1:
             key[count] = self._number_row(SMALL_FD, I_FD, r.h.result) if r.h.result >= 0 else 0
             count += 1
         if words >> W_KIND & 1:
-            key[count] = self._number_row(
-                SMALL_KIND, I_KIND,
-                2 if r.open_flags & O_DIRECTORY and r.open_flags & O_TMPFILE != O_TMPFILE else 1)
+            key[count] = self._number_row(SMALL_KIND, I_KIND, _open_kind(r.open_flags))
             count += 1
         if words >> W_OPEN & 1:
             key[count] = self._open_row(r.open_flags)
             count += 1
         if words >> W_PATH & 1:
-            key[count] = self._open_path_row(table, slot, r) if has_path else 0
+            key[count] = 0
+            if has_path:
+                kind = self._open_path(table, slot, r, &path, &size)
+                key[count] = self._path_row(kind, path, size)
             count += 1
         if words >> W_RAW & 1:
             key[count] = self._raw_row(0, <const uint8_t*>r + sizeof(vedette_open),
@@ -1237,37 +2089,23 @@ cdef class RuleTables:
         cdef End local
         cdef End remote
         cdef bint has_ends = _ends(r, &local, &remote)
-        cdef int kind
-        cdef int protocol
-        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_sock)
+        cdef size_t size
         if words >> W_FD & 1:
             key[count] = self._number_row(SMALL_FD, I_FD, r.fd) if r.fd >= 0 else 0
             count += 1
         if words >> W_KIND & 1:
-            kind = _socket_kind(r)
-            protocol = 0
-            if r.family == AF_INET or r.family == AF_INET6:
-                if r.socktype == SOCK_RAW:
-                    protocol = 4
-                elif r.l4proto == 6:
-                    protocol = 1
-                elif r.l4proto == 17:
-                    protocol = 2
-                elif r.l4proto == 1 or r.l4proto == 58:
-                    protocol = 3
-            key[count] = self._number_row(SMALL_KIND, I_KIND, kind | protocol << 8)
+            key[count] = self._number_row(SMALL_KIND, I_KIND, _socket_kind_number(r))
             count += 1
         if words >> W_PATH & 1:
             key[count] = 0
             if has_ends:
-                if t.bytes_index[B_SOCKNAME].in_use or t.opaque >> B_SOCKNAME & 1:
+                if (t.bytes_index[B_SOCKNAME].in_use or t.has_patterns[B_SOCKNAME]
+                        or t.groups[G_PATH + 1] > t.groups[G_PATH]):
                     key[count] = self._sockname_row(&local, &remote, r.h.type == VEDETTE_CONNECT)
-            elif (r.family == AF_UNIX and r.path_len > 0
-                    and not r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_ADDR_FAULT)):
-                memcpy(t.scratch, path, r.path_len)
-                if t.scratch[0] == 0:
-                    t.scratch[0] = 64
-                key[count] = self._path_row(PATH_VERBATIM, t.scratch, r.path_len)
+            else:
+                size = self._socket_path(r, t.scratch)
+                if size:
+                    key[count] = self._path_row(PATH_VERBATIM, t.scratch, size)
             count += 1
         if words >> W_IP & 1:
             key[count] = self._ip_row(&local) if local.size else 0
@@ -1408,13 +2246,13 @@ cdef class RuleTables:
         return tuple(sorted([self.t.verdicts.items[found.start + i] for i in range(found.count)]))
 
     cdef tuple confirm(self, tuple rules, bytes record, process):
-        """Those of the rules that matched which match indeed."""
-        if not self.confirmed:
+        """Those of the rules that matched which match indeed: Python evaluates what only it can."""
+        if not self.in_python and not self.first_settled:
             return rules
         view = None
         kept = []
         for rule in rules:
-            condition = self.confirmed.get(rule)
+            condition = self.in_python.get(rule)
             if condition is not None:
                 if view is None:
                     view = self.view(record, process)
@@ -1422,7 +2260,7 @@ cdef class RuleTables:
                     self.refuted += 1
                     continue
             kept.append(rule)
-            if self.first_confirmed:
+            if self.first_settled:
                 break
         return tuple(kept)
 
@@ -1434,9 +2272,10 @@ cdef class RuleTables:
         self.t.profile = True
 
     def slow_paths(self):
-        """By index (compile.BYTES and INTS): how often it was asked, and for how many ns in all."""
+        """By index (Plan.bytes and ints): how often it was asked, and for how many ns in all."""
         cdef dict found = {}
-        for i, name in enumerate((*plans.BYTES, *plans.INTS)):
+        cdef uint32_t i
+        for i, name in enumerate((*self.plan.bytes, *self.plan.ints)):
             found[name] = (self.t.index_calls[i], self.t.index_ns[i])
         return found
 
@@ -1462,7 +2301,9 @@ cdef class RuleTables:
             "verdict_misses": t.verdict_misses,
             "rules_evaluated": t.rules_evaluated,
             "sets_reset": t.sets_reset,
-            "opaque_errors": t.opaque_errors,
+            "pattern_errors": t.pattern_errors,
+            "settled": t.settled,
+            "settled_rules": t.settled_rules,
             "rules_refuted": self.refuted,
             "path_uncached": t.path.uncached,
         }

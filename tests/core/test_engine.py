@@ -131,7 +131,7 @@ def test_engine_is_its_twin(
     assert {name: stats[name] for name in SHARED_COUNTERS} == {
         name: oracle_stats[name] for name in SHARED_COUNTERS
     }
-    assert stats["opaque_errors"] == 0
+    assert stats["pattern_errors"] == 0
     assert tables.under_test.close() == 0
 
 
