@@ -506,6 +506,7 @@ class _Session:
         self.message_bytes_max = wire.MESSAGE_BYTES_MIN
         self.heard_s = time.monotonic()
         self.beat_s = 0.0
+        self.clock: tuple[int, int, int, int] | None = None
         self.socket = context.socket(zmq.DEALER)
         self.monitor: zmq.Socket[bytes] | None = None
         socket = self.socket
@@ -570,6 +571,9 @@ class _Session:
                 what = "a word" if self.welcomed else "an answer to HELLO; is the address right?"
                 raise _Broken(f"{self._timeout_s:g} s without {what}")
             if self.welcomed:
+                if not self.beat_s:
+                    # First how the clocks differ, then signals with times.
+                    self._heartbeat(now_s)
                 while self._send_batch():
                     pass
                 if self._delivered():
@@ -639,6 +643,8 @@ class _Session:
     def _take(self, message: wire.Message) -> None:
         self.heard_s = time.monotonic()
         shipper = self.shipper
+        if isinstance(message, wire.Welcome | wire.Ack) and message.clock is not None:
+            self.clock = (*message.clock, time.time_ns())
         if isinstance(message, wire.Refusal):
             raise _Broken(f"the aggregator refuses: {message.reason} ({message.code})")
         if isinstance(message, wire.Welcome):
@@ -743,7 +749,9 @@ class _Session:
                 counters=shipper._counters | own,
                 addresses=shipper._hello.addresses,
                 rules_digest=shipper._hello.rules_digest,
+                clock=self.clock,
             )
+        self.clock = None
         self._send(wire.encode(beat))
 
     def _bye(self) -> None:

@@ -22,7 +22,7 @@ from vedette import __version__
 from vedette.aggregator import fleet_cli, rules_cli, sequences_cli, views
 from vedette.aggregator.config import Config, ConfigError
 from vedette.aggregator.config import load as load_config
-from vedette.aggregator.sequences import Correlator, Fleet
+from vedette.aggregator.sequences import Correlator, Fleet, fleet_of
 from vedette.aggregator.store import Incident, Store, StoredSignal, StoreError
 from vedette.core import sequence
 from vedette.core.keys import KeyFileError, make_pair, read_pair, write_pair
@@ -238,13 +238,13 @@ def alerts(
         # Before the list: what arrives in between is then shown by neither or by the second.
         last_id = store.last_signal_id()
         found = [s for s in store.signals(**wanted, limit=limit) if s.id <= last_id]
-        _print_signals(found, Fleet(store.hosts()), as_json=as_json, utc=utc)
+        _print_signals(found, fleet_of(store), as_json=as_json, utc=utc)
         with contextlib.suppress(KeyboardInterrupt):
             while follow:
                 found = store.signals(**wanted, after_id=last_id, limit=FOLLOW_ROWS_MAX)
                 if found:
                     last_id = found[-1].id
-                    _print_signals(found, Fleet(store.hosts()), as_json=as_json, utc=utc)
+                    _print_signals(found, fleet_of(store), as_json=as_json, utc=utc)
                 if len(found) < FOLLOW_ROWS_MAX:
                     time.sleep(FOLLOW_POLL_S)
 
@@ -287,7 +287,7 @@ def incidents(
             sequence=sequence_name,
             limit=limit,
         )
-        fleet = Fleet(store.hosts())
+        fleet = fleet_of(store)
     if as_json:
         _print_json(views.incident_json(incident, fleet, utc=utc) for incident in found)
     elif found:
@@ -318,7 +318,7 @@ def incidents_show(
     above: tuple[str | None, Path | None] = context.obj or (None, None)
     with _store(store_path or above[0], config_file or above[1]) as store:
         incident = _one_incident(store, incident_id)
-        fleet = Fleet(store.hosts())
+        fleet = fleet_of(store)
     if as_json:
         _print_json([views.incident_json(incident, fleet, utc=utc)])
     else:

@@ -2,15 +2,19 @@
 
 What is written is a function of the stored signals that were not late: the order in which they
 arrived, how many were taken at a time and restarts in between change nothing. Who is behind an
-address is read from the hosts' last reports, when the signal is taken.
+address is read from what the hosts reported of the signal's time, their labels from their last
+reports.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -37,7 +41,13 @@ DECIDED = "sequences.decided"
 """Where it keeps the time up to which absences after a last step were decided."""
 
 RECOMPUTE_SIGNALS = 10_000
+UNENDED_NS = 1 << 62
+ADDRESS_HELD_NS = 60 * 10**9
+"""A silent host keeps its address for so long from another that reports it."""
+ADDRESS_LEAD_NS = 60 * 10**9
+"""A host may have had an address for so long before it reported it."""
 
+_TECHNIQUE = re.compile(r"T[0-9]{4}(\.[0-9]{3})?")
 _LOSSES = {
     "queue": "signals that its agent had to give up",
     "missing": "signals that nobody accounts for",
@@ -53,18 +63,40 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     key: dict[str, str | int | bool | None]
     completions: int
     last_completion_ns: int
+    users: list[str] = []
+    addresses: list[str] = []
+    """Whom the signals name, and the other ends, in the order in which they appear."""
+    techniques: list[str] = []
+    """MITRE ATT&CK's ids in the tags of the sequence and of its signals."""
+    uncertain: list[str] = []
+    """Steps on two hosts that lie closer in time than the hosts' clocks are known."""
+
+
+class _Span(NamedTuple):
+    """A host had an address; until_ns is UNENDED_NS while it has it."""
+
+    since_ns: int
+    until_ns: int
+    heard_ns: int
+    name: str
 
 
 class Fleet:
-    """Names of the fleet's hosts, and who is behind an address, by the hosts' last reports.
+    """Names and labels of the fleet's hosts, and who was behind an address at some time.
 
-    A name or an address that several hosts claim is the one's that was seen first; the others
-    keep their id beside the name. So a host that turns hostile cannot take another's place.
+    A name that several hosts claim is the one's that was seen first; the others keep their id
+    beside it. So is an address that several had at the same time, unless the first was not heard
+    for ADDRESS_HELD_NS before. So a host that turns hostile cannot take another's place. Before
+    anybody had reported an address it is taken for the first one's.
     """
 
-    def __init__(self, hosts: Iterable[db.Host]) -> None:
+    def __init__(self, hosts: Iterable[db.Host], addresses: Iterable[db.AddressSpan] = ()) -> None:
         self._names: dict[str, str] = {}
-        self._by_address: dict[str, str] = {}
+        self._labels: dict[str, dict[str, str]] = {}
+        self._by_address: dict[str, list[_Span]] = {}
+        spans: dict[str, list[db.AddressSpan]] = {}
+        for span in addresses:
+            spans.setdefault(span.host_id, []).append(span)
         taken: set[str] = set()
         for host in sorted(hosts, key=lambda host: (host.first_seen_ns, host.host_id)):
             name = host.hostname
@@ -72,13 +104,40 @@ class Fleet:
                 name = f"{name} ({host.host_id})"
             taken.add(name)
             self._names[host.host_id] = name
-            for address in map(canonical_address, host.addresses):
+            self._labels[host.host_id] = host.labels
+            had = [
+                (span.address, span.since_ns, span.until_ns or UNENDED_NS)
+                for span in spans.get(host.host_id, ())
+            ] or [(address, host.first_seen_ns, UNENDED_NS) for address in host.addresses]
+            for text, since_ns, until_ns in had:
+                address = canonical_address(text)
                 if address is not None and names_a_host(address):
-                    self._by_address.setdefault(address, name)
+                    self._by_address.setdefault(address, []).append(
+                        _Span(since_ns, until_ns, host.last_seen_ns, name)
+                    )
 
     def name(self, host_id: str) -> str:
         """Return a host's name; its id where the host is not known."""
         return self._names.get(host_id, host_id)
+
+    def behind(self, address: str, time_ns: int) -> str | None:
+        """Return the name of the host that had an address (in canonical form) at some time."""
+        spans = self._by_address.get(address)
+        if spans is None:
+            return None
+        # Hosts that were seen first stand first.
+        holding = [span for span in spans if span.since_ns <= time_ns <= span.until_ns]
+        for span in holding[:-1]:
+            if span.until_ns != UNENDED_NS or time_ns - span.heard_ns <= ADDRESS_HELD_NS:
+                return span.name
+        if holding:
+            return holding[-1].name
+        # What has just been given to a host is known with its next report.
+        coming = min((span for span in spans if span.since_ns > time_ns), default=None)
+        if coming is None:
+            return None
+        is_first = all(span.since_ns >= coming.since_ns for span in spans)
+        return coming.name if is_first or coming.since_ns - time_ns <= ADDRESS_LEAD_NS else None
 
     def signal(self, stored: StoredSignal) -> FleetSignal:
         """Return a stored signal as the sequences see it."""
@@ -88,9 +147,15 @@ class Fleet:
             host_name=self.name(stored.host_id),
             boot=stored.boot_id,
             time_ns=stored.time_ns,
-            peer_host=None if address is None else self._by_address.get(address),
+            peer_host=None if address is None else self.behind(address, stored.time_ns),
+            labels=self._labels.get(stored.host_id, {}),
             signal=stored,
         )
+
+
+def fleet_of(store: Store) -> Fleet:
+    """Return the fleet as a store knows it."""
+    return Fleet(store.hosts(), store.addresses())
 
 
 class Correlator:
@@ -155,7 +220,7 @@ class Correlator:
             signals = self._store.released(self._position, watermark_ns, self._batch_signals)
             if not signals:
                 return 0
-            fleet = Fleet(self._store.hosts())
+            fleet = fleet_of(self._store)
             changes = correlator.feed_all([fleet.signal(stored) for stored in signals])
             opened = self._write_all(changes, fleet)
             position = signals[-1].key
@@ -170,7 +235,7 @@ class Correlator:
         if not changes:
             return
         with self._store.transaction():
-            fleet = Fleet(self._store.hosts())
+            fleet = fleet_of(self._store)
             opened = self._write_all(changes, fleet)
             self._store.set_meta(DECIDED, str(watermark_ns))
         self._log(opened, fleet)
@@ -200,6 +265,7 @@ class Correlator:
                 key=incident.key,
                 completions=incident.completions,
                 last_completion_ns=incident.last_completion_ns,
+                **({} if change.opened is None else _named(incident, change.opened)),
             )
         )
         if change.opened is None:
@@ -207,7 +273,7 @@ class Correlator:
                 connection.execute(
                     db.incidents_table.update()
                     .where(db.incidents_table.c.id == incident.id)
-                    .values(details=msgspec.json.encode(details).decode())
+                    .values(details=self._renewed(incident.id, details))
                 )
             return
         reasons = self._doubts(incident, fleet)
@@ -232,6 +298,13 @@ class Correlator:
             self._clock_ns(),
         )
 
+    def _renewed(self, incident_id: str, details: Any) -> str:
+        """Return an incident's new details with what the old ones say of its witness."""
+        stored = self._store.incident(incident_id)
+        for name in ("users", "addresses", "techniques", "uncertain"):
+            details[name] = [] if stored is None else stored.details.get(name, [])
+        return msgspec.json.encode(details).decode()
+
     def _doubts(self, incident: tables.Incident, fleet: Fleet) -> list[str]:
         """Say what may be missing from an incident's window on its hosts."""
         losses: dict[tuple[str, str], int] = {}
@@ -253,6 +326,11 @@ class Correlator:
         ]
         doubts += [
             f"{fleet.name(host_id)}: {count} signals that came too late" for host_id, count in late
+        ]
+        doubts += [
+            f"{fleet.name(host.host_id)}: silent since before the last signal"
+            for host in self._store.hosts()
+            if host.host_id in incident.hosts and 0 < host.silent_since_ns <= incident.last_ns
         ]
         return sorted(doubts)
 
@@ -308,7 +386,7 @@ def _signals(
     store: Store, since_ns: int, until_ns: int, *, with_late: bool = False
 ) -> Iterator[FleetSignal]:
     """Return signals between two times, both included, in the order of the fleet."""
-    fleet = Fleet(store.hosts())
+    fleet = fleet_of(store)
     after: SignalKey = (since_ns, "", 0, "")
     while signals := store.released(after, until_ns, with_late=with_late):
         yield from map(fleet.signal, signals)
@@ -345,6 +423,50 @@ def _counted_on(store: Store, since_ns: int, most: int) -> Iterator[tables.Incid
             completions=details.completions,
             last_completion_ns=details.last_completion_ns,
         )
+
+
+def _named(incident: tables.Incident, witness: tables.Witness) -> dict[str, list[str]]:
+    """Return what an incident's details say of its signals."""
+    signals = sorted((s for taken in witness for s in taken), key=lambda s: s.order)
+
+    def values(names: tuple[str, ...]) -> list[str]:
+        found = (signal.signal.fields.get(name) for signal in signals for name in names)
+        return list(dict.fromkeys(value for value in found if isinstance(value, str)))
+
+    tags = [*incident.tags, *(tag for signal in signals for tag in signal.signal.tags)]
+    return {
+        "users": values(("login.user", "user.name")),
+        "addresses": values(("login.ip", "fd.rip")),
+        "techniques": [tag for tag in dict.fromkeys(tags) if _TECHNIQUE.fullmatch(tag)],
+        "uncertain": _uncertain(incident, witness),
+    }
+
+
+def _uncertain(incident: tables.Incident, witness: tables.Witness) -> list[str]:
+    """Say which steps that follow one another on two hosts may have come the other way round."""
+    found = []
+    placed = sorted(
+        (
+            (name, signal)
+            for (name, _), taken in zip(incident.steps, witness, strict=True)
+            for signal in (taken[0], taken[-1])
+        ),
+        key=lambda place: place[1].order,
+    )
+    for (step, one), (next_step, other) in pairwise(placed):
+        if one.host_id == other.host_id or step == next_step:
+            continue
+        if not isinstance(one.signal, StoredSignal) or not isinstance(other.signal, StoredSignal):
+            continue
+        errors_ns = (one.signal.uncertainty_ns, other.signal.uncertainty_ns)
+        apart_ns = other.time_ns - one.time_ns
+        if min(errors_ns) >= 0 and apart_ns <= sum(errors_ns):
+            found.append(
+                f"{step} ({one.host_name}) and {next_step} ({other.host_name}) are "
+                f"{apart_ns / 1e6:.3f} ms apart, and their clocks are known to "
+                f"{sum(errors_ns) / 1e6:.3f} ms"
+            )
+    return found
 
 
 def _position(store: Store) -> SignalKey | None:

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from vedette.aggregator import views
-from vedette.aggregator.sequences import Fleet, recompute
+from vedette.aggregator.sequences import fleet_of, recompute
 from vedette.aggregator.store import Store
 from vedette.core import sequence as language
 from vedette.core.output import clean
@@ -238,7 +238,7 @@ def mount(
                     sequence=item.name, since_ns=since_ns, until_ns=until_ns, limit=100_000
                 )
             ]
-            fleet = Fleet(store.hosts())
+            fleet = fleet_of(store)
         known = {incident.id for incident in stored}
         again = {incident.id for incident in incidents}
         lines = [

@@ -41,6 +41,7 @@ from vedette import __version__
 from vedette.aggregator.config import Config
 from vedette.aggregator.store import EXPIRE_ROWS, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
+from vedette.core.clock import HostClock
 from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
 
@@ -91,6 +92,7 @@ COUNTERS: Final = (
     "connections",
     "handshakes_failed",
     "held_back",
+    "clock_refused",
 )
 LABELLED: Final = (
     Labelled("refused.", "refused", "code"),
@@ -327,6 +329,7 @@ class Server:
         self._tick_s = 0.0
         self._report_s = 0.0
         self._newest_ns = 0
+        self._clocks: dict[str, HostClock] = {}
         self._heard_s: dict[str, float] = {}
         self._silent: set[str] = set()
         self._silence_s = 0.0
@@ -358,6 +361,7 @@ class Server:
             self._progress = Progress(limits.silent_after_s, limits.lag_s_max, self._released_ns)
             for host in self._store.hosts():
                 self._progress.arrive(host.host_id, time.monotonic())
+                self._clocks[host.host_id] = HostClock(host.offset_ns, host.uncertainty_ns)
                 # Silence while nobody listened is not the host's; one that was noted before is.
                 self._heard_s[host.host_id] = time.monotonic()
                 if host.silent_since_ns:
@@ -540,9 +544,14 @@ class Server:
         now_s = time.monotonic()
         for route_id, answer in answers:
             peer = self._peers.get(route_id)
+            if isinstance(answer, wire.Ack | wire.Welcome) and answer.clock is not None:
+                answer = msgspec.structs.replace(
+                    answer, clock=(*answer.clock[:2], max(answer.clock[1], time.time_ns()))
+                )
             if isinstance(answer, wire.Ack) and peer is not None:
                 peer.committed_seq = answer.committed_seq
                 if now_s < peer.held_until_s:
+                    # It is answered later, and without the heartbeat's times.
                     self._held[route_id] = peer
                     continue
                 peer.unacked = peer.unacked_messages = 0
@@ -572,24 +581,33 @@ class Server:
         if peer is None:
             raise _Refused("hello_first", f"{type(message).__name__} before HELLO")
         limits = self.config.limits
+        clock = self._clocks[peer.host_id]
         if isinstance(message, wire.Batch):
             self._charge(peer, len(message.signals))
             done = self._store.commit(
-                peer.host_id, peer.boot_id, message, received_ns, self._released_ns
+                peer.host_id, peer.boot_id, message, received_ns, self._released_ns, clock
             )
             for name in ("stored", "duplicates", "late", "lost", "missing"):
                 self.counters[name] += getattr(done, name)
             if done.stored:
                 newest_ns = max(signal.time_ns for signal in message.signals)
-                self._newest_ns = max(self._newest_ns, newest_ns)
-            progress.append((peer.host_id, message.complete_until_ns))
+                self._newest_ns = max(self._newest_ns, newest_ns + clock.offset_ns)
+            progress.append((peer.host_id, clock.corrected_ns(message.complete_until_ns)))
             return wire.Ack(committed_seq=done.committed_seq, credit=limits.credit_signals)
         if isinstance(message, wire.Heartbeat):
             if peer.heartbeats.take(1):
                 raise _Refused("rate", f"more than {HEARTBEATS_PER_S} heartbeats a second")
-            committed_seq = self._store.heartbeat(peer.host_id, peer.boot_id, message, received_ns)
-            progress.append((peer.host_id, message.complete_until_ns))
-            return wire.Ack(committed_seq=committed_seq, credit=limits.credit_signals)
+            if message.clock is not None and not clock.measure(*message.clock):
+                self.counters["clock_refused"] += 1
+            committed_seq = self._store.heartbeat(
+                peer.host_id, peer.boot_id, message, received_ns, clock
+            )
+            progress.append((peer.host_id, clock.corrected_ns(message.complete_until_ns)))
+            return wire.Ack(
+                committed_seq=committed_seq,
+                credit=limits.credit_signals,
+                clock=(message.time_ns, received_ns, received_ns),
+            )
         if isinstance(message, wire.Bye):
             log.info("host %s left: %s", peer.host_id, message.reason or "no reason given")
             self._store.bye(peer.host_id, message.reason, received_ns)
@@ -635,12 +653,14 @@ class Server:
         self._routes[hello.host_id] = route_id
         self._progress.arrive(hello.host_id, time.monotonic())
         self._heard_s[hello.host_id] = time.monotonic()
+        self._clocks.setdefault(hello.host_id, HostClock())
         log.info("host %s (%r) connected, boot %s", hello.host_id, hello.hostname, hello.boot_id)
         return wire.Welcome(
             protocol=wire.PROTOCOL,
             committed_seq=committed_seq,
             credit=limits.credit_signals,
             message_bytes_max=limits.message_bytes_max,
+            clock=(hello.time_ns, received_ns, received_ns),
         )
 
     def _share(self, host_id: str) -> tuple[_Bucket, _Bucket]:

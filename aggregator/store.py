@@ -5,8 +5,9 @@ as in libpq; tables go into the first schema of the search path).
 
 One process writes (`Store.open`), any number read at the same time (`Store.open(read_only=True)`).
 Fields, tags, addresses and the like are JSON in text columns. Times are nanoseconds since 1970,
-signals' by the host's own clock. Every function runs in a transaction of its own unless the caller
-holds one open with `Store.transaction()`.
+signals' by the host's clock, corrected by its measured offset, which is kept beside them. Every
+function runs in a transaction of its own unless the caller holds one open with
+`Store.transaction()`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 
+from vedette.core.clock import UNKNOWN_NS, HostClock
 from vedette.core.signal import PRIORITIES, Signal
 from vedette.core.wire import Batch, Heartbeat, Hello, LostRange
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 APPLICATION_ID: Final = 0x56454454  # "VEDT", in the file's header: tells our files from others'
 BOOTS_PER_HOST_MAX: Final = 256
 """Older numberings of a host are forgotten; a host that invents boots cannot fill the disk."""
 LOSSES_PER_HOST_MAX: Final = 4096
+ADDRESSES_PER_HOST_MAX: Final = 1024
+"""Spans of time in which a host had an address; the oldest go."""
 QUERY_ROWS_MAX: Final = 100_000
 FLEET_BOOT: Final = "aggregator"
 """The numbering of signals that the aggregator makes itself, about a host."""
@@ -104,6 +108,8 @@ hosts_table = sa.Table(
     sa.Column("silent_since_ns", _Number, nullable=False, server_default="0"),
     sa.Column("left_ns", _Number, nullable=False, server_default="0"),
     sa.Column("left_reason", sa.Text, nullable=False, server_default=""),
+    # Since version 3.
+    sa.Column("uncertainty_ns", _Number, nullable=False, server_default="-1"),
     sqlite_with_rowid=False,
 )
 
@@ -136,6 +142,9 @@ signals_table = sa.Table(
     sa.Column("output", sa.Text, nullable=False),
     sa.Column("fields", sa.Text, nullable=False),
     sa.Column("late", sa.Boolean, nullable=False),
+    # Since version 3.
+    sa.Column("offset_ns", _Number, nullable=False, server_default="0"),
+    sa.Column("uncertainty_ns", _Number, nullable=False, server_default="-1"),
     sa.UniqueConstraint("host_id", "boot_id", "seq"),
     sa.Index("signals_by_time", "time_ns", "host_id", "seq", "boot_id"),
     sa.Index("signals_by_rule", "rule", "time_ns"),
@@ -148,6 +157,40 @@ _SIGNAL_COLUMNS: Final = tuple(column.name for column in signals_table.columns)[
 _INSERT_SIGNAL: Final = (
     f"INSERT OR IGNORE INTO signals ({', '.join(_SIGNAL_COLUMNS)}) "  # noqa: S608 (names of ours)
     f"VALUES ({', '.join('?' * len(_SIGNAL_COLUMNS))})"
+)
+
+addresses_table = sa.Table(
+    "addresses",
+    metadata,
+    sa.Column("host_id", _Key, nullable=False),
+    sa.Column("address", _Key, nullable=False),
+    sa.Column("since_ns", _Number, nullable=False),
+    sa.Column("until_ns", _Number, nullable=False),
+    sa.PrimaryKeyConstraint("host_id", "address", "since_ns"),
+    sqlite_with_rowid=False,
+)
+
+seen_table = sa.Table(
+    "seen",
+    metadata,
+    sa.Column("spec", _Key, nullable=False),
+    sa.Column("value", _Key, nullable=False),
+    sa.Column("last_ns", _Number, nullable=False),
+    sa.PrimaryKeyConstraint("spec", "value"),
+    sa.Index("seen_by_time", "spec", "last_ns"),
+    sqlite_with_rowid=False,
+)
+
+firsts_table = sa.Table(
+    "firsts",
+    metadata,
+    sa.Column("spec", _Key, nullable=False),
+    sa.Column("time_ns", _Number, nullable=False),
+    sa.Column("host_id", _Key, nullable=False),
+    sa.Column("seq", _Number, nullable=False),
+    sa.Column("boot_id", _Key, nullable=False),
+    sa.PrimaryKeyConstraint("spec", "time_ns", "host_id", "seq", "boot_id"),
+    sqlite_with_rowid=False,
 )
 
 losses_table = sa.Table(
@@ -208,6 +251,11 @@ _MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
         "ALTER TABLE hosts ADD COLUMN left_ns BIGINT NOT NULL DEFAULT 0",
         "ALTER TABLE hosts ADD COLUMN left_reason TEXT NOT NULL DEFAULT ''",
     ),
+    2: (
+        "ALTER TABLE hosts ADD COLUMN uncertainty_ns BIGINT NOT NULL DEFAULT -1",
+        "ALTER TABLE signals ADD COLUMN offset_ns BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE signals ADD COLUMN uncertainty_ns BIGINT NOT NULL DEFAULT -1",
+    ),
 }
 """What makes a store of a version one of the next; all in the transaction that opens it."""
 
@@ -218,10 +266,13 @@ SignalKey = tuple[int, str, int, str]
 class StoredSignal(Signal, frozen=True, kw_only=True):
     """A signal as stored.
 
-    id           rises in order of arrival
-    hostname     the host's name as it last said
-    received_ns  when the aggregator took it, by its own clock
-    late         came when its time had been released to the sequences already
+    time_ns         by the host's clock, corrected by what was known of it when the signal came
+    id              rises in order of arrival
+    hostname        the host's name as it last said
+    received_ns     when the aggregator took it, by its own clock
+    late            came when its time had been released to the sequences already
+    offset_ns       what is in time_ns beyond the time that the host gave
+    uncertainty_ns  the most by which time_ns can be wrong, -1 where nobody knows
     """
 
     id: int
@@ -230,6 +281,13 @@ class StoredSignal(Signal, frozen=True, kw_only=True):
     boot_id: str
     received_ns: int
     late: bool
+    offset_ns: int = 0
+    uncertainty_ns: int = UNKNOWN_NS
+
+    @property
+    def host_time_ns(self) -> int:
+        """The time as the host gave it."""
+        return self.time_ns - self.offset_ns
 
     @property
     def key(self) -> SignalKey:
@@ -240,7 +298,8 @@ class StoredSignal(Signal, frozen=True, kw_only=True):
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """A host as it last reported.
 
-    offset_ns        aggregator's clock minus the host's at the last heartbeat, transit included
+    offset_ns        what is added to its times: the aggregator's clock minus the host's
+    uncertainty_ns   the most by which that can be wrong, -1 where nothing was measured
     signals_late     stored after their time had been released
     signals_lost     given up by the agent, and reported by it
     signals_missing  gaps in the numbers that nobody reported
@@ -269,10 +328,20 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     left_ns: int = 0
     """When it said goodbye, where it has not come back; else 0."""
     left_reason: str = ""
+    uncertainty_ns: int = UNKNOWN_NS
+
+
+class AddressSpan(msgspec.Struct, frozen=True, kw_only=True):
+    """A host had an address from one report to another; until_ns is 0 while it has it."""
+
+    host_id: str
+    address: str
+    since_ns: int
+    until_ns: int
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that a host did not see or could not deliver, between two times of its clock.
+    """Something that a host did not see or could not deliver, between two corrected times.
 
     cause  "queue": signals given up by the agent; "missing": numbers nobody accounted for;
            "capture": kernel events
@@ -402,6 +471,8 @@ class Store:
                 for step in range(version, SCHEMA_VERSION):
                     for statement in _MIGRATIONS[step]:
                         connection.exec_driver_sql(statement)
+                # Tables that are new are made as they are now.
+                metadata.create_all(connection)
             if self._sqlite:
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -478,7 +549,7 @@ class Store:
         """
         with self.transaction() as connection:
             known = connection.execute(
-                sa.select(hosts_table.c.host_id).where(hosts_table.c.host_id == hello.host_id)
+                sa.select(hosts_table.c.addresses).where(hosts_table.c.host_id == hello.host_id)
             ).first()
             said = {
                 "hostname": hello.hostname,
@@ -488,7 +559,6 @@ class Store:
                 "version": hello.version,
                 "rules_digest": hello.rules_digest,
                 "last_seen_ns": received_ns,
-                "offset_ns": received_ns - hello.time_ns,
                 "left_ns": 0,
                 "left_reason": "",
             }
@@ -503,6 +573,7 @@ class Store:
                         host_id=hello.host_id,
                         first_seen_ns=received_ns,
                         complete_until_ns=0,
+                        offset_ns=0,
                         signals_stored=0,
                         signals_late=0,
                         signals_lost=0,
@@ -518,6 +589,8 @@ class Store:
                     .where(hosts_table.c.host_id == hello.host_id)
                     .values(**said)
                 )
+            if known is None or known.addresses != _json(hello.addresses):
+                self._note_addresses(connection, hello.host_id, hello.addresses, received_ns)
             connection.execute(
                 self._insert(boots_table)
                 .values(
@@ -546,20 +619,30 @@ class Store:
             return int(self._boot(connection, hello.host_id, hello.boot_id).committed_seq)
 
     def commit(
-        self, host_id: str, boot_id: str, batch: Batch, received_ns: int, released_ns: int
+        self,
+        host_id: str,
+        boot_id: str,
+        batch: Batch,
+        received_ns: int,
+        released_ns: int,
+        clock: HostClock | None = None,
     ) -> Committed:
         """Store a batch's signals, each number once; return what became of them.
 
         released_ns  signals up to this time have been given to the sequences: these are late
+        clock        what is known of the host's clock; None: nothing
         Raises KeyError where the host never said HELLO with this boot.
         """
+        clock = clock or HostClock()
+        corrected_ns = clock.corrected_ns
+        last_ns = corrected_ns(batch.signals[-1].time_ns)
         with self.transaction() as connection:
             boot = self._boot(connection, host_id, boot_id)
             committed_seq = int(boot.committed_seq)
             # An agent sends its numbers rising over one ordered connection, so whatever is not
             # above the highest stored was stored before.
             new = [signal for signal in batch.signals if signal.seq > committed_seq]
-            late = sum(signal.time_ns <= released_ns for signal in new)
+            late = sum(corrected_ns(signal.time_ns) <= released_ns for signal in new)
             stored = 0
             if new:
                 # Fewer than are new only where the boot was forgotten (BOOTS_PER_HOST_MAX).
@@ -570,7 +653,7 @@ class Store:
                             host_id,
                             boot_id,
                             signal.seq,
-                            signal.time_ns,
+                            corrected_ns(signal.time_ns),
                             received_ns,
                             self._text(signal.rule),
                             signal.priority,
@@ -578,7 +661,9 @@ class Store:
                             _json(signal.tags),
                             self._text(signal.output),
                             _json(signal.fields),
-                            signal.time_ns <= released_ns,
+                            corrected_ns(signal.time_ns) <= released_ns,
+                            clock.offset_ns,
+                            clock.uncertainty_ns,
                         )
                         for signal in new
                     ],
@@ -589,7 +674,7 @@ class Store:
                 boot,
                 batch.lost,
                 last_seq,
-                end_ns=batch.signals[-1].time_ns,
+                end_ns=last_ns,
             )
             missing = last_seq - committed_seq - len(new) - lost
             if missing > 0:
@@ -600,8 +685,8 @@ class Store:
                         boot_id=boot_id,
                         cause="missing",
                         count=missing,
-                        start_ns=min(boot.last_time_ns, batch.signals[-1].time_ns),
-                        end_ns=batch.signals[-1].time_ns,
+                        start_ns=min(boot.last_time_ns, last_ns),
+                        end_ns=last_ns,
                     ),
                 )
             self._advance(
@@ -610,8 +695,8 @@ class Store:
                 boot_id,
                 received_ns,
                 committed_seq=last_seq,
-                last_time_ns=max(boot.last_time_ns, batch.signals[-1].time_ns),
-                complete_until_ns=batch.complete_until_ns,
+                last_time_ns=max(boot.last_time_ns, last_ns),
+                complete_until_ns=corrected_ns(batch.complete_until_ns),
                 stored=stored,
                 late=late,
                 lost=lost,
@@ -638,21 +723,35 @@ class Store:
         values = [dict(zip(_SIGNAL_COLUMNS, row, strict=True)) for row in rows]
         return len(connection.execute(statement, values).all())
 
-    def heartbeat(self, host_id: str, boot_id: str, beat: Heartbeat, received_ns: int) -> int:
+    def heartbeat(
+        self,
+        host_id: str,
+        boot_id: str,
+        beat: Heartbeat,
+        received_ns: int,
+        clock: HostClock | None = None,
+    ) -> int:
         """Note a heartbeat; return the boot's highest number that is accounted for.
 
+        clock  as of `commit`
         Raises KeyError where the host never said HELLO with this boot.
         """
+        clock = clock or HostClock()
+        complete_until_ns = clock.corrected_ns(beat.complete_until_ns)
         with self.transaction() as connection:
             boot = self._boot(connection, host_id, boot_id)
-            end_ns = max(beat.complete_until_ns, boot.last_time_ns)
+            end_ns = max(complete_until_ns, boot.last_time_ns)
             last_seq: int = max(boot.committed_seq, beat.lost[-1][1] if beat.lost else 0)
             lost = self._note_lost(connection, boot, beat.lost, last_seq, end_ns=end_ns)
             missing = last_seq - boot.committed_seq - lost
             lost_events = beat.lost_events - boot.lost_events
-            complete_ns = connection.execute(
-                sa.select(hosts_table.c.complete_until_ns).where(hosts_table.c.host_id == host_id)
-            ).scalar_one()
+            complete_ns, addresses = connection.execute(
+                sa.select(hosts_table.c.complete_until_ns, hosts_table.c.addresses).where(
+                    hosts_table.c.host_id == host_id
+                )
+            ).one()
+            if addresses != _json(beat.addresses):
+                self._note_addresses(connection, host_id, beat.addresses, received_ns)
             for cause, count, start_ns in (
                 ("missing", missing, boot.last_time_ns),
                 ("capture", lost_events, complete_ns),
@@ -675,7 +774,7 @@ class Store:
                 boot_id,
                 received_ns,
                 committed_seq=last_seq,
-                complete_until_ns=beat.complete_until_ns,
+                complete_until_ns=complete_until_ns,
                 lost=lost,
                 missing=missing,
                 lost_events=beat.lost_events,
@@ -688,10 +787,42 @@ class Store:
                     rules_digest=beat.rules_digest,
                     lost_events=beat.lost_events,
                     counters=_json(beat.counters),
-                    offset_ns=received_ns - beat.time_ns,
+                    offset_ns=clock.offset_ns,
+                    uncertainty_ns=clock.uncertainty_ns,
                 )
             )
             return int(last_seq)
+
+    def _note_addresses(
+        self, connection: sa.Connection, host_id: str, addresses: list[str], now_ns: int
+    ) -> None:
+        """Write down since when a host has the addresses that it has now."""
+        c = addresses_table.c
+        connection.execute(
+            addresses_table.update()
+            .where(c.host_id == host_id, c.until_ns == 0, c.address.not_in(addresses))
+            .values(until_ns=now_ns)
+        )
+        had = set(
+            connection.execute(
+                sa.select(c.address).where(c.host_id == host_id, c.until_ns == 0)
+            ).scalars()
+        )
+        for address in dict.fromkeys(addresses):
+            if address not in had:
+                connection.execute(
+                    self._insert(addresses_table)
+                    .values(host_id=host_id, address=address, since_ns=now_ns, until_ns=0)
+                    .on_conflict_do_update(
+                        index_elements=["host_id", "address", "since_ns"], set_={"until_ns": 0}
+                    )
+                )
+        ended = sa.select(c.since_ns).where(c.host_id == host_id).order_by(c.since_ns.desc())
+        oldest = connection.execute(ended.offset(ADDRESSES_PER_HOST_MAX).limit(1)).scalar()
+        if oldest is not None:
+            connection.execute(
+                addresses_table.delete().where(c.host_id == host_id, c.since_ns <= oldest)
+            )
 
     def bye(self, host_id: str, reason: str, received_ns: int) -> None:
         """Note that a host said goodbye."""
@@ -748,6 +879,8 @@ class Store:
                         output=signal.output,
                         fields=_json(signal.fields),
                         late=False,
+                        offset_ns=0,
+                        uncertainty_ns=0,
                     )
                 )
         return news
@@ -1063,6 +1196,13 @@ class Store:
                 _struct(row, Host, ("addresses", "labels", "counters"))
                 for row in connection.execute(query)
             ]
+
+    def addresses(self) -> list[AddressSpan]:
+        """Since when and until when hosts had their addresses, the oldest first."""
+        c = addresses_table.c
+        query = sa.select(addresses_table).order_by(c.since_ns, c.host_id, c.address)
+        with self.transaction() as connection:
+            return [_struct(row, AddressSpan, ()) for row in connection.execute(query)]
 
     def losses(
         self, since_ns: int, until_ns: int, hosts: Sequence[str] | None = None

@@ -110,7 +110,10 @@ def host_json(host: Host, *, utc: bool) -> dict[str, Any]:
         "first_seen": iso_text(host.first_seen_ns, utc=utc),
         "last_seen": iso_text(host.last_seen_ns, utc=utc),
         "complete_until": iso_text(host.complete_until_ns, utc=utc),
-        "offset_ns": host.offset_ns,
+        "clock": {
+            "offset_ns": host.offset_ns,
+            "uncertainty_ns": host.uncertainty_ns if host.uncertainty_ns >= 0 else None,
+        },
         "signals": {
             "stored": host.signals_stored,
             "late": host.signals_late,
@@ -161,6 +164,8 @@ def signal_json(signal: StoredSignal, fleet: Fleet, *, utc: bool) -> dict[str, A
     return {
         "time": iso_text(signal.time_ns, utc=utc),
         "time_ns": signal.time_ns,
+        "host_time_ns": signal.host_time_ns,
+        "uncertainty_ns": signal.uncertainty_ns if signal.uncertainty_ns >= 0 else None,
         "host": fleet.name(signal.host_id),
         "host_id": signal.host_id,
         "boot_id": signal.boot_id,
@@ -462,11 +467,17 @@ def _head(incident: Incident, fleet: Fleet, glyphs: _Glyphs, *, utc: bool) -> Re
     )
     if strangers:
         facts.add_row("outside", Text(", ".join(strangers)))
+    for name in ("users", "techniques"):
+        if details.get(name):
+            facts.add_row(name, Text(shown(", ".join(map(str, details[name])))))
     if details.get("tags"):
         facts.add_row("tags", Text(shown(", ".join(map(str, details["tags"])))))
     if details.get("completions", 1) > 1:
         facts.add_row("completed", f"{details['completions']} times")
     facts.add_row("id", incident.id)
+    for number, text in enumerate(details.get("uncertain", ())):
+        label = "order unsure" if number == 0 else ""
+        facts.add_row(Text(label, style="magenta"), Text(shown(text), style="magenta"))
     for number, reason in enumerate(incident.reasons):
         label = "data missing" if number == 0 else ""
         facts.add_row(Text(label, style="magenta"), Text(shown(reason), style="magenta"))

@@ -20,7 +20,7 @@ from vedette.core.mem cimport Heap, heap_del, heap_grow, heap_new
 
 from collections import deque
 
-from vedette.core.fleet import PSEUDO_FIELDS, canonical_address, find, holds, value_of
+from vedette.core.fleet import canonical_address, find, holds, pseudo_reader, value_of
 from vedette.core.sequence_plan import plan as sequence_plan
 
 cdef extern from "Python.h":
@@ -178,7 +178,7 @@ cdef class Fields:
                 kind = HOST
             elif name == "peer.host":
                 kind = PEER
-            elif name in PSEUDO_FIELDS:
+            elif pseudo_reader(name) is not None:
                 kind = OTHER
             else:
                 kind = ADDRESS if find(name).type in ("ip", "net") else PLAIN

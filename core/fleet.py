@@ -34,6 +34,7 @@ class FleetSignal(msgspec.Struct, frozen=True, kw_only=True):
     host_id, host_name  the host, as its key and its configuration name it
     boot                the boot that ``signal.seq`` counts in
     time_ns             event time, corrected by the host's measured offset
+    labels              that the host's configuration gives it
     peer_host           name of the fleet's host behind the remote address, None: not one of ours
     signal              what the host sent; its time_ns is by the host's own clock
     """
@@ -44,6 +45,7 @@ class FleetSignal(msgspec.Struct, frozen=True, kw_only=True):
     time_ns: int
     signal: Signal
     peer_host: str | None = None
+    labels: dict[str, str] = {}
 
     @property
     def order(self) -> Order:
@@ -59,6 +61,7 @@ PSEUDO_FIELDS: dict[str, fields.Field] = {
     for name, description in (
         ("host.name", "Name of the host that the signal comes from"),
         ("host.id", "Identity of the host that the signal comes from"),
+        ("host.label.NAME", "Label NAME of that host, from its agent's configuration"),
         ("peer.host", "Name of the fleet's host behind fd.rip, or else behind login.ip"),
         ("signal.rule", "Name of the rule that matched"),
         ("signal.priority", "Priority of the rule that matched, in capitals"),
@@ -73,6 +76,19 @@ _PSEUDO: dict[str, Callable[[FleetSignal], FieldValue]] = {
     "signal.rule": lambda s: s.signal.rule,
     "signal.priority": lambda s: PRIORITIES[s.signal.priority],
 }
+
+
+LABEL = "host.label."
+"""Begins the fields that are labels of the host, whose names follow."""
+
+
+@lru_cache(maxsize=4096)
+def pseudo_reader(name: str) -> Callable[[FleetSignal], FieldValue] | None:
+    """Return what reads a field that is not the signal's own; None: it is, or there is none."""
+    if name.startswith(LABEL) and len(name) > len(LABEL):
+        label = name.removeprefix(LABEL)
+        return lambda signal: signal.labels.get(label)
+    return _PSEUDO.get(name)
 
 
 @lru_cache(maxsize=65_536)
@@ -118,7 +134,7 @@ def names_a_host(text: str) -> bool:
     )
 
 
-_FIELD = re.compile(r"([a-z0-9_.]+)(?:\[([0-9]{1,9})\])?")
+_FIELD = re.compile(r"([a-z0-9_.]+|host\.label\.[A-Za-z0-9_.-]+)(?:\[([0-9]{1,9})\])?")
 
 
 def lookup(ref: FieldRef) -> fields.Field:
@@ -126,7 +142,10 @@ def lookup(ref: FieldRef) -> fields.Field:
 
     Raises core.fields.UnknownField where there is none of this name.
     """
-    pseudo = PSEUDO_FIELDS.get(ref.name)
+    pseudo = PSEUDO_FIELDS.get(ref.name) if ref.name in _PSEUDO else None
+    if pseudo is None and pseudo_reader(ref.name) is not None:
+        description = f"Label {ref.name.removeprefix(LABEL)} of the host's configuration"
+        pseudo = fields.Field(ref.name, "string", "constant", ("host",), description)
     if pseudo is None:
         return fields.lookup(ref)
     if ref.arg is not None:
@@ -152,7 +171,7 @@ def value_of(field: str) -> Callable[[FleetSignal], FieldValue]:
 
     Addresses are brought to one spelling. Raises core.fields.UnknownField.
     """
-    pseudo = _PSEUDO.get(field)
+    pseudo = pseudo_reader(field)
     if pseudo is not None:
         return pseudo
 
@@ -213,7 +232,7 @@ def holds(expr: Expr, signal: FleetSignal) -> bool:
 def _predicate_holds(node: Predicate, signal: FleetSignal) -> bool:
     name = str(node.field)
     kind, is_multiple = _shape(node.field)
-    pseudo = _PSEUDO.get(name)
+    pseudo = pseudo_reader(name)
     value = signal.signal.fields.get(name) if pseudo is None else pseudo(signal)
     # A field with several values travels as one text, joined by commas.
     parts = value.split(",") if is_multiple and isinstance(value, str) else [value]

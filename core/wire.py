@@ -30,7 +30,7 @@ import msgspec
 
 from vedette.core.signal import PRIORITIES, Signal
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Version of everything in this file; HELLO carries it and another version is refused."""
 
 BATCH_SIGNALS_MAX: Final = 4096
@@ -100,12 +100,14 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     committed_seq      the highest number of this boot that is stored (0: none)
     credit             signals that may be under way without an ACK
     message_bytes_max  longer frames end the connection
+    clock              HELLO's time_ns; when it came, when this was sent by the aggregator's clock
     """
 
     protocol: int
     committed_seq: _Number
     credit: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     message_bytes_max: Annotated[int, msgspec.Meta(ge=MESSAGE_BYTES_MIN, le=1 << 30)]
+    clock: tuple[_Number, _Number, _Number] | None = None
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,10 +124,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was sent up to committed_seq is stored for good; credit as in Welcome."""
+    """What was sent up to committed_seq is stored for good; credit as in Welcome.
+
+    clock  the answer to a heartbeat: its time_ns, and the rest as in Welcome
+    """
 
     committed_seq: _Number
     credit: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+    clock: tuple[_Number, _Number, _Number] | None = None
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,6 +141,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lost               as in Batch: what was given up since the last message and precedes no signal
     lost_events        kernel events lost since this boot_id began, all causes
     counters           anything countable, by name, for people
+    clock              of the last answer: its ``clock``, and when it came by the host's clock
     """
 
     time_ns: _Number
@@ -144,6 +151,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     counters: Annotated[dict[_Name, _Number], msgspec.Meta(max_length=256)]
     addresses: _Addresses
     rules_digest: _Text
+    clock: tuple[_Number, _Number, _Number, _Number] | None = None
 
 
 class Bye(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from tests.aggregator import attack
 from tests.aggregator.service import until
 from vedette import __version__
 from vedette.aggregator import views
-from vedette.aggregator.sequences import Fleet
+from vedette.aggregator.sequences import fleet_of
 from vedette.aggregator.store import Store
 from vedette.core.wire import Batch
 
@@ -170,7 +170,7 @@ def test_what_hosts_send_cannot_reach_the_terminal_raw(tmp_path: Path) -> None:
 def test_doubts_are_shown(store_path: Path) -> None:
     with Store.open(store_path, read_only=True) as store:
         incident = store.incident(store.incidents()[0].id)
-        fleet = Fleet(store.hosts())
+        fleet = fleet_of(store)
     assert incident is not None
     values = {name: getattr(incident, name) for name in incident.__struct_fields__}
     doubtful = type(incident)(**values | {"complete": False, "reasons": ["b: 3 lost"]})

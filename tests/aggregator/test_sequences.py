@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tests.aggregator import attack
 from tests.core.sequence_strategies import HOSTS, sequences, streams
-from vedette.aggregator.sequences import Correlator, Fleet
+from vedette.aggregator.sequences import Correlator, Fleet, fleet_of
 from vedette.aggregator.store import Store
 from vedette.core import sequences_twin
+from vedette.core.clock import HostClock
 from vedette.core.fleet import FleetSignal
 from vedette.core.sequence import Sequence, parse
 from vedette.core.signal import Signal
@@ -25,8 +26,8 @@ ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2", "c": "192.0.2.3"}
 FOREVER_NS = 10**18
 
 
-def hello(store: Store, host: str, received_ns: int = 1, **changed: Any) -> None:
-    said = Hello(
+def said(host: str, **changed: Any) -> Hello:
+    made = Hello(
         protocol=PROTOCOL,
         host_id=f"id-{host}",
         hostname=host,
@@ -37,7 +38,11 @@ def hello(store: Store, host: str, received_ns: int = 1, **changed: Any) -> None
         rules_digest="d",
         time_ns=1,
     )
-    store.hello(msgspec.structs.replace(said, **changed), received_ns, 100)
+    return msgspec.structs.replace(made, **changed)
+
+
+def hello(store: Store, host: str, received_ns: int = 1, **changed: Any) -> None:
+    store.hello(said(host, **changed), received_ns, 100)
 
 
 def commit(store: Store, host: str, signals: list[Signal], released_ns: int = 0) -> None:
@@ -192,6 +197,47 @@ def test_a_host_cannot_take_anothers_name_or_address(tmp_path: Path) -> None:
         assert fleet.name("hostile") == "b (hostile)"
         Correlator(store, logins()).advance(FOREVER_NS)
         assert steps_of(store) == [["a", "b"], ["b", "c"]]
+
+
+def test_who_had_an_address_is_known_for_its_time(tmp_path: Path) -> None:
+    """Host b gives its address up at 200 s, and c takes it at 300 s; a was never asked."""
+    second_ns = 10**9
+    with filled(tmp_path) as store:
+        store.hello(said("c"), 2 * second_ns, 100)
+        store.hello(said("b", addresses=[]), 200 * second_ns, 100)
+        store.hello(said("c", addresses=[ADDRESSES["b"]]), 300 * second_ns, 100)
+        fleet = fleet_of(store)
+    asked = {0: "b", 199: "b", 200: "b", 239: None, 241: "c", 10**6: "c"}
+    for at_s, name in asked.items():
+        assert fleet.behind(ADDRESSES["b"], at_s * second_ns) == name
+    assert fleet.behind("192.0.2.9", second_ns) is None
+
+
+def test_a_hosts_address_is_its_own_until_it_is_silent(tmp_path: Path) -> None:
+    second_ns = 10**9
+    with filled(tmp_path) as store:
+        store.hello(said("b"), 100 * second_ns, 100)
+        store.hello(said("c", addresses=[ADDRESSES["b"]]), 50 * second_ns, 100)
+        fleet = fleet_of(store)
+    assert fleet.behind(ADDRESSES["b"], 150 * second_ns) == "b"
+    assert fleet.behind(ADDRESSES["b"], 161 * second_ns) == "c"
+
+
+def test_what_two_clocks_cannot_tell_apart_is_said(tmp_path: Path) -> None:
+    clock = HostClock(0, 3)
+    with filled(tmp_path) as store:
+        for host, at_ns, address in (("c", 100, ADDRESSES["a"]), ("a", 105, "198.51.100.1")):
+            batch = Batch(signals=[a_login(9, at_ns, address)])
+            store.commit(f"id-{host}", "boot", batch, 1, 0, clock)
+        Correlator(store, logins()).advance(FOREVER_NS)
+        found = [i.details["uncertain"] for i in store.incidents() if i.end_ns == 105]
+        (other,) = [i.details for i in store.incidents() if i.end_ns == 20]
+    assert (other["addresses"], other["users"]) == (
+        [ADDRESSES["b"], f"::ffff:{ADDRESSES['c']}"],
+        [],
+    )
+    assert found
+    assert all("clocks are known to 0.000 ms" in text for (text,) in found)
 
 
 def test_addresses_that_every_host_has_name_nobody(tmp_path: Path) -> None:

@@ -663,7 +663,6 @@ def test_heartbeats_say_how_a_host_is(tmp_path: Path) -> None:
                 counters={"events": 5},
                 lost_events=3,
                 rules_digest="new",
-                time_ns=time.time_ns() - 10**9,
             )
         )
         with Store.open(service.store_path, read_only=True) as store:
@@ -674,8 +673,29 @@ def test_heartbeats_say_how_a_host_is(tmp_path: Path) -> None:
     assert (host.version, host.rules_digest, host.hostname) == ("9", "new", "name-a")
     assert host.counters == {"events": 5}
     assert (host.lost_events, host.complete_until_ns) == (3, 77)
-    assert host.offset_ns >= 10**9
     assert (loss.cause, loss.count) == ("capture", 3)
+
+
+def test_signals_are_corrected_by_the_measured_offset_of_their_host(tmp_path: Path) -> None:
+    behind_ns = 1000 * 10**9
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
+        welcome = raw.ask(hello("a", time_ns=time.time_ns() - behind_ns))
+        assert isinstance(welcome, wire.Welcome)
+        assert welcome.clock is not None
+        returned_ns = time.time_ns() - behind_ns
+        answer = raw.ask(beat(0, clock=(*welcome.clock, returned_ns)))
+        assert isinstance(answer, wire.Ack)
+        assert answer.clock is not None
+        given_ns = time.time_ns() - behind_ns
+        raw.ask(wire.Batch(signals=signals(1, 1, time_ns=given_ns), complete_until_ns=given_ns))
+        until(lambda: watermark_ns(service) >= given_ns + behind_ns - 10**9, "the watermark")
+        raw.ask(beat(0, clock=(10, 20, 15, 30)))
+        with Store.open(service.store_path, read_only=True) as store:
+            (found,) = store.signals()
+            (host,) = store.hosts()
+    assert found.host_time_ns == given_ns
+    assert abs(found.time_ns - given_ns - behind_ns) <= found.uncertainty_ns < 10**9
+    assert (host.offset_ns, host.uncertainty_ns) == (found.offset_ns, found.uncertainty_ns)
 
 
 def test_a_signal_behind_the_watermark_is_stored_and_marked_late(tmp_path: Path) -> None:

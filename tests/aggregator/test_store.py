@@ -431,8 +431,12 @@ def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> None:
     with Store.open(path) as store:
         commit(store, "a", signal(1, 10))
     connection = sqlite3.connect(path)
-    for column in ("silent_since_ns", "left_ns", "left_reason"):
+    for column in ("silent_since_ns", "left_ns", "left_reason", "uncertainty_ns"):
         connection.execute(f"ALTER TABLE hosts DROP COLUMN {column}")
+    for column in ("offset_ns", "uncertainty_ns"):
+        connection.execute(f"ALTER TABLE signals DROP COLUMN {column}")
+    for table in ("addresses", "seen", "firsts"):
+        connection.execute(f"DROP TABLE {table}")
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     with pytest.raises(StoreError, match="start the aggregator to bring it to"):
@@ -440,8 +444,11 @@ def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> None:
     with Store.open(path) as store:
         assert kept(store) == [1]
         assert host(store).left_reason == ""
+        assert store.signals()[0].uncertainty_ns == -1
+        commit(store, "a", signal(2, 20))
+        assert store.addresses() == []
     with Store.open(path, read_only=True) as store:
-        assert kept(store) == [1]
+        assert kept(store) == [1, 2]
 
 
 # PostgreSQL's own.
