@@ -467,9 +467,9 @@ def _head(incident: Incident, fleet: Fleet, glyphs: _Glyphs, *, utc: bool) -> Re
     )
     if strangers:
         facts.add_row("outside", Text(", ".join(strangers)))
-    for name in ("users", "techniques"):
-        if details.get(name):
-            facts.add_row(name, Text(shown(", ".join(map(str, details[name])))))
+    for what in ("users", "techniques"):
+        if details.get(what):
+            facts.add_row(what, Text(shown(", ".join(map(str, details[what])))))
     if details.get("tags"):
         facts.add_row("tags", Text(shown(", ".join(map(str, details["tags"])))))
     if details.get("completions", 1) > 1:
