@@ -399,9 +399,13 @@ def _unknown_signals(
     tags = {tag for rule in rules for tag in rule.tags}
     for item in sequences:
         for step in item.steps:
+            # EQL's names mean either.
+            either = step.rules & step.tags
+            named = {n for n in step.rules - either if not n.startswith(sequence.OF_SEQUENCE)}
             for what, missing, known in (
-                ("rule", step.rules - names, names),
-                ("rule with the tag", step.tags - tags, tags),
+                ("rule", named - names, names),
+                ("rule with the tag", step.tags - either - tags, tags),
+                ("rule or tag", either - names - tags, names | tags),
             ):
                 for name in sorted(missing):
                     yield sequence.SequenceError(

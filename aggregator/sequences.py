@@ -20,9 +20,11 @@ import msgspec
 import sqlalchemy as sa
 
 from vedette.aggregator import store as db
+from vedette.aggregator.first_seen import StoreMemory
 from vedette.aggregator.store import SignalKey, Store, StoredSignal
 from vedette.core import correlator as tables
 from vedette.core.correlator import Change
+from vedette.core.first_seen import Seen
 from vedette.core.fleet import (
     FleetSignal,
     SignalId,
@@ -181,6 +183,7 @@ class Correlator:
         self._batch_signals = batch_signals
         self._clock_ns = clock_ns
         self._position = _position(store)
+        self._memory = StoreMemory(store)
         self._tables: tables.Correlator | None = None
 
     @property
@@ -224,6 +227,7 @@ class Correlator:
             changes = correlator.feed_all([fleet.signal(stored) for stored in signals])
             opened = self._write_all(changes, fleet)
             position = signals[-1].key
+            self._memory.write(correlator.history_ns)
             self._store.set_meta(POSITION, msgspec.json.encode(position).decode())
         self._position = position
         self._log(opened, fleet)
@@ -289,10 +293,8 @@ class Correlator:
                 reasons=reasons,
                 details=details,
                 signals=[
-                    db.IncidentSignal(step=name, signal=signal.signal)
-                    for (name, _), taken in zip(incident.steps, change.opened, strict=True)
-                    for signal in taken
-                    if isinstance(signal.signal, StoredSignal)
+                    db.IncidentSignal(step=name, signal=signal)
+                    for name, signal in _placed(incident, change.opened)
                 ],
             ),
             self._clock_ns(),
@@ -337,7 +339,11 @@ class Correlator:
     def _restored(self) -> tables.Correlator:
         """Return tables as they were when the position was written."""
         self._position = _position(self._store)
-        correlator = tables.Correlator(self._sequences, partials_max=self._partials_max)
+        self._memory = StoreMemory(self._store)
+        correlator = tables.Correlator(
+            self._sequences, partials_max=self._partials_max, memory=self._memory
+        )
+        self._learn(self._position)
         if self._position is not None:
             position = self._position
             decided = self._store.meta(DECIDED)
@@ -348,8 +354,29 @@ class Correlator:
                     self._store, position[0] - correlator.counted_on_ns, correlator.open_max
                 ),
                 None if decided is None else int(decided),
+                self._memory.firsts(position[0] - correlator.history_ns),
             )
         return correlator
+
+    def _learn(self, position: SignalKey | None) -> None:
+        """Let new steps know what was seen before they were there."""
+        with self._store.transaction():
+            unknown = self._memory.unknown(self._sequences)
+            if not unknown or position is None:
+                return
+            seen = Seen(self._memory)
+            since_ns = position[0] - max(s.first_seen.for_ns for _, s in unknown if s.first_seen)
+            for signal in _signals(self._store, since_ns, position[0]):
+                if signal.order > position:
+                    break
+                for sequence, step in unknown:
+                    first = step.first_seen
+                    if first is None or not step.takes(signal):
+                        continue
+                    values = tuple(sequence.read(name, signal) for name in first.fields)
+                    if None not in values:
+                        seen.is_first(step.seen_as, first.for_ns, values, signal)
+            self._memory.write(position[0])
 
 
 def recompute(
@@ -425,9 +452,22 @@ def _counted_on(store: Store, since_ns: int, most: int) -> Iterator[tables.Incid
         )
 
 
+def _placed(
+    incident: tables.Incident, witness: tables.Witness
+) -> Iterator[tuple[str, StoredSignal]]:
+    """Return (step, signal) of a witness; those of an incident in it stand under its step."""
+    for (name, _), taken in zip(incident.steps, witness, strict=True):
+        for signal in taken:
+            if isinstance(signal, tables.MadeSignal):
+                for inner, stored in _placed(signal.incident, signal.witness):
+                    yield f"{name}/{inner}", stored
+            elif isinstance(signal.signal, StoredSignal):
+                yield name, signal.signal
+
+
 def _named(incident: tables.Incident, witness: tables.Witness) -> dict[str, list[str]]:
     """Return what an incident's details say of its signals."""
-    signals = sorted((s for taken in witness for s in taken), key=lambda s: s.order)
+    signals = tables.sent_signals(witness)
 
     def values(names: tuple[str, ...]) -> list[str]:
         found = (signal.signal.fields.get(name) for signal in signals for name in names)

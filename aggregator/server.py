@@ -24,7 +24,7 @@ import socket
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -100,6 +100,7 @@ LABELLED: Final = (
     Labelled("hung_up.", "hung_up", "why"),
     Labelled("expired.", "expired_signals", "bound"),
 )
+SEQUENCE_GAUGES: Final = ("partials", "open", "table_bytes")
 WATERMARK_KEY: Final = "watermark_ns"
 REPORT_KEY: Final = "aggregator"
 
@@ -113,6 +114,9 @@ class Correlator(Protocol):
 
     def advance(self, watermark_ns: int) -> None:
         """Take the signals up to this time: none that is not marked late will be added there."""
+
+    def stats(self) -> Mapping[str, int]:
+        """Return counters by name, and what there is at the moment (SEQUENCE_GAUGES)."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -369,6 +373,7 @@ class Server:
                     self._heard_s[host.host_id] -= limits.silent_alert_s + SILENCE_S
             self._correlator = correlator(self._store) if correlator else None
             self._gauges: dict[str, int] = {}
+            self._of_sequences: dict[str, int] = {}
             self._ticked_s = time.monotonic()
             self.metrics: Endpoint | None = None
             if config.metrics.listen is not None:
@@ -822,6 +827,10 @@ class Server:
                 self._expire(now_s)
         if report_due:
             self._report_s = now_s + REPORT_S
+            if self._correlator is not None:
+                self._of_sequences = {
+                    f"sequences.{name}": value for name, value in self._correlator.stats().items()
+                }
             with self._store_errors_counted():
                 self._write_report()
                 self._store_failed = False
@@ -891,9 +900,15 @@ class Server:
     # For the metrics' threads: only what is replaced as a whole, or copied at once.
 
     def _collect(self) -> Iterator[Metric]:
-        values = dict(self.counters) | self._gauges
+        of_sequences = self._of_sequences
+        values = dict(self.counters) | self._gauges | of_sequences
+        gauges = [*self._gauges, *(f"sequences.{name}" for name in SEQUENCE_GAUGES)]
         yield from families(
-            "vedette_aggregator", values, counters=COUNTERS, gauges=self._gauges, labelled=LABELLED
+            "vedette_aggregator",
+            values,
+            counters=[*COUNTERS, *(name for name in of_sequences if name not in gauges)],
+            gauges=gauges,
+            labelled=LABELLED,
         )
         info = Metric("vedette_aggregator", "version", "info")
         info.add_sample("vedette_aggregator_info", {"version": __version__}, 1)
@@ -924,7 +939,7 @@ class Server:
             written_ns=time.time_ns(),
             watermark_ns=self._released_ns,
             connected=len(self._peers),
-            counters=dict(self.counters),
+            counters=dict(self.counters) | self._of_sequences,
         )
         self._store.set_meta(REPORT_KEY, msgspec.json.encode(report).decode())
 

@@ -592,7 +592,7 @@ class Store:
             if known is None or known.addresses != _json(hello.addresses):
                 self._note_addresses(connection, hello.host_id, hello.addresses, received_ns)
             connection.execute(
-                self._insert(boots_table)
+                self.insert(boots_table)
                 .values(
                     host_id=hello.host_id,
                     boot_id=hello.boot_id,
@@ -718,7 +718,7 @@ class Store:
             return connection.exec_driver_sql(_INSERT_SIGNAL, rows).rowcount
         # Over many rows this driver does not say how many were new; RETURNING does.
         statement = (
-            self._insert(signals_table).on_conflict_do_nothing().returning(signals_table.c.id)
+            self.insert(signals_table).on_conflict_do_nothing().returning(signals_table.c.id)
         )
         values = [dict(zip(_SIGNAL_COLUMNS, row, strict=True)) for row in rows]
         return len(connection.execute(statement, values).all())
@@ -811,7 +811,7 @@ class Store:
         for address in dict.fromkeys(addresses):
             if address not in had:
                 connection.execute(
-                    self._insert(addresses_table)
+                    self.insert(addresses_table)
                     .values(host_id=host_id, address=address, since_ns=now_ns, until_ns=0)
                     .on_conflict_do_update(
                         index_elements=["host_id", "address", "since_ns"], set_={"until_ns": 0}
@@ -885,7 +885,7 @@ class Store:
                 )
         return news
 
-    def _insert(self, table: sa.Table) -> Any:
+    def insert(self, table: sa.Table) -> Any:
         """An INSERT that knows ON CONFLICT."""
         return sqlite.insert(table) if self._sqlite else postgresql.insert(table)
 
@@ -1059,7 +1059,7 @@ class Store:
                 values[name] = _json(values[name])
             values["written_ns"] = written_ns
             new = connection.execute(
-                self._insert(incidents_table)
+                self.insert(incidents_table)
                 .values(**values)
                 .on_conflict_do_nothing()
                 .returning(incidents_table.c.id)
@@ -1090,7 +1090,7 @@ class Store:
         """Keep a value for the next start."""
         with self.transaction() as connection:
             connection.execute(
-                self._insert(meta_table)
+                self.insert(meta_table)
                 .values(key=key, value=value)
                 .on_conflict_do_update(index_elements=["key"], set_={"value": value})
             )

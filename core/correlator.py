@@ -24,9 +24,10 @@ from typing import NamedTuple
 import msgspec
 
 from vedette.core.correlator_tables import TableSet
-from vedette.core.fleet import FleetSignal, SignalId
-from vedette.core.sequence import Sequence
-from vedette.core.signal import FieldValue
+from vedette.core.first_seen import InMemory, Memory, Seen
+from vedette.core.fleet import PSEUDO_FIELDS, FleetSignal, Order, SignalId
+from vedette.core.sequence import OF_SEQUENCE, Sequence, chained_to
+from vedette.core.signal import FieldValue, Signal
 
 CHUNK_SIGNALS = 10_000
 Witness = tuple[tuple[FleetSignal, ...], ...]
@@ -58,6 +59,49 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     last_completion_ns: int
 
 
+class MadeSignal(FleetSignal, frozen=True, kw_only=True):
+    """The signal that an incident is to sequences over its sequence.
+
+    It comes right behind the incident's last signal, on the same host and with the same number;
+    its boot is that one's, a NUL and the sequence's name. Its fields are the incident's key.
+    """
+
+    incident: Incident
+    witness: tuple[tuple[FleetSignal, ...], ...]
+
+    @property
+    def is_made(self) -> bool:
+        return True
+
+
+def made_signal(sequence: Sequence, incident: Incident, witness: Witness) -> MadeSignal:
+    """Return the signal that a new incident is to others."""
+    last = max((s for taken in witness for s in taken), key=lambda s: s.order)
+    fields = {
+        name: value
+        for index, name in sequence.key_fields
+        if name not in PSEUDO_FIELDS
+        and (value := sequence.read(name, witness[index][-1])) is not None
+    }
+    return MadeSignal(
+        host_id=last.host_id,
+        host_name=last.host_name,
+        boot=f"{last.boot}\0{sequence.name}",
+        time_ns=last.time_ns,
+        peer_host=last.peer_host,
+        labels=last.labels,
+        incident=incident,
+        witness=witness,
+        signal=Signal(
+            seq=last.signal.seq,
+            time_ns=last.signal.time_ns,
+            rule=OF_SEQUENCE + sequence.name,
+            priority=sequence.priority,
+            fields=fields,
+        ),
+    )
+
+
 class Change(NamedTuple):
     """What a signal did: an incident as it is now, and its witness if it was opened by it."""
 
@@ -79,9 +123,20 @@ def incident_key(sequence: Sequence, witness: Witness) -> dict[str, FieldValue]:
     }
 
 
+def sent_signals(witness: Witness) -> list[FleetSignal]:
+    """Return the signals of a witness that hosts sent, in their order; each once."""
+    found: dict[Order, FleetSignal] = {}
+    for signal in (s for taken in witness for s in taken):
+        if isinstance(signal, MadeSignal):
+            found |= {inner.order: inner for inner in sent_signals(signal.witness)}
+        else:
+            found[signal.order] = signal
+    return sorted(found.values(), key=lambda s: s.order)
+
+
 def new_incident(sequence: Sequence, witness: Witness) -> Incident:
     """Return the incident that a witness makes, completed once."""
-    signals = sorted((s for taken in witness for s in taken), key=lambda s: s.order)
+    signals = sent_signals(witness)
     return Incident(
         id=incident_id(sequence.name, witness),
         sequence=sequence.name,
@@ -106,6 +161,7 @@ class Correlator:
                    its steps; at the bound what started longest ago goes, counted as ``evicted``
     open_max       incidents per sequence that further completions are counted on; at the bound the
                    one completed longest ago goes, counted as ``closed_early``
+    memory         what ``first_seen`` remembers, beyond the life of this object; None: as long
 
     What it returns is a function of the signals fed, in their order, of the times given to
     :meth:`advance`, and of what was restored.
@@ -117,14 +173,19 @@ class Correlator:
         *,
         partials_max: int = 100_000,
         open_max: int = 100_000,
+        memory: Memory | None = None,
     ) -> None:
         self._sequences = tuple(sequences)
-        self._tables = TableSet(self._sequences, partials_max)
+        self._remembers = memory is not None
+        self._seen = Seen(memory or InMemory())
+        self._tables = TableSet(self._sequences, partials_max, self._seen)
+        self._chained = {name for sequence in self._sequences for name in chained_to(sequence)}
         self._open: list[OrderedDict[Key, Incident]] = [OrderedDict() for _ in self._sequences]
         self._names = [
             tuple(f"{s.steps[index].name}.{name}" for index, name in s.key_fields)
             for s in self._sequences
         ]
+        self._by_name = {sequence.name: sequence for sequence in self._sequences}
         self._fields = [s.key_fields for s in self._sequences]
         self.open_max = open_max
         self._counts = dict.fromkeys(("completions", "incidents", "closed_early"), 0)
@@ -132,12 +193,24 @@ class Correlator:
     @property
     def history_ns(self) -> int:
         """The signals of this time before a position rebuild the tables."""
-        return max((s.within_ns + s.afterwards_ns for s in self._sequences), default=0)
+        by_name = {sequence.name: sequence for sequence in self._sequences}
+
+        def needed_ns(sequence: Sequence) -> int:
+            others = [needed_ns(by_name[n]) for n in chained_to(sequence) if n in by_name]
+            return sequence.within_ns + sequence.afterwards_ns + max(others, default=0)
+
+        firsts = [step.first_seen for s in self._sequences for step in s.steps]
+        for_ns = max((first.for_ns for first in firsts if first), default=0)
+        return max(map(needed_ns, self._sequences), default=0) + for_ns * (not self._remembers)
 
     @property
     def counted_on_ns(self) -> int:
-        """Incidents last completed this long before a position can still be counted on."""
-        return max((s.counted_on_ns + s.afterwards_ns for s in self._sequences), default=0)
+        """Incidents last completed this long before a position can still be counted on.
+
+        Or they are signals of other sequences.
+        """
+        counted_ns = max((s.counted_on_ns + s.afterwards_ns for s in self._sequences), default=0)
+        return max(counted_ns, self.history_ns) if self._chained else counted_ns
 
     @property
     def waits(self) -> bool:
@@ -149,20 +222,28 @@ class Correlator:
         signals: Iterable[FleetSignal],
         incidents: Iterable[Incident],
         until_ns: int | None = None,
+        firsts: dict[str, set[Order]] | None = None,
     ) -> None:
         """Take up after a restart: the signals in order, and the incidents there are.
 
         signals     those that were fed before, from ``history_ns`` before the last one on
         incidents   those completed in the ``counted_on_ns`` before it
         until_ns    the last time given to :meth:`advance`, None: none was
+        firsts      per name what ``memory`` noted as first of these signals, by order
         """
+        incidents = list(incidents)
+        opened = {incident.id for incident in incidents}
+        if self._remembers:
+            self._seen.answers = firsts or {}
         taking = iter(signals)
         while chunk := list(islice(taking, CHUNK_SIGNALS)):
             at = 0
             while at < len(chunk):
-                at, _ = self._tables.run(chunk, at)
+                at, completed = self._tables.run(chunk, at)
+                self._make_again(completed, opened)
         if until_ns is not None:
             self._tables.decide(until_ns)
+        self._seen.answers = None
         numbers = {sequence.name: n for n, sequence in enumerate(self._sequences)}
         for incident in sorted(incidents, key=lambda i: (i.last_completion_ns, i.id)):
             number = numbers.get(incident.sequence)
@@ -185,7 +266,32 @@ class Correlator:
         while at < len(signals):
             at, completed = self._tables.run(signals, at)
             self._complete(completed, changed)
+            if self._chained and completed:
+                self._make(changed[-len(completed) :], changed)
         return changed
+
+    def _make(self, changes: list[Change], changed: list[Change]) -> None:
+        """Give new incidents to the sequences over their sequences, in the order of names."""
+        for change in sorted(changes, key=lambda change: change.incident.sequence):
+            incident, witness = change
+            if witness is None or incident.sequence not in self._chained:
+                continue
+            made = made_signal(self._by_name[incident.sequence], incident, witness)
+            _, completed = self._tables.run([made], 0, True)
+            self._complete(completed, changed)
+            if completed:
+                self._make(changed[-len(completed) :], changed)
+
+    def _make_again(self, completed: list[tuple[int, Witness]], opened: set[str]) -> None:
+        """Do as :meth:`_make` of what was completed before; ids of its incidents are known."""
+        if not self._chained:
+            return
+        for number, witness in sorted(completed, key=lambda item: self._sequences[item[0]].name):
+            sequence = self._sequences[number]
+            incident = new_incident(sequence, witness)
+            if incident.id in opened and sequence.name in self._chained:
+                made = made_signal(sequence, incident, witness)
+                self._make_again(self._tables.run([made], 0, True)[1], opened)
 
     def advance(self, until_ns: int) -> list[Change]:
         """Take note that no signal of the time up to here will come any more."""
@@ -203,6 +309,7 @@ class Correlator:
             "evicted": self._tables.evicted,
             "open": sum(len(held) for held in self._open),
             "table_bytes": self._tables.heap_bytes,
+            "forgotten": self._seen.memory.forgotten,
         }
 
     def _complete(self, completed: list[tuple[int, Witness]], changed: list[Change]) -> None:

@@ -21,6 +21,7 @@ from vedette.core.mem cimport Heap, heap_del, heap_grow, heap_new
 from collections import deque
 
 from vedette.core.fleet import canonical_address, find, holds, pseudo_reader, value_of
+from vedette.core.sequence import OF_SEQUENCE
 from vedette.core.sequence_plan import plan as sequence_plan
 
 cdef extern from "Python.h":
@@ -252,6 +253,8 @@ cdef class Tables:
     cdef readonly object sequence
     cdef tuple arrangement
     cdef list conditions
+    cdef list firsts              # per step None, or (name, time, places of fields)
+    cdef object seen
     cdef list absences
     cdef Plan* plans
     cdef int steps
@@ -282,12 +285,14 @@ cdef class Tables:
         self.pending = deque()
         self.sized = []
         self.conditions = []
+        self.firsts = []
         self.absences = []
 
     cdef int prepare(
-        self, Heap* heap, Fields fields, sequence, tuple arrangement, uint32_t bound
+        self, Heap* heap, Fields fields, sequence, tuple arrangement, uint32_t bound, seen
     ) except -1:
         cdef int position
+        self.seen = seen
         cdef Plan* plan
         self.heap = heap
         self.fields = fields
@@ -335,6 +340,11 @@ cdef class Tables:
             self._chains_new(&plan.table, True)
             self._chains_new(&plan.rings, False)
             self.conditions.append(step.condition)
+            first = step.first_seen
+            self.firsts.append(
+                None if first is None
+                else (step.seen_as, first.for_ns, [fields.place(name) for name in first.fields])
+            )
             before = carried
         for number, planned in enumerate(absences):
             self.absences.append(self._absent(planned, steps))
@@ -1109,7 +1119,9 @@ cdef class Tables:
         for position in range(self.steps - 1, -1, -1):
             if wanted >> position & 1:
                 condition = self.conditions[position]
-                if condition is None or holds(condition, signal):
+                if (condition is None or holds(condition, signal)) and (
+                    self.firsts[position] is None or self._is_first(self.firsts[position], signal)
+                ):
                     self._feed_step(position)
         if wanted >> 32:
             for position in range(len(self.absences)):
@@ -1127,6 +1139,13 @@ cdef class Tables:
         if self.nodes.linked + self.ringed.linked > self.bound:
             self._evict()
         return 0
+
+    cdef bint _is_first(self, tuple first, object signal) except -1:
+        spec, for_ns, places = first
+        values = tuple([<object>self.fields.get(<int>place) for place in places])
+        if None in values:
+            return False
+        return self.seen.is_first(spec, for_ns, values, signal)
 
     cdef object take_best(self):
         """Return the witness that the signal completed, or None."""
@@ -1187,6 +1206,7 @@ cdef class TableSet:
 
     sequences     of :class:`vedette.core.sequence.Sequence`
     partials_max  see :class:`vedette.core.correlator.Correlator`
+    seen          :class:`vedette.core.first_seen.Seen`
     """
 
     cdef Heap heap
@@ -1197,14 +1217,17 @@ cdef class TableSet:
     cdef list awaiting            # numbers of sequences that an absence follows
     cdef dict by_rule
     cdef dict by_tag
+    cdef list by_any
     cdef dict cache
+    cdef dict made_cache
     cdef object last
     cdef int64_t last_ns
     cdef uint64_t no
+    cdef readonly uint64_t taken  # signals, without those that were made
     cdef readonly uint64_t duplicates
     cdef bint has_last
 
-    def __init__(self, sequences, uint32_t partials_max):
+    def __init__(self, sequences, uint32_t partials_max, seen):
         cdef Tables tables
         self.fields = Fields()
         self.tables = []
@@ -1213,12 +1236,14 @@ cdef class TableSet:
         self.awaiting = []
         self.by_rule = {}
         self.by_tag = {}
+        self.by_any = []
         self.cache = {}
+        self.made_cache = {}
         for number, sequence in enumerate(sequences):
             first = len(self.tables)
             for arrangement in sequence.arrangements():
                 tables = Tables()
-                tables.prepare(&self.heap, self.fields, sequence, arrangement, partials_max)
+                tables.prepare(&self.heap, self.fields, sequence, arrangement, partials_max, seen)
                 wanted = [
                     (1 << position, sequence.steps[index])
                     for position, index in enumerate(arrangement)
@@ -1227,6 +1252,8 @@ cdef class TableSet:
                 for bit, step in wanted:
                     for rule in step.rules:
                         self.by_rule.setdefault(rule, []).append((len(self.tables), bit))
+                    if step.any_rule:
+                        self.by_any.append((len(self.tables), bit))
                     for tag in step.tags:
                         self.by_tag.setdefault(tag, []).append((len(self.tables), bit))
                 self.tables.append(tables)
@@ -1238,11 +1265,6 @@ cdef class TableSet:
     def __dealloc__(self):
         # The tables free what they have from the heap, which is part of this object.
         self.tables = None
-
-    @property
-    def taken(self):
-        """How many signals were taken."""
-        return self.no
 
     @property
     def partials(self):
@@ -1263,18 +1285,24 @@ cdef class TableSet:
         """Bytes of the tables, without the signals that they name."""
         return self.heap.bytes
 
-    cdef Takers _takers(self, object inner):
+    cdef Takers _takers(self, object inner, bint is_made):
         """Return who wants a signal, by its rule and tags."""
         cdef Takers found
+        cdef dict cache = self.made_cache if is_made else self.cache
         rule, tags = inner.rule, inner.tags
-        known = self.cache.get(rule)
+        known = cache.get(rule)
         if known is not None:
             found = known
             if found.tags == tags:
                 return found
         wanted = {}
-        for number, bit in self.by_rule.get(rule, ()):
-            wanted[number] = wanted.get(number, 0) | bit
+        # No host can send what stands for an incident, whatever it calls its rules.
+        if rule.startswith(OF_SEQUENCE) == is_made:
+            for number, bit in self.by_rule.get(rule, ()):
+                wanted[number] = wanted.get(number, 0) | bit
+        if not is_made:
+            for number, bit in self.by_any:
+                wanted[number] = wanted.get(number, 0) | bit
         for tag in tags:
             for number, bit in self.by_tag.get(tag, ()):
                 wanted[number] = wanted.get(number, 0) | bit
@@ -1282,14 +1310,15 @@ cdef class TableSet:
         found.tags = tags
         found.tables = sorted(wanted)
         found.wanted = [wanted[number] for number in found.tables]
-        if len(self.cache) >= 65536:
-            self.cache.clear()
-        self.cache[rule] = found
+        if len(cache) >= 65536:
+            cache.clear()
+        cache[rule] = found
         return found
 
-    def run(self, list signals, Py_ssize_t at):
+    def run(self, list signals, Py_ssize_t at, bint is_made=False):
         """Take signals from place ``at`` on, up to one that completes something or to the end.
 
+        ``is_made``: they were made of what the last signal completed, and so come behind it.
         Returns the place behind it, and (number of the sequence, witness) of each completion.
         Raises ValueError for a signal that comes before the last one taken.
         """
@@ -1303,15 +1332,17 @@ cdef class TableSet:
             signal = signals[at]
             at += 1
             time_ns = signal.time_ns
-            if self.has_last and time_ns <= self.last_ns and not self._follows(signal):
-                continue
-            self.has_last = True
-            self.last = signal
-            self.last_ns = time_ns
+            if not is_made:
+                if self.has_last and time_ns <= self.last_ns and not self._follows(signal):
+                    continue
+                self.has_last = True
+                self.last = signal
+                self.last_ns = time_ns
+                self.taken += 1
+                if self.awaiting:
+                    self._decide(time_ns - 1, completed)
             self.no += 1
-            if self.awaiting:
-                self._decide(time_ns - 1, completed)
-            takers = self._takers(signal.signal)
+            takers = self._takers(signal.signal, is_made)
             if takers.tables:
                 self.fields.begin(signal)
                 for i in range(len(takers.tables)):

@@ -55,6 +55,11 @@ class FleetSignal(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> SignalId:
         return SignalId(self.host_id, self.boot, self.signal.seq)
 
+    @property
+    def is_made(self) -> bool:
+        """Tell whether no host sent it: it stands for an incident."""
+        return False
+
 
 PSEUDO_FIELDS: dict[str, fields.Field] = {
     name: fields.Field(name, "string", "constant", ("host",), description)

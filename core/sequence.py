@@ -1,22 +1,25 @@
 """Sequences: the language, and what it is read into.
 
 A file is a YAML list. Items that hold ``sequence:`` are read here; items of the rule language
-(``rule``, ``macro``, ``list``) may stand in the same file and are left to it. What a sequence
-means is said in :mod:`vedette.core.sequences_twin`, which is written to be read; for whoever
-writes sequences, in docs/sequences.md.
+(``rule``, ``macro``, ``list``) may stand in the same file and are left to it. A sequence can be
+written as a query of EQL (core/eql.py); a file whose name ends in ``.eql`` is one query. What a
+sequence means is said in :mod:`vedette.core.sequences_twin`, which is written to be read; for
+whoever writes sequences, in docs/sequences.md.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from math import factorial, prod
 from pathlib import Path
 
 import yaml
 
+from vedette.core import eql as eql_language
 from vedette.core.condition import ConditionError
 from vedette.core.expr import Expr
 from vedette.core.fields import UnknownField
@@ -37,6 +40,9 @@ COUNT_MAX = 10_000
 BY_MAX = 8
 JOINS_MAX = 16
 SIGNALS_MAX = 256
+CHAIN_MAX = 8
+"""Sequences over sequences over sequences …"""
+FIRST_SEEN_NS_MAX = 366 * 86_400 * 10**9
 ABSENCES_MAX = 16
 ARRANGEMENTS_MAX = 24
 """Orders that any_order groups allow in one sequence; each has tables of its own."""
@@ -55,16 +61,18 @@ _RULE_ITEMS = frozenset(
 _DISTINCT = re.compile(r"\s*([^\s>=]+)\s*>=\s*([0-9]{1,9})\s*")
 _FIELD_OF_STEP = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*)\.(\S+)\s*")
 _SEQUENCE_KEYS = (
-    "sequence",
-    "desc",
-    "within",
-    "priority",
-    "tags",
-    "enabled",
-    "suppress",
-    "steps",
+    *("sequence", "desc", "within", "priority", "tags"),
+    *("enabled", "suppress", "steps", "eql"),
 )
-_STEP_KEYS = ("as", "signal", "condition", "count", "distinct", "by", "join", "gap")
+_STEP_KEYS = (
+    *("as", "signal", "condition", "count", "distinct", "runs"),
+    *("by", "join", "gap", "first_seen"),
+)
+_FIRST_SEEN_KEYS = ("fields", "for")
+RUN = "#"
+"""Stands in the names of all runs of a step but the last: ``knock#1``, ``knock#2``, ``knock``."""
+OF_SEQUENCE = "sequence:"
+"""Begins the rule of the signal that an incident is to other sequences; the name follows."""
 _ABSENT_KEYS = ("absent", "signal", "condition", "join", "until", "for")
 _SUPPRESS_KEYS = ("for", "by")
 
@@ -116,6 +124,17 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstSeen:
+    """No signal of the step had these values of the fields in the time before.
+
+    fields  none of which may be missing
+    """
+
+    fields: tuple[str, ...]
+    for_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One step: the signals it takes, how many of them, and what ties them to earlier steps.
 
@@ -125,6 +144,8 @@ class Step:
     by           fields that these agree on; empty unless count > 1
     distinct     field in which these differ from one another, None: they need not
     gap_ns       the longest time since the last signal of the step before, None: any
+    first_seen   takes only signals whose values were not seen for a time, None: all
+    any_rule     takes signals of all rules
     """
 
     name: str
@@ -136,12 +157,26 @@ class Step:
     joins: tuple[Join, ...] = ()
     distinct: str | None = None
     gap_ns: int | None = None
+    first_seen: FirstSeen | None = None
+    any_rule: bool = False
 
     def takes(self, signal: FleetSignal) -> bool:
-        """Tell whether a signal is one of this step's, joins and order aside."""
-        if signal.signal.rule not in self.rules and self.tags.isdisjoint(signal.signal.tags):
+        """Tell whether a signal is one of this step's; joins, order and ``first_seen`` aside."""
+        rule = signal.signal.rule
+        # No host can send what stands for an incident, whatever it calls its rules.
+        is_taken = rule in self.rules and rule.startswith(OF_SEQUENCE) == signal.is_made
+        if not is_taken and not signal.is_made:
+            is_taken = self.any_rule or not self.tags.isdisjoint(signal.signal.tags)
+        if not is_taken:
             return False
         return self.condition is None or holds(self.condition, signal)
+
+    @property
+    def seen_as(self) -> str:
+        """Return what names the values that ``first_seen`` remembers: equal ones are shared."""
+        whole = (sorted(self.rules), sorted(self.tags), self.any_rule)
+        text = repr((*whole, self.condition, self.first_seen))
+        return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +225,7 @@ class Sequence:
         used = {name for _, name in self.key_fields}
         used |= {name for step in self.steps for name in step.by}
         used |= {step.distinct for step in self.steps if step.distinct is not None}
+        used |= {name for s in self.steps if s.first_seen for name in s.first_seen.fields}
         for step in (*self.steps, *(absence.step for absence in self.absences)):
             used |= {name for join in step.joins for name in (join.own, join.field)}
         readers = {name: value_of(name) for name in used}
@@ -206,6 +242,9 @@ class Sequence:
             return self.suppress_by
         found: list[tuple[int, str]] = []
         for index, step in enumerate(self.steps):
+            if RUN in step.name:
+                # The last run has the same values.
+                continue
             names = [*step.by, *(join.own for join in step.joins)]
             names += [join.field for s in self.steps for join in s.joins if join.step == index]
             found += [(index, name) for name in dict.fromkeys(names)]
@@ -282,8 +321,55 @@ def load(paths: Iterable[Path]) -> Loaded:
                         sequence=sequence.name,
                     )
                 )
-                return Loaded(tuple(sequences.values()), tuple(errors))
-    return Loaded(tuple(sequences.values()), tuple(errors))
+                return _chained(sequences, errors)
+    return _chained(sequences, errors)
+
+
+def chained_to(sequence: Sequence) -> tuple[str, ...]:
+    """Return the names of the sequences whose incidents are a sequence's signals."""
+    steps = (*sequence.steps, *(absence.step for absence in sequence.absences))
+    rules = {rule for step in steps for rule in step.rules if rule.startswith(OF_SEQUENCE)}
+    return tuple(sorted(rule.removeprefix(OF_SEQUENCE) for rule in rules))
+
+
+def _chained(sequences: dict[str, Sequence], errors: list[SequenceError]) -> Loaded:
+    """Leave out sequences over sequences that are not there, wait, or lead back to them."""
+    while True:
+        problems = {name: _chain_problem(sequences, name, ()) for name in sequences}
+        problems = {name: problem for name, problem in problems.items() if problem}
+        if not problems:
+            return Loaded(tuple(sequences.values()), tuple(errors))
+        for name, problem in problems.items():
+            sequence = sequences.pop(name)
+            errors.append(
+                SequenceError(
+                    f"signal: {problem}",
+                    file=sequence.file,
+                    line=sequence.line,
+                    column=1,
+                    sequence=name,
+                )
+            )
+
+
+def _chain_problem(sequences: dict[str, Sequence], name: str, above: tuple[str, ...]) -> str:
+    """Return what is wrong with the chain of sequences that begins with one; empty: nothing."""
+    for other in chained_to(sequences[name]):
+        if other not in sequences:
+            return f"there is no sequence {other!r}"
+        if other == name or other in above:
+            return f"sequence {other!r} leads back to itself"
+        if len(above) >= CHAIN_MAX:
+            return f"more than {CHAIN_MAX} sequences, each over the next"
+        if sequences[other].afterwards_ns:
+            return (
+                f"sequence {other!r} ends with an absence, and so is decided only when what "
+                "follows may have come already"
+            )
+        problem = _chain_problem(sequences, other, (*above, name))
+        if problem:
+            return problem
+    return ""
 
 
 def parse(source: bytes, file: str) -> Loaded:
@@ -291,6 +377,8 @@ def parse(source: bytes, file: str) -> Loaded:
     if len(source) > FILE_BYTES_MAX:
         return Loaded((), (SequenceError(f"larger than {FILE_BYTES_MAX} bytes", file=file),))
     try:
+        if file.endswith(".eql"):
+            return _parse_eql(source.decode("utf-8"), file)
         root = yaml.compose(source.decode("utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         line = source.count(b"\n", 0, error.start) + 1
@@ -309,7 +397,7 @@ def parse(source: bytes, file: str) -> Loaded:
         return Loaded((), (SequenceError("not YAML: nested too deep", file=file),))
     if root is None:
         return Loaded((), ())
-    reader = _Reader(file)
+    reader = _Reader(file, source.decode("utf-8"))
     if not isinstance(root, yaml.SequenceNode):
         return Loaded((), (reader.error(root, "expected a list of items, - sequence: NAME …"),))
     sequences: list[Sequence] = []
@@ -326,11 +414,45 @@ def parse(source: bytes, file: str) -> Loaded:
     return Loaded(tuple(sequences), tuple(errors))
 
 
+def _parse_eql(text: str, file: str) -> Loaded:
+    """Read a file that is one query; its name is the file's."""
+    reader = _Reader(file, text)
+    reader.sequence = Path(file).stem
+    where = _Place(1, 1, 1)
+    try:
+        query = reader.query(text, where)
+        if query.maxspan_ns is None:
+            raise reader.error_at(where, 0, text, "with maxspan=… is missing, such as maxspan=5m")
+        steps, absences, groups = reader.steps_of(query, query.maxspan_ns, text, where)
+    except SequenceError as error:
+        return Loaded((), (error,))
+    found = Sequence(
+        name=reader.sequence,
+        within_ns=query.maxspan_ns,
+        steps=steps,
+        file=file,
+        line=1,
+        absences=absences,
+        groups=groups,
+    )
+    return Loaded((found,), ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a text stands in its file: its first line and column, and the column of the others."""
+
+    line: int
+    column: int
+    margin: int
+
+
 class _Reader:
     """Turns the nodes of one file into sequences; knows where it is, for the errors."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, text: str = "") -> None:
         self.file = file
+        self.lines = text.splitlines()
         self.sequence: str | None = None
         self.step: str | None = None
 
@@ -356,11 +478,14 @@ class _Reader:
             return None
         self.sequence = self.text(keys["sequence"], "the sequence's name")
         self.known(node, _SEQUENCE_KEYS, "a sequence")
-        for key in ("within", "steps"):
-            if key not in keys:
-                raise self.error(node, f"{key}: is missing")
+        if "eql" in keys and "steps" in keys:
+            raise self.error(keys["steps"], "steps: the eql: says them already; keep one of them")
+        if "eql" not in keys:
+            for key in ("within", "steps"):
+                if key not in keys:
+                    raise self.error(node, f"{key}: is missing")
         desc = self.text(keys["desc"], "a description").strip() if "desc" in keys else ""
-        within_ns = self.duration(keys["within"], "within")
+        within_ns = self.duration(keys["within"], "within") if "within" in keys else None
         priority = PRIORITIES.index("WARNING")
         if "priority" in keys:
             name = self.text(keys["priority"], "a priority").upper()
@@ -372,7 +497,11 @@ class _Reader:
         enabled = True
         if "enabled" in keys:
             enabled = self.boolean(keys["enabled"])
-        steps, absences, groups = self.steps(keys["steps"])
+        if "eql" in keys:
+            within_ns, (steps, absences, groups) = self.eql(keys["eql"], within_ns)
+        else:
+            steps, absences, groups = self.steps(keys["steps"])
+        assert within_ns is not None
         self.step = None
         suppress_ns, suppress_by = None, None
         if "suppress" in keys:
@@ -412,7 +541,7 @@ class _Reader:
             elif "absent" in keys:
                 absent.append(self.absent(item, keys, steps, absent))
             else:
-                steps.append(self.one_step(item, steps, absent))
+                steps += self.runs_of(item, self.one_step(item, steps, absent), len(steps))
         self.step = None
         if len(steps) > STEPS_MAX:
             raise self.error(node, f"more than {STEPS_MAX} steps")
@@ -449,6 +578,8 @@ class _Reader:
             steps.append(self.one_step(inner, steps, absent))
             if steps[-1].gap_ns is not None:
                 raise self.error(inner, "gap: no step of an any_order group can have one")
+            if isinstance(inner, yaml.MappingNode) and "runs" in self.mapping(inner):
+                raise self.error(inner, "runs: no step of an any_order group can have some")
         self.step = None
         return first, len(steps)
 
@@ -569,10 +700,14 @@ class _Reader:
             if "count" in keys:
                 raise self.error(keys["distinct"], "distinct: says how many by itself; no count:")
             distinct, count = self.distinct(keys["distinct"])
+        if "runs" in keys and count > 1:
+            raise self.error(keys["runs"], "runs: says how many by itself; no count:, no distinct:")
         by: tuple[str, ...] = ()
         if "by" in keys:
-            if count == 1:
-                raise self.error(keys["by"], "by: goes with count: 2 or more, or with distinct:")
+            if count == 1 and "runs" not in keys:
+                raise self.error(
+                    keys["by"], "by: goes with count: or runs: 2 or more, or with distinct:"
+                )
             by = self.texts(keys["by"], "a field", BY_MAX)
             for field_name in by:
                 self.field_type(keys["by"], field_name)
@@ -585,12 +720,193 @@ class _Reader:
             joins = self.joins(keys["join"], name, count, by, earlier)
         gap_ns = None
         if "gap" in keys:
-            if count > 1 or not earlier:
+            if count > 1 or not (earlier or "runs" in keys):
                 raise self.error(
-                    keys["gap"], "gap: goes with a later step that takes a single signal"
+                    keys["gap"], "gap: goes with a later step that takes a single signal, or runs:"
                 )
             gap_ns = self.duration(keys["gap"], "gap")
-        return Step(name, rules, tags, condition, count, by, joins, distinct, gap_ns)
+        first_seen = None
+        if "first_seen" in keys:
+            first_seen = self.first_seen(keys["first_seen"])
+        return Step(name, rules, tags, condition, count, by, joins, distinct, gap_ns, first_seen)
+
+    def first_seen(self, node: yaml.Node) -> FirstSeen:
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(node, "first_seen: expected {fields: [FIELD, …], for: 30d}")
+        keys = self.mapping(node)
+        self.known(node, _FIRST_SEEN_KEYS, "first_seen")
+        for key in _FIRST_SEEN_KEYS:
+            if key not in keys:
+                raise self.error(node, f"first_seen: {key}: is missing")
+        fields = self.texts(keys["fields"], "a field", BY_MAX)
+        if not fields:
+            raise self.error(keys["fields"], "first_seen: expected at least one field")
+        for name in fields:
+            self.field_type(keys["fields"], name)
+        return FirstSeen(fields, self.duration(keys["for"], "for", FIRST_SEEN_NS_MAX))
+
+    def runs_of(self, node: yaml.Node, step: Step, first: int) -> list[Step]:
+        """Return a step as often as its ``runs`` says; its ``by`` ties each run to the one before.
+
+        first  index of the first of them
+        """
+        keys = self.mapping(node) if isinstance(node, yaml.MappingNode) else {}
+        if "runs" not in keys:
+            return [step]
+        count = self.count(keys["runs"], "runs", STEPS_MAX)
+        found = []
+        for run in range(count):
+            tied = tuple(Join(name, first + run - 1, name) for name in step.by) if run else ()
+            found.append(
+                replace(
+                    step,
+                    name=step.name if run == count - 1 else f"{step.name}{RUN}{run + 1}",
+                    by=(),
+                    joins=tuple(dict.fromkeys((*step.joins, *tied))),
+                    gap_ns=step.gap_ns if first + run else None,
+                )
+            )
+        return found
+
+    # EQL.
+
+    def eql(
+        self, node: yaml.Node, within_ns: int | None
+    ) -> tuple[int, tuple[tuple[Step, ...], tuple[Absence, ...], tuple[tuple[int, int], ...]]]:
+        """Read a query; return the window and the steps."""
+        text = self.text(node, "a query of EQL")
+        line, column = node.start_mark.line + 1, node.start_mark.column + 1
+        where = _Place(line, column, 0)
+        if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
+            begin = next((n for n in range(line, len(self.lines)) if self.lines[n].strip()), line)
+            margin = 1
+            if begin < len(self.lines):
+                margin += len(self.lines[begin]) - len(self.lines[begin].lstrip(" "))
+            if node.style == "|":
+                where = _Place(line + 1, margin, margin)
+        elif isinstance(node, yaml.ScalarNode) and node.start_mark.line == node.end_mark.line:
+            where = _Place(line, column + (node.style in ("'", '"')), 1)
+        query = self.query(text, where)
+        if query.maxspan_ns is not None and within_ns is not None:
+            raise self.error(node, "within: the query has a maxspan already; keep one of them")
+        span_ns = within_ns or query.maxspan_ns
+        if span_ns is None:
+            raise self.error(node, "neither within: nor with maxspan= says how long it may take")
+        return span_ns, self.steps_of(query, span_ns, text, where)
+
+    def error_at(self, where: _Place, offset: int, text: str, problem: str) -> SequenceError:
+        """Return an error ``offset`` characters into a text."""
+        line = where.line
+        column = where.column + offset
+        if where.margin:
+            line += text.count("\n", 0, offset)
+            if line > where.line:
+                column = where.margin + offset - (text.rfind("\n", 0, offset) + 1)
+        else:
+            column = where.column
+        return SequenceError(
+            problem,
+            file=self.file,
+            line=line,
+            column=column,
+            sequence=self.sequence,
+            step=self.step,
+        )
+
+    def query(self, text: str, where: _Place) -> eql_language.Query:
+        try:
+            return eql_language.parse(text)
+        except eql_language.EqlError as error:
+            raise self.error_at(where, error.offset, text, f"eql: {error}") from None
+
+    def steps_of(
+        self, query: eql_language.Query, within_ns: int, text: str, where: _Place
+    ) -> tuple[tuple[Step, ...], tuple[Absence, ...], tuple[tuple[int, int], ...]]:
+        """Turn a query into steps, as docs/sequences.md says."""
+
+        def fail(offset: int, problem: str) -> SequenceError:
+            return self.error_at(where, offset, text, f"eql: {problem}")
+
+        if not 0 < within_ns <= WITHIN_NS_MAX:
+            raise fail(0, "maxspan: expected more than 0 and at most 30d")
+        steps: list[Step] = []
+        absences: list[Absence] = []
+        keys: list[str] = []
+        first_types: list[str] = []
+
+        def joined(item: eql_language.Item) -> tuple[Join, ...]:
+            """Return the joins of an item to the first step, whose keys are noted."""
+            named = [*query.by, *item.by]
+            if len(named) > JOINS_MAX:
+                raise fail(item.offset, f"by: more than {JOINS_MAX} fields")
+            found = []
+            for number, field_ in enumerate(named):
+                try:
+                    kind = _field_type(field_.name)
+                except UnknownField as error:
+                    problem = eql_language.unknown(field_.name, error)
+                    raise fail(field_.offset, problem) from None
+                if number == len(keys):
+                    keys.append(field_.name)
+                    first_types.append(kind)
+                if first_types[number] != kind:
+                    raise fail(
+                        field_.offset,
+                        f"by: {field_.name} is {kind}, {keys[number]} is {first_types[number]}",
+                    )
+                if steps:
+                    found.append(Join(field_.name, 0, keys[number]))
+            return tuple(dict.fromkeys(found))
+
+        positive = sum(item.runs for item in query.items if not item.is_missing)
+        if positive > STEPS_MAX:
+            raise fail(query.items[0].offset, f"more than {STEPS_MAX} steps, runs counted")
+        if query.items[0].is_missing:
+            raise fail(
+                query.items[0].offset,
+                "a missing event cannot come first: nothing is there yet to be undone",
+            )
+        for item in query.items:
+            number = sum(RUN not in step.name for step in steps) + 1
+            step = self.step_of(item, f"step{number}")
+            if item.is_missing:
+                step = replace(step, name=f"missing{len(absences) + 1}", joins=joined(item))
+                after = len(steps) - 1
+                is_last = len(steps) == positive
+                if is_last and positive > 1:
+                    raise fail(
+                        item.offset,
+                        "a missing event at the end goes behind a single event: behind several, "
+                        "how long it is waited for would depend on how long they took; write "
+                        "steps: with absent: and for:",
+                    )
+                if is_last and any(absence.for_ns for absence in absences):
+                    raise fail(item.offset, "one missing event at the end; say both in one")
+                absences.append(Absence(step, after, after + 1, within_ns if is_last else 0))
+                continue
+            for run in range(item.runs):
+                last = run == item.runs - 1
+                name = step.name if last else f"{step.name}{RUN}{run + 1}"
+                steps.append(replace(step, name=name, joins=joined(item)))
+        if len(absences) > ABSENCES_MAX - 1:
+            raise fail(query.items[-1].offset, f"more than {ABSENCES_MAX - 1} missing events")
+        if query.until is not None:
+            if len(steps) < 2:
+                raise fail(query.until.offset, "until goes with at least two events")
+            step = replace(self.step_of(query.until, "until"), joins=joined(query.until))
+            absences.append(Absence(step, 0, len(steps) - 1))
+        groups: tuple[tuple[int, int], ...] = ()
+        if query.is_sample:
+            if factorial(len(steps)) > ARRANGEMENTS_MAX:
+                raise fail(query.items[4].offset, "a sample of more than four events")
+            groups = ((0, len(steps)),)
+        return tuple(steps), tuple(absences), groups
+
+    def step_of(self, item: eql_language.Item, name: str) -> Step:
+        if item.category is None:
+            return Step(name, frozenset(), condition=item.condition, any_rule=True)
+        named = frozenset((item.category,))
+        return Step(name, named, named, item.condition)
 
     def distinct(self, node: yaml.Node) -> tuple[str, int]:
         match = _DISTINCT.fullmatch(node.value) if isinstance(node, yaml.ScalarNode) else None
@@ -610,8 +926,16 @@ class _Reader:
         for item in items:
             if isinstance(item, yaml.MappingNode):
                 keys = self.mapping(item)
+                if set(keys) == {"sequence"}:
+                    name = self.text(keys["sequence"], "a sequence's name")
+                    if name == self.sequence:
+                        raise self.error(item, "signal: a sequence is no step of itself")
+                    rules.add(OF_SEQUENCE + name)
+                    continue
                 if set(keys) != {"tag"}:
-                    raise self.error(item, "signal: expected a rule's name or {tag: NAME}")
+                    raise self.error(
+                        item, "signal: expected a rule's name, {tag: NAME} or {sequence: NAME}"
+                    )
                 tags.add(self.text(keys["tag"], "a tag"))
             else:
                 rules.add(self.text(item, "a rule's name or {tag: NAME}"))
@@ -629,12 +953,12 @@ class _Reader:
             problem = f"condition, character {error.offset + 1}: {error}"
             raise self.error(node, problem) from None
 
-    def count(self, node: yaml.Node) -> int:
-        problem = f"count: expected a whole number from 1 to {COUNT_MAX}"
+    def count(self, node: yaml.Node, key: str = "count", most: int = COUNT_MAX) -> int:
+        problem = f"{key}: expected a whole number from 1 to {most}"
         if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(r"[0-9]{1,9}", node.value):
             raise self.error(node, problem)
         count = int(node.value)
-        if not 1 <= count <= COUNT_MAX:
+        if not 1 <= count <= most:
             raise self.error(node, problem)
         return count
 
@@ -685,22 +1009,18 @@ class _Reader:
     def field_type(self, node: yaml.Node, name: str) -> str:
         """Return a field's type for comparing; raise where it cannot be compared."""
         try:
-            found = find(name).type
+            return _field_type(name)
         except UnknownField as error:
-            raise self.error(node, f"{error}; `vedette fields` lists them") from None
-        if found == "net" or not has_one_value(name):
-            raise self.error(
-                node, f"{name} has no single value that signals could agree on; take one end's"
-            )
-        return "a number" if found in ("int", "uint", "port") else f"of type {found}"
+            raise self.error(node, str(error)) from None
 
-    def duration(self, node: yaml.Node, key: str) -> int:
+    def duration(self, node: yaml.Node, key: str, most_ns: int = WITHIN_NS_MAX) -> int:
         match = _DURATION.fullmatch(node.value) if isinstance(node, yaml.ScalarNode) else None
         if match is None:
             raise self.error(node, f"{key}: expected a duration such as 90s, 15m, 2h or 1d")
         found_ns = int(match[1]) * _UNITS_NS[match[2]]
-        if not 0 < found_ns <= WITHIN_NS_MAX:
-            raise self.error(node, f"{key}: expected more than 0 and at most 30d")
+        if not 0 < found_ns <= most_ns:
+            days = most_ns // _UNITS_NS["d"]
+            raise self.error(node, f"{key}: expected more than 0 and at most {days}d")
         return found_ns
 
     def known(self, node: yaml.MappingNode, known: tuple[str, ...], what: str) -> None:
@@ -734,6 +1054,22 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode) or node.value not in ("true", "false"):
             raise self.error(node, "expected true or false")
         return bool(node.value == "true")
+
+
+def _field_type(name: str) -> str:
+    """Return a field's type for comparing.
+
+    Raises UnknownField, also where it has several values.
+    """
+    try:
+        found = find(name).type
+    except UnknownField as error:
+        raise UnknownField(f"{error}; `vedette fields` lists them") from None
+    if found == "net" or not has_one_value(name):
+        raise UnknownField(
+            f"{name} has no single value that signals could agree on; take one end's"
+        )
+    return "a number" if found in ("int", "uint", "port") else f"of type {found}"
 
 
 def _only_by(step: str, field_name: str, by: tuple[str, ...]) -> str:

@@ -8,6 +8,8 @@ A *match* of a sequence takes, for each step, as many signals as the step counts
   number, boot);
 - the signals of a counting step agree on the step's ``by`` fields, and differ from one another
   in its ``distinct`` field; none of these is missing;
+- a step with ``first_seen`` takes a signal only if no other that it takes had the same values
+  of the fields in the time before;
 - every join holds between the step's signals and the other step's; a missing value joins
   nothing;
 - from the first signal to the last no more than ``within`` passes, and from the last signal of a
@@ -22,6 +24,8 @@ absence that follows, ``for`` has to pass. Of all the matches that end with it, 
 the one that started latest; among those that started with the same signal, the one whose second
 signal (in the order of the fleet) is the latest, and so on; among those of the same signals, the
 one whose steps are in the order that is first of :meth:`Sequence.arrangements`.
+
+An incident is a signal of the sequences over its sequence; it comes right behind its last one.
 
 A completion opens an incident, unless an incident of the same sequence and with the same key (by
 default the values of all fields that joins and ``by`` name) was completed no longer than
@@ -38,9 +42,9 @@ from itertools import combinations
 
 import msgspec
 
-from vedette.core.correlator import Incident, new_incident
+from vedette.core.correlator import Incident, Witness, made_signal, new_incident
 from vedette.core.fleet import FleetSignal, Order
-from vedette.core.sequence import Absence, Join, Sequence
+from vedette.core.sequence import Absence, FirstSeen, Join, Sequence, chained_to
 
 Taken = dict[int, tuple[FleetSignal, ...]]
 """Step -> its signals, in the order in which the steps come."""
@@ -59,19 +63,34 @@ def incidents(
     ordered = sorted({signal.order: signal for signal in signals}.values(), key=lambda s: s.order)
     if until_ns is None:
         until_ns = ordered[-1].time_ns - 1 if ordered else 0
-    found: list[Incident] = []
-    for sequence in sequences:
-        found.extend(_incidents(sequence, ordered, until_ns))
-    return sorted(found, key=lambda incident: (incident.last_ns, incident.id))
+    by_name = {sequence.name: sequence for sequence in sequences}
+    found: dict[str, list[tuple[Incident, Witness]]] = {}
+
+    def find(name: str) -> list[tuple[Incident, Witness]]:
+        if name not in found:
+            made = [
+                made_signal(by_name[other], incident, witness)
+                for other in chained_to(by_name[name])
+                if other in by_name
+                for incident, witness in find(other)
+            ]
+            seen = sorted([*ordered, *made], key=lambda signal: signal.order)
+            found[name] = _incidents(by_name[name], seen, until_ns)
+        return found[name]
+
+    all_of_them = [incident for name in by_name for incident, _ in find(name)]
+    return sorted(all_of_them, key=lambda incident: (incident.last_ns, incident.id))
 
 
-def _incidents(sequence: Sequence, ordered: list[FleetSignal], until_ns: int) -> list[Incident]:
+def _incidents(
+    sequence: Sequence, ordered: list[FleetSignal], until_ns: int
+) -> list[tuple[Incident, Witness]]:
     found = [
         (arrangement, match)
         for arrangement in sequence.arrangements()
         for match in matches(sequence, ordered, arrangement, {})
     ]
-    opened: list[Incident] = []
+    opened: list[tuple[Incident, Witness]] = []
     for last in ordered:
         if sequence.afterwards_ns and last.time_ns + sequence.afterwards_ns > until_ns:
             break
@@ -80,16 +99,18 @@ def _incidents(sequence: Sequence, ordered: list[FleetSignal], until_ns: int) ->
             continue
         # Of equal ones, max takes the first.
         _, match = max(ending, key=lambda item: _in_order(item[1]))
-        incident = new_incident(sequence, tuple(match[i] for i in range(len(sequence.steps))))
-        for number, known in enumerate(opened):
+        witness = tuple(match[i] for i in range(len(sequence.steps)))
+        incident = new_incident(sequence, witness)
+        for number, (known, first) in enumerate(opened):
             passed_ns = last.time_ns - known.last_completion_ns
             if known.key == incident.key and passed_ns <= sequence.counted_on_ns:
-                opened[number] = msgspec.structs.replace(
+                again = msgspec.structs.replace(
                     known, completions=known.completions + 1, last_completion_ns=last.time_ns
                 )
+                opened[number] = (again, first)
                 break
         else:
-            opened.append(incident)
+            opened.append((incident, witness))
     return opened
 
 
@@ -107,9 +128,25 @@ def matches(
         return
     index = arrangement[len(before)]
     step = sequence.steps[index]
-    for taken in combinations([s for s in ordered if step.takes(s)], step.count):
+    taking = [s for s in ordered if step.takes(s)]
+    if step.first_seen is not None:
+        taking = [s for s in taking if _is_first(sequence, step.first_seen, taking, s)]
+    for taken in combinations(taking, step.count):
         if _follows(sequence, index, taken, before):
             yield from matches(sequence, ordered, arrangement, {**before, index: taken})
+
+
+def _is_first(
+    sequence: Sequence, first: FirstSeen, taking: list[FleetSignal], signal: FleetSignal
+) -> bool:
+    """Tell whether none before has a signal's values, of all that the step takes."""
+    values = [sequence.read(name, signal) for name in first.fields]
+    return None not in values and not any(
+        other.order < signal.order
+        and signal.time_ns - other.time_ns <= first.for_ns
+        and [sequence.read(name, other) for name in first.fields] == values
+        for other in taking
+    )
 
 
 def _follows(sequence: Sequence, index: int, taken: tuple[FleetSignal, ...], before: Taken) -> bool:

@@ -320,3 +320,92 @@ def test_without_any_of_its_steps_the_attack_is_no_incident(tmp_path: Path, left
         attack.fill(store, told)
         attack.correlate(store)
         assert store.incidents() == []
+
+
+FIRST = b"""
+- sequence: new program
+  within: 1m
+  steps:
+    - as: run
+      signal: run
+      first_seen: {fields: [proc.name], for: 1m}
+    - as: call
+      signal: call
+      join: call.host.name = run.host.name
+"""
+
+
+def a_run(seq: int, at_s: int, name: str, rule: str = "run") -> Signal:
+    return Signal(seq=seq, time_ns=at_s * 10**9, rule=rule, priority=5, fields={"proc.name": name})
+
+
+def in_turn(store: Store, restart: bool) -> list[list[int]]:
+    """Let x and y be run on a and b, with a call after each; return what was found when."""
+    found = parse(FIRST, "f.yaml").sequences
+    correlator = Correlator(store, found)
+    script = [("a", 1, "x"), ("b", 20, "x"), ("b", 40, "y"), ("a", 90, "x"), ("b", 155, "x")]
+    for number, (host, at_s, name) in enumerate(script, 1):
+        signals = [a_run(2 * number, at_s, name), a_run(2 * number + 1, at_s + 1, name, "call")]
+        commit(store, host, signals)
+        correlator.advance((at_s + 1) * 10**9)
+        if restart:
+            correlator = Correlator(store, found)
+    return [
+        [place.signal.time_ns // 10**9 for place in whole.signals]
+        for whole in (store.incident(listed.id) for listed in store.incidents())
+        if whole is not None
+    ]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_was_seen_is_kept_with_the_position(tmp_path: Path, restart: bool) -> None:
+    """x is new at 1 s; at 90 s it was seen 70 s before, at 155 s only 65."""
+    with filled(tmp_path) as store:
+        assert in_turn(store, restart) == [[1, 2], [40, 41], [90, 91], [155, 156]]
+
+
+def test_a_new_sequence_learns_what_was_seen_before_it_was_there(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        Correlator(store, logins()).advance(9)
+        commit(store, "a", [a_run(2, 1, "x"), a_run(3, 30, "y")])
+        Correlator(store, logins()).advance(31 * 10**9)
+        correlator = Correlator(store, parse(FIRST, "f.yaml").sequences)
+        commit(store, "b", [a_run(2, 50, "x"), a_run(3, 51, "y"), a_run(4, 52, "z")])
+        commit(store, "b", [a_run(5, 53, "z", "call")])
+        correlator.advance(60 * 10**9)
+        (listed,) = [i for i in store.incidents() if i.sequence == "new program"]
+        assert (listed.start_ns, listed.end_ns) == (52 * 10**9, 53 * 10**9)
+
+
+CHAIN = b"""
+- sequence: two logins
+  within: 1m
+  steps:
+    - {as: first, signal: login, count: 2, by: [host.name]}
+- sequence: the same again
+  within: 10m
+  steps:
+    - {as: one, signal: {sequence: two logins}}
+    - {as: other, signal: {sequence: two logins}}
+"""
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_incidents_are_signals_of_other_sequences(tmp_path: Path, restart: bool) -> None:
+    found = parse(CHAIN, "c.yaml").sequences
+    with filled(tmp_path) as store:
+        correlator = Correlator(store, found)
+        for number, (host, at_s) in enumerate([("a", 110), ("a", 120), ("b", 130), ("b", 140)], 2):
+            login = a_login(number, at_s * 10**9, "198.51.100.1")
+            commit(store, host, [login])
+            correlator.advance(at_s * 10**9)
+            if restart:
+                correlator = Correlator(store, found)
+        (listed,) = [i for i in store.incidents() if i.sequence == "the same again"]
+        whole = store.incident(listed.id)
+        assert whole is not None
+        assert [place.step for place in whole.signals] == [
+            *("one/first", "one/first", "other/first", "other/first")
+        ]
+        assert whole.hosts == ["id-a", "id-b"]
+        assert (whole.start_ns, whole.end_ns) == (110 * 10**9, 140 * 10**9)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Absence, Join, Sequence, Step
+from vedette.core.sequence import OF_SEQUENCE, Absence, FirstSeen, Join, Sequence, Step
 from vedette.core.signal import Signal
 
 FIELDS = ("proc.name", "login.user", "login.ip", "host.name", "peer.host")
@@ -40,6 +42,10 @@ def steps(draw: st.DrawFn, index: int, earlier: list[Step], is_grouped: bool) ->
             distinct = draw(st.sampled_from([name for name in FIELDS if name not in by]))
     elif earlier and not is_grouped:
         gap_ns = draw(st.sampled_from((None, None, 0, 2, 7)))
+    first_seen = None
+    if draw(st.integers(0, 4)) == 0:
+        fields = draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=2, unique=True))
+        first_seen = FirstSeen(tuple(fields), draw(st.sampled_from((1, 4, 100))))
     return Step(
         name=f"s{index}",
         rules=frozenset(draw(st.lists(st.sampled_from(RULES), min_size=2, max_size=3))),
@@ -49,6 +55,8 @@ def steps(draw: st.DrawFn, index: int, earlier: list[Step], is_grouped: bool) ->
         joins=draw(joins(earlier, by if count > 1 else FIELDS)),
         distinct=distinct,
         gap_ns=gap_ns,
+        first_seen=first_seen,
+        any_rule=draw(st.integers(0, 9)) == 0,
     )
 
 
@@ -94,6 +102,23 @@ def sequences(draw: st.DrawFn, name: str = "seq") -> Sequence:
         suppress_ns=draw(st.sampled_from((None, None, 1, 100))),
         suppress_by=draw(st.sampled_from((None, None, (), ((total - 1, "host.name"),)))),
     )
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> list[Sequence]:
+    """A sequence or two, and one over their incidents."""
+    below = [
+        replace(draw(sequences()), name=f"below{number}", absences=())
+        for number in range(draw(st.integers(1, 2)))
+    ]
+    above = draw(sequences(name="above"))
+    steps = list(above.steps)
+    for sequence in below:
+        at = draw(st.integers(0, len(steps) - 1))
+        rule = OF_SEQUENCE + sequence.name
+        steps[at] = replace(steps[at], rules=steps[at].rules | {rule})
+    found = [*below, replace(above, steps=tuple(steps))]
+    return draw(st.permutations(found))
 
 
 @st.composite

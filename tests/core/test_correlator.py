@@ -11,7 +11,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from tests.core.sequence_strategies import sequences, streams
+from tests.core.sequence_strategies import chains, sequences, streams
 from vedette.core import sequences_twin
 from vedette.core.correlator import Change, Correlator, Incident
 from vedette.core.fleet import FleetSignal
@@ -34,6 +34,23 @@ def test_tables_give_what_the_twin_gives(sequence: Sequence, stream: list[FleetS
     event(f"{len(sequence.steps)} steps, incidents: {bool(expected)}")
     assert msgspec.json.encode(found) == msgspec.json.encode(expected)
     assert correlator.stats()["evicted"] == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(chain=chains(), stream=streams(most=9), cut=st.integers(0))
+def test_sequences_over_sequences_give_what_the_twin_gives(
+    chain: list[Sequence], stream: list[FleetSignal], cut: int
+) -> None:
+    whole = Correlator(chain)
+    changes = whole.feed_all(stream)
+    expected = sequences_twin.incidents(chain, stream)
+    event(f"chained: {any(i.sequence == 'above' for i in expected)}")
+    assert msgspec.json.encode(last_of_each(changes)) == msgspec.json.encode(expected)
+    at_signal = cut % (len(stream) + 1)
+    first, second = Correlator(chain), Correlator(chain)
+    before = first.feed_all(stream[:at_signal])
+    second.restore(stream[:at_signal], last_of_each(before))
+    assert before + second.feed_all(stream[at_signal:]) == changes
 
 
 def named(*steps: Step, within_ns: int = 100, name: str = "seq") -> Sequence:
