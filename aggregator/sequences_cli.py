@@ -1,12 +1,13 @@
-"""`vedette sequences explain` and `vedette correlate`."""
+"""`vedette sequences explain`, and `vedette correlate` over the store or over recordings."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import typer
@@ -14,7 +15,9 @@ import typer
 from vedette.aggregator import views
 from vedette.aggregator.sequences import fleet_of, recompute
 from vedette.aggregator.store import Store
+from vedette.core import recordings
 from vedette.core import sequence as language
+from vedette.core.correlator import Change, Correlator, Incident, Witness, sent_signals
 from vedette.core.output import clean
 from vedette.core.sequence import Sequence, Step
 from vedette.core.sequence_plan import PlanStep, plan
@@ -34,9 +37,14 @@ EXPLAIN_EPILOG = (
 CORRELATE_EPILOG = (
     "Examples:\n\n`vedette correlate --since 2h rules/sequences.yaml`\n\n"
     "`vedette correlate --since 7d --store fleet.db my-new-sequences.yaml --json`\n\n"
-    "Exit codes: 0 the same incidents as stored, 1 others or the store cannot be read, 2 usage or "
-    "sequences."
+    "`vedette alerts --all --since 30d --json > history.jsonl`\n\n"
+    "`vedette correlate rules/sequences.yaml history.jsonl`\n\n"
+    "`vedette correlate my.eql falco.jsonl.gz --mapping addresses.yaml`\n\n"
+    "`vedette correlate my.yaml auth.csv --mapping auth.yaml --json`\n\n"
+    "Exit codes: 0 done (over the store: the same incidents as stored), 1 others are, or the store "
+    "or lines of a recording cannot be read, 2 usage, sequences, mapping."
 )
+SEQUENCE_SUFFIXES = (".yaml", ".yml", ".eql")
 FilesArgument = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Sequence files.", show_default=False)
 ]
@@ -47,6 +55,17 @@ When = Callable[[str | None, str, int, bool], int | None]
 
 def _say(text: str) -> None:
     typer.echo(clean(text.encode("utf-8", "backslashreplace")))
+
+
+MixedArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="Sequence files (.yaml, .yml, .eql), and recordings (any other name; - is the "
+        "standard input).",
+        show_default=False,
+    ),
+]
 
 
 def _read(files: Iterable[Path]) -> tuple[Sequence, ...]:
@@ -165,6 +184,120 @@ def _explain(item: Sequence) -> None:
     )
 
 
+def _correlate_recordings(
+    sequences: tuple[Sequence, ...],
+    paths: list[Path],
+    form: recordings.Format,
+    mapping_file: Path | None,
+    host: str | None,
+    *,
+    as_json: bool,
+    utc: bool,
+) -> None:
+    """Run sequences over recordings, print what they find, and what could not be read."""
+
+    def progress(lines: int) -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"\r{lines} lines read", err=True, nl=False)
+
+    try:
+        mapping = recordings.read_mapping(mapping_file) if mapping_file else None
+        recording = recordings.read(paths, form=form, mapping=mapping, host=host, progress=progress)
+    except recordings.RecordingError as error:
+        typer.echo(f"vedette: {clean(str(error).encode('utf-8', 'backslashreplace'))}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    if sys.stderr.isatty():
+        typer.echo("\r\033[K", err=True, nl=False)
+    for trouble in recording.troubles:
+        typer.echo(f"vedette: {clean(str(trouble).encode('utf-8', 'backslashreplace'))}", err=True)
+    correlator = Correlator(sequences)
+    last: dict[str, Change] = {}
+    signals = recording.signals
+    changes = correlator.feed_all(signals)
+    if signals:
+        # Nothing follows in the recording, so what is waited for has not come.
+        waited_ns = max((item.afterwards_ns for item in sequences), default=0)
+        changes += correlator.advance(signals[-1].time_ns + waited_ns)
+    for change in changes:
+        opened = change.opened or last[change.incident.id].opened
+        last[change.incident.id] = Change(change.incident, opened)
+    for incident, witness in last.values():
+        assert witness is not None
+        if as_json:
+            found = recorded_incident_json(incident, witness, utc=utc)
+            typer.echo(msgspec.json.encode(found).decode())
+        else:
+            _show(incident, witness, utc=utc)
+    stats = correlator.stats()
+    told = [
+        f"lines: {recording.lines}, signals: {len(signals)}",
+        *(
+            f"{what}: {count}"
+            for count, what in (
+                (recording.left_out, "lines that cannot be used"),
+                (recording.unmapped, "lines that the mapping leaves out"),
+                (recording.repeated, "repeated"),
+                (stats["evicted"], "partial matches given up at a bound"),
+                (stats["forgotten"], "values forgotten at a bound"),
+            )
+            if count
+        ),
+        f"incidents: {len(last)}",
+    ]
+    typer.echo(f"vedette: {', '.join(told)}", err=True)
+    if recording.left_out:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def recorded_incident_json(incident: Incident, witness: Witness, *, utc: bool) -> dict[str, Any]:
+    """Return an incident over recordings as JSON is to show it."""
+    return {
+        "id": incident.id,
+        "sequence": incident.sequence,
+        "priority": PRIORITIES[incident.priority],
+        "start": views.iso_text(incident.first_ns, utc=utc),
+        "end": views.iso_text(incident.last_ns, utc=utc),
+        "hosts": list(dict.fromkeys(signal.host_name for signal in sent_signals(witness))),
+        "key": incident.key,
+        "completions": incident.completions,
+        "steps": [
+            {
+                "step": name,
+                "signals": [
+                    {
+                        "time": views.iso_text(signal.time_ns, utc=utc),
+                        "host": signal.host_name,
+                        "peer_host": signal.peer_host,
+                        "boot_id": signal.boot,
+                        "seq": signal.signal.seq,
+                        "rule": signal.signal.rule,
+                        "fields": signal.signal.fields,
+                    }
+                    for signal in taken
+                ],
+            }
+            for (name, _), taken in zip(incident.steps, witness, strict=True)
+        ],
+    }
+
+
+def _show(incident: Incident, witness: Witness, *, utc: bool) -> None:
+    times = f", {incident.completions} times" if incident.completions > 1 else ""
+    _say(
+        f"{views.time_text(incident.last_ns, utc=utc)}  {PRIORITIES[incident.priority]}  "
+        f"{incident.sequence}  ({incident.id[:12]}{times})"
+    )
+    for (name, _), taken in zip(incident.steps, witness, strict=True):
+        last = taken[-1]
+        many = f"{len(taken)} x " if len(taken) > 1 else ""
+        peer = f" with {last.peer_host}" if last.peer_host else ""
+        what = last.signal.output or " ".join(f"{k}={v}" for k, v in last.signal.fields.items())
+        _say(
+            f"    {views.time_text(last.time_ns, utc=utc, date=False)}  {name}: {many}"
+            f"{last.signal.rule} on {last.host_name}{peer}  {what}"
+        )
+
+
 def mount(
     app: typer.Typer,
     sequences_app: typer.Typer,
@@ -199,7 +332,7 @@ def mount(
 
     @app.command("correlate", epilog=CORRELATE_EPILOG)
     def correlate(
-        files: FilesArgument,
+        files: MixedArgument,
         since: Annotated[
             str,
             typer.Option(metavar="WHEN", help="From then on: 90s, 15m, 2h, 7d ago, or a time."),
@@ -215,14 +348,58 @@ def mount(
             bool, typer.Option("--json", help="Print JSON, one object a line.")
         ] = False,
         utc: Annotated[bool, typer.Option("--utc", help="Show and read times in UTC.")] = False,
+        form: Annotated[
+            str,
+            typer.Option(
+                "--format",
+                metavar="FORM",
+                help="Of recordings: auto, vedette, falco, or mapped (CSV, JSON lines).",
+            ),
+        ] = "auto",
+        mapping_file: Annotated[
+            Path | None,
+            typer.Option(
+                "--mapping", metavar="FILE", help="What a recording's columns mean; addresses."
+            ),
+        ] = None,
+        host: Annotated[
+            str | None, typer.Option(metavar="NAME", help="The host of lines that name none.")
+        ] = None,
     ) -> None:
-        """Run sequences over the stored signals, late ones in their place; say what differs.
+        """Run sequences over the stored signals, or over recorded ones.
 
-        Nothing is written. A line is `stored` for an incident that the store has, `new` for one
-        that it has not, and `gone` for one of these sequences that the store has and that is not
-        found: a late signal changed it, or the sequence is another now.
+        Over the store late signals are in their place, and it is said what differs. A line is
+        `stored` for an incident that the store has, `changed` for one that was completed another
+        number of times, `new` for one that the store has not, and `gone` for one of these
+        sequences that is not found: a late signal changed it, or the sequence is another now.
+
+        Over recordings the incidents are shown with their steps. Nothing is written either way.
         """
-        found = _read(files)
+        recorded = [path for path in files if path.suffix not in SEQUENCE_SUFFIXES]
+        found = _read(path for path in files if path.suffix in SEQUENCE_SUFFIXES)
+        if form not in ("auto", "vedette", "falco", "mapped"):
+            raise typer.BadParameter(
+                "expected auto, vedette, falco or mapped", param_hint="--format"
+            )
+        if recorded:
+            if not found:
+                raise typer.BadParameter(
+                    "no sequences; name a file of them too (.yaml, .yml, .eql)", param_hint="FILE"
+                )
+            _correlate_recordings(
+                found,
+                recorded,
+                cast("recordings.Format", form),
+                mapping_file,
+                host,
+                as_json=as_json,
+                utc=utc,
+            )
+            return
+        if mapping_file or host or form != "auto":
+            raise typer.BadParameter(
+                "--format, --mapping and --host go with recordings; name one", param_hint="FILE"
+            )
         since_ns = when(since, "--since", time.time_ns(), utc) or 0
         with open_store(store_path, config_file) as store:
             until_ns = int(store.meta("watermark_ns") or 0)
@@ -239,16 +416,27 @@ def mount(
                 )
             ]
             fleet = fleet_of(store)
-        known = {incident.id for incident in stored}
+        known = {incident.id: incident.details.get("completions", 1) for incident in stored}
         again = {incident.id for incident in incidents}
         lines = [
-            ("stored" if i.id in known else "new", i.last_ns, i.id, i.sequence, list(i.hosts))
+            (
+                "new"
+                if i.id not in known
+                else "stored"
+                if known[i.id] == i.completions
+                else "changed",
+                *(i.last_ns, i.id, i.sequence, list(i.hosts)),
+                (known.get(i.id, 0), i.completions),
+            )
             for i in incidents
         ]
         lines += [
-            ("gone", i.end_ns, i.id, i.sequence, list(i.hosts)) for i in stored if i.id not in again
+            ("gone", i.end_ns, i.id, i.sequence, list(i.hosts), (known[i.id], 0))
+            for i in stored
+            if i.id not in again
         ]
-        for state, time_ns, incident_id, name, hosts in sorted(lines, key=lambda line: line[1:3]):
+        lines.sort(key=lambda line: line[1:3])
+        for state, time_ns, incident_id, name, hosts, (before, after) in lines:
             names = [fleet.name(host) for host in hosts]
             moment = views.iso_text(time_ns, utc=utc)
             if as_json:
@@ -258,9 +446,12 @@ def mount(
                     "sequence": name,
                     "time": moment,
                     "hosts": names,
+                    "completions_stored": before,
+                    "completions": after,
                 }
                 typer.echo(msgspec.json.encode(line).decode())
             else:
-                _say(f"{state:6}  {moment}  {incident_id[:12]}  {name}  ({', '.join(names)})")
+                times = f", {before} times, now {after}" if state == "changed" else ""
+                _say(f"{state:7} {moment}  {incident_id[:12]}  {name}  ({', '.join(names)}){times}")
         if any(state != "stored" for state, *_ in lines):
             raise typer.Exit(EXIT_FAILED)

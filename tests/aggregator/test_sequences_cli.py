@@ -142,3 +142,48 @@ def test_what_another_sequence_of_the_name_finds_no_more_is_gone(tmp_path: Path)
     code, lines = correlated(tmp_path / "store", str(changed))
     assert code == 1
     assert [line["state"] for line in lines] == ["gone"]
+
+
+def recorded(tmp_path: Path) -> Path:
+    """Record the attack as `vedette alerts` prints it."""
+    with Store.open(tmp_path / "store") as store:
+        attack.fill(store)
+    path = tmp_path / "history.jsonl"
+    printed = run(
+        "alerts", "--all", "--since", "2000-01-01", "--json", "--store", str(tmp_path / "store")
+    )
+    assert printed.exit_code == 0
+    path.write_text(printed.stdout)
+    return path
+
+
+def test_sequences_run_over_what_was_recorded(tmp_path: Path) -> None:
+    path = recorded(tmp_path)
+    result = run("correlate", str(attack.SEQUENCES), str(path), "--json")
+    assert result.exit_code == 0
+    (found,) = [json.loads(line) for line in result.stdout.splitlines()]
+    assert found["hosts"] == ["b", "c"]
+    assert [step["step"] for step in found["steps"]][-1] == "callback"
+    with Store.open(tmp_path / "store") as store:
+        attack.correlate(store)
+        assert [incident.id for incident in store.incidents()] == [found["id"]]
+    shown = run("correlate", str(attack.SEQUENCES), str(path), "--utc")
+    assert "knock: 5 x ssh_login_failed on b" in shown.stdout
+    assert "incidents: 1" in shown.stderr
+
+
+def test_recordings_and_their_options_are_checked(tmp_path: Path) -> None:
+    path = recorded(tmp_path)
+    with path.open("a") as file:
+        file.write("{}\n")
+    result = run("correlate", str(attack.SEQUENCES), str(path))
+    assert result.exit_code == 1
+    assert "history.jsonl" in result.stderr
+    assert "lines that cannot be used: 1" in result.stderr
+    for arguments in (
+        (str(path),),
+        (str(attack.SEQUENCES), "--host", "a"),
+        (str(attack.SEQUENCES), str(path), "--format", "cef"),
+        (str(attack.SEQUENCES), str(path), "--mapping", str(tmp_path / "none")),
+    ):
+        assert run("correlate", *arguments).exit_code == 2
