@@ -285,7 +285,7 @@ def config_check(
             read_pair(settings.ship.client_key_file)
         except KeyFileError as error:
             raise ConfigError(f"{file}: ship.client_key_file: {error}") from None
-    typer.echo(f"{file}: valid; {len(rules.rules)} rules")
+    typer.echo(f"{file}: valid; {rules.enabled} rules")
 
 
 def main() -> None:

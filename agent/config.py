@@ -16,6 +16,7 @@ import yaml
 
 from vedette.agent.errors import ConfigError
 from vedette.core.keys import KeyFileError, check_key
+from vedette.core.limits import TABLES
 
 CONFIG_BYTES_MAX = 1 << 20
 
@@ -86,8 +87,9 @@ class Rules(_Section, frozen=True):
 
     files          rule files, in order; later files may use the lists and macros of earlier ones
     matching       "all" rules that match an event, or only the "first" in order
-    disabled       names of rules to leave out; `*` and `?` stand for any characters and for one
-    disabled_tags  rules with any of these tags are left out
+    disabled       names of rules to switch off; `*` and `?` stand for any characters and for one
+    disabled_tags  rules with any of these tags are switched off
+    enabled, enabled_tags   rules to switch on, whatever their file or the two keys above say
     skip_unknown   rules that need fields or events which are unknown or not captured are left out,
                    with a warning; else one such rule refuses the files
     postures       of KubeArmor policies: what becomes of what an allow-list does not name, by class
@@ -97,6 +99,8 @@ class Rules(_Section, frozen=True):
     matching: Literal["all", "first"] = "all"
     disabled: tuple[_Text, ...] = ()
     disabled_tags: tuple[_Text, ...] = ()
+    enabled: tuple[_Text, ...] = ()
+    enabled_tags: tuple[_Text, ...] = ()
     skip_unknown: bool = False
     postures: dict[
         Literal["process", "file", "network", "capabilities", "syscalls"],
@@ -107,16 +111,25 @@ class Rules(_Section, frozen=True):
 class Limits(_Section, frozen=True):
     """Bounds of memory and of work.
 
-    class_bytes_max    cache of field values and their classes
-    verdict_bytes_max  cache of class tuples and their verdicts
+    class_bytes_max    what field values and processes are looked up in
+    verdict_bytes_max  what their verdicts are looked up in
+    table_bytes_max    single tables of these, in place of their share (core/limits.py)
     processes_max      entries of the process table
     lookups_per_s_max  reads of /proc for processes that the table does not know
     """
 
     class_bytes_max: _Bytes = 32 << 20
     verdict_bytes_max: _Bytes = 8 << 20
+    table_bytes_max: dict[str, Annotated[int, msgspec.Meta(ge=0, le=1 << 36)]] = {}
     processes_max: Annotated[int, msgspec.Meta(ge=16, le=4 << 20)] = 65536
     lookups_per_s_max: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1000
+
+    def __post_init__(self) -> None:
+        for name in self.table_bytes_max:
+            if name not in TABLES:
+                raise ValueError(
+                    f"table_bytes_max has no table `{name}`; there are {', '.join(TABLES)}"
+                )
 
 
 class StdoutOutput(_Section, frozen=True, tag_field="type", tag="stdout"):

@@ -14,7 +14,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vedette.agent import config
@@ -22,7 +22,7 @@ from vedette.agent.errors import ConfigError
 from vedette.agent.logs import log
 from vedette.core import kubearmor
 from vedette.core.compile import UnsupportedRule
-from vedette.core.engine import Engine, Process, RuleTables
+from vedette.core.engine import Engine, Process, RuleSwitch, RuleTables
 from vedette.core.expr import FieldRef
 from vedette.core.fields import EventView, FieldType, extract, lookup
 from vedette.core.output import Template, display
@@ -76,8 +76,9 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Rules as they are in force: loaded, and without those that the configuration disables.
+    """Rules as they are in force: loaded, and switched on or off as the configuration says.
 
+    enabled    how many are on
     digest     hexadecimal; equal digests mean equal rules
     decisions  rule name -> what it decides, of rules made of KubeArmor policies
     """
@@ -86,9 +87,13 @@ class Loaded:
     digest: str
     decisions: Decisions = field(default_factory=dict)
 
+    @property
+    def enabled(self) -> int:
+        return sum(rule.enabled for rule in self.rules)
+
 
 def load(section: config.Rules, host: config.Host | None = None) -> Loaded:
-    """Load the configuration's rule files, leaving out what it disables.
+    """Load the configuration's rule files; switch rules on and off as it says.
 
     host  what KubeArmor policies are read for: its name and labels; None: this host, no labels
 
@@ -117,25 +122,31 @@ def load(section: config.Rules, host: config.Host | None = None) -> Loaded:
     for item in found.warnings:
         log(logging.WARNING, "rules", warning=item)
     loaded = found.rules
-    patterns = [re.compile(fnmatch.translate(pattern)) for pattern in section.disabled]
-    unused = set(section.disabled)
-    kept: list[Rule] = []
-    for rule in loaded.rules:
-        hits = [
-            text
-            for text, pattern in zip(section.disabled, patterns, strict=True)
-            if pattern.match(rule.name)
-        ]
-        unused.difference_update(hits)
-        if not hits and not set(rule.tags) & set(section.disabled_tags):
-            kept.append(rule)
-    for text in sorted(unused):
-        log(logging.WARNING, "rules.disabled names no rule", name=text)
+    rules = _switched(loaded.rules, section)
     digest = loaded.digest
-    if len(kept) < len(loaded.rules):
-        names = "\0".join([digest, *(rule.name for rule in kept)])
+    if any(rule.enabled != known.enabled for rule, known in zip(rules, loaded.rules, strict=True)):
+        names = "\0".join([digest, *(rule.name for rule in rules if rule.enabled)])
         digest = hashlib.sha256(names.encode()).hexdigest()
-    return Loaded(tuple(kept), digest, found.decisions)
+    return Loaded(tuple(rules), digest, found.decisions)
+
+
+def _switched(rules: Sequence[Rule], section: config.Rules) -> list[Rule]:
+    """Return the rules, on or off by name and tag; the last key that fits a rule decides."""
+    made = list(rules)
+    for key, texts, tags, is_on in (
+        ("disabled", section.disabled, section.disabled_tags, False),
+        ("enabled", section.enabled, section.enabled_tags, True),
+    ):
+        patterns = [(text, re.compile(fnmatch.translate(text))) for text in texts]
+        unused = set(texts)
+        for number, rule in enumerate(made):
+            hits = [text for text, pattern in patterns if pattern.match(rule.name)]
+            unused.difference_update(hits)
+            if (hits or set(rule.tags) & set(tags)) and rule.enabled != is_on:
+                made[number] = replace(rule, enabled=is_on)
+        for text in sorted(unused):
+            log(logging.WARNING, f"rules.{key} names no rule", name=text)
+    return made
 
 
 def _owner(path: str) -> int | None:
@@ -188,7 +199,12 @@ class Compiled:
     """Rules that are ready to be put in force."""
 
     prepared: list[_Prepared]
-    tables: RuleTables
+    tables: RuleTables | RuleSwitch
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether no condition changed, so that nothing had to be compiled."""
+        return isinstance(self.tables, RuleSwitch)
 
 
 class Pipeline:
@@ -227,6 +243,7 @@ class Pipeline:
                 hostname=self._hostname,
                 class_bytes_max=limits.class_bytes_max,
                 verdict_bytes_max=limits.verdict_bytes_max,
+                own_table_bytes={str(name): n for name, n in limits.table_bytes_max.items()},
                 processes_max=limits.processes_max,
                 rule_matching=matching,
             )
@@ -234,10 +251,13 @@ class Pipeline:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
     def compile(self, rules: Sequence[Rule], decisions: Decisions | None = None) -> Compiled:
-        """Prepare other rules for swap. May be called from any thread. Raises ConfigError."""
+        """Prepare other rules for swap. May be called from any thread. Raises ConfigError.
+
+        Where no condition changed, nothing is compiled.
+        """
         prepared = _prepare(rules, decisions or {})
         try:
-            return Compiled(prepared, self.engine.compile(rules))
+            return Compiled(prepared, self.engine.prepare(rules))
         except UnsupportedRule as error:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 

@@ -237,7 +237,7 @@ class Service:
         settings = self._settings
         log(logging.INFO, "starting", config=self._path, version=__version__)
         rules = pipeline.load(settings.rules, settings.host)
-        if not rules.rules:
+        if not rules.enabled:
             log(logging.WARNING, "no rules are loaded, nothing can match", key="rules.files")
         if not settings.outputs and settings.ship is None:
             log(logging.WARNING, "signals go nowhere", keys="outputs,ship")
@@ -255,7 +255,7 @@ class Service:
                 recorder = Recorder(self._record, self._record_bytes_max, header)
             live = Live(settings, rules.rules, self._facts, recorder, rules.decisions)
             try:
-                self._live(live, host_id, len(rules.rules))
+                self._live(live, host_id, rules.enabled)
             finally:
                 live.close()
         finally:
@@ -352,7 +352,13 @@ class Service:
             self._shipper.update(rules_digest=rules.digest)
         if self._record is not None:
             log(logging.WARNING, "the recording has two sets of rules, a replay has one")
-        log(logging.INFO, "rules reloaded", rules=len(rules.rules), digest=rules.digest)
+        log(
+            logging.INFO,
+            "rules reloaded",
+            rules=rules.enabled,
+            compiled=not compiled.is_switch,
+            digest=rules.digest,
+        )
 
     def _heartbeat(self, live: Live) -> None:
         self._beat_s = time.monotonic() + self._settings.heartbeat_s

@@ -1,14 +1,15 @@
 """The pipeline in one object: records in, matches out. See ARCHITECTURE.md, "The engine"."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from vedette.core.compile import Plan
+from vedette.core.expr import Expr
 from vedette.core.fields import ProcessLike
 from vedette.core.ring import RingReader
 from vedette.core.rules import Rule
 
-__all__ = ["Engine", "Process", "RingReader", "RuleTables"]
+__all__ = ["Engine", "Process", "RingReader", "RuleSwitch", "RuleTables"]
 
 class ProcessValues(ProcessLike, Protocol):
     """What add_process and lookup take: Process of the engine or of the twin."""
@@ -56,6 +57,9 @@ class RuleTables:
     """Compiled rules: what Engine.compile makes and Engine.swap takes."""
 
     plan: Final[Plan]
+    conditions: Final[tuple[Expr | None, ...]]
+    def switch(self, enabled: Sequence[bool]) -> None:
+        """Switch rules on and off; nothing is compiled. Raises ValueError for another number."""
     def profile(self) -> None:
         """Begin to measure the slow paths; from then on they are a little slower."""
     def slow_paths(self) -> dict[str, tuple[int, int]]:
@@ -64,6 +68,13 @@ class RuleTables:
         """Return by rule how often its code was run, and for how many ns in all."""
     def stats(self) -> dict[str, int]:
         """Return counters and sizes, by name."""
+
+class RuleSwitch:
+    """What Engine.prepare gives where no condition changed: which rules are on."""
+
+    tables: Final[RuleTables]
+    enabled: Final[list[bool]]
+    def __init__(self, tables: RuleTables, enabled: list[bool]) -> None: ...
 
 OnMatch = Callable[[bytes, tuple[int, ...], Process], None]
 Lookup = Callable[[int], ProcessValues | None]
@@ -79,6 +90,7 @@ class Engine:
     users       uid -> name, groups: gid -> name (the host's databases, read once)
     hostname    the value of evt.hostname; None: missing
     class_bytes_max, verdict_bytes_max  bounds of the class tables and the verdict table, bytes
+    own_table_bytes  bounds of single tables in place of their shares (core/limits.py), bytes
     strings_bytes_max  bound of the process table's strings, bytes
     processes_max  bound of the process table
     rule_matching  "first": only the first matching rule (in order) is reported, or "all"
@@ -101,6 +113,7 @@ class Engine:
         hostname: bytes | None = None,
         class_bytes_max: int = ...,
         verdict_bytes_max: int = ...,
+        own_table_bytes: Mapping[str, int] | None = None,
         strings_bytes_max: int = ...,
         processes_max: int = ...,
         rule_matching: str = "all",
@@ -128,12 +141,21 @@ class Engine:
     def compile(self, rules: Sequence[Rule]) -> RuleTables:
         """Make the tables of other rules, for swap. May be called from any thread.
 
-        Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
+        Rules that are off are compiled too, so that they can be switched on; one of them that the
+        tables cannot hold is left out. Raises compile.UnsupportedRule, with the rule's name in its
+        text, and MemoryError.
         """
-    def swap(self, tables: RuleTables) -> None:
-        """Put compiled rules in force between two records; the process table carries over."""
+    def prepare(self, rules: Sequence[Rule]) -> RuleTables | RuleSwitch:
+        """Return what swap needs to put other rules in force. May be called from any thread.
+
+        Where all conditions are those of the rules in force, nothing is compiled: names,
+        priorities, outputs and tags are none of the tables' business, and which rules are on is
+        switched. Raises as compile.
+        """
+    def swap(self, prepared: RuleTables | RuleSwitch) -> None:
+        """Put rules in force between two records; the process table carries over."""
     def swap_rules(self, rules: Sequence[Rule]) -> None:
-        """compile and swap in one; where it raises, the old rules stay."""
+        """prepare and swap in one; where it raises, the old rules stay."""
     def stats(self) -> dict[str, int]:
         """Return counters and sizes, by name."""
     def close(self) -> int:

@@ -16,6 +16,7 @@ from vedette.core.tables cimport RuleTables
 import os
 
 from vedette.core.compile import UnsupportedRule
+from vedette.core.limits import table_bytes
 
 import vedette.core.ring
 
@@ -135,6 +136,17 @@ cdef inline int32_t _comm_size(const char* comm) noexcept nogil:
     return 16 if end == NULL else <int32_t>(<const char*>end - comm)
 
 
+@cython.final
+cdef class RuleSwitch:
+    """Other rules than those in force whose conditions are the same: some are switched on or off."""
+    cdef readonly RuleTables tables
+    cdef readonly list enabled
+
+    def __init__(self, RuleTables tables not None, list enabled not None):
+        self.tables = tables
+        self.enabled = enabled
+
+
 cdef class Engine:
     """Process table and rule tables over records; engine.pyi has the parameters."""
     cdef ProcTable procs
@@ -155,6 +167,8 @@ cdef class Engine:
     cdef uint64_t lookups_failed
     cdef uint64_t repaired
     cdef uint64_t incomplete
+    cdef uint64_t compilations
+    cdef uint64_t switches
 
     def __cinit__(self):
         memset(&self.procs, 0, sizeof(ProcTable))
@@ -162,8 +176,8 @@ cdef class Engine:
 
     def __init__(self, rules, *, on_match, lookup=None, users=None, groups=None, hostname=None,
                  uint64_t class_bytes_max=32 << 20, uint64_t verdict_bytes_max=8 << 20,
-                 uint64_t strings_bytes_max=64 << 20, processes_max=65536, rule_matching="all",
-                 seed=None):
+                 own_table_bytes=None, uint64_t strings_bytes_max=64 << 20, processes_max=65536,
+                 rule_matching="all", seed=None):
         cdef HashKey hash_key
         if self.procs.slots != NULL:
             raise RuntimeError("an engine is initialised once")
@@ -181,7 +195,7 @@ cdef class Engine:
         self.looks_up = lookup is not None
         self.options = {
             "users": users or {}, "groups": groups or {}, "hostname": hostname,
-            "class_bytes_max": class_bytes_max, "verdict_bytes_max": verdict_bytes_max,
+            "bounds": table_bytes(class_bytes_max, verdict_bytes_max, own_table_bytes),
             "first_only": rule_matching == "first", "seed": seed,
         }
         hash_key.k0 = int.from_bytes(seed[:8], "little")
@@ -200,24 +214,52 @@ cdef class Engine:
         Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
         """
         rules = tuple(rules)
-        conditions = [rule.condition if rule.enabled else None for rule in rules]
+        enabled = [bool(rule.enabled) for rule in rules]
+        conditions = [rule.condition for rule in rules]
         try:
-            return RuleTables(conditions, **self.options)
-        except UnsupportedRule as error:
-            if error.rule is None:
-                raise
-            rule = rules[error.rule]
-            raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
+            made = RuleTables(conditions, enabled, **self.options)
+        except UnsupportedRule:
+            # Perhaps for the sake of a rule that is off: those are only left out.
+            conditions = [rule.condition if rule.enabled else None for rule in rules]
+            try:
+                made = RuleTables(conditions, enabled, **self.options)
+            except UnsupportedRule as error:
+                if error.rule is None:
+                    raise
+                rule = rules[error.rule]
+                raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
+        self.compilations += 1
+        return made
 
-    def swap(self, RuleTables tables not None):
-        """Put compiled rules in force between two records; the process table carries over."""
+    def prepare(self, rules):
+        """What swap needs to put other rules in force: compiled only if a condition changed."""
+        cdef RuleTables tables = self.tables
+        rules = tuple(rules)
+        enabled = [bool(rule.enabled) for rule in rules]
+        if len(rules) == len(tables.conditions) and all([
+                not is_on if known is None else known == rule.condition
+                for rule, known, is_on in zip(rules, tables.conditions, enabled, strict=True)]):
+            return RuleSwitch(tables, enabled)
+        return self.compile(rules)
+
+    def swap(self, prepared):
+        """Put rules in force between two records; the process table carries over."""
+        cdef RuleTables tables
         self._check_open()
         self._check_idle()
+        if isinstance(prepared, RuleSwitch):
+            tables = prepared.tables
+            tables.switch(prepared.enabled)
+            self.switches += 1
+        else:
+            tables = prepared
+        if tables is None:
+            raise TypeError("rules to put in force, not None")
         self.tables = tables
 
     def swap_rules(self, rules):
-        """compile and swap in one."""
-        self.swap(self.compile(rules))
+        """prepare and swap in one."""
+        self.swap(self.prepare(rules))
 
     cdef int _check_idle(self) except -1:
         if self.is_busy:
@@ -654,6 +696,8 @@ cdef class Engine:
             "process_strings_refused": self.procs.strings_refused,
             "processes_bytes": self.heap.bytes,
             "allocations": self.heap.calls,
+            "rules_compiled": self.compilations,
+            "rules_switched": self.switches,
             **self.tables.stats(),
         }
 

@@ -177,6 +177,7 @@ cdef struct Tables:
     Node* code
     uint32_t code_count
     TypeCode types[19]
+    uint8_t* is_off             # by rule: it is switched off
     uint32_t* rule_mark
     uint32_t rule_epoch
     uint32_t ancestors[16]
@@ -207,6 +208,7 @@ cdef class RuleTables:
     cdef Heap own_heap
     cdef list patterns          # by bytes index: (RE2 set, (predicate, regex) by place) or None
     cdef readonly object plan
+    cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate
     cdef object view            # (record, process) -> fields.EventView
     cdef bint first_settled     # of the settled rules only the first is reported
@@ -216,6 +218,7 @@ cdef class RuleTables:
     cdef int _pack_code(self, plan) except -1
     cdef void _free(self) noexcept
     cdef void _new_epoch(self) noexcept nogil
+    cdef void _new_verdicts(self) noexcept nogil
     cdef int _pack_computed(self, plan) except -1
     cdef void _free_computed(self) noexcept
     cdef void _match_patterns(self, int index, const uint8_t* value, size_t size, Hits* hits) noexcept with gil

@@ -872,16 +872,16 @@ cdef void _words_del(Heap* heap, uint32_t* block, size_t count) noexcept:
 cdef class RuleTables:
     """The tables of one set of rules; engine.pyx asks them, and replaces them on reload.
 
-    conditions         by rule: its tree, or None for a rule that is switched off
-    class_bytes_max    bound of the class tables and the sets of predicates, bytes
-    verdict_bytes_max  bound of the verdict table and the sets of rules, bytes
-    seed               at least 16 random bytes: the secret of the hashes
+    conditions  by rule: its tree, or None for a rule that cannot be switched on
+    enabled     by rule: whether it is switched on
+    bounds      limits.table_bytes
+    seed        at least 16 random bytes: the secret of the hashes
 
     Raises compile.UnsupportedRule, MemoryError.
     """
 
-    def __cinit__(self, conditions, *, users, groups, hostname, uint64_t class_bytes_max,
-                  uint64_t verdict_bytes_max, bint first_only, bytes seed):
+    def __cinit__(self, conditions, enabled, *, users, groups, hostname, dict bounds,
+                  bint first_only, bytes seed):
         cdef Tables* t = &self.t
         cdef uint32_t i
         memset(t, 0, sizeof(Tables))
@@ -889,6 +889,7 @@ cdef class RuleTables:
         t.heap = &self.own_heap
         plan = plans.compile_rules(conditions, users=users, groups=groups, hostname=hostname)
         self.plan = plan
+        self.conditions = tuple(conditions)
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
         self.in_python = {rule: conditions[rule] for rule in plan.in_python}
@@ -925,21 +926,24 @@ cdef class RuleTables:
         t.ancestor_count = <uint32_t>len(plan.ancestors)
         for i in range(t.ancestor_count):
             t.ancestors[i] = plan.ancestors[i]
-        _space_init(&t.classes, t.heap, t.predicates, class_bytes_max // 8, words)
-        _space_init(&t.verdicts, t.heap, t.rules, verdict_bytes_max // 8, words)
+        _space_init(&t.classes, t.heap, t.predicates, bounds["class_sets"], words)
+        _space_init(&t.verdicts, t.heap, t.rules, bounds["verdict_sets"], words)
         hits_init(&t.truth, t.heap, t.predicates, words)
-        _class_cache_init(&t.path, t.heap, class_bytes_max // 2)
-        _class_cache_init(&t.raw, t.heap, class_bytes_max // 8)
-        if (cache_init(&t.ends, t.heap, class_bytes_max // 8, 22)
-                or cache_init(&t.numbers, t.heap, class_bytes_max // 16, 14)
-                or cache_init(&t.lineages, t.heap, class_bytes_max // 32, 8)
-                or cache_init(&t.vectors, t.heap, class_bytes_max // 32, 16)
-                or cache_init(&t.allowed, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)
-                or cache_init(&t.cut, t.heap, verdict_bytes_max // 8, 16)
-                or cache_init(&t.verdict, t.heap, verdict_bytes_max // 4, 4 * KEY_WORDS)):
+        _class_cache_init(&t.path, t.heap, bounds["path"])
+        _class_cache_init(&t.raw, t.heap, bounds["rawpath"])
+        if (cache_init(&t.ends, t.heap, bounds["ends"], 22)
+                or cache_init(&t.numbers, t.heap, bounds["numbers"], 14)
+                or cache_init(&t.lineages, t.heap, bounds["lineages"], 8)
+                or cache_init(&t.vectors, t.heap, bounds["vectors"], 16)
+                or cache_init(&t.allowed, t.heap, bounds["allowed"], 4 * KEY_WORDS)
+                or cache_init(&t.cut, t.heap, bounds["cut"], 16)
+                or cache_init(&t.verdict, t.heap, bounds["verdict"], 4 * KEY_WORDS)):
             raise MemoryError
         t.small = <uint32_t*>_alloc(t.heap, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         t.ports = <uint32_t*>_alloc(t.heap, PORT_ROLES * 65536 * sizeof(uint32_t))
+        t.is_off = <uint8_t*>_alloc(t.heap, t.rules)
+        for i in range(t.rules):
+            t.is_off[i] = not enabled[i]
         t.rule_mark = <uint32_t*>_alloc(t.heap, t.rules * sizeof(uint32_t))
         t.rule_runs = <uint64_t*>_alloc(t.heap, t.rules * sizeof(uint64_t))
         t.rule_ns = <uint64_t*>_alloc(t.heap, t.rules * sizeof(uint64_t))
@@ -1161,6 +1165,7 @@ cdef class RuleTables:
             cache_free(&t.verdict, heap)
         heap_del(heap, t.small, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         heap_del(heap, t.ports, PORT_ROLES * 65536 * sizeof(uint32_t))
+        heap_del(heap, t.is_off, t.rules if t.rules else 1)
         _words_del(heap, t.rule_mark, t.rules)
         heap_del(heap, t.rule_runs, t.rules * sizeof(uint64_t) if t.rules else 1)
         heap_del(heap, t.rule_ns, t.rules * sizeof(uint64_t) if t.rules else 1)
@@ -1185,29 +1190,44 @@ cdef class RuleTables:
     cdef void _new_epoch(self) noexcept nogil:
         """Forget every row and what was derived from rows. Verdicts stay what they were."""
         cdef Tables* t = &self.t
-        cdef int i
         # 0 is what a fresh entry has.
         t.epoch = 0
         while t.epoch == 0:
             t.epoch = vedette_next(&_last_epoch)
         t.lineages_made = 0
         _space_clear(&t.classes)
-        _space_clear(&t.verdicts)
         _class_cache_clear(&t.path)
         _class_cache_clear(&t.raw)
         cache_clear(&t.ends)
         cache_clear(&t.numbers)
         cache_clear(&t.lineages)
         cache_clear(&t.vectors)
+        memset(t.open_memo, 0, sizeof(t.open_memo))
+        memset(t.small, 0, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
+        memset(t.ports, 0, PORT_ROLES * 65536 * sizeof(uint32_t))
+        self._new_verdicts()
+
+    cdef void _new_verdicts(self) noexcept nogil:
+        """Forget what was derived from the rules that are switched on; classes and vectors stay."""
+        cdef Tables* t = &self.t
+        cdef int i
+        _space_clear(&t.verdicts)
         cache_clear(&t.allowed)
         cache_clear(&t.cut)
         cache_clear(&t.verdict)
         for i in range(VEDETTE_TYPE_COUNT):
             if t.types[i].in_use:
                 memset(t.types[i].by_vector, 0, t.classes.rows_size * sizeof(uint32_t))
-        memset(t.open_memo, 0, sizeof(t.open_memo))
-        memset(t.small, 0, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
-        memset(t.ports, 0, PORT_ROLES * 65536 * sizeof(uint32_t))
+
+    def switch(self, enabled):
+        """Switch rules on and off; nothing is compiled. enabled: a truth value by rule."""
+        cdef uint32_t i
+        cdef list wanted = [bool(is_on) for is_on in enabled]
+        if len(wanted) != self.t.rules:
+            raise ValueError(f"{len(wanted)} values for {self.t.rules} rules")
+        for i in range(self.t.rules):
+            self.t.is_off[i] = not wanted[i]
+        self._new_verdicts()
 
     # Asking the indexes
 
@@ -2164,18 +2184,20 @@ cdef class RuleTables:
             t.rule_epoch = 1
         hits_begin(&t.verdicts.hits)
         for i in range(part.always_count):
-            hits_add(&t.verdicts.hits, part.always[i])
+            if not t.is_off[part.always[i]]:
+                hits_add(&t.verdicts.hits, part.always[i])
         for i in range(t.truth.count):
             predicate = t.truth.found[i]
             for j in range(part.cover_start[predicate], part.cover_start[predicate + 1]):
                 rule = part.cover_rules[j]
-                if t.rule_mark[rule] != t.rule_epoch:
+                if t.rule_mark[rule] != t.rule_epoch and not t.is_off[rule]:
                     t.rule_mark[rule] = t.rule_epoch
                     if self._run_rule(rule, part.starts[rule]):
                         hits_add(&t.verdicts.hits, rule)
         for i in range(part.residual_count):
-            if self._run_rule(part.residual[i], part.starts[part.residual[i]]):
-                hits_add(&t.verdicts.hits, part.residual[i])
+            rule = part.residual[i]
+            if not t.is_off[rule] and self._run_rule(rule, part.starts[rule]):
+                hits_add(&t.verdicts.hits, rule)
         return _space_row(&t.verdicts)
 
     cdef uint32_t _cut(self, const TypeCode* code, uint32_t allowed, uint32_t certain,
@@ -2287,13 +2309,21 @@ cdef class RuleTables:
     def stats(self):
         """Counters and sizes, by name."""
         cdef Tables* t = &self.t
-        cdef dict found = {
+        cdef uint32_t i
+        cdef uint32_t off = 0
+        cdef dict found
+        for i in range(t.rules):
+            off += t.is_off[i]
+        found = {
             "rules": t.rules,
+            "rules_enabled": t.rules - off,
             "predicates": t.predicates,
             "code_nodes": t.code_count,
             "tables_bytes": self.own_heap.bytes,
             "class_rows": t.classes.rows_used,
+            "class_sets_bytes": t.classes.bytes,
             "verdict_rows": t.verdicts.rows_used,
+            "verdict_sets_bytes": t.verdicts.bytes,
             "class_misses": t.class_misses,
             "vector_misses": t.vector_misses,
             "allowed_misses": t.allowed_misses,
@@ -2306,6 +2336,7 @@ cdef class RuleTables:
             "settled_rules": t.settled_rules,
             "rules_refuted": self.refuted,
             "path_uncached": t.path.uncached,
+            "rawpath_uncached": t.raw.uncached,
         }
         _cache_stats(found, "lineages", &t.lineages, 1)
         _cache_stats(found, "vectors", &t.vectors, 1)

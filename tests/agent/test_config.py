@@ -59,8 +59,9 @@ def test_a_full_file() -> None:
 host: {id: db-1, name: db1.example, labels: {role: db}}
 capture: {scope: /sys/fs/cgroup/x, ring_bytes: 65536, wakeup_bytes: 1, poll_ms: 1, \
 watched_paths: [/a]}
-rules: {files: [a.yaml, /b.yaml], matching: first, disabled: ["N*"], disabled_tags: [t]}
-limits: {processes_max: 100}
+rules: {files: [a.yaml, /b.yaml], matching: first, disabled: ["N*"], disabled_tags: [t], \
+enabled: [M], enabled_tags: [u]}
+limits: {processes_max: 100, table_bytes_max: {path: 0, verdict: 4096}}
 outputs: [{type: file, path: out.json}, {type: stdout}]
 ship: {endpoint: "tcp://h:1", server_key: "0123456789012345678901234567890123456789", \
 client_key_file: k}
@@ -71,6 +72,7 @@ log: {level: debug}
     )
     assert full.host == config.Host(id="db-1", name="db1.example", labels={"role": "db"})
     assert full.rules.files == ("/etc/vedette/a.yaml", "/b.yaml")
+    assert full.limits.table_bytes_max == {"path": 0, "verdict": 4096}
     assert full.outputs[0] == config.FileOutput(path="/etc/vedette/out.json")
     assert full.ship is not None and full.ship.client_key_file == "/etc/vedette/k"
     assert full.heartbeat_s == 0.5
@@ -103,6 +105,14 @@ log: {level: debug}
         (
             "ship:\n  endpoint: tcp://a:1\n  server_key: 'x'\n  client_key_file: k\n",
             ":3: ship.server_key: not a CURVE key, which is 40 characters of Z85 text",
+        ),
+        (
+            "limits:\n  table_bytes_max:\n    paths: 1\n",
+            ":2: limits.table_bytes_max: has no table `paths`; there are path, rawpath, ends",
+        ),
+        (
+            "limits:\n  table_bytes_max:\n    path: -1\n",
+            ":2: limits.table_bytes_max: expected `int` >= 0",
         ),
         ("log: {level: loud}", ":1: log.level: expected debug, info, warning or error"),
         ("rules:\n  files:\n    - 1\n", ":3: rules.files[0]: expected text, got `int`"),

@@ -251,16 +251,24 @@ def test_the_live_runs_matching_is_kept_unless_another_is_asked_for(tmp_path: Pa
         assert [item.rule for item in signals] == expected
 
 
-def test_disabled_rules_are_left_out_and_change_the_digest(
+def on(loaded: pipeline.Loaded) -> list[str]:
+    return [rule.name for rule in loaded.rules if rule.enabled]
+
+
+def test_rules_are_switched_by_name_and_tag_which_changes_the_digest(
     tmp_path: Path, rules: pipeline.Loaded
 ) -> None:
     files = (str(tmp_path / "rules.yaml"),)
     some = pipeline.load(config.Rules(files=files, disabled=("Any *",)))
     others = pipeline.load(config.Rules(files=files, disabled_tags=("files",)))
-    assert [rule.name for rule in rules.rules] == ["Reads a secret", "Any exit"]
-    assert [rule.name for rule in some.rules] == ["Reads a secret"]
-    assert [rule.name for rule in others.rules] == ["Any exit"]
+    again = pipeline.load(config.Rules(files=files, disabled=("*",), enabled_tags=("files",)))
+    named = pipeline.load(config.Rules(files=files, disabled=("*",), enabled=("Any exit",)))
+    assert on(rules) == ["Reads a secret", "Any exit"]
+    assert on(some) == on(again) == ["Reads a secret"]
+    assert on(others) == on(named) == ["Any exit"]
+    assert (rules.enabled, some.enabled) == (2, 1)
     assert len({rules.digest, some.digest, others.digest}) == 3
+    assert (some.digest, others.digest) == (again.digest, named.digest)
 
 
 def test_rules_that_need_what_is_not_captured_can_be_left_out(

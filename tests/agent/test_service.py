@@ -172,6 +172,7 @@ def test_hangup_reloads_rules_and_reopens_files_and_bad_rules_change_nothing(
     agent.rules.write_text(rules(str(agent.secret), "Another name"))
     agent.process.send_signal(signal.SIGHUP)
     agent.logs('msg="rules reloaded"')
+    assert "compiled=false" in agent.log.read_text().lower(), "only a name changed"
     read_secrets(agent, 1)
     agent.wait_until(lambda: len(agent.printed()) == 1)
 
@@ -193,6 +194,27 @@ def test_hangup_reloads_rules_and_reopens_files_and_bad_rules_change_nothing(
     agent.stop()
     old = [json.loads(line) for line in (agent.folder / "rotated").read_bytes().splitlines()]
     assert [line["rule"] for line in [*old, *agent.printed()]] == ["Another name"] * 3
+
+
+def test_hangup_switches_rules_without_compiling(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    agent.start("run", "--config", str(agent.config))
+    assert agent.process is not None
+    whole = agent.config.read_text()
+    for section, printed in (
+        ("disabled: ['Reads *']", 0),
+        ("disabled: ['*'], enabled: [Reads a secret]", 1),
+    ):
+        agent.log.write_text("")
+        agent.config.write_text(whole.replace("rules: {", "rules: {" + section + ", "))
+        assert section in agent.config.read_text()
+        agent.process.send_signal(signal.SIGHUP)
+        agent.logs('msg="rules reloaded"')
+        assert "compiled=false" in agent.log.read_text().lower()
+        read_secrets(agent, 1)
+        agent.wait_until(lambda printed=printed: len(agent.printed()) == printed)
+    agent.stop()
+    assert len(agent.printed()) == 1, "what was read while the rule was off was not reported"
 
 
 def test_a_recorded_run_replays_byte_for_byte(

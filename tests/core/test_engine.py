@@ -17,6 +17,7 @@ from vedette.core.allocations import count_allocations
 from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine
 from vedette.core.expr import And, FieldRef, Not, Or, Predicate
+from vedette.core.limits import TABLES
 from vedette.core.records import build, iter_records
 from vedette.core.rules import Rule
 from vedette.core.twin import Twin
@@ -83,6 +84,7 @@ class Side:
     matching=st.sampled_from(["all", "first"]),
     class_bytes_max=CACHE_BYTES,
     verdict_bytes_max=CACHE_BYTES,
+    own_table_bytes=st.dictionaries(st.sampled_from(TABLES), CACHE_BYTES),
     loss_after=st.integers(0, 4),
     reload_after=st.integers(0, 6),
     seed=st.binary(min_size=16, max_size=16),
@@ -97,6 +99,7 @@ def test_engine_is_its_twin(
     matching: str,
     class_bytes_max: int,
     verdict_bytes_max: int,
+    own_table_bytes: dict[str, int],
     loss_after: int,
     reload_after: int,
     seed: bytes,
@@ -109,6 +112,7 @@ def test_engine_is_its_twin(
         known,
         class_bytes_max=class_bytes_max,
         verdict_bytes_max=verdict_bytes_max,
+        own_table_bytes=own_table_bytes,
         seed=seed,
         **options,
     )

@@ -1,0 +1,134 @@
+"""Rules switched on and off while events go on, without compiling what did not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.workload import rules, workload
+from tests.core import strategies as s
+from vedette.core.condition import parse_condition
+from vedette.core.engine import Engine, Process, RuleSwitch
+from vedette.core.expr import FieldRef, Or, Predicate
+from vedette.core.limits import TABLES, table_bytes
+from vedette.core.rules import Rule
+from vedette.core.twin import Process as TwinProcess
+from vedette.core.twin import Twin
+
+
+def switched(made: list[Rule], on: list[bool]) -> list[Rule]:
+    return [replace(rule, enabled=is_on) for rule, is_on in zip(made, on, strict=True)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    made=s.rule_lists(s.conditions() | s.conditions(s.predicates(full=True)), max_size=6),
+    processes=st.lists(s.process_values(), min_size=1, max_size=4),
+    turns=st.lists(st.tuples(st.integers(0, 63), s.streams(max_size=6)), max_size=5),
+    matching=st.sampled_from(["all", "first"]),
+    class_bytes_max=st.sampled_from([0, 4096, 1 << 20]),
+)
+def test_switching_is_as_other_rules_in_the_twin(
+    made: list[Rule],
+    processes: list[dict[str, Any]],
+    turns: list[tuple[int, bytes]],
+    matching: str,
+    class_bytes_max: int,
+) -> None:
+    found: list[list[Any]] = []
+    for make, process in ((Twin, TwinProcess), (Engine, Process)):
+        matches: list[Any] = []
+        side: Any = make(
+            made,
+            on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
+            users=s.USERS,
+            groups=s.GROUPS,
+            hostname=s.HOSTNAME,
+            rule_matching=matching,
+            class_bytes_max=class_bytes_max,
+        )
+        for values in processes:
+            side.add_process(process(**values))
+        for mask, stream in turns:
+            side.swap_rules(switched(made, [bool(mask >> n & 1) for n in range(len(made))]))
+            side.feed(stream)
+        found.append(matches)
+    assert found[0] == found[1]
+    stats = side.stats()
+    assert (stats["rules_compiled"], stats["rules_switched"]) == (1, len(turns))
+    assert side.close() == 0
+
+
+def test_a_switch_keeps_classes_and_process_vectors() -> None:
+    made = rules(100)
+    stream = workload("mixed", 2000)
+    counts: list[int] = []
+    engine = Engine(made, on_match=lambda record, indices, acting: counts.extend(indices))
+    for process in stream.processes:
+        engine.add_process(process)
+    engine.feed(stream.records)
+    engine.feed(stream.records)
+    chosen = counts[-1]
+    before = engine.stats()
+    engine.swap_rules([replace(rule, enabled=n == chosen) for n, rule in enumerate(made)])
+    counts.clear()
+    engine.feed(stream.records)
+    after = engine.stats()
+    assert set(counts) == {chosen}
+    assert (before["rules_enabled"], after["rules_enabled"]) == (100, 1)
+    assert after["rules_compiled"] == 1
+    again = engine.stats()["class_misses"] - before["class_misses"]
+    assert again <= before["class_misses"] / 10, "the classes were forgotten"
+    assert after["vector_misses"] - before["vector_misses"] <= before["vector_misses"] / 10
+    assert engine.close() == 0
+
+
+def test_what_is_none_of_the_tables_business_compiles_nothing() -> None:
+    made = rules(20)
+    engine = Engine(made, on_match=lambda *match: None)
+    renamed = [replace(rule, name=f"x {rule.name}", output="y", priority=0) for rule in made]
+    assert isinstance(engine.prepare(renamed), RuleSwitch)
+    assert not isinstance(engine.prepare(made[:-1]), RuleSwitch)
+    other = [*made[:-1], Rule("other", parse_condition("proc.name = sh"), "", 4)]
+    assert not isinstance(engine.prepare(other), RuleSwitch)
+
+
+def test_a_rule_that_is_off_and_cannot_be_held_is_left_out_until_it_is_on() -> None:
+    deep = Or(tuple(Predicate(FieldRef("proc.aname", str(i)), "exists") for i in range(2, 20)))
+    made = [Rule("deep", deep, "", 4, enabled=False), *rules(5)]
+    engine = Engine(made, on_match=lambda *match: None)
+    assert engine.stats()["rules_enabled"] == 5
+    assert isinstance(engine.prepare(made), RuleSwitch)
+    with pytest.raises(ValueError, match="rule 'deep'"):
+        engine.swap_rules([replace(rule, enabled=True) for rule in made])
+    assert engine.stats()["rules_enabled"] == 5
+
+
+def test_each_table_keeps_to_its_own_bound() -> None:
+    stream = workload("combinations", 3000)
+    plain = {f"{name}_bytes" for name in TABLES}
+    options: dict[str, Any] = {"on_match": lambda *match: None}
+    for own in ({}, {"path": 1 << 16}, {"verdict": 0, "vectors": 100}, dict.fromkeys(TABLES, 1)):
+        engine = Engine(rules(200), own_table_bytes=own, **options)
+        for process in stream.processes:
+            engine.add_process(process)
+        engine.feed(stream.records)
+        stats = engine.stats()
+        bounds = table_bytes(32 << 20, 8 << 20, own)
+        for name in TABLES:
+            if not name.endswith("_sets"):
+                # One entry in each of three tiers is the least that there is.
+                assert stats[f"{name}_bytes"] <= max(bounds[name], 2048), name
+        assert sum(stats[name] for name in plain) <= stats["tables_bytes"]
+        if own:
+            assert sum(stats[f"{name}_evictions"] + stats[f"{name}_refusals"]
+                       for name in own if not name.endswith("_sets")) > 0  # fmt: skip
+        assert engine.close() == 0
+    with pytest.raises(ValueError, match="no rule table 'paths'; there are path, rawpath"):
+        Engine([], own_table_bytes={"paths": 1}, **options)
+    with pytest.raises(ValueError, match="at least 0"):
+        Engine([], own_table_bytes={"path": -1}, **options)
