@@ -135,7 +135,7 @@ def capture(
             host_id = settings.host.id or identity.host_id()
             header = capture_header(settings, facts, host_id, identity.numbering_id())
             recorder = Recorder(output, bytes_max, header)
-            live = Live(settings, (), facts, recorder)
+            live = Live(settings, (), facts, recorder, everything=True)
             try:
                 live.start()
                 logs.log(logging.INFO, "capturing", file=output, scope=settings.capture.scope)

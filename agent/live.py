@@ -19,10 +19,11 @@ from pathlib import Path
 from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
 from vedette.agent.logs import log
-from vedette.agent.pipeline import Decisions, Facts, Pipeline
+from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError
 from vedette.core.capturefile import Answer, CaptureWriter, End, Header
 from vedette.core.engine import Process, RingReader
+from vedette.core.needs import needed
 from vedette.core.rules import Rule
 
 RECORDS_MAX = 4096
@@ -134,6 +135,8 @@ def capture_header(
 class Live:
     """A capture of this host and the pipeline that it feeds.
 
+    everything  capture all event types, not only what the rules and the process table need
+
     Raises AgentError where capture cannot be configured; `start` where it cannot begin.
     """
 
@@ -144,8 +147,11 @@ class Live:
         facts: Facts,
         recorder: Recorder | None = None,
         decisions: Decisions | None = None,
+        *,
+        everything: bool = False,
     ) -> None:
         self._settings = settings
+        self._everything = everything
         self._facts = facts
         self._recorder = recorder
         if not procfs.in_initial_pid_namespace():
@@ -191,6 +197,7 @@ class Live:
     def start(self) -> None:
         """Attach, then read /proc. Raises AgentError with cause and cure."""
         try:
+            self._want()
             self._capture.load()
             self._reader = RingReader(self._capture.ring_fd)
             self._capture.attach()
@@ -203,6 +210,18 @@ class Live:
             self.pipeline.engine.add_process(process)
         if self._recorder is not None:
             self._recorder.snapshot(processes)
+
+    def swap(self, compiled: Compiled) -> None:
+        """Put other rules in force, and capture what they need from now on."""
+        self.pipeline.swap(compiled)
+        try:
+            self._want()
+        except CaptureError as error:
+            log(logging.ERROR, "capture cannot follow the rules", error=error)
+
+    def _want(self) -> None:
+        if not self._everything:
+            self._capture.want(needed(self.pipeline.engine.plan, self.pipeline.enabled))
 
     def wait(self, timeout_ms: int) -> None:
         """Wait until the ring asks to be read, at most timeout_ms."""

@@ -269,6 +269,11 @@ class Pipeline:
         for name in self.by_rule.keys() - names:
             del self.by_rule[name]
 
+    @property
+    def enabled(self) -> list[bool]:
+        """Whether a rule in force is switched on, by its number."""
+        return [prepared.rule.enabled for prepared in self._rules]
+
     def take(self) -> list[Signal]:
         """Return the signals since the last call, in order."""
         taken, self._taken = self._taken, []

@@ -338,7 +338,7 @@ class Service:
             log(logging.ERROR, "reload failed, the rules in force stay", error=reload.error)
             return
         settings, rules, compiled = reload.result
-        live.pipeline.swap(compiled)
+        live.swap(compiled)
         changed = [
             name
             for name in config.Config.__struct_fields__

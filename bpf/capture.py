@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Final, Self
 
 from vedette.bpf import compiler, doctor, kernel
 from vedette.bpf.btf import Btf, BtfError
+from vedette.bpf.calls import CALLS, SHAPES
 from vedette.bpf.names import COUNTERS, TYPES
 from vedette.bpf.offsets import macros
 
@@ -39,15 +41,23 @@ _SYSCALLS: Final = {
     "write": (1, 4),
     "chdir": (80, 12),
     "fchdir": (81, 133),
+    "creat": (85, 8),
 }
 _SOCKETCALL: Final = 102  # i386's one number for all socket calls
-_ACTION_SOCKETCALL: Final = 64
-_SOCKET_TYPES: Final = frozenset({"connect", "accept", "accept4", "bind", "listen"})
-_OPEN_TYPES: Final = frozenset({"open", "openat", "openat2"})
+_ACTION_SOCKETCALL: Final = 255
+_SOCKET_TYPES: Final = frozenset({"socket", "connect", "accept", "accept4", "bind", "listen"})
+_OPEN_TYPES: Final = frozenset({"open", "openat", "openat2", "creat"})
 _FORK_TYPES: Final = frozenset({"clone", "fork", "vfork", "clone3"})
 _EXEC_TYPES: Final = frozenset({"execve", "execveat"})
 # In the order of the enum in vedette.bpf.c.
-_HANDLERS: Final = ("handle_exec", "handle_open", "handle_sock", "handle_write", "handle_chdir")
+_HANDLERS: Final = (
+    "handle_exec",
+    "handle_open",
+    "handle_sock",
+    "handle_write",
+    "handle_chdir",
+    "handle_call",
+)
 _TRACEPOINTS: Final = {
     "on_sys_exit": "sys_exit",
     "on_exec": "sched_process_exec",
@@ -58,6 +68,8 @@ _MAPS: Final = (
     "counters",
     "actions",
     "handlers",
+    "wanted",
+    "shapes",
     "watch_numbers",
     "watch_paths",
 )
@@ -167,8 +179,9 @@ class Capture:
 
     def __init__(self, config: CaptureConfig | None = None) -> None:
         self.config: Final = config or CaptureConfig()
+        self._types: frozenset[str] = self.config.types
         self._descriptors: dict[str, int] = {}
-        self._links: list[int] = []
+        self._links: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -191,7 +204,7 @@ class Capture:
         return self._descriptors[name]
 
     def _tracepoints(self) -> list[str]:
-        types = self.config.types
+        types = self._types
         programs = []
         if self._numbers():
             programs.append("on_sys_exit")
@@ -204,21 +217,28 @@ class Capture:
         return programs
 
     def _watching(self) -> bool:
-        return "write" in self.config.types and bool(self.config.watched_paths)
+        return "write" in self._types and bool(self.config.watched_paths)
 
     def _numbers(self) -> dict[int, int]:
         """Syscall number -> action, as the map `actions` has it."""
-        types = set(self.config.types)
+        types = set(self._types)
         if self._watching():
             types |= _OPEN_TYPES  # how a watched file's descriptor is learnt
         else:
             types.discard("write")
         actions: dict[int, int] = {}
+        for name in types & CALLS.keys():
+            call = CALLS[name]
+            if call.native is not None:
+                actions[call.native] = actions.get(call.native, 0) | TYPES[name]
+            for compat, flags in call.compat:
+                action = TYPES[name] << 8 | flags << 16
+                actions[compat] = actions.get(compat, 0) | action
         for name in types & _SYSCALLS.keys():
-            native, compat = _SYSCALLS[name]
+            native, i386 = _SYSCALLS[name]
             actions[native] = actions.get(native, 0) | TYPES[name]
-            if compat is not None:
-                actions[compat] = actions.get(compat, 0) | TYPES[name] << 8
+            if i386 is not None:
+                actions[i386] = actions.get(i386, 0) | TYPES[name] << 8
         if types & _SOCKET_TYPES:
             actions[_SOCKETCALL] = actions.get(_SOCKETCALL, 0) | _ACTION_SOCKETCALL << 8
         return actions
@@ -229,8 +249,6 @@ class Capture:
         values = macros(Btf.load()) | {
             "RING_FD": self._descriptor("ring"),
             "WAKEUP_BYTES": config.wakeup_bytes,
-            "WANT": sum(1 << TYPES[name] for name in config.types),
-            "WATCHING": int(self._watching()),
             "EXCLUDE_PID": config.exclude_pid or 0,
             "SCOPE_CGROUP_ID": scope[0],
             "SCOPE_LEVEL": scope[1],
@@ -249,7 +267,7 @@ class Capture:
             request: dict[str, object] = {
                 "source": str(_SOURCE),
                 "flags": self._flags(),
-                "programs": [*_HANDLERS, *self._tracepoints()],
+                "programs": [*_HANDLERS, *_TRACEPOINTS],
                 "maps": list(_MAPS),
             }
             self._descriptors |= _compile(request, self.ring_fd)
@@ -269,25 +287,68 @@ class Capture:
                 struct.pack("<I", slot),
                 struct.pack("<I", descriptors[name]),
             )
-        if self._watching():
-            for index, path in enumerate(dict.fromkeys(self.config.watched_paths)):
-                padded = os.fsencode(path).ljust(_WATCH_PATH_MAX, b"\0")
-                key = struct.pack("<I", index)
-                kernel.map_update(descriptors["watch_paths"], key, padded)
-                kernel.map_update(descriptors["watch_numbers"], padded, key)
-        for number, action in self._numbers().items():
+        for index, path in enumerate(dict.fromkeys(self.config.watched_paths)):
+            padded = os.fsencode(path).ljust(_WATCH_PATH_MAX, b"\0")
+            key = struct.pack("<I", index)
+            kernel.map_update(descriptors["watch_paths"], key, padded)
+            kernel.map_update(descriptors["watch_numbers"], padded, key)
+        for number, shape in SHAPES.items():
+            kernel.map_update(descriptors["shapes"], struct.pack("<I", number), shape)
+        self._tell({})
+
+    def _tell(self, before: dict[int, int]) -> None:
+        """Tell the programs which events are asked for; ``before`` is what `actions` has."""
+        descriptors = self._descriptors
+        for name, number in TYPES.items():
+            is_wanted = struct.pack("<I", name in self._types)
+            kernel.map_update(descriptors["wanted"], struct.pack("<I", number), is_wanted)
+        for number, action in (dict.fromkeys(before, 0) | self._numbers()).items():
             kernel.map_update(
                 descriptors["actions"], struct.pack("<I", number), struct.pack("<I", action)
             )
 
-    def attach(self) -> None:
-        """Start capture. Raises CaptureError where the kernel refuses, with nothing attached."""
-        if self._links:
+    def want(self, types: Iterable[str]) -> None:
+        """Report these event types from now on, and no others.
+
+        What is attached follows. Raises CaptureError for an unknown type, and where the kernel
+        refuses.
+        """
+        wanted = frozenset(types)
+        if wanted == self._types:
+            return
+        unknown = sorted(wanted - TYPES.keys())
+        if unknown:
+            raise CaptureError(f"unknown event type {unknown[0]!r}")
+        before = self._numbers()
+        self._types = wanted
+        if not self._descriptors:
             return
         try:
+            self._tell(before)
+        except OSError as error:
+            raise CaptureError(f"the kernel refuses: {error}") from error
+        if self._links:
+            for name in self._links.keys() - set(self._tracepoints()):
+                os.close(self._links.pop(name))
+            self._attach()
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """The tracepoints that are in use."""
+        return tuple(_TRACEPOINTS[name] for name in self._links)
+
+    def attach(self) -> None:
+        """Start capture. Raises CaptureError where the kernel refuses, with nothing attached."""
+        if not self._links:
+            self._attach()
+
+    def _attach(self) -> None:
+        try:
             for name in self._tracepoints():
-                descriptor = self._descriptor(name)
-                self._links.append(kernel.raw_tracepoint_open(_TRACEPOINTS[name], descriptor))
+                if name not in self._links:
+                    descriptor = self._descriptor(name)
+                    link = kernel.raw_tracepoint_open(_TRACEPOINTS[name], descriptor)
+                    self._links[name] = link
         except OSError as error:
             self.detach()
             raise CaptureError(
@@ -312,14 +373,14 @@ class Capture:
             )
             for name, index in COUNTERS.items()
         }
-        for name in self._tracepoints():
+        for name in _TRACEPOINTS:
             counters["lost_scratch"] += kernel.program_misses(self._descriptor(name))
         return counters
 
     def detach(self) -> None:
         """Stop capture; what is in the ring stays readable. Does nothing if not attached."""
         while self._links:
-            os.close(self._links.pop())
+            os.close(self._links.popitem()[1])
 
     def close(self) -> None:
         """Detach, and free programs, maps and ring. Does nothing the second time."""

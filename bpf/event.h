@@ -30,7 +30,7 @@
 #define VEDETTE_ARGS_MAX 4095
 #define VEDETTE_DATA_MAX 511
 #define VEDETTE_COMM_LEN 16
-#define VEDETTE_RECORD_MAX 12416
+#define VEDETTE_RECORD_MAX 17024
 
 enum vedette_type {
 	VEDETTE_NONE = 0,
@@ -52,7 +52,67 @@ enum vedette_type {
 	VEDETTE_WRITE = 16,   /* struct vedette_write, watched files only */
 	VEDETTE_CHDIR = 17,   /* struct vedette_chdir */
 	VEDETTE_FCHDIR = 18,  /* struct vedette_chdir */
-	VEDETTE_TYPE_COUNT = 19
+	VEDETTE_CREAT = 19,   /* struct vedette_open */
+	/* Each of the following is a struct vedette_call. */
+	VEDETTE_UNLINK = 20,
+	VEDETTE_UNLINKAT = 21,
+	VEDETTE_RMDIR = 22,
+	VEDETTE_RENAME = 23,
+	VEDETTE_RENAMEAT = 24,
+	VEDETTE_RENAMEAT2 = 25,
+	VEDETTE_LINK = 26,
+	VEDETTE_LINKAT = 27,
+	VEDETTE_SYMLINK = 28,
+	VEDETTE_SYMLINKAT = 29,
+	VEDETTE_MKDIR = 30,
+	VEDETTE_MKDIRAT = 31,
+	VEDETTE_MKNOD = 32,
+	VEDETTE_MKNODAT = 33,
+	VEDETTE_CHMOD = 34,
+	VEDETTE_FCHMOD = 35,
+	VEDETTE_FCHMODAT = 36,
+	VEDETTE_FCHMODAT2 = 37,
+	VEDETTE_CHOWN = 38,
+	VEDETTE_LCHOWN = 39,
+	VEDETTE_FCHOWN = 40,
+	VEDETTE_FCHOWNAT = 41,
+	VEDETTE_TRUNCATE = 42,
+	VEDETTE_FTRUNCATE = 43,
+	VEDETTE_CHROOT = 44,
+	VEDETTE_PIVOT_ROOT = 45,
+	VEDETTE_MOUNT = 46,
+	VEDETTE_UMOUNT = 47,
+	VEDETTE_UMOUNT2 = 48,
+	VEDETTE_MOVE_MOUNT = 49,
+	VEDETTE_SETUID = 50,
+	VEDETTE_SETGID = 51,
+	VEDETTE_SETREUID = 52,
+	VEDETTE_SETREGID = 53,
+	VEDETTE_SETRESUID = 54,
+	VEDETTE_SETRESGID = 55,
+	VEDETTE_SETFSUID = 56,
+	VEDETTE_SETFSGID = 57,
+	VEDETTE_SETGROUPS = 58,
+	VEDETTE_CAPSET = 59,
+	VEDETTE_PTRACE = 60,
+	VEDETTE_PROCESS_VM_READV = 61,
+	VEDETTE_PROCESS_VM_WRITEV = 62,
+	VEDETTE_MEMFD_CREATE = 63,
+	VEDETTE_INIT_MODULE = 64,
+	VEDETTE_FINIT_MODULE = 65,
+	VEDETTE_DELETE_MODULE = 66,
+	VEDETTE_BPF = 67,
+	VEDETTE_PERF_EVENT_OPEN = 68,
+	VEDETTE_USERFAULTFD = 69,
+	VEDETTE_UNSHARE = 70,
+	VEDETTE_SETNS = 71,
+	VEDETTE_KILL = 72,
+	VEDETTE_TKILL = 73,
+	VEDETTE_TGKILL = 74,
+	VEDETTE_PRCTL = 75,
+	VEDETTE_SOCKET = 76,
+	VEDETTE_IO_URING_SETUP = 77,
+	VEDETTE_TYPE_COUNT
 };
 
 /* vedette_header.flags: what the kernel side could not give whole. */
@@ -167,6 +227,27 @@ struct vedette_write {
 	__u16 path_len;
 	__u16 data_len;
 };
+
+/* Any other syscall. args are the registers as they were passed, zero where the argument is a
+ * pointer or does not exist; their meaning is the syscall's (core/calls.py, bpf/calls.py). Of the
+ * 32-bit ABI they are normalised: 16-bit ids are widened, a length in two registers is one.
+ * With VEDETTE_F_PATH_FAULT a path of length 0 is not known.
+ * Blobs: path, dir, target, target_dir, data. */
+struct vedette_call {
+	struct vedette_header h;
+	__u64 args[6];
+	__u16 path_len;          /* the (first) path as passed; of a descriptor, the kernel's */
+	__u16 dir_len;           /* absolute path of the directory that path is relative to, if it
+	                          * is relative to a descriptor */
+	__u16 target_len;        /* the second path, and its directory */
+	__u16 target_dir_len;
+	__u16 data_len;          /* a string, a name, a struct */
+	__u16 at_cwd;            /* VEDETTE_AT_CWD_*: which of both is relative to the working
+	                          * directory unless it is absolute */
+	__u32 reserved;
+};
+#define VEDETTE_AT_CWD_PATH 1
+#define VEDETTE_AT_CWD_TARGET 2
 
 /* The path is the kernel's: where the process now is, or after a failed chdir
  * the path that was passed. Without one (VEDETTE_F_PATH_FAULT) it is unknown. */

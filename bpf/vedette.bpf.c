@@ -9,7 +9,6 @@
  * Macros from capture.py, besides OFF_*:
  *   RING_FD            descriptor of the ring buffer map in the compiling process
  *   WAKEUP_BYTES       fill from which the reader is woken
- *   WANT               bit set of the event types (1 << VEDETTE_...) that are asked for
  *   EXCLUDE_PID        thread group that is never reported; 0: none
  *   SCOPE_CGROUP_ID    cgroup v2 subtree to report; 0: the whole host
  *   SCOPE_LEVEL        depth of that cgroup below the root
@@ -17,7 +16,7 @@
  */
 #include "event.h"
 
-#define AREA 16384u      /* a record fits (VEDETTE_RECORD_MAX); offsets are masked to it */
+#define RECORD_END (VEDETTE_RECORD_MAX - 8u) /* no blob begins or ends behind it */
 #define WALK_MAX 160     /* dentries and mounts on the way from a file to the root */
 #define PATH_BUFFER 4096u
 #define NAME_MASK 255u   /* NAME_MAX of every file system */
@@ -33,7 +32,9 @@
 
 #define AT_FDCWD_ (-100)
 #define O_ACCMODE_ 3u
+#define O_WRONLY_ 1u
 #define O_CREAT_ 0x40u
+#define O_TRUNC_ 0x200u
 #define O_TMPFILE_ 0x400000u
 #define S_IFMT_ 0170000u
 #define S_IFSOCK_ 0140000u
@@ -47,6 +48,9 @@
 /* The verifier must see the bound of an index at the place where it is used; this keeps the
  * compiler from reasoning the check away. */
 #define OPAQUE(v) asm volatile("" : "+r"(v))
+/* The same, where a value (u64) is to be at most a constant. */
+#define AT_MOST(v, most) \
+	asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(v) : "i"(most))
 #define READ(into, address) \
 	bpf_probe_read_kernel(&(into), sizeof(into), (const void *)(unsigned long)(address))
 #define READ_USER(into, address) \
@@ -54,7 +58,6 @@
 /* bcc 0.26 has no way to ask for a ring's fill, so the map is made by capture.py and named by its
  * descriptor, as bcc does for its own maps. */
 #define RING ((void *)bpf_pseudo_fd(1, RING_FD))
-#define WANTED(type) (WANT & (1u << (type)))
 
 /* Struct pt_regs of arch/x86/include/uapi/asm/ptrace.h, 64 bit. */
 struct regs {
@@ -62,12 +65,26 @@ struct regs {
 };
 
 struct call {
-	u64 args[5];
+	u64 args[6];
 	s64 result;
 };
 
+/* bpf/calls.py, Call; an argument's place, or NONE. */
+#define NONE 0xffu
+struct shape {
+	u8 numbers;
+	u8 path, path_at, file;
+	u8 target, target_at;
+	u8 text;
+	u8 data, data_bytes, data_count;
+	u8 ids;
+	u8 other_only;
+	u8 reserved[2];
+};
+
 struct scratch {
-	u8 record[AREA + 8192];
+	/* What is read behind a blob's bound before it is cut fits, too. */
+	u8 record[VEDETTE_RECORD_MAX + VEDETTE_PATH_MAX + 1];
 	u8 path[PATH_BUFFER + NAME_MASK + 1];
 	u8 name[WATCH_PATH_MAX];
 	u8 address[128];
@@ -79,7 +96,7 @@ struct scratch {
 	 * verifier, so that it has fewer states to tell apart. */
 	u32 flags; /* VEDETTE_F_* of the record being made */
 	u32 start; /* append_walk: first byte in use of path */
-	u32 pad;
+	u32 number_flags; /* NUMBER_* of the syscall's number */
 };
 
 /* A file that is watched for writing, by what the process knows it as. The inode is compared again
@@ -104,24 +121,37 @@ struct watch_path {
 BPF_PERCPU_ARRAY(counters, u64, VEDETTE_C_COUNT);
 /* One entry for each program that fills one, so that none can disturb another's. */
 BPF_PERCPU_ARRAY(scratches, struct scratch, 2);
-/* Low byte: what x86-64's number means; high byte: i386's. 0: not watched. */
+/* Low byte: what x86-64's number means; second: i386's; third: i386's NUMBER_*. 0: not watched. */
 BPF_ARRAY(actions, u32, SYSCALL_NUMBERS);
-BPF_PROG_ARRAY(handlers, 8);
+/* By event type: whether it is asked for. */
+BPF_ARRAY(wanted, u32, 256);
+/* By event type: bpf/calls.py. */
+BPF_ARRAY(shapes, struct shape, 128);
+BPF_PROG_ARRAY(handlers, 16);
 BPF_TABLE("lru_hash", struct watched_fd, struct watched_file, watched_fds, 4096);
 BPF_TABLE("hash", struct watch_path, u32, watch_numbers, WATCH_PATHS);
 BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
 
 /* Actions: an event type, or this one. */
-#define ACTION_SOCKETCALL 64u
+#define ACTION_SOCKETCALL 255u
+/* bpf/calls.py, SHORT_IDS and WIDE. */
+#define NUMBER_SHORT_IDS 1u
+#define NUMBER_WIDE 2u
 
 /* Slots of `handlers`. */
-enum { HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR };
+enum { HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL };
 
 static __always_inline void count(u32 counter)
 {
 	u64 *value = counters.lookup(&counter);
 	if (value)
 		__sync_fetch_and_add(value, 1);
+}
+
+static __always_inline int is_wanted(u32 type)
+{
+	u32 *value = wanted.lookup(&type);
+	return value && *value;
 }
 
 static __always_inline struct scratch *scratch_of(u32 index)
@@ -191,22 +221,23 @@ static __always_inline void output(struct scratch *s, void *record, u32 size, u1
 static __always_inline void submit(struct scratch *s, u32 end)
 {
 	struct vedette_header *h = (void *)s->record;
-	u32 size;
+	u64 behind = end, size;
 
-	OPAQUE(end);
-	end &= AREA - 1;
-	__builtin_memset(s->record + end, 0, 8);
-	size = (end + 7) & ~7u;
+	AT_MOST(behind, RECORD_END);
+	__builtin_memset(s->record + behind, 0, 8);
+	size = (behind + 7) & ~7ull;
 	h->size = size;
 	h->flags = s->flags | (s->compat ? VEDETTE_F_COMPAT : 0);
-	OPAQUE(size);
-	output(s, s->record, size & (2 * AREA - 1), s->flags);
+	AT_MOST(size, VEDETTE_RECORD_MAX);
+	output(s, s->record, size, s->flags);
 }
 
 static __always_inline u8 *at(struct scratch *s, u32 end)
 {
-	OPAQUE(end);
-	return s->record + (end & (AREA - 1));
+	u64 behind = end;
+
+	AT_MOST(behind, RECORD_END);
+	return s->record + behind;
 }
 
 /* Append a path from user memory at `end`. Returns its length. */
@@ -344,7 +375,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	task = bpf_get_current_task();
 	compat = is_compat(task);
-	what = compat ? *action >> 8 : *action & 0xff;
+	what = (compat ? *action >> 8 : *action) & 0xff;
 	if (!what || !in_scope())
 		return 0;
 	if ((u32)number & X32_BIT) {
@@ -353,7 +384,9 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 			count(VEDETTE_C_LOST_ABI);
 		return 0;
 	}
-	if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
+	if (what >= VEDETTE_UNLINK && what <= VEDETTE_IO_URING_SETUP) {
+		handler = HANDLE_CALL;
+	} else if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
 		if (result >= 0)
 			return 0; /* on_exec has it */
 		handler = HANDLE_EXEC;
@@ -361,7 +394,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		handler = HANDLE_WRITE;
 	} else if (what == VEDETTE_CHDIR || what == VEDETTE_FCHDIR) {
 		handler = HANDLE_CHDIR;
-	} else if (what <= VEDETTE_OPENAT2) {
+	} else if (what <= VEDETTE_OPENAT2 || what == VEDETTE_CREAT) {
 		handler = HANDLE_OPEN;
 	} else {
 		handler = HANDLE_SOCK;
@@ -379,6 +412,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		s->call.args[2] = (u32)regs.dx;
 		s->call.args[3] = (u32)regs.si;
 		s->call.args[4] = (u32)regs.di;
+		s->call.args[5] = (u32)regs.bp;
 		result = (s32)result;
 	} else {
 		s->call.args[0] = regs.di;
@@ -386,11 +420,13 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		s->call.args[2] = regs.dx;
 		s->call.args[3] = regs.r10;
 		s->call.args[4] = regs.r8;
+		s->call.args[5] = regs.r9;
 	}
 	s->call.result = result;
 	s->flags = 0;
 	s->type = what;
 	s->compat = compat;
+	s->number_flags = compat ? *action >> 16 : 0;
 	handlers.call(ctx, handler);
 	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
 	return 0;
@@ -473,6 +509,11 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 		path_address = s->call.args[0];
 		r->open_flags = s->call.args[1];
 		r->mode = s->call.args[2];
+	} else if (s->type == VEDETTE_CREAT) {
+		r->dirfd = AT_FDCWD_;
+		path_address = s->call.args[0];
+		r->open_flags = O_CREAT_ | O_WRONLY_ | O_TRUNC_;
+		r->mode = s->call.args[1];
 	} else {
 		r->dirfd = s->call.args[0];
 		path_address = s->call.args[1];
@@ -489,12 +530,10 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 	if (!(r->open_flags & (O_CREAT_ | O_TMPFILE_)))
 		r->mode = 0;
 	r->path_len = append_user_path(s, end, path_address);
-#if WATCHING
 	if (s->call.result >= 0 && (r->open_flags & O_ACCMODE_) && r->path_len < WATCH_PATH_MAX &&
-	    s->record[sizeof(*r)] == '/')
+	    s->record[sizeof(*r)] == '/' && is_wanted(VEDETTE_WRITE))
 		watch_opened(s, task, s->call.result, s->record + sizeof(*r));
-#endif
-	if (!WANTED(s->type & 31))
+	if (!is_wanted(s->type))
 		return 0;
 	end += r->path_len;
 	if (r->dirfd != AT_FDCWD_ && r->path_len && s->record[sizeof(*r)] != '/') {
@@ -507,6 +546,142 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 				s->flags = (s->flags & ~VEDETTE_F_PATH_FAULT) | faults;
 			end += r->dir_len;
 		}
+	}
+	submit(s, end);
+	return 0;
+}
+
+/* The argument of a place; 0 where there is none. */
+static __always_inline u64 argument(struct scratch *s, u32 place)
+{
+	OPAQUE(place);
+	return place < 6 ? s->call.args[place] : 0;
+}
+
+/* The pid (or the process's id) of a task in the task's own pid namespace. */
+static __always_inline u32 own_id(u64 task)
+{
+	u64 pid = 0;
+	u32 level = 0, id = 0;
+	READ(pid, task + OFF_task_struct__thread_pid);
+	READ(level, pid + OFF_pid__level);
+	READ(id, pid + OFF_pid__numbers + SIZE_upid * (u64)(level & 63) + OFF_upid__nr);
+	return id;
+}
+
+/* A path and, where it is relative to a descriptor, the directory; returns where they end. */
+static __always_inline u32 append_path(struct scratch *s, u64 task, u32 end, u32 place, u32 at_place,
+				       u16 *path_len, u16 *dir_len, u16 *at_cwd, u16 at_cwd_bit)
+{
+	u32 faults, length;
+	u8 first = 0;
+	u64 file;
+
+	*path_len = length = append_user_path(s, end, argument(s, place));
+	if (length) {
+		u8 *from = at(s, end);
+		first = *from;
+	}
+	end += length;
+	if (first == '/')
+		return end;
+	if (at_place == NONE || (s32)argument(s, at_place) == AT_FDCWD_) {
+		*at_cwd |= at_cwd_bit;
+		return end;
+	}
+	file = file_of(task, argument(s, at_place));
+	if (!file)
+		return end;
+	/* A directory that cannot be read is not known; the path as passed still is. */
+	faults = s->flags & VEDETTE_F_PATH_FAULT;
+	*dir_len = length = append_walk(s, end, file + OFF_file__f_path);
+	if (!length)
+		s->flags = (s->flags & ~VEDETTE_F_PATH_FAULT) | faults;
+	return end + length;
+}
+
+/* Every syscall that has no record of its own: shapes says what is taken. */
+int handle_call(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), leader = 0, file, size;
+	struct vedette_call *r;
+	struct shape *shape;
+	u32 end = sizeof(*r), length, type;
+	long read;
+
+	if (!s)
+		return 0;
+	type = s->type;
+	shape = shapes.lookup(&type);
+	if (!shape)
+		return 0;
+	if (shape->other_only != NONE) {
+		READ(leader, task + OFF_task_struct__group_leader);
+		if ((u32)argument(s, shape->other_only) ==
+		    own_id(type == VEDETTE_TKILL ? task : leader))
+			return 0;
+	}
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, type, s->call.result))
+		return 0;
+	if (s->number_flags & NUMBER_WIDE)
+		s->call.args[1] = (u32)s->call.args[1] | s->call.args[2] << 32;
+#pragma unroll
+	for (int i = 0; i < 6; i++) {
+		u64 value = s->call.args[i];
+		if ((s->number_flags & NUMBER_SHORT_IDS) && shape->ids >> i & 1) {
+			value &= 0xffff;
+			if (value == 0xffff)
+				value = 0xffffffff;
+		}
+		if (shape->numbers >> i & 1)
+			r->args[i] = value;
+	}
+	if (shape->path != NONE) {
+		end = append_path(s, task, end, shape->path, shape->path_at, &r->path_len,
+				  &r->dir_len, &r->at_cwd, VEDETTE_AT_CWD_PATH);
+	} else if (shape->file != NONE) {
+		file = file_of(task, argument(s, shape->file));
+		if (file)
+			end += r->path_len = append_walk(s, end, file + OFF_file__f_path);
+		else
+			s->flags |= VEDETTE_F_PATH_FAULT;
+	}
+	if (shape->target != NONE)
+		end = append_path(s, task, end, shape->target, shape->target_at, &r->target_len,
+				  &r->target_dir_len, &r->at_cwd, VEDETTE_AT_CWD_TARGET);
+	if (shape->text != NONE) {
+		read = bpf_probe_read_user_str(at(s, end), VEDETTE_DATA_MAX + 2,
+					       (const void *)(unsigned long)argument(s, shape->text));
+		if (read <= 0) {
+			s->flags |= VEDETTE_F_DATA_FAULT;
+		} else {
+			if (read > VEDETTE_DATA_MAX + 1) {
+				s->flags |= VEDETTE_F_DATA_CUT;
+				read = VEDETTE_DATA_MAX + 1;
+			}
+			end += r->data_len = read - 1;
+		}
+	} else if (shape->data != NONE) {
+		size = shape->data_bytes;
+		if (s->number_flags & NUMBER_SHORT_IDS)
+			size = 2;
+		if (shape->data_count != NONE)
+			size *= (u32)argument(s, shape->data_count);
+		length = size;
+		if (size > VEDETTE_DATA_MAX) {
+			length = VEDETTE_DATA_MAX;
+			s->flags |= VEDETTE_F_DATA_CUT;
+		}
+		OPAQUE(length);
+		length &= VEDETTE_DATA_MAX;
+		if (bpf_probe_read_user(at(s, end), length,
+					(const void *)(unsigned long)argument(s, shape->data)))
+			s->flags = (s->flags & ~VEDETTE_F_DATA_CUT) | VEDETTE_F_DATA_FAULT;
+		else
+			end += r->data_len = length;
 	}
 	submit(s, end);
 	return 0;
@@ -689,6 +864,14 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 			return 0;
 		}
 		switch ((u32)s->call.args[0]) { /* SYS_* of linux/net.h */
+		case 1: /* a type of its own, of another handler */
+			s->type = VEDETTE_SOCKET;
+			s->call.args[0] = words[0];
+			s->call.args[1] = words[1];
+			s->call.args[2] = words[2];
+			if (is_wanted(VEDETTE_SOCKET))
+				handlers.call(ctx, HANDLE_CALL);
+			return 0;
 		case 2: s->type = VEDETTE_BIND; break;
 		case 3: s->type = VEDETTE_CONNECT; break;
 		case 4: s->type = VEDETTE_LISTEN; break;
@@ -696,7 +879,7 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		case 18: s->type = VEDETTE_ACCEPT4; break;
 		default: return 0;
 		}
-		if (!WANTED(s->type & 31))
+		if (!is_wanted(s->type))
 			return 0;
 		s->call.args[0] = words[0];
 		s->call.args[1] = words[1];
@@ -823,7 +1006,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	 * execveat with a descriptor makes a path of its own. */
 	READ(fdpath, bprm + OFF_linux_binprm__fdpath);
 	type = fdpath ? VEDETTE_EXECVEAT : VEDETTE_EXECVE;
-	if (!WANTED(type))
+	if (!is_wanted(type))
 		return 0;
 	s = scratch_of(1);
 	if (!s)
@@ -916,7 +1099,7 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 		else if (number == (compat ? 190 : 58))
 			type = VEDETTE_VFORK;
 	}
-	if (!WANTED(type))
+	if (!is_wanted(type))
 		return 0;
 	s = scratch_of(1);
 	if (!s || head(&r.h, task, type, pid))

@@ -110,48 +110,21 @@ evt.info                 string  none   All arguments as text
 # the mode of an open
 evt.is_open_exec         bool    none   Whether an open made a file that may be executed
 # the syscalls that have this argument
-evt.arg.name             string  none   Path of mkdir, rmdir, unlink, chmod and their like
-evt.arg.oldpath          string  none   First path of rename and link
-evt.arg.newpath          string  none   Second path of rename and link
-evt.arg.linkpath         string  none   Path of a symlink
-evt.arg.target           string  none   What a symlink points to
-evt.arg.mode             string  none   Mode of chmod and mkdir
-evt.arg.uid              string  none   User of setuid and chown
-evt.arg.euid             string  none   Effective user of setresuid
-evt.arg.gid              string  none   Group of setgid and chown
-evt.arg.cmd              string  none   Command of bpf and fcntl
-evt.arg.request          string  none   Request of ptrace and ioctl
-evt.arg.domain           string  none   Address family of socket
-evt.arg.type             string  none   Type of socket
-evt.arg.proto            string  none   Protocol of socket
-evt.arg.fd               string  none   File descriptor that was passed
 evt.arg.addr             string  none   Address that was passed
 evt.arg.data             string  none   Data that was passed
-evt.arg.size             string  none   Size that was passed
 evt.arg.res              string  none   Result
-evt.arg.pid              string  none   Process id that was passed
-evt.arg.sig              string  none   Signal of kill
 evt.arg.signal           string  none   Signal that was delivered
 evt.arg.exe              string  none   First argument of exec
 evt.arg.args             string  none   Arguments of exec
 evt.arg.env              string  none   Environment of exec
 evt.arg.comm             string  none   Name of the process
 evt.arg.cwd              string  none   Working directory
-evt.arg.dev              string  none   Device of mount
-evt.arg.dir              string  none   Directory of mount
-evt.arg.nstype           string  none   Namespace type of setns
 evt.arg.prot             string  none   Protection of mmap and mprotect
-evt.arg.length           string  none   Length of mmap
 evt.arg.offset           string  none   Offset
-evt.arg.option           string  none   Option of prctl
 evt.arg.resource         string  none   Resource of setrlimit
 evt.arg.tuple            string  none   Addresses and ports of a socket
 evt.arg.queuepct         string  none   How full the queue of listen is
 evt.arg.backlog          string  none   Backlog of listen
-evt.arg.dirfd            string  none   Directory that a path is relative to
-evt.arg.olddirfd         string  none   Directory that the first path is relative to
-evt.arg.newdirfd         string  none   Directory that the second path is relative to
-evt.arg.linkdirfd        string  none   Directory that the symlink's path is relative to
 # the state of the file descriptor
 fd.connected             bool    none   Whether the socket is connected
 fd.name_changed          bool    none   Whether the event changed the descriptor's name
@@ -178,13 +151,6 @@ fd.cip.name              string  none   Name of the client's address
 fd.sip.name              string  none   Name of the server's address
 fd.lip.name              string  none   Name of the local address
 fd.rip.name              string  none   Name of the remote address
-# the paths of file system calls
-fs.path.name             string  none   Path that a file system call works on
-fs.path.nameraw          string  none   Path that a file system call works on, as it was passed
-fs.path.source           string  none   Source path of a file system call
-fs.path.sourceraw        string  none   Source path of a file system call, as it was passed
-fs.path.target           string  none   Target path of a file system call
-fs.path.targetraw        string  none   Target path of a file system call, as it was passed
 # the terminal of the process
 proc.tty                 uint    none   Number of the terminal; 0: none
 # the environment of the process

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vedette.core import fields, layout
+from vedette.core import calls, fields, layout
 from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value
 from vedette.core.patterns import glob_regex
 from vedette.core.transformers import transform
@@ -41,7 +41,7 @@ TRUE: Final = 0xFFFFFFFF
 FALSE: Final = 0xFFFFFFFE
 
 # Index names. BYTES and INTS are the arrays of core/tables.pyx, in its order.
-BYTES: Final = (
+BYTES: tuple[str, ...] = (
     "comm", "exe", "args", "cmdline", "exepath", "cwd",
     "name", "directory", "filename", "nameraw", "argpath", "argfilename",
     "flags", "ip", "login_user", "login_ip", "login_host", "login_line", "sockname",
@@ -65,7 +65,7 @@ SERVER: Final = 8
 EITHER: Final = 16
 
 # field -> (index, role); what is not here is computed below or constant.
-_PLACES: Final[dict[str, tuple[str, int]]] = {
+PLACES: Final[dict[str, tuple[str, int]]] = {
     "proc.name": ("comm", SELF),
     "proc.pname": ("comm", PARENT),
     "proc.exe": ("exe", SELF),
@@ -109,10 +109,13 @@ _PLACES: Final[dict[str, tuple[str, int]]] = {
     "login.type": ("login_type", SELF),
     "login.pid": ("login_pid", SELF),
 }
+for _name in sorted(calls.DESCRIPTIONS):
+    PLACES.setdefault(_name, (_name, SELF))
+BYTES += tuple(index for index, _ in PLACES.values() if index in calls.DESCRIPTIONS)
 for _letter, _role in (("l", LOCAL), ("r", REMOTE), ("c", CLIENT), ("s", SERVER), ("", EITHER)):
-    _PLACES[f"fd.{_letter}ip"] = ("ip", _role)
-    _PLACES[f"fd.{_letter}net"] = ("ip", _role)
-    _PLACES[f"fd.{_letter}port"] = ("port", _role)
+    PLACES[f"fd.{_letter}ip"] = ("ip", _role)
+    PLACES[f"fd.{_letter}net"] = ("ip", _role)
+    PLACES[f"fd.{_letter}port"] = ("port", _role)
 
 # The part of an event's key (core/tables.pyx) that an index's class goes into, by event source.
 _WORD_OF_INDEX: Final[dict[str, str]] = {
@@ -122,8 +125,14 @@ _WORD_OF_INDEX: Final[dict[str, str]] = {
     "ip": "ip", "port": "port",
     "login_user": "login", "login_ip": "login", "login_host": "login", "login_line": "login",
     "login_type": "login", "login_pid": "login",
+    "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
 }  # fmt: skip
-WORDS: Final = ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login")
+for _name in calls.DESCRIPTIONS:
+    _WORD_OF_INDEX.setdefault(_name, "call")
+WORDS: Final = ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call")
+_CALLS: Final = frozenset(layout.TYPES[name] for name in layout.CALLS)
+# Of a call, all that is not in one of these is in one word.
+_CALL_WORDS: Final = frozenset({None, "result", "fd"})
 
 # fd.type and fd.l4proto as one number: kind | protocol << 8.
 KINDS: Final = (None, b"file", b"directory", b"ipv4", b"ipv6", b"unix")
@@ -132,7 +141,8 @@ PROTOCOLS: Final = (None, b"tcp", b"udp", b"icmp", b"raw")
 
 # Where the values of an index are seen together, so that what is computed from them is known there.
 GROUPS: Final = (
-    "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "late",
+    "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "call",
+    "late",
 )  # fmt: skip
 # What is not here only Python computes; "late": the ends of a socket have a class each.
 _GROUP_OF_INDEX: Final[dict[str, str]] = {
@@ -146,7 +156,13 @@ _GROUP_OF_INDEX: Final[dict[str, str]] = {
     "login_user": "login", "login_ip": "login", "login_host": "login", "login_line": "login",
     "login_type": "login", "login_pid": "login",
     "result": "result", "fd": "fd", "kind": "kind", "ip": "late", "port": "late",
+    "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
 }  # fmt: skip
+
+for _name in calls.DESCRIPTIONS:
+    _GROUP_OF_INDEX.setdefault(_name, "call")
+# Groups that a call has, too; its other values are all in "call".
+_CALL_GROUPS: Final = frozenset({"image", "cwd", "numbers", "result", "fd", None})
 
 # What is made of an index's value: itself; the name of a number; the name of a number of which all
 # that are not negative are one; whether it is negative; one of its bits.
@@ -332,10 +348,11 @@ class _Compiler:
             "container.id": b"host",
         }
         self.plan = Plan()
-        self.numbers: dict[Predicate, int] = {}
+        self.numbers: dict[tuple[bool, Predicate], int] = {}
         self.word: list[str | None] = []
         self.costs: list[int] = []
-        self.codes: dict[Expr, int] = {}
+        self.codes: dict[tuple[bool, Expr], int] = {}
+        self.is_call = False  # what is compiled is for a type of struct vedette_call
         self.filed: Counter[int] = Counter()
         self.leaf_numbers: dict[Leaf, int] = {}
         self.computed_numbers: dict[tuple[str, tuple[Step, ...]], int] = {}
@@ -473,10 +490,11 @@ class _Compiler:
     # Predicates
 
     def number(self, predicate: Predicate) -> int:
-        found = self.numbers.get(predicate)
+        # What is computed of a call is computed in another place.
+        key = (self.is_call and not predicate.is_plain, predicate)
+        found = self.numbers.get(key)
         if found is None:
-            found = len(self.numbers)
-            self.numbers[predicate] = found
+            found = self.numbers[key] = len(self.numbers)
             self.plan.predicates.append(predicate)
             self.place(predicate, found)
         return found
@@ -486,7 +504,7 @@ class _Compiler:
         if not predicate.is_plain and (
             ref.operands
             or ref.arg is not None
-            or _PLACES[ref.name][0] in BYTES
+            or PLACES[ref.name][0] in BYTES
             or any(isinstance(value, FieldRef) for value in predicate.values)
         ):
             self.place_computed(predicate, number)
@@ -497,7 +515,7 @@ class _Compiler:
                 role = ALL_ANCESTORS
         else:
             try:
-                index, role = _PLACES[ref.name]
+                index, role = PLACES[ref.name]
             except KeyError:
                 raise UnsupportedRule(f"field {ref} is not in the rule tables") from None
         self.plan.roles.append(role)
@@ -518,6 +536,8 @@ class _Compiler:
             if isinstance(value, FieldRef):
                 leaves += self.steps_of(value, right)
         groups = {_GROUP_OF_INDEX.get(leaf.index) for leaf in leaves}
+        if self.is_call:
+            groups = {group if group in _CALL_GROUPS else "call" for group in groups}
         roles = {leaf.role for leaf in leaves}
         group = "late"
         if len(groups) == 1 and len(roles) == 1:
@@ -600,7 +620,7 @@ class _Compiler:
 
     def leaf(self, ref: FieldRef) -> Leaf:
         try:
-            index, role = _PLACES[ref.name]
+            index, role = PLACES[ref.name]
         except KeyError:
             raise UnsupportedRule(f"field {ref} is not in the rule tables") from None
         name = ref.name
@@ -752,10 +772,9 @@ class _Compiler:
 
     def emit(self, node: Expr) -> int:
         """Append a tree's code; return its start. Equal trees share their code."""
-        start = self.codes.get(node)
+        start = self.codes.get((self.is_call, node))
         if start is None:
-            start = self.emit_to(node, TRUE, FALSE)
-            self.codes[node] = start
+            start = self.codes[self.is_call, node] = self.emit_to(node, TRUE, FALSE)
         return start
 
     def emit_to(self, node: Expr, then: int, otherwise: int) -> int:
@@ -794,8 +813,12 @@ class _Compiler:
         chosen = [part for part in parts if part is not None]
         return sum(part[0] for part in chosen), frozenset().union(*(part[1] for part in chosen))
 
+    def word_of(self, predicate: Predicate) -> str | None:
+        word = self.word[self.number(predicate)]
+        return "call" if self.is_call and word not in _CALL_WORDS else word
+
     def is_event(self, predicate: Predicate) -> bool:
-        return self.word[self.number(predicate)] is not None
+        return self.word_of(predicate) is not None
 
     def is_late(self, predicate: Predicate) -> bool:
         return self.number(predicate) in self.plan.late
@@ -847,6 +870,7 @@ class _Compiler:
 
     def add_rule(self, rule: int, condition: Expr) -> None:
         for number, name in _TYPE_NAMES:
+            self.is_call = number in _CALLS
             rest = self.specialise(condition, name)
             if rest is False:
                 continue
@@ -868,7 +892,7 @@ class _Compiler:
             elif not isinstance(process, bool):
                 plan.rest[rule] = self.emit(process)
             for leaf in _leaves(rest):
-                word = self.word[self.number(leaf)]
+                word = self.word_of(leaf)
                 if word is None:
                     plan.vector = True
                 else:
@@ -884,7 +908,7 @@ class _Compiler:
         plan.late[rule] = self.emit(compiled)
         self.plan.settled.add(rule)
         for leaf in _leaves(compiled):
-            word = self.word[self.number(leaf)]
+            word = self.word_of(leaf)
             if word is not None:
                 plan.late_words.add(word)
             elif not self.is_late(leaf):

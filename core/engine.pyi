@@ -138,6 +138,9 @@ class Engine:
         """Consume what the ring holds, at most records_max; return the number of records."""
     def note_loss(self) -> None:
         """Say that events were lost: each process is looked up again before it is trusted."""
+    @property
+    def plan(self) -> Plan:
+        """What the rules in force compiled to."""
     def compile(self, rules: Sequence[Rule]) -> RuleTables:
         """Make the tables of other rules, for swap. May be called from any thread.
 

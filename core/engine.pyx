@@ -102,7 +102,7 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         fixed = sizeof(vedette_exit)
         if h.size < fixed or (<const vedette_exit*>data).reaper_pid >= PID_LIMIT:
             return RECORD_SKIP
-    elif VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+    elif VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2 or h.type == VEDETTE_CREAT:
         fixed = sizeof(vedette_open)
         if (h.size < fixed or (<const vedette_open*>data).path_len > VEDETTE_PATH_MAX
                 or (<const vedette_open*>data).dir_len > VEDETTE_PATH_MAX):
@@ -119,6 +119,18 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
                 or (<const vedette_write*>data).data_len > VEDETTE_DATA_MAX):
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_write*>data).path_len + (<const vedette_write*>data).data_len
+    elif VEDETTE_UNLINK <= h.type <= VEDETTE_IO_URING_SETUP:
+        fixed = sizeof(vedette_call)
+        if (h.size < fixed or (<const vedette_call*>data).path_len > VEDETTE_PATH_MAX
+                or (<const vedette_call*>data).dir_len > VEDETTE_PATH_MAX
+                or (<const vedette_call*>data).target_len > VEDETTE_PATH_MAX
+                or (<const vedette_call*>data).target_dir_len > VEDETTE_PATH_MAX
+                or (<const vedette_call*>data).data_len > VEDETTE_DATA_MAX):
+            return RECORD_SKIP
+        blobs = (<size_t>(<const vedette_call*>data).path_len + (<const vedette_call*>data).dir_len
+                 + (<const vedette_call*>data).target_len
+                 + (<const vedette_call*>data).target_dir_len
+                 + (<const vedette_call*>data).data_len)
     elif h.type == VEDETTE_CHDIR or h.type == VEDETTE_FCHDIR:
         fixed = sizeof(vedette_chdir)
         if (h.size < fixed or (<const vedette_chdir*>data).path_len > VEDETTE_PATH_MAX):
@@ -230,6 +242,11 @@ cdef class Engine:
                 raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
         self.compilations += 1
         return made
+
+    @property
+    def plan(self):
+        """What the rules in force compiled to (compile.Plan)."""
+        return self.tables.plan
 
     def prepare(self, rules):
         """What swap needs to put other rules in force: compiled only if a condition changed."""
@@ -439,7 +456,7 @@ cdef class Engine:
                     slot = pt_find(procs, h.pid)
             elif h.result == 0:
                 self._exec(slot, <const vedette_exec*>h)
-        elif h.type >= VEDETTE_CHDIR and h.result == 0:
+        elif (h.type == VEDETTE_CHDIR or h.type == VEDETTE_FCHDIR) and h.result == 0:
             self._chdir(slot, <const vedette_chdir*>h)
         row = self.tables.judge(procs, slot, h)
         if row != 0:

@@ -28,6 +28,11 @@ cdef extern from "event.h" nogil:
         VEDETTE_WRITE
         VEDETTE_CHDIR
         VEDETTE_FCHDIR
+        VEDETTE_CREAT
+        VEDETTE_UNLINK
+        VEDETTE_IO_URING_SETUP
+        VEDETTE_AT_CWD_PATH
+        VEDETTE_AT_CWD_TARGET
         VEDETTE_F_PATH_CUT
         VEDETTE_F_ARGS_CUT
         VEDETTE_F_DATA_CUT
@@ -117,3 +122,13 @@ cdef extern from "event.h" nogil:
         int32_t fd
         uint16_t path_len
         uint16_t reserved
+
+    struct vedette_call:
+        vedette_header h
+        uint64_t args[6]
+        uint16_t path_len
+        uint16_t dir_len
+        uint16_t target_len
+        uint16_t target_dir_len
+        uint16_t data_len
+        uint16_t at_cwd

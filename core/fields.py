@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal, Protocol
 
-from vedette.core import catalogue, layout
+from vedette.core import calls, catalogue, layout
 from vedette.core.expr import FieldRef, Operand
 from vedette.core.records import Record
 from vedette.core.transformers import FUNCTIONS, UNARY, getopt, transform
@@ -114,7 +114,7 @@ _CONNECT: Final = layout.TYPES["connect"]
 _ACCEPTS: Final = (layout.TYPES["accept"], layout.TYPES["accept4"])
 
 ALL: Final = tuple(layout.TYPES)
-OPENS: Final = ("open", "openat", "openat2")
+OPENS: Final = ("open", "openat", "openat2", "creat")
 SOCKS: Final = ("connect", "accept", "accept4", "bind", "listen")
 CONNECTIONS: Final = ("connect", "accept", "accept4")
 EXECS: Final = ("execve", "execveat")
@@ -283,11 +283,93 @@ def _path(view: EventView) -> bytes | None:
     return None
 
 
+def call_value(view: EventView, name: str) -> bytes | None:
+    """Return the text that core/calls.py gives a field of a call; None where it is missing."""
+    record = view.record
+    value = calls.CALLS[record.type_name].get(name)
+    if value is None:
+        return None
+    match value.op:
+        case "path":
+            return _call_path(view)
+        case "target":
+            return _call_path(view, second=True)
+        case "raw_path":
+            return _call_raw(record, record.path)
+        case "raw_target":
+            return _call_raw(record, record.target)
+        case "link_target":
+            path, text = _call_path(view), _call_text(record)
+            if path is None or text is None:
+                return None
+            folder = _directory_of(path) if path.startswith(b"/") else None
+            return resolve(folder, text)
+        case "directory":
+            path = _call_path(view)
+            return None if path is None else _directory_of(path)
+        case "filename":
+            path = _call_path(view)
+            return None if path is None else path[path.rfind(b"/") + 1 :]
+        case "text":
+            return _call_text(record)
+    number = _call_number(record, value)
+    if number is None:
+        return None
+    match value.op:
+        case "file":
+            path = _call_path(view)
+            return calls.number_text(number, value.size) if path is None else b"<f>" + path
+        case "names":
+            return calls.names_text(calls.NAMES[value.table], number, value.size)
+        case "user":
+            return calls.id_text(view.users, number)
+        case "group":
+            return calls.id_text(view.groups, number)
+    return calls.number_text(number, value.size)
+
+
+def _call_raw(record: Record, path: bytes) -> bytes | None:
+    """One flag speaks for both paths of a call, so a path that is there counts."""
+    return None if not path and record.flags & _F_PATH_FAULT else path
+
+
+def _call_path(view: EventView, *, second: bool = False) -> bytes | None:
+    record = view.record
+    path, folder = (record.target, record.target_dir) if second else (record.path, record.dir)
+    if _call_raw(record, path) is None:
+        return None
+    if folder:
+        return resolve(folder, path)
+    return resolve(view.proc.cwd if record.at_cwd >> second & 1 else None, path)
+
+
+def _call_text(record: Record) -> bytes | None:
+    return None if record.flags & _F_DATA_FAULT else record.data.split(b"\0", 1)[0]
+
+
+def _call_number(record: Record, value: calls.Value) -> int | None:
+    """Return a number's bits, unsigned."""
+    if value.place < calls.DATA:
+        return int(getattr(record, f"arg{value.place}")) & calls.NUMBER_MASKS[value.size]
+    at = value.place - calls.DATA
+    high = at + 12
+    if record.flags & _F_DATA_FAULT or len(record.data) < (at if value.size == 4 else high) + 4:
+        return None
+    number = int.from_bytes(record.data[at : at + 4], "little")
+    if value.size == 8:
+        number |= int.from_bytes(record.data[high : high + 4], "little") << 32
+    return number
+
+
+def _directory_of(path: bytes) -> bytes:
+    return path[: path.rindex(b"/")] or b"/"
+
+
 def _directory(view: EventView) -> bytes | None:
     path = _path(view)
     if path is None or b"/" not in path:
         return None
-    return path[: path.rindex(b"/")] or b"/"
+    return _directory_of(path)
 
 
 def _filename(view: EventView) -> bytes | None:
@@ -343,6 +425,10 @@ def _fd(view: EventView) -> int | None:
         number = record.result
     elif kind in ("sock", "write"):
         number = record.fd
+    elif record.type_name in calls.FD_RESULT:
+        number = record.result
+    elif record.type_name in calls.FD_ARGUMENT:
+        number = record.arg0 & 0x7FFFFFFF if record.arg0 >> 31 & 1 == 0 else -1
     return number if number >= 0 else None
 
 
@@ -571,6 +657,24 @@ def _add(
     _GETTERS[name] = get
 
 
+def _open_only(get: Getter) -> Getter:
+    return lambda view: get(view) if struct_of(view.record) == "open" else None
+
+
+def _add_call(name: str, events: tuple[str, ...]) -> None:
+    """Add a field of calls, which other events may have too."""
+    known = FIELDS.get(name)
+    other = _GETTERS.get(name, _nothing)
+
+    def get(view: EventView) -> Raw:
+        return call_value(view, name) if struct_of(view.record) == "call" else other(view)
+
+    sources = "call" if known is None else " ".join([*known.sources, "call"])
+    above: tuple[str, ...] = () if known is None else known.events
+    description = calls.DESCRIPTIONS.get(name, "" if known is None else known.description)
+    _add(name, "string", "event", sources, get, description, (*above, *events))
+
+
 def _fill() -> None:
     files = (*OPENS, "write")
     called = tuple(name for name in ALL if name != "procexit")
@@ -677,7 +781,8 @@ def _fill() -> None:
     )
     _add("container.id", "string", "constant", "host", _constant(b"host"), "Always host")
 
-    _add("fd.num", "int", "event", "fd", _fd, "Number of the file descriptor", (*files, *SOCKS))
+    numbered = (*files, *SOCKS, *calls.FD_ARGUMENT, *calls.FD_RESULT)
+    _add("fd.num", "int", "event", "fd", _fd, "Number of the file descriptor", numbered)
     _add(
         "fd.name",
         "string",
@@ -982,6 +1087,11 @@ def _fill() -> None:
         _loginname,
         "Name of the user that logged in",
     )
+    _add("evt.arg.name", "string", "event", "path", _open_only(_path), "", OPENS)
+    _add("fs.path.name", "string", "event", "path", _open_only(_path), "", OPENS)
+    _add("fs.path.nameraw", "string", "event", "rawpath", _raw_path("open"), "", OPENS)
+    for name, types in calls.fields_of(layout.CALLS).items():
+        _add_call(name, types)
     arguments: dict[str, Argument] = {"none": "none", "index": "optional", "key": "key"}
     for table, captured in ((catalogue.ABSENT, True), (catalogue.UNCAPTURED, False)):
         for row in catalogue.rows(table):

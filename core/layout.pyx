@@ -7,6 +7,7 @@ COUNTERS     counter name -> index in the BPF map `counters`
 STRUCTS      struct name -> field name -> (numpy format, byte offset)
 SIZES        struct name -> sizeof, in bytes
 STRUCT_OF_TYPE  event type number -> struct name
+CALLS        names of the event types of struct vedette_call
 """
 from vedette.core.event cimport *
 
@@ -23,8 +24,27 @@ TYPES = {
     "openat2": VEDETTE_OPENAT2, "connect": VEDETTE_CONNECT, "accept": VEDETTE_ACCEPT,
     "accept4": VEDETTE_ACCEPT4, "bind": VEDETTE_BIND, "listen": VEDETTE_LISTEN,
     "write": VEDETTE_WRITE, "chdir": VEDETTE_CHDIR, "fchdir": VEDETTE_FCHDIR,
+    "creat": VEDETTE_CREAT,
 }
-assert len(TYPES) == VEDETTE_TYPE_COUNT - 1
+assert max(TYPES.values()) == VEDETTE_UNLINK - 1
+
+# The types of struct vedette_call, in the order of their numbers.
+CALLS = (
+    "unlink", "unlinkat", "rmdir", "rename", "renameat",
+    "renameat2", "link", "linkat", "symlink", "symlinkat",
+    "mkdir", "mkdirat", "mknod", "mknodat", "chmod",
+    "fchmod", "fchmodat", "fchmodat2", "chown", "lchown",
+    "fchown", "fchownat", "truncate", "ftruncate", "chroot",
+    "pivot_root", "mount", "umount", "umount2", "move_mount",
+    "setuid", "setgid", "setreuid", "setregid", "setresuid",
+    "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
+    "ptrace", "process_vm_readv", "process_vm_writev", "memfd_create", "init_module",
+    "finit_module", "delete_module", "bpf", "perf_event_open", "userfaultfd",
+    "unshare", "setns", "kill", "tkill", "tgkill",
+    "prctl", "socket", "io_uring_setup",
+)
+TYPES.update((name, VEDETTE_UNLINK + i) for i, name in enumerate(CALLS))
+assert TYPES["io_uring_setup"] == VEDETTE_IO_URING_SETUP == VEDETTE_TYPE_COUNT - 1
 
 FLAGS = {
     "path_cut": VEDETTE_F_PATH_CUT, "args_cut": VEDETTE_F_ARGS_CUT,
@@ -48,6 +68,7 @@ cdef vedette_open _open
 cdef vedette_sock _sock
 cdef vedette_write _write
 cdef vedette_chdir _chdir
+cdef vedette_call _call
 
 cdef size_t _off(const void* base, const void* field) noexcept:
     return <size_t>(<const char*>field - <const char*>base)
@@ -108,12 +129,23 @@ STRUCTS = {
         **_HEADER, "fd": ("i4", _off(&_chdir, &_chdir.fd)),
         "path_len": ("u2", _off(&_chdir, &_chdir.path_len)),
     },
+    "call": {
+        **_HEADER,
+        **{f"arg{i}": ("u8", _off(&_call, &_call.args) + 8 * i) for i in range(6)},
+        "path_len": ("u2", _off(&_call, &_call.path_len)),
+        "dir_len": ("u2", _off(&_call, &_call.dir_len)),
+        "target_len": ("u2", _off(&_call, &_call.target_len)),
+        "target_dir_len": ("u2", _off(&_call, &_call.target_dir_len)),
+        "data_len": ("u2", _off(&_call, &_call.data_len)),
+        "at_cwd": ("u2", _off(&_call, &_call.at_cwd)),
+    },
 }
 
 SIZES = {
     "header": sizeof(vedette_header), "exec": sizeof(vedette_exec), "fork": sizeof(vedette_fork),
     "exit": sizeof(vedette_exit), "open": sizeof(vedette_open), "sock": sizeof(vedette_sock),
     "write": sizeof(vedette_write), "chdir": sizeof(vedette_chdir),
+    "call": sizeof(vedette_call),
 }
 
 STRUCT_OF_TYPE = {
@@ -122,4 +154,5 @@ STRUCT_OF_TYPE = {
     VEDETTE_OPENAT: "open", VEDETTE_OPENAT2: "open", VEDETTE_CONNECT: "sock", VEDETTE_ACCEPT: "sock",
     VEDETTE_ACCEPT4: "sock", VEDETTE_BIND: "sock", VEDETTE_LISTEN: "sock", VEDETTE_WRITE: "write",
     VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir",
+    VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
 }

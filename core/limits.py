@@ -13,7 +13,8 @@ from typing import Final
 CLASS_SHARES: Final[dict[str, int]] = {
     "path": 2,
     "rawpath": 8,
-    "ends": 8,
+    "call": 16,
+    "ends": 16,
     "numbers": 16,
     "lineages": 32,
     "vectors": 32,

@@ -24,6 +24,7 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "sock": ("path",),
     "write": ("path", "data"),
     "chdir": ("path",),
+    "call": ("path", "dir", "target", "target_dir", "data"),
 }
 _FORMATS: Final[dict[str, str]] = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "S16": "16s", "V16": "16s",
@@ -36,6 +37,8 @@ BLOB_BYTES_MAX: Final[dict[str, int]] = {
     "path": layout.PATH_MAX,
     "filename": layout.PATH_MAX,
     "dir": layout.PATH_MAX,
+    "target": layout.PATH_MAX,
+    "target_dir": layout.PATH_MAX,
     "args": layout.ARGS_MAX,
     "data": layout.DATA_MAX,
 }
@@ -60,9 +63,10 @@ class Record:
     """One record, decoded. What its type does not have keeps its default.
 
     The names are those of bpf/event.h, which has the words on each. ``comm`` ends before its
-    first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes; path, filename, args, dir and
-    data are the blobs. ``type`` is a number of layout.TYPES, ``size`` counts the whole record
-    in bytes (0 in a record that was built and never encoded).
+    first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes; path, filename, args, dir, target,
+    target_dir and data are the blobs; ``arg0`` to ``arg5`` are the registers of a call. ``type``
+    is a number of layout.TYPES, ``size`` counts the whole record in bytes (0 in a record that was
+    built and never encoded).
     """
 
     type: int
@@ -102,6 +106,15 @@ class Record:
     filename: bytes = b""
     args: bytes = b""
     dir: bytes = b""
+    arg0: int = 0
+    arg1: int = 0
+    arg2: int = 0
+    arg3: int = 0
+    arg4: int = 0
+    arg5: int = 0
+    at_cwd: int = 0
+    target: bytes = b""
+    target_dir: bytes = b""
     data: bytes = b""
 
     @property

@@ -4,10 +4,10 @@ ARCHITECTURE.md ("The rule tables") has the idea: values have classes, classes a
 verdict, and both are looked up by hash. Here are the structs; tables.pyx packs and asks them.
 """
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from vedette.core.cache cimport Cache
-from vedette.core.event cimport (vedette_exec, vedette_header, vedette_open, vedette_sock,
-                                 vedette_write)
+from vedette.core.event cimport (VEDETTE_TYPE_COUNT, vedette_call, vedette_exec, vedette_header,
+                                 vedette_open, vedette_sock, vedette_write)
 from vedette.core.index cimport BytesIndex, Hits, IntIndex
 from vedette.core.mem cimport Heap
 from vedette.core.proctable cimport Image, ProcTable, Text
@@ -25,6 +25,8 @@ cdef enum:
     SMALL_COUNT = 1536          # … this many, have their row in an array
     KEY_WORDS = 12
     SCRATCH_BYTES = 16384
+    CALL_OPS_MAX = 12           # fields that one type of struct vedette_call has
+    CALL_NAME_MAX = 40
 
 
 # Sets of numbers, each kept once and named by its row; row 0 is the empty set.
@@ -140,7 +142,7 @@ cdef struct Tables:
     size_t texts_size
     Computed* computed          # those of a group lie together
     uint32_t computed_count
-    uint32_t groups[12]         # by group, and one more: into computed
+    uint32_t groups[13]         # by group, and one more: into computed
     uint32_t* late_of           # by predicate: place in computed + 1; 0: it is not late
     Value* stack
     size_t stack_size
@@ -161,6 +163,7 @@ cdef struct Tables:
     Hits truth                  # the predicates true of the event being judged
     ClassCache path
     ClassCache raw
+    ClassCache call             # arguments, data and paths of a call
     Cache ends                  # addresses, by role and value
     Cache numbers               # numbers beyond the small ones, by source and value
     Cache lineages              # predicates of a process's image, parent's lineage -> lineage
@@ -176,7 +179,7 @@ cdef struct Tables:
     uint32_t* ports             # by role of the end and port: row + 1
     Node* code
     uint32_t code_count
-    TypeCode types[19]
+    TypeCode types[VEDETTE_TYPE_COUNT]
     uint8_t* is_off             # by rule: it is switched off
     uint32_t* rule_mark
     uint32_t rule_epoch
@@ -200,6 +203,33 @@ cdef struct Tables:
     uint64_t* rule_ns
     uint8_t* scratch            # the key that is looked up
     uint8_t* scratch_value      # a derived value
+    uint8_t* call_bytes         # SCRATCH_BYTES for each value of a call
+
+# core/calls.py: a name of some bits or of a value.
+cdef struct CallName:
+    uint64_t mask
+    uint64_t value
+    uint32_t size
+    char name[CALL_NAME_MAX]
+
+cdef struct CallNames:
+    CallName* entries
+    uint32_t count
+    char separator
+    bint or_number              # where nothing is named, the number is the text; else nothing is
+
+# How the text of one field comes about.
+cdef struct CallOp:
+    uint8_t op
+    uint8_t index               # of compile.BYTES
+    uint8_t place
+    int8_t size
+    const CallNames* names
+
+cdef struct CallShape:
+    CallOp ops[CALL_OPS_MAX]
+    uint32_t count
+    int fd                      # -1: no fd.num; 0: the first argument; 1: the result
 
 
 @cython.final
@@ -211,6 +241,7 @@ cdef class RuleTables:
     cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate
     cdef object view            # (record, process) -> fields.EventView
+    cdef dict names             # user names by number, and group names by ~number
     cdef bint first_settled     # of the settled rules only the first is reported
     cdef readonly uint64_t refuted
     cdef uint64_t look_ahead(self, const vedette_header* h) noexcept nogil
@@ -232,7 +263,7 @@ cdef class RuleTables:
     cdef void _run_steps(self, uint32_t start, uint32_t count, bint late, Value* result) noexcept nogil
     cdef void _leaf(self, Leaf* leaf, bint late, Value* result) noexcept nogil
     cdef void _fetch(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil
-    cdef void _fetch_path(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil
+    cdef void _fetch_path(self, uint32_t index, uint8_t* buffer, Value* value) noexcept nogil
     cdef bint _run_late(self, uint32_t at) noexcept nogil
     cdef uint32_t settle(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t row) noexcept nogil
     cdef int _event_rows(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t words, uint32_t* key) noexcept nogil
@@ -259,6 +290,10 @@ cdef class RuleTables:
     cdef int _sock_key(self, const vedette_sock* r, uint32_t words, uint32_t* key, int count) noexcept nogil
     cdef int _exec_key(self, const vedette_exec* r, uint32_t words, uint32_t* key, int count) noexcept nogil
     cdef int _write_key(self, const vedette_write* r, uint32_t words, uint32_t* key, int count) noexcept nogil
+    cdef int _call_key(self, ProcTable* table, uint32_t slot, const vedette_call* r, uint32_t words, uint32_t* key, int count) noexcept nogil
+    cdef uint32_t _call_row(self, const ProcTable* table, uint32_t slot, const vedette_call* r) noexcept nogil
+    cdef void _call_value(self, const CallOp* op, const vedette_call* r, const Text* cwd, uint8_t* buffer, Value* value) noexcept nogil
+    cdef size_t _id_text(self, bint is_group, uint32_t number, char* target) noexcept with gil
     cdef uint32_t _part(self, const Part* part, const uint32_t* rows, int count) noexcept nogil
     cdef uint32_t _cut(self, const TypeCode* code, uint32_t allowed, uint32_t certain, bint whole) noexcept nogil
     cdef uint32_t _verdict_row(self) noexcept nogil

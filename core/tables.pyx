@@ -2,6 +2,7 @@
 """Packing a plan (core/compile.py) into the structs of tables.pxd, and judging events with them."""
 cimport cython
 from libc.stdint cimport int16_t, int32_t
+from libc.stdlib cimport malloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cache_init, cache_prefetch_key,
                                  cache_prefetch_set, cache_put)
@@ -89,6 +90,7 @@ cdef enum:
     W_IP = 6
     W_PORT = 7
     W_LOGIN = 8
+    W_CALL = 9
     # Roles, as in compile.py
     R_SELF = 0
     R_PARENT = 1
@@ -111,7 +113,8 @@ cdef enum:
     G_RESULT = 7
     G_FD = 8
     G_KIND = 9
-    GROUP_COUNT = 11
+    G_CALL = 10
+    GROUP_COUNT = 12
     # The order of compile.STEPS
     STEP_LEAF = 0
     STEP_TEXT = 1
@@ -156,21 +159,25 @@ cdef uint32_t CODE_TRUE = plans.TRUE
 # A value of the cut's cache: the two sets do not decide, the whole conditions must be run.
 cdef uint32_t UNDECIDED = 0x7FFFFFFF
 
-assert plans.BYTES == (
+assert plans.BYTES[:19] == (
     "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
     "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
     "sockname")
+cdef uint32_t B_ARGNAME = plans.BYTES.index("evt.arg.name")
+cdef uint32_t B_FSNAME = plans.BYTES.index("fs.path.name")
+cdef uint32_t B_FSNAMERAW = plans.BYTES.index("fs.path.nameraw")
 assert plans.INTS == (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
     "login_type", "login_pid")
 assert plans.GROUPS == (
-    "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "late")
+    "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "call",
+    "late")
 assert plans.STEPS == (
     "leaf", "text", "tolower", "toupper", "basename", "b64", "len", "part", "concat", "join", "option")
 assert plans.COMPARISONS == (
     "=", "!=", "<", "<=", ">", ">=", "contains", "icontains", "startswith", "endswith", "pmatch")
 assert plans.VALUE_BYTES_MAX == SCRATCH_BYTES
-assert plans.WORDS == ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login")
+assert plans.WORDS == ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call")
 
 # Numbers that have arrays of rows: SMALL_COUNT words each, in this order.
 cdef enum:
@@ -221,6 +228,117 @@ def _fill_flag_names():
 
 
 _fill_flag_names()
+
+
+# core/calls.py, packed: by event type what is done to get each field's text.
+cdef enum:
+    # The order of calls.OPS
+    OP_PATH = 0
+    OP_TARGET = 1
+    OP_RAW_PATH = 2
+    OP_RAW_TARGET = 3
+    OP_LINK_TARGET = 4
+    OP_DIRECTORY = 5
+    OP_FILENAME = 6
+    OP_FILE = 7
+    OP_TEXT = 8
+    OP_NUMBER = 9
+    OP_NAMES = 10
+    OP_USER = 11
+    OP_GROUP = 12
+    # Where in `scratch` a path is put together to be resolved, behind a call's key.
+    AT_UNRESOLVED = 1024
+
+cdef CallShape _shapes[VEDETTE_TYPE_COUNT]
+cdef CallNames _names[64]
+
+
+def _fill_call_shapes():
+    from vedette.core import calls, layout
+    cdef dict numbers = {}
+    cdef CallNames* names
+    cdef CallShape* shape
+    cdef CallOp* op
+    cdef bytes name
+    assert calls.OPS == (
+        "path", "target", "raw_path", "raw_target", "link_target", "directory", "filename", "file",
+        "text", "number", "names", "user", "group")
+    assert len(calls.NAMES) <= 64
+    for number, (key, table) in enumerate(calls.NAMES.items()):
+        numbers[key] = number
+        names = &_names[<int>number]
+        # Kept for as long as the process lives.
+        names.entries = <CallName*>malloc(len(table.entries) * sizeof(CallName))
+        if names.entries == NULL:
+            raise MemoryError
+        names.separator = table.separator[0]
+        assert len(table.separator) == 1 and not table.none
+        names.or_number = table.none is None
+        for mask, value, name in table.entries:
+            assert len(name) <= CALL_NAME_MAX
+            names.entries[names.count].mask = mask
+            names.entries[names.count].value = value
+            names.entries[names.count].size = <uint32_t>len(name)
+            memcpy(names.entries[names.count].name, <const char*>name, len(name))
+            names.count += 1
+    for key, values in calls.CALLS.items():
+        shape = &_shapes[<int>layout.TYPES[key]]
+        shape.fd = 0 if key in calls.FD_ARGUMENT else 1 if key in calls.FD_RESULT else -1
+        assert len(values) <= CALL_OPS_MAX
+        for field, value in values.items():
+            op = &shape.ops[shape.count]
+            shape.count += 1
+            op.op = calls.OPS.index(value.op)
+            op.index = plans.BYTES.index(plans.PLACES[field][0])
+            op.place = value.place
+            op.size = value.size
+            op.names = &_names[<int>numbers[value.table]] if value.table else NULL
+
+
+_fill_call_shapes()
+
+
+cdef size_t _signed_text(char* target, uint64_t number, int size) noexcept nogil:
+    """calls.number_text."""
+    cdef char digits[20]
+    cdef size_t count = 0
+    cdef size_t out = 0
+    if size < 0 and number >> (-8 * size - 1):
+        # Two's complement of the size; the least number is its own.
+        number = (~number + 1) & (<uint64_t>0xFFFFFFFF if size == -4 else ~<uint64_t>0)
+        target[0] = 45
+        out = 1
+    while True:
+        digits[count] = <char>(48 + number % 10)
+        count += 1
+        number //= 10
+        if number == 0:
+            break
+    while count > 0:
+        count -= 1
+        target[out] = digits[count]
+        out += 1
+    return out
+
+
+cdef size_t _names_text(char* target, const CallNames* names, uint64_t number,
+                        int size) noexcept nogil:
+    """calls.names_text."""
+    cdef size_t out = 0
+    cdef uint32_t i
+    cdef const CallName* entry
+    for i in range(names.count):
+        entry = &names.entries[i]
+        if number & entry.mask != entry.value:
+            continue
+        if out:
+            target[out] = names.separator
+            out += 1
+        memcpy(target + out, entry.name, entry.size)
+        out += entry.size
+    if out == 0 and names.or_number:
+        return _signed_text(target, number, size)
+    return out
 
 
 # Sets
@@ -391,6 +509,24 @@ cdef size_t _resolve(uint8_t* target, int kind, const uint8_t* path, size_t size
     return out
 
 
+cdef size_t _resolve_at(uint8_t* target, uint8_t* unresolved, const uint8_t* path, size_t size,
+                        const uint8_t* folder, size_t folder_size, const Text* cwd) noexcept nogil:
+    """fields.resolve of a path at a directory, without one at cwd, without one at none."""
+    cdef size_t at = 0
+    if size > 0 and path[0] == 47:
+        return _resolve(target, PATH_ABSOLUTE, path, size)
+    if folder_size == 0 and cwd == NULL:
+        return _resolve(target, PATH_ROOTLESS, path, size)
+    if folder_size == 0:
+        folder = &cwd.data[0]
+        folder_size = cwd.size
+    memcpy(unresolved, folder, folder_size)
+    at = folder_size
+    unresolved[at] = 47
+    memcpy(unresolved + at + 1, path, size)
+    return _resolve(target, PATH_ABSOLUTE, unresolved, at + 1 + size)
+
+
 cdef size_t _flags_text(char* target, uint32_t flags) noexcept nogil:
     """fields.open_flags_text."""
     cdef size_t out = 0
@@ -516,18 +652,30 @@ cdef int _socket_kind_number(const vedette_sock* r) noexcept nogil:
     return _socket_kind(r) | protocol << 8
 
 
+cdef inline bint _is_open(const vedette_header* h) noexcept nogil:
+    return VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2 or h.type == VEDETTE_CREAT
+
+
+cdef inline bint _is_call(const vedette_header* h) noexcept nogil:
+    return VEDETTE_UNLINK <= h.type <= VEDETTE_IO_URING_SETUP
+
+
 cdef int64_t _record_fd(const vedette_header* h) noexcept nogil:
     """fd.num; negative: missing."""
-    if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+    if _is_open(h):
         return h.result
     if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
         return (<const vedette_sock*>h).fd
+    if _is_call(h):
+        if _shapes[h.type].fd < 0:
+            return -1
+        return h.result if _shapes[h.type].fd else <int32_t>(<const vedette_call*>h).args[0]
     return (<const vedette_write*>h).fd if h.type == VEDETTE_WRITE else -1
 
 
 cdef int _record_kind(const vedette_header* h) noexcept nogil:
     """compile.KINDS | compile.PROTOCOLS << 8 of what an event's descriptor is of."""
-    if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+    if _is_open(h):
         return _open_kind((<const vedette_open*>h).open_flags)
     if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
         return _socket_kind_number(<const vedette_sock*>h)
@@ -904,6 +1052,7 @@ cdef class RuleTables:
         t.hash_key.mix = next(words) | 1
         for i in range(16):
             t.hash_key.nh[i] = next(words) >> 32
+        self.names = {**users, **{~number: name for number, name in groups.items()}}
         t.bytes_count = <uint32_t>len(plan.bytes)
         t.ints_count = <uint32_t>len(plan.ints)
         t.bytes_index = <BytesIndex*>_alloc(t.heap, t.bytes_count * sizeof(BytesIndex))
@@ -931,6 +1080,7 @@ cdef class RuleTables:
         hits_init(&t.truth, t.heap, t.predicates, words)
         _class_cache_init(&t.path, t.heap, bounds["path"])
         _class_cache_init(&t.raw, t.heap, bounds["rawpath"])
+        _class_cache_init(&t.call, t.heap, bounds["call"])
         if (cache_init(&t.ends, t.heap, bounds["ends"], 22)
                 or cache_init(&t.numbers, t.heap, bounds["numbers"], 14)
                 or cache_init(&t.lineages, t.heap, bounds["lineages"], 8)
@@ -949,6 +1099,7 @@ cdef class RuleTables:
         t.rule_ns = <uint64_t*>_alloc(t.heap, t.rules * sizeof(uint64_t))
         t.scratch = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
         t.scratch_value = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
+        t.call_bytes = <uint8_t*>_alloc(t.heap, CALL_OPS_MAX * SCRATCH_BYTES)
         self._pack_code(plan)
         self._new_epoch()
 
@@ -1149,6 +1300,7 @@ cdef class RuleTables:
         hits_free(&t.truth, heap)
         _class_cache_free(&t.path, heap)
         _class_cache_free(&t.raw, heap)
+        _class_cache_free(&t.call, heap)
         if t.ends.sets != NULL:
             cache_free(&t.ends, heap)
         if t.numbers.sets != NULL:
@@ -1171,6 +1323,7 @@ cdef class RuleTables:
         heap_del(heap, t.rule_ns, t.rules * sizeof(uint64_t) if t.rules else 1)
         heap_del(heap, t.scratch, SCRATCH_BYTES)
         heap_del(heap, t.scratch_value, SCRATCH_BYTES)
+        heap_del(heap, t.call_bytes, CALL_OPS_MAX * SCRATCH_BYTES)
         heap_del(heap, t.code, t.code_count * sizeof(Node) if t.code_count else 1)
         memset(t, 0, sizeof(Tables))
 
@@ -1198,6 +1351,7 @@ cdef class RuleTables:
         _space_clear(&t.classes)
         _class_cache_clear(&t.path)
         _class_cache_clear(&t.raw)
+        _class_cache_clear(&t.call)
         cache_clear(&t.ends)
         cache_clear(&t.numbers)
         cache_clear(&t.lineages)
@@ -1461,8 +1615,18 @@ cdef class RuleTables:
         elif index == B_CWD:
             if p.cwd != NULL:
                 _set_bytes(value, buffer, _cwd_text(buffer, p.cwd))
+        elif _is_call(h):
+            for slot in range(_shapes[h.type].count):
+                if _shapes[h.type].ops[slot].index == index:
+                    self._call_value(&_shapes[h.type].ops[slot], <const vedette_call*>h, p.cwd,
+                                     buffer, value)
+                    return
+        elif index == B_ARGNAME or index == B_FSNAME:
+            self._fetch_path(B_NAME, buffer, value)
+        elif index == B_FSNAMERAW:
+            self._fetch_path(B_NAMERAW, buffer, value)
         elif index <= B_ARGFILENAME:
-            self._fetch_path(leaf, buffer, value)
+            self._fetch_path(index, buffer, value)
         elif index == B_FLAGS:
             _set_bytes(value, buffer, _flags_text(<char*>buffer, (<const vedette_open*>h).open_flags))
         elif index == B_IP:
@@ -1478,7 +1642,7 @@ cdef class RuleTables:
             elif _login_ip_size(login):
                 _set_bytes(value, login + 348, _login_ip_size(login))
 
-    cdef void _fetch_path(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil:
+    cdef void _fetch_path(self, uint32_t index, uint8_t* buffer, Value* value) noexcept nogil:
         cdef Tables* t = &self.t
         cdef const vedette_header* h = t.late_record
         cdef const uint8_t* path
@@ -1487,7 +1651,7 @@ cdef class RuleTables:
         cdef End local
         cdef End remote
         cdef Value values[3]
-        if leaf.index == B_ARGFILENAME:
+        if index == B_ARGFILENAME:
             size = (<const vedette_exec*>h).filename_len
             if size or not h.flags & VEDETTE_F_PATH_FAULT:
                 _set_bytes(value, <const uint8_t*>h + sizeof(vedette_exec)
@@ -1495,18 +1659,18 @@ cdef class RuleTables:
             return
         if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
             if _ends(<const vedette_sock*>h, &local, &remote):
-                if leaf.index == B_NAME:
+                if index == B_NAME:
                     _set_bytes(value, buffer, _socket_name(<char*>buffer, &local, &remote,
                                                            h.type == VEDETTE_CONNECT))
                 return
             size = self._socket_path(<const vedette_sock*>h, buffer)
             if size:
                 _name_parts(values, buffer, size)
-                value[0] = values[leaf.index - B_NAME]
+                value[0] = values[index - B_NAME]
             return
         if h.flags & VEDETTE_F_PATH_FAULT:
             return
-        if leaf.index >= B_NAMERAW:
+        if index >= B_NAMERAW:
             if h.type == VEDETTE_CHDIR:
                 _set_bytes(value, <const uint8_t*>h + sizeof(vedette_chdir),
                            (<const vedette_chdir*>h).path_len)
@@ -1522,7 +1686,7 @@ cdef class RuleTables:
             size = _resolve(buffer, kind, path, size)
             path = buffer
         _name_parts(values, path, size)
-        value[0] = values[leaf.index - B_NAME]
+        value[0] = values[index - B_NAME]
 
     cdef uint32_t settle(self, ProcTable* table, uint32_t slot, const vedette_header* h,
                          uint32_t row) noexcept nogil:
@@ -1814,6 +1978,8 @@ cdef class RuleTables:
         for i in range(3):
             if parts[i].kind != VALUE_MISSING:
                 self._match(B_NAME + i, parts[i].data, parts[i].size)
+        self._match(B_ARGNAME, value, size)
+        self._match(B_FSNAME, value, size)
         row = self._class_row(G_PATH)
         if cache != NULL:
             cache_put(cache, hashed, key, <uint32_t>(label & 0x3FFF), label, row + 1)
@@ -1874,6 +2040,7 @@ cdef class RuleTables:
         self._begin()
         if kind == 0:
             self._match(B_NAMERAW, key, size)
+            self._match(B_FSNAMERAW, key, size)
         if kind <= 1:
             self._match(B_ARGPATH, key, size)
         else:
@@ -2059,7 +2226,7 @@ cdef class RuleTables:
         if words >> W_RESULT & 1:
             key[count] = self._number_row(SMALL_RESULT, I_RESULT, h.result)
             count += 1
-        if VEDETTE_OPEN <= h.type <= VEDETTE_OPENAT2:
+        if _is_open(h):
             count = self._open_key(table, slot, <const vedette_open*>h, words, key, count)
         elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
             count = self._sock_key(<const vedette_sock*>h, words, key, count)
@@ -2067,6 +2234,8 @@ cdef class RuleTables:
             count = self._exec_key(<const vedette_exec*>h, words, key, count)
         elif h.type == VEDETTE_WRITE:
             count = self._write_key(<const vedette_write*>h, words, key, count)
+        elif _is_call(h):
+            count = self._call_key(table, slot, <const vedette_call*>h, words, key, count)
         elif h.type == VEDETTE_CHDIR and words >> W_RAW & 1:
             if not h.flags & VEDETTE_F_PATH_FAULT:
                 key[count] = self._raw_row(1, <const uint8_t*>h + sizeof(vedette_chdir),
@@ -2166,6 +2335,151 @@ cdef class RuleTables:
             key[count] = self._login_row(r)
             count += 1
         return count
+
+    cdef int _call_key(self, ProcTable* table, uint32_t slot, const vedette_call* r, uint32_t words,
+                       uint32_t* key, int count) noexcept nogil:
+        cdef int64_t fd
+        if words >> W_FD & 1:
+            fd = _record_fd(&r.h)
+            key[count] = self._number_row(SMALL_FD, I_FD, fd) if fd >= 0 else 0
+            count += 1
+        if words >> W_CALL & 1:
+            key[count] = self._call_row(table, slot, r)
+            count += 1
+        return count
+
+    cdef uint32_t _call_row(self, const ProcTable* table, uint32_t slot,
+                            const vedette_call* r) noexcept nogil:
+        """The row of all of a call's arguments and paths."""
+        cdef Tables* t = &self.t
+        cdef const CallShape* shape = &_shapes[r.h.type]
+        cdef const CallOp* op
+        cdef size_t body = (sizeof(vedette_call) - sizeof(vedette_header) + r.path_len + r.dir_len
+                            + r.target_len + r.target_dir_len + r.data_len)
+        cdef const Text* cwd = table.slots[slot].cwd if r.at_cwd else NULL
+        cdef uint8_t* key = t.scratch
+        cdef size_t size
+        cdef uint64_t hashed = 0
+        cdef uint32_t row
+        cdef uint32_t i
+        cdef Cache* cache
+        cdef Value value
+        # What it depends on: type and faults, the body, the working directory if it counts.
+        size = 4 + body + (cwd.size if cwd != NULL else 0)
+        cache = _tier(&t.call, size)
+        if cache != NULL:
+            memcpy(key, &r.h.type, 2)
+            key[2] = (r.h.flags & VEDETTE_F_PATH_FAULT != 0) | (
+                r.h.flags & VEDETTE_F_DATA_FAULT != 0) << 1
+            key[3] = cwd != NULL
+            memcpy(key + 4, <const uint8_t*>r + sizeof(vedette_header), body)
+            if cwd != NULL:
+                memcpy(key + 4 + body, &cwd.data[0], cwd.size)
+            hashed = siphash13(&t.hash_key, key, size)
+            row = cache_get(cache, hashed, key, <uint32_t>size, <uint16_t>size)
+            if row != 0:
+                return row - 1
+        t.class_misses += 1
+        self._begin()
+        for i in range(shape.count):
+            op = &shape.ops[i]
+            if (t.bytes_index[op.index].in_use or t.has_patterns[op.index]
+                    or t.groups[G_CALL] != t.groups[G_CALL + 1]):
+                value.kind = VALUE_MISSING
+                # A buffer for each: what is computed of them is computed when all are there.
+                self._call_value(op, r, cwd, t.call_bytes + i * SCRATCH_BYTES, &value)
+                if value.kind != VALUE_MISSING:
+                    self._match(op.index, value.data, value.size)
+        row = self._class_row(G_CALL)
+        if cache != NULL:
+            cache_put(cache, hashed, key, <uint32_t>size, <uint16_t>size, row + 1)
+        return row
+
+    cdef void _call_value(self, const CallOp* op, const vedette_call* r, const Text* cwd,
+                          uint8_t* buffer, Value* value) noexcept nogil:
+        """fields.call_value of one field; *value is missing before. buffer: SCRATCH_BYTES."""
+        cdef Tables* t = &self.t
+        cdef uint8_t* unresolved = t.scratch + AT_UNRESOLVED
+        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_call)
+        cdef const uint8_t* folder = path + r.path_len
+        cdef const uint8_t* target = folder + r.dir_len
+        cdef const uint8_t* target_folder = target + r.target_len
+        cdef const uint8_t* data = target_folder + r.target_dir_len
+        cdef bint has_path = r.path_len > 0 or not r.h.flags & VEDETTE_F_PATH_FAULT
+        cdef bint has_target = r.target_len > 0 or not r.h.flags & VEDETTE_F_PATH_FAULT
+        cdef bint has_data = not r.h.flags & VEDETTE_F_DATA_FAULT
+        cdef size_t size = 0
+        cdef size_t slash
+        cdef uint32_t word
+        cdef uint64_t number
+        if op.op == OP_RAW_PATH:
+            if has_path:
+                _set_bytes(value, path, r.path_len)
+        elif op.op == OP_RAW_TARGET:
+            if has_target:
+                _set_bytes(value, target, r.target_len)
+        elif op.op == OP_TEXT:
+            if has_data:
+                _set_bytes(value, data, _text_size(data, r.data_len))
+        elif op.op == OP_TARGET:
+            if has_target:
+                _set_bytes(value, buffer, _resolve_at(
+                    buffer, unresolved, target, r.target_len, target_folder, r.target_dir_len,
+                    cwd if r.at_cwd & VEDETTE_AT_CWD_TARGET else NULL))
+        elif op.op <= OP_FILENAME or (op.op == OP_FILE and has_path):
+            if not has_path or (op.op == OP_LINK_TARGET and not has_data):
+                return
+            # Before the path of a file there is room for what says so.
+            size = 3 if op.op == OP_FILE else 0
+            memcpy(buffer, b"<f>", 3)
+            size += _resolve_at(buffer + size, unresolved, path, r.path_len, folder, r.dir_len,
+                                cwd if r.at_cwd & VEDETTE_AT_CWD_PATH else NULL)
+            slash = size
+            while buffer[slash - 1] != 47:
+                slash -= 1
+            if op.op == OP_DIRECTORY:
+                size = slash - 1 if slash > 1 else 1
+            elif op.op == OP_FILENAME:
+                _set_bytes(value, buffer + slash, size - slash)
+                return
+            elif op.op == OP_LINK_TARGET:
+                size = _resolve_at(buffer, unresolved, data, _text_size(data, r.data_len), buffer,
+                                   slash if buffer[0] == 47 else 0, NULL)
+            _set_bytes(value, buffer, size)
+        else:
+            if op.place < 16:
+                number = r.args[op.place]
+            else:
+                if not has_data or op.place - 16 + (4 if op.size == 4 else 16) > r.data_len:
+                    return
+                memcpy(&word, data + op.place - 16, 4)
+                number = word
+                if op.size == 8:
+                    memcpy(&word, data + op.place - 4, 4)
+                    number |= <uint64_t>word << 32
+            if op.size == 4 or op.size == -4:
+                number &= <uint64_t>0xFFFFFFFF
+            if op.op == OP_NAMES:
+                size = _names_text(<char*>buffer, op.names, number, op.size)
+            elif op.op == OP_USER or op.op == OP_GROUP:
+                size = self._id_text(op.op == OP_GROUP, <uint32_t>number, <char*>buffer)
+            else:
+                size = _signed_text(<char*>buffer, number, op.size)
+            _set_bytes(value, buffer, size)
+
+    cdef size_t _id_text(self, bint is_group, uint32_t number, char* target) noexcept with gil:
+        """calls.id_text; what is longer than the buffer is cut."""
+        cdef bytes name
+        cdef size_t size
+        try:
+            name = self.names.get(~<int64_t>number if is_group else <int64_t>number)
+            if name:
+                size = min(<size_t>len(name), <size_t>SCRATCH_BYTES)
+                memcpy(target, <const char*>name, size)
+                return size
+        except Exception:
+            self.t.match_failed = True
+        return _signed_text(target, number, -4)
 
     cdef uint32_t _part(self, const Part* part, const uint32_t* rows, int count) noexcept nogil:
         """The rules of a part that hold where the predicates of some rows are true."""
@@ -2337,6 +2651,7 @@ cdef class RuleTables:
             "rules_refuted": self.refuted,
             "path_uncached": t.path.uncached,
             "rawpath_uncached": t.raw.uncached,
+            "call_uncached": t.call.uncached,
         }
         _cache_stats(found, "lineages", &t.lineages, 1)
         _cache_stats(found, "vectors", &t.vectors, 1)
@@ -2345,6 +2660,7 @@ cdef class RuleTables:
         _cache_stats(found, "verdict", &t.verdict, 1)
         _cache_stats(found, "path", &t.path.tier[0], 3)
         _cache_stats(found, "rawpath", &t.raw.tier[0], 3)
+        _cache_stats(found, "call", &t.call.tier[0], 3)
         _cache_stats(found, "ends", &t.ends, 1)
         _cache_stats(found, "numbers", &t.numbers, 1)
         return found

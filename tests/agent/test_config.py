@@ -108,7 +108,7 @@ log: {level: debug}
         ),
         (
             "limits:\n  table_bytes_max:\n    paths: 1\n",
-            ":2: limits.table_bytes_max: has no table `paths`; there are path, rawpath, ends",
+            ":2: limits.table_bytes_max: has no table `paths`; there are path, rawpath, call, ends",
         ),
         (
             "limits:\n  table_bytes_max:\n    path: -1\n",

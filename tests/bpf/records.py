@@ -19,6 +19,7 @@ _BLOBS = {
     "sock": ("path",),
     "write": ("path", "data"),
     "chdir": ("path",),
+    "call": ("path", "dir", "target", "target_dir", "data"),
     "fork": (),
     "exit": (),
 }

@@ -48,7 +48,9 @@ OTHER_TEXTS = [
     b"syscall", HOSTNAME, b"O_RDONLY", b"O_RDWR|O_CLOEXEC", b"O_TRUNC|O_CREAT|O_WRONLY",
     b"<UNKNOWN>/passwd", b"<UNKNOWN>/", b"@abstract", b"sh -c id", b"-c id", b"/etc/passwd ",
     b"10.0.0.1:22", b"10.0.0.1:22->10.0.0.2:50000", b"10.0.0.2:50000->10.0.0.1:22", b"::1:22",
-    b"pts/0", b"ssh:notty",
+    b"pts/0", b"ssh:notty", b"AT_FDCWD", b"-100", b"AT_REMOVEDIR", b"CAP_CHOWN CAP_KILL", b"0",
+    b"S_IFREG|S_IROTH", b"S_ISUID", b"PTRACE_SEIZE", b"CLONE_NEWNS", b"SIGKILL", b"AF_INET",
+    b"<f>/etc/passwd", b"4294967295", b"-2147483648", b"9223372036854775808", b"BPF_PROG_LOAD",
 ]  # fmt: skip
 TEXTS = COMM_TEXTS + PATH_TEXTS + DIRECTORY_TEXTS + ARG_TEXTS + SUN_TEXTS + OTHER_TEXTS
 PATTERNS = [
@@ -323,6 +325,14 @@ _OPEN_FLAGS = st.tuples(
     st.integers(0, 3), st.sets(st.sampled_from([bits for _, bits in OPEN_FLAGS] + [1 << 30]))
 ).map(lambda drawn: sum(drawn[1]) & 0xFFFFFFFC | drawn[0])
 
+_ARGUMENTS = st.sampled_from(
+    [0, 1, 2, 3, 5, 9, 16, 0o4755, 0o100644, 0x200, 0x20000, 0x4206, 2**31, 2**32 - 1, 2**32 - 100,
+     2**63, 2**64 - 1, 1000]
+)  # fmt: skip
+_WORDS = st.lists(_ARGUMENTS, min_size=6, max_size=6).map(
+    lambda words: struct.pack("=6I", *(word & 0xFFFFFFFF for word in words))
+)
+
 _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "exec": {
         "start_time_ns": st.integers(0, 3),
@@ -375,6 +385,15 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "data": _UTMP | _UTMP | _UTMP.map(lambda data: data[:383]) | st.binary(max_size=8)
         | _UTMP.map(lambda data: (data * 2)[: layout.DATA_MAX]),
     },
+    "call": {
+        **{f"arg{i}": _ARGUMENTS for i in range(6)},
+        "at_cwd": st.integers(0, 3),
+        "path": st.sampled_from(PATH_TEXTS),
+        "dir": st.sampled_from([b"", *DIRECTORY_TEXTS]),
+        "target": st.sampled_from(PATH_TEXTS),
+        "target_dir": st.sampled_from([b"", *DIRECTORY_TEXTS]),
+        "data": st.sampled_from(PATH_TEXTS) | st.binary(max_size=32) | _WORDS,
+    },
     "chdir": {"fd": _FDS, "path": st.sampled_from(DIRECTORY_TEXTS + PATH_TEXTS)},
 }  # fmt: skip
 
@@ -412,7 +431,10 @@ def damaged(draw: st.DrawFn) -> bytes:
             at, value = layout.STRUCTS["header"]["size"][1], draw(st.integers(0, 200))
             record[at : at + 4] = value.to_bytes(4, "little")
         case 2:
-            at, value = layout.STRUCTS["header"]["type"][1], draw(st.sampled_from([0, 19, 65535]))
+            at, value = (
+                layout.STRUCTS["header"]["type"][1],
+                draw(st.sampled_from([0, 60000, 65535])),
+            )
             record[at : at + 2] = value.to_bytes(2, "little")
         case 3:
             name = layout.STRUCT_OF_TYPE[int.from_bytes(record[12:14], "little")]

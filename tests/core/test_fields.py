@@ -60,7 +60,9 @@ def test_every_field_and_source_of_the_table_in_words_is_in_the_catalogue() -> N
     rows = [re.split(r"(?<!\\)\|", line) for line in section.splitlines() if line.startswith("| ")]
     named: set[str] = set()
     for _, sources, scope, _, cell, *_ in rows[1:]:
-        in_row = set(re.findall(r"\b(?:evt|fd|proc|user|group|login|container)\.[a-z0-9_.]+", cell))
+        in_row = set(
+            re.findall(r"\b(?:evt|fd|fs|proc|user|group|login|container)\.[a-z0-9_.]+", cell)
+        )
         for name in in_row:
             assert set(sources.strip().split(", ")) & set(fields.FIELDS[name].sources), name
             assert fields.FIELDS[name].scope == scope.strip(), name
@@ -578,9 +580,9 @@ def test_a_transformed_value_is_of_its_type_and_only_in_its_events(
 
 
 def test_functions_have_the_events_that_all_their_operands_have() -> None:
-    both = FieldRef("concat", operands=(FieldRef("fd.name"), FieldRef("evt.arg.path")))
+    both = FieldRef("concat", operands=(FieldRef("fd.name"), FieldRef("fd.nameraw")))
     assert lookup(both).events == fields.OPENS
-    assert lookup(both).sources == ("path", "sockname", "rawpath")
+    assert lookup(both).sources == ("path", "sockname", "call", "rawpath")
     assert lookup(FieldRef("concat", operands=(FieldRef("container.image"), b"x"))).events == ()
     with pytest.raises(UncapturedField, match="not captured yet"):
         lookup(FieldRef("concat", operands=(FieldRef("proc.env"), b"x")))

@@ -76,7 +76,7 @@ def _with(field: str, value: int) -> bytes:
         (_with("size", layout.RECORD_MAX + 8), "not within", False),
         (_with("size", 56), "smaller than struct open", True),
         (_with("type", 0), "unknown type 0", True),
-        (_with("type", 19), "unknown type 19", True),
+        (_with("type", 60000), "unknown type 60000", True),
         (_with("path_len", 17), "17 bytes exceed the record", True),
         (_with("dir_len", 0xFFFF), "exceed the record", True),
     ],

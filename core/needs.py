@@ -1,0 +1,35 @@
+"""Which events are captured: what the process table needs, and what the rules ask about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from vedette.core import layout
+from vedette.core.compile import PartPlan, Plan
+
+BASE: Final = frozenset(
+    ("execve", "execveat", "clone", "fork", "vfork", "clone3", "procexit", "chdir", "fchdir")
+)
+"""Event types that the process table is kept by, whatever the rules are."""
+
+_NAMES: Final[Mapping[int, str]] = {number: name for name, number in layout.TYPES.items()}
+
+
+def asked(plan: Plan) -> dict[str, frozenset[int]]:
+    """Return, by event type, the numbers of the rules that an event of it can match."""
+
+    def rules(part: PartPlan) -> frozenset[int]:
+        return frozenset((*part.starts, *part.always))
+
+    return {
+        _NAMES[number]: rules(found.event) | rules(found.process)
+        for number, found in plan.types.items()
+    }
+
+
+def needed(plan: Plan, enabled: Sequence[bool]) -> frozenset[str]:
+    """Return the event types to capture for compiled rules; enabled: by rule."""
+    return BASE | {
+        name for name, rules in asked(plan).items() if any(enabled[rule] for rule in rules)
+    }
