@@ -6,7 +6,7 @@ means where words are not enough. It is not for live use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -168,9 +168,9 @@ def evaluate(expr: Expr, view: EventView) -> bool:
 class Twin:
     """The process table and the rules over records; see core/engine.pyi for the parameters.
 
-    class_bytes_max, verdict_bytes_max and seed tune the engine's caches, which the twin has none
-    of. ``hostname`` is the value of evt.hostname (None: missing). Raises ValueError for a
-    rule_matching other than "all" and "first" and for a processes_max below 2.
+    class_bytes_max, verdict_bytes_max, own_table_bytes and seed tune the engine's caches, which
+    the twin has none of. ``hostname`` is the value of evt.hostname (None: missing). Raises
+    ValueError for a rule_matching other than "all" and "first" and for a processes_max below 2.
     """
 
     def __init__(
@@ -184,6 +184,7 @@ class Twin:
         hostname: bytes | None = None,
         class_bytes_max: int = 0,
         verdict_bytes_max: int = 0,
+        own_table_bytes: Mapping[str, int] | None = None,
         processes_max: int = 65536,
         rule_matching: str = "all",
         seed: bytes | None = None,
