@@ -25,6 +25,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from vedette.core import wire
+from vedette.core.columns import memory_bytes
 from vedette.core.keys import CurveKeys
 from vedette.core.signal import PRIORITIES, Signal
 
@@ -150,10 +151,10 @@ class MemoryQueue:
                 raise ValueError(f"signal number {signal.seq} after {self.last_seq}")
             self.last_seq = signal.seq
             self._side(signal).append(signal)
-            self._bytes += _size_bytes(signal)
+            self._bytes += memory_bytes(signal)
             while self.waiting and (self.kept > self.signals_max or self._bytes > self.bytes_max):
                 given_up = (self._other or self._urgent).popleft()
-                self._bytes -= _size_bytes(given_up)
+                self._bytes -= memory_bytes(given_up)
                 self.lost[given_up.priority] += 1
 
     def take(self, count_max: int) -> Taken:
@@ -191,7 +192,7 @@ class MemoryQueue:
     def commit(self, seq: int) -> None:
         for side in (self._taken, self._urgent, self._other):
             while side and side[0].seq <= seq:
-                self._bytes -= _size_bytes(side.popleft())
+                self._bytes -= memory_bytes(side.popleft())
         self._taken_seq = max(self._taken_seq, seq)
 
     def rewind(self, committed_seq: int) -> None:
@@ -212,14 +213,6 @@ class MemoryQueue:
 
     def _side(self, signal: Signal) -> deque[Signal]:
         return self._urgent if signal.priority <= CRITICAL else self._other
-
-
-def _size_bytes(signal: Signal) -> int:
-    """Memory of a signal, roughly: texts, and a flat part for the objects around them."""
-    size = 512 + len(signal.output)
-    for value in signal.fields.values():
-        size += len(value) + 64 if isinstance(value, str) else 64
-    return size
 
 
 class _Broken(Exception):

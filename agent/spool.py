@@ -4,16 +4,18 @@ A spool is a folder with one folder for each run of the agent (each numbering) t
 completely: the present run's, and what runs that were killed left behind. A numbering has two lanes
 of append-only segment files, `u-*` for signals at least as urgent as CRITICAL and `o-*` for the
 rest, and `state.json` for what the files cannot say. A segment is a row of records; a record is a
-header (`_HEADER`) and some signals as msgpack.
+header (`_HEADER`) and some signals as msgpack: in columns, as on the wire, or one by one where
+they are few.
 
-`put` has written before it returns, so what it was given survives SIGKILL; and it writes in the
-order of the numbers, so what survives a kill is everything up to some number. A power cut can take
-what the kernel had not yet written back. Append-only files were chosen over SQLite by measurement:
-0.4 to 1.7 us a signal instead of 6 to 37 (bench/bench_wire.py has the whole way).
+`put` has written before it returns, so what it was given survives SIGKILL, all of it; of what is
+given to it when the kill comes, a part may survive, the critical signals first. A power cut can
+take what the kernel had not yet written back. Append-only files were chosen over SQLite by
+measurement: 0.4 to 1.7 us a signal instead of 6 to 37 (bench/bench_wire.py has the whole way).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -21,10 +23,10 @@ import shutil
 import struct
 import time
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -39,6 +41,8 @@ BYTES_MIN: Final = 1 << 20
 NUMBERINGS_MAX: Final = 64
 """Runs that are kept; an agent that is killed again and again fills no folder."""
 RECORD_SIGNALS_MAX: Final = 1024
+COLUMNS_SIGNALS_MIN: Final = 8
+"""Fewer are written one by one, which is cheaper then."""
 SEGMENT_BYTES_MAX: Final = 1 << 20
 MEMORY_BYTES_MAX: Final = 64 << 20
 """Of signals that the disk did not take."""
@@ -187,37 +191,52 @@ class SpoolQueue:
             if signal.seq <= before:
                 raise ValueError(f"signal number {signal.seq} after {before}")
             before = signal.seq
-        for urgent, run in groupby(signals, lambda signal: signal.priority <= CRITICAL):
-            some = list(run)
+        urgent = [signal for signal in signals if signal.priority <= CRITICAL]
+        other = signals
+        if urgent:
+            other = [signal for signal in signals if signal.priority > CRITICAL]
+        for lane, some in ((self.urgent, urgent), (self.other, other)):
             for start in range(0, len(some), RECORD_SIGNALS_MAX):
-                self._append(
-                    self.urgent if urgent else self.other, some[start : start + RECORD_SIGNALS_MAX]
-                )
+                self._append(lane, list(some[start : start + RECORD_SIGNALS_MAX]))
 
     def take(self, count_max: int) -> Taken:
         taken = Taken([], [])
-        next_urgent, next_other = self._peek(self.urgent), self._peek(self.other)
         while len(taken.signals) < count_max:
-            if next_urgent is not None and (next_other is None or next_urgent.seq < next_other.seq):
-                lane, signal = self.urgent, next_urgent
-            elif next_other is not None:
-                lane, signal = self.other, next_other
+            urgent, other = self._peek(self.urgent), self._peek(self.other)
+            if urgent is not None and (other is None or urgent.seq < other.seq):
+                lane, behind = self.urgent, other
+            elif other is not None:
+                lane, behind = self.other, urgent
             else:
                 break
-            # Numbers are given out without gaps, so a gap is what was given up.
-            if signal.seq > self._taken_seq + 1:
-                if len(taken.lost) == wire.LOST_MAX:
+            # As many as come before the other lane's next one.
+            signals = lane.segments[lane.at].signals
+            assert signals is not None
+            end = min(len(signals), lane.position + count_max - len(taken.signals))
+            if behind is not None:
+                end = bisect_left(signals, behind.seq, lane.position, end, key=_seq)
+            run = signals[lane.position : end]
+            if run[-1].seq != self._taken_seq + len(run):
+                run = self._note_gaps(run, taken.lost)
+                if not run:
                     break
-                taken.lost.append((self._taken_seq + 1, signal.seq - 1))
-            taken.signals.append(signal)
-            self._taken.append(signal.seq)
-            self._taken_seq = signal.seq
-            lane.position += 1
-            if lane is self.urgent:
-                next_urgent = self._peek(lane)
-            else:
-                next_other = self._peek(lane)
+            taken.signals.extend(run)
+            self._taken.extend(map(_seq, run))
+            self._taken_seq = run[-1].seq
+            lane.position += len(run)
         return taken
+
+    def _note_gaps(self, run: list[Signal], lost: list[wire.LostRange]) -> list[Signal]:
+        """Note what was given up before and within a run; return what of it can be sent now."""
+        # Numbers are given out without gaps, so a gap is what was given up.
+        before = self._taken_seq
+        for count, signal in enumerate(run):
+            if signal.seq > before + 1:
+                if len(lost) == wire.LOST_MAX:
+                    return run[:count]
+                lost.append((before + 1, signal.seq - 1))
+            before = signal.seq
+        return run
 
     def untake(self, signals: Sequence[Signal]) -> None:
         if not signals:
@@ -336,10 +355,10 @@ class SpoolQueue:
     def _append(self, lane: _Lane, signals: list[Signal]) -> None:
         """Write one record; what has no room is lost, and counted."""
         try:
-            payload = _encoder.encode(signals)
+            payload = _packed(signals)
         except (UnicodeEncodeError, OverflowError, TypeError, ValueError):
             signals = [wire.fit(signal) for signal in signals]
-            payload = _encoder.encode(signals)
+            payload = _packed(signals)
         if len(payload) > self._spool.segment_bytes and len(signals) > 1:
             self._append(lane, signals[: len(signals) // 2])
             self._append(lane, signals[len(signals) // 2 :])
@@ -351,7 +370,7 @@ class SpoolQueue:
         min_ns = max(0, min(signal.time_ns for signal in signals))
         rest = _HEADER.pack(0, 0, first, last, min_ns, *counts)[8:] + payload
         record = struct.pack("<II", len(payload), zlib.crc32(rest)) + rest
-        self.last_seq = last
+        self.last_seq = max(self.last_seq, last)
         if not self._spool.make_room(len(record)):
             self._note_lost(counts, "bound")
             return
@@ -415,9 +434,7 @@ class SpoolQueue:
             if segment.signals is None:
                 segment.signals = self._load(segment)
             if lane.after_seq >= 0:
-                lane.position = bisect_right(
-                    segment.signals, lane.after_seq, key=lambda signal: signal.seq
-                )
+                lane.position = bisect_right(segment.signals, lane.after_seq, key=_seq)
                 lane.after_seq = -1
             if lane.position < len(segment.signals):
                 return segment.signals[lane.position]
@@ -445,7 +462,7 @@ class SpoolQueue:
             if end > len(raw):
                 break
             if zlib.crc32(raw[offset + 8 : end]) == crc:
-                signals = _decoder.decode(raw[offset + _HEADER.size : end])
+                signals = _unpacked(raw[offset + _HEADER.size : end])
                 found += signals
                 for signal in signals:
                     counts[signal.priority] += 1
@@ -642,6 +659,24 @@ class Spool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_seq = attrgetter("seq")
+
+
+def _packed(signals: list[Signal]) -> bytes:
+    if len(signals) >= COLUMNS_SIGNALS_MIN:
+        # What the wire would refuse is fitted when it is sent, and kept as it is until then.
+        with contextlib.suppress(wire.WireError):
+            return bytes(wire.pack_signals(signals))
+    return _encoder.encode(signals)
+
+
+def _unpacked(payload: bytes) -> list[Signal]:
+    """Read a record: columns are a map, signals one by one an array, and msgpack tells."""
+    if payload[0] & 0xF0 == 0x80:
+        return wire.unpack_signals(payload)
+    return _decoder.decode(payload)
 
 
 def _headers(descriptor: int) -> Iterator[tuple[int, int, int, int, tuple[int, ...]]]:

@@ -241,11 +241,18 @@ def alerts(
         _print_signals(found, fleet_of(store), as_json=as_json, utc=utc)
         with contextlib.suppress(KeyboardInterrupt):
             while follow:
-                found = store.signals(**wanted, after_id=last_id, limit=FOLLOW_ROWS_MAX)
+                newest_id = store.last_signal_id()
+                found = (
+                    store.signals(**wanted, after_id=last_id, limit=FOLLOW_ROWS_MAX)
+                    if newest_id > last_id
+                    else []
+                )
                 if found:
                     last_id = found[-1].id
                     _print_signals(found, fleet_of(store), as_json=as_json, utc=utc)
                 if len(found) < FOLLOW_ROWS_MAX:
+                    # What was looked at and is not wanted is not looked at again.
+                    last_id = max(last_id, newest_id)
                     time.sleep(FOLLOW_POLL_S)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import sqlalchemy as sa
 
-from vedette.aggregator.store import Store, firsts_table, seen_table
+from vedette.aggregator.schema import firsts_table, seen_table
+from vedette.aggregator.store import Store
 from vedette.core.first_seen import VALUES_MAX
 from vedette.core.fleet import FleetSignal, Order
 from vedette.core.sequence import Sequence, Step
@@ -39,7 +40,7 @@ class StoreMemory:
             return self._noted[key]
         if key not in self._known:
             c = seen_table.c
-            with self._store.transaction() as connection:
+            with self._store.reading() as connection:
                 found = connection.execute(
                     sa.select(c.last_ns).where(c.spec == spec, c.value == value)
                 ).scalar()
@@ -119,7 +120,7 @@ class StoreMemory:
             c.time_ns >= since_ns
         )
         found: dict[str, set[Order]] = {}
-        with self._store.transaction() as connection:
+        with self._store.reading() as connection:
             for spec, *order in connection.execute(query):
                 found.setdefault(spec, set()).add(tuple(order))
         return found

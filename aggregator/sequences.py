@@ -21,7 +21,8 @@ import sqlalchemy as sa
 
 from vedette.aggregator import store as db
 from vedette.aggregator.first_seen import StoreMemory
-from vedette.aggregator.store import SignalKey, Store, StoredSignal
+from vedette.aggregator.schema import incidents_table
+from vedette.aggregator.store import SignalKey, Store, StoredSignal, Wanted, end_of
 from vedette.core import correlator as tables
 from vedette.core.correlator import Change
 from vedette.core.first_seen import Seen
@@ -43,6 +44,9 @@ DECIDED = "sequences.decided"
 """Where it keeps the time up to which absences after a last step were decided."""
 
 RECOMPUTE_SIGNALS = 10_000
+SPELLINGS_MAX = 65_536
+FLEET_S = 5.0
+"""The fleet is read again so often, even where no name or address has changed."""
 UNENDED_NS = 1 << 62
 ADDRESS_HELD_NS = 60 * 10**9
 """A silent host keeps its address for so long from another that reports it."""
@@ -96,6 +100,7 @@ class Fleet:
         self._names: dict[str, str] = {}
         self._labels: dict[str, dict[str, str]] = {}
         self._by_address: dict[str, list[_Span]] = {}
+        self._by_spelling: dict[tuple[Any, Any], str | None] = {}
         spans: dict[str, list[db.AddressSpan]] = {}
         for span in addresses:
             spans.setdefault(span.host_id, []).append(span)
@@ -143,16 +148,30 @@ class Fleet:
 
     def signal(self, stored: StoredSignal) -> FleetSignal:
         """Return a stored signal as the sequences see it."""
-        address = remote_address(stored.fields)
+        address = self._address(stored.fields)
         return FleetSignal(
             host_id=stored.host_id,
-            host_name=self.name(stored.host_id),
+            host_name=self._names.get(stored.host_id, stored.host_id),
             boot=stored.boot_id,
             time_ns=stored.time_ns,
             peer_host=None if address is None else self.behind(address, stored.time_ns),
             labels=self._labels.get(stored.host_id, {}),
             signal=stored,
         )
+
+    def _address(self, fields: dict[str, Any]) -> str | None:
+        """Return a signal's remote address if it is one of the fleet's; each spelling once."""
+        spelled = fields.get("fd.rip"), fields.get("login.ip")
+        try:
+            return self._by_spelling[spelled]
+        except KeyError:
+            pass
+        address = remote_address(fields)
+        found = address if address in self._by_address else None
+        if len(self._by_spelling) >= SPELLINGS_MAX:
+            self._by_spelling.clear()
+        self._by_spelling[spelled] = found
+        return found
 
 
 def fleet_of(store: Store) -> Fleet:
@@ -161,7 +180,7 @@ def fleet_of(store: Store) -> Fleet:
 
 
 class Correlator:
-    """Runs sequences over a store; one writer, the thread that owns the store.
+    """Runs sequences over a store; in the thread that owns the store's connection.
 
     partials_max   see core.correlator.Correlator
     batch_signals  signals per transaction
@@ -173,7 +192,7 @@ class Correlator:
         sequences: Iterable[Sequence],
         *,
         partials_max: int = 100_000,
-        batch_signals: int = 5_000,
+        batch_signals: int = 20_000,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
@@ -185,6 +204,7 @@ class Correlator:
         self._position = _position(store)
         self._memory = StoreMemory(store)
         self._tables: tables.Correlator | None = None
+        self._known_fleet: tuple[float, int, Fleet | None] = (0.0, 0, None)
 
     @property
     def released_ns(self) -> int:
@@ -218,20 +238,34 @@ class Correlator:
         return {} if self._tables is None else self._tables.stats()
 
     def _batch(self, correlator: tables.Correlator, watermark_ns: int) -> int:
-        """Take one batch in one transaction; return how many signals it had."""
-        with self._store.transaction():
-            signals = self._store.released(self._position, watermark_ns, self._batch_signals)
-            if not signals:
-                return 0
-            fleet = fleet_of(self._store)
-            changes = correlator.feed_all([fleet.signal(stored) for stored in signals])
-            opened = self._write_all(changes, fleet)
+        """Take one batch; return how many signals it had. What it changes is written at once."""
+        signals = self._store.released(
+            self._position, watermark_ns, self._batch_signals, wanted=correlator.wants
+        )
+        position = end_of(watermark_ns)
+        if len(signals) == self._batch_signals:
             position = signals[-1].key
+        elif self._position is not None and position <= self._position:
+            return 0
+        fleet = self._fleet()
+        changes = correlator.feed_all([fleet.signal(stored) for stored in signals])
+        with self._store.transaction():
+            opened = self._write_all(changes, fleet)
             self._memory.write(correlator.history_ns)
             self._store.set_meta(POSITION, msgspec.json.encode(position).decode())
         self._position = position
         self._log(opened, fleet)
         return len(signals)
+
+    def _fleet(self) -> Fleet:
+        """Return the fleet as it is now, as far as names go; when hosts were heard, roughly."""
+        made_s, version, fleet = self._known_fleet
+        now_s = time.monotonic()
+        if fleet is None or version != self._store.names_version or now_s - made_s > FLEET_S:
+            version = self._store.names_version
+            fleet = fleet_of(self._store)
+            self._known_fleet = now_s, version, fleet
+        return fleet
 
     def _decide(self, correlator: tables.Correlator, watermark_ns: int) -> None:
         """Complete the sequences that an absence follows, now that its time has passed."""
@@ -239,7 +273,7 @@ class Correlator:
         if not changes:
             return
         with self._store.transaction():
-            fleet = fleet_of(self._store)
+            fleet = self._fleet()
             opened = self._write_all(changes, fleet)
             self._store.set_meta(DECIDED, str(watermark_ns))
         self._log(opened, fleet)
@@ -275,8 +309,8 @@ class Correlator:
         if change.opened is None:
             with self._store.transaction() as connection:
                 connection.execute(
-                    db.incidents_table.update()
-                    .where(db.incidents_table.c.id == incident.id)
+                    incidents_table.update()
+                    .where(incidents_table.c.id == incident.id)
                     .values(details=self._renewed(incident.id, details))
                 )
             return
@@ -313,21 +347,14 @@ class Correlator:
         for loss in self._store.losses(incident.first_ns, incident.last_ns, list(incident.hosts)):
             key = (loss.host_id, loss.cause)
             losses[key] = losses.get(key, 0) + loss.count
-        c = db.signals_table.c
-        query = (
-            sa.select(c.host_id, sa.func.count())
-            .where(c.late, c.time_ns.between(incident.first_ns, incident.last_ns))
-            .where(c.host_id.in_(incident.hosts))
-            .group_by(c.host_id)
-        )
-        with self._store.transaction() as connection:
-            late = [(row[0], row[1]) for row in connection.execute(query)]
+        late = self._store.late_signals(incident.first_ns, incident.last_ns, list(incident.hosts))
         doubts = [
             f"{fleet.name(host_id)}: {count} {_LOSSES.get(cause, cause)}"
             for (host_id, cause), count in losses.items()
         ]
         doubts += [
-            f"{fleet.name(host_id)}: {count} signals that came too late" for host_id, count in late
+            f"{fleet.name(host_id)}: {count} signals that came too late"
+            for host_id, count in late.items()
         ]
         doubts += [
             f"{fleet.name(host.host_id)}: silent since before the last signal"
@@ -347,7 +374,12 @@ class Correlator:
         if self._position is not None:
             position = self._position
             decided = self._store.meta(DECIDED)
-            taken = _signals(self._store, position[0] - correlator.history_ns, position[0])
+            taken = _signals(
+                self._store,
+                position[0] - correlator.history_ns,
+                position[0],
+                wanted=correlator.wants,
+            )
             correlator.restore(
                 itertools.takewhile(lambda signal: signal.order <= position, taken),
                 _counted_on(
@@ -389,7 +421,13 @@ def recompute(
     """
     correlator = tables.Correlator(sequences)
     correlator.restore(
-        _signals(store, since_ns - correlator.history_ns, since_ns - 1, with_late=True),
+        _signals(
+            store,
+            since_ns - correlator.history_ns,
+            since_ns - 1,
+            with_late=True,
+            wanted=correlator.wants,
+        ),
         [
             incident
             for incident in _counted_on(
@@ -400,7 +438,7 @@ def recompute(
         since_ns - 1,
     )
     found: dict[str, tables.Incident] = {}
-    coming = _signals(store, since_ns, until_ns, with_late=True)
+    coming = _signals(store, since_ns, until_ns, with_late=True, wanted=correlator.wants)
     while batch := list(itertools.islice(coming, RECOMPUTE_SIGNALS)):
         for change in correlator.feed_all(batch):
             found[change.incident.id] = change.incident
@@ -410,22 +448,27 @@ def recompute(
 
 
 def _signals(
-    store: Store, since_ns: int, until_ns: int, *, with_late: bool = False
+    store: Store,
+    since_ns: int,
+    until_ns: int,
+    *,
+    with_late: bool = False,
+    wanted: Wanted | None = None,
 ) -> Iterator[FleetSignal]:
     """Return signals between two times, both included, in the order of the fleet."""
     fleet = fleet_of(store)
-    after: SignalKey = (since_ns, "", 0, "")
-    while signals := store.released(after, until_ns, with_late=with_late):
+    after: SignalKey = (max(0, since_ns), "", 0, "")
+    while signals := store.released(after, until_ns, with_late=with_late, wanted=wanted):
         yield from map(fleet.signal, signals)
         after = signals[-1].key
 
 
 def _counted_on(store: Store, since_ns: int, most: int) -> Iterator[tables.Incident]:
     """Return the incidents that further completions may be counted on."""
-    c = db.incidents_table.c
+    c = incidents_table.c
     last_ns = sa.func.json_extract(c.details, "$.last_completion_ns")
     query = sa.select(c.id).where(last_ns >= since_ns).order_by(last_ns.desc()).limit(most)
-    with store.transaction() as connection:
+    with store.reading() as connection:
         ids = connection.execute(query).scalars().all()
     for incident_id in ids:
         stored = store.incident(incident_id)

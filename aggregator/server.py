@@ -1,8 +1,9 @@
 """The receiving service: frames from the fleet's agents in, committed signals out.
 
-One thread receives, stores and correlates; a second one (pyzmq's) answers which CURVE keys may
-connect. What has arrived is committed together, in one transaction, and acknowledged after it, so
-that many agents share the price of one write to the disk.
+One thread receives and stores; another looks for sequences in what is stored (correlating.py); a
+third one (pyzmq's) answers which CURVE keys may connect. What has arrived is committed together, in
+one transaction, and acknowledged after it, so that many agents share the price of one write to the
+disk.
 
 A connection is known by the number that the ROUTER socket gives it, never by what the peer calls
 itself: HELLO binds it to a host, and with CURVE the allow-list says which host a key may speak for.
@@ -16,6 +17,7 @@ off: it would let whoever names a routing id take over another's connection.)
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -24,11 +26,11 @@ import socket
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import sqlalchemy as sa
@@ -39,7 +41,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from vedette import __version__
 from vedette.aggregator.config import Config
-from vedette.aggregator.store import EXPIRE_ROWS, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
+from vedette.aggregator.correlating import Correlating, Correlator
+from vedette.aggregator.store import FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.clock import HostClock
 from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
@@ -78,6 +81,7 @@ HOLD_POLL_S: Final = 0.01
 HOLD_S_MAX: Final = 5.0
 """A host's acknowledgements wait no longer at a time: it would take the aggregator for dead."""
 STUCK_S: Final = 30.0
+GC_OBJECTS: Final = 200_000
 COUNTERS: Final = (
     "messages",
     "ignored",
@@ -107,16 +111,6 @@ REPORT_KEY: Final = "aggregator"
 
 class ServerError(Exception):
     """The aggregator cannot be started as configured; the text says why and names the cure."""
-
-
-class Correlator(Protocol):
-    """What looks for sequences in the store."""
-
-    def advance(self, watermark_ns: int) -> None:
-        """Take the signals up to this time: none that is not marked late will be added there."""
-
-    def stats(self) -> Mapping[str, int]:
-        """Return counters by name, and what there is at the moment (SEQUENCE_GAUGES)."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,7 +299,7 @@ class Progress:
 class Server:
     """See the module. Make it, then `run` it; `stop` from anywhere ends it.
 
-    correlator  called once with the open store; None: signals are stored and nothing else
+    correlator  called once with a store of its own; None: signals are stored and nothing else
     Raises ServerError (endpoint, keys, missing keys) and StoreError.
     """
 
@@ -371,7 +365,11 @@ class Server:
                 if host.silent_since_ns:
                     self._silent.add(host.host_id)
                     self._heard_s[host.host_id] -= limits.silent_alert_s + SILENCE_S
-            self._correlator = correlator(self._store) if correlator else None
+            self._correlating: Correlating | None = None
+            if correlator is not None:
+                self._correlating = Correlating(self._store, correlator)
+                self._correlating.advance(self._released_ns)
+                undo.callback(self._correlating.close)
             self._gauges: dict[str, int] = {}
             self._of_sequences: dict[str, int] = {}
             self._ticked_s = time.monotonic()
@@ -463,6 +461,11 @@ class Server:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 before[number] = signal.signal(number, handle)
         log.info("listening on %s, store %s", self.endpoint, self._store.name)
+        # A message makes thousands of objects that live for a moment and in no cycle; by its
+        # defaults the collector would walk through all that lives again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_OBJECTS, 20, 50)
         try:
             while not self._stop:
                 self.step()
@@ -526,8 +529,7 @@ class Server:
                         self.counters["ignored"] += 1
                         continue
                     try:
-                        with self._store.savepoint():
-                            answer = self._take(route_id, frames, received_ns, progress)
+                        answer = self._take(route_id, frames, received_ns, progress)
                     except _Refused as refusal:
                         self._refuse(route_id, refusal, frames)
                     except (sa.exc.SQLAlchemyError, KeyError) as error:
@@ -576,27 +578,27 @@ class Server:
         if len(frames) != 1:
             raise _Refused("malformed", f"a message has one part, not {len(frames)}")
         try:
-            message = wire.decode(frames[0].buffer)
+            message = wire.read(frames[0].buffer)
         except wire.WireError as error:
             self.counters["malformed"] += 1
             raise _Refused("malformed", str(error)) from None
         if isinstance(message, wire.Hello):
-            return self._welcome(route_id, message, frames[0], received_ns)
+            with self._store.savepoint():
+                return self._welcome(route_id, message, frames[0], received_ns)
         peer = self._peers.get(route_id)
         if peer is None:
             raise _Refused("hello_first", f"{type(message).__name__} before HELLO")
         limits = self.config.limits
         clock = self._clocks[peer.host_id]
-        if isinstance(message, wire.Batch):
-            self._charge(peer, len(message.signals))
+        if isinstance(message, wire.Columns):
+            self._charge(peer, len(message))
             done = self._store.commit(
                 peer.host_id, peer.boot_id, message, received_ns, self._released_ns, clock
             )
             for name in ("stored", "duplicates", "late", "lost", "missing"):
                 self.counters[name] += getattr(done, name)
             if done.stored:
-                newest_ns = max(signal.time_ns for signal in message.signals)
-                self._newest_ns = max(self._newest_ns, newest_ns + clock.offset_ns)
+                self._newest_ns = max(self._newest_ns, int(message.time_ns.max()))
             progress.append((peer.host_id, clock.corrected_ns(message.complete_until_ns)))
             return wire.Ack(committed_seq=done.committed_seq, credit=limits.credit_signals)
         if isinstance(message, wire.Heartbeat):
@@ -615,7 +617,8 @@ class Server:
             )
         if isinstance(message, wire.Bye):
             log.info("host %s left: %s", peer.host_id, message.reason or "no reason given")
-            self._store.bye(peer.host_id, message.reason, received_ns)
+            with self._store.savepoint():
+                self._store.bye(peer.host_id, message.reason, received_ns)
             self._forget(route_id)
             self._progress.leave(peer.host_id)
             return None
@@ -827,9 +830,9 @@ class Server:
                 self._expire(now_s)
         if report_due:
             self._report_s = now_s + REPORT_S
-            if self._correlator is not None:
+            if self._correlating is not None:
                 self._of_sequences = {
-                    f"sequences.{name}": value for name, value in self._correlator.stats().items()
+                    f"sequences.{name}": value for name, value in self._correlating.stats().items()
                 }
             with self._store_errors_counted():
                 self._write_report()
@@ -840,9 +843,18 @@ class Server:
                     "silent_hosts": len(self._silent),
                     "store_bytes": self._store.size_bytes(),
                     "watermark_lag_seconds": max(0, time.time_ns() - self._released_ns) // 10**9,
+                    "sequences_lag_seconds": self._sequences_lag_ns() // 10**9,
                 }
+        if self._correlating is not None and self._correlating.failure is not None:
+            raise ServerError(f"the sequences have failed: {self._correlating.failure!r}")
         if self._authenticator is not None and not self._authenticator.is_alive():
             raise ServerError("pyzmq's authenticator has ended; nobody could connect any more")
+
+    def _sequences_lag_ns(self) -> int:
+        """Return how far the sequences are behind what has been released to them."""
+        if self._correlating is None or not self._correlating.taken_ns:
+            return 0
+        return max(0, self._released_ns - self._correlating.taken_ns)
 
     def _note_silence(self, now_s: float) -> None:
         """Make an alert of each host that fell silent, and of each that is heard again."""
@@ -875,8 +887,7 @@ class Server:
         much = self._store.expire(None) if self._store.size_bytes() > store.bytes_max else 0
         self.counters["expired.age"] += old
         self.counters["expired.bytes"] += much
-        more = old == EXPIRE_ROWS or much
-        self._expire_s = now_s + (TICK_S if more else EXPIRE_S)
+        self._expire_s = now_s + (TICK_S if old or much else EXPIRE_S)
 
     def _release(self, watermark_ns: int) -> None:
         """Give the signals up to the watermark to the sequences; what comes later is late."""
@@ -884,8 +895,8 @@ class Server:
             # Noted first: after a crash in between, the sequences may be behind it, never ahead.
             self._store.set_meta(WATERMARK_KEY, str(watermark_ns))
             self._released_ns = watermark_ns
-            if self._correlator is not None:
-                self._correlator.advance(watermark_ns)
+            if self._correlating is not None:
+                self._correlating.advance(watermark_ns)
 
     @contextlib.contextmanager
     def _store_errors_counted(self) -> Iterator[None]:

@@ -4,14 +4,16 @@ A store is a SQLite file, or a PostgreSQL database that a URL names (`postgresql
 as in libpq; tables go into the first schema of the search path).
 
 One process writes (`Store.open`), any number read at the same time (`Store.open(read_only=True)`).
-Fields, tags, addresses and the like are JSON in text columns. Times are nanoseconds since 1970,
-signals' by the host's clock, corrected by its measured offset, which is kept beside them. Every
-function runs in a transaction of its own unless the caller holds one open with
-`Store.transaction()`.
+Signals are kept as the batches they came in (aggregator.signals); addresses, labels and the like
+are JSON in text columns. Times are
+nanoseconds since 1970, signals' by the host's clock, corrected by its measured offset, which is
+kept beside them. Every function runs in a transaction of its own unless the caller holds one open
+with `Store.transaction()`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,15 +22,52 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.compiler import compiles
 
+from vedette.aggregator import migrations
+from vedette.aggregator.schema import (
+    addresses_table,
+    batch_rules_table,
+    batch_times_table,
+    batches_table,
+    boots_table,
+    hosts_table,
+    incident_signals_table,
+    incidents_table,
+    losses_table,
+    meta_table,
+    metadata,
+)
+from vedette.aggregator.signals import (
+    PLACE_BITS,
+    Filter,
+    Places,
+    Reader,
+    SignalKey,
+    StoredBatch,
+    StoredSignal,
+    Wanted,
+    end_of,
+    places_of,
+)
 from vedette.core.clock import UNKNOWN_NS, HostClock
 from vedette.core.signal import PRIORITIES, Signal
-from vedette.core.wire import Batch, Heartbeat, Hello, LostRange
+from vedette.core.wire import Batch, Columns, Heartbeat, Hello, LostRange
+from vedette.core.wire import columns as wire_columns
 
-SCHEMA_VERSION: Final = 3
+__all__ = [
+    "Filter",
+    "SignalKey",
+    "Store",
+    "StoreError",
+    "StoredBatch",
+    "StoredSignal",
+    "Wanted",
+    "end_of",
+]
+
 APPLICATION_ID: Final = 0x56454454  # "VEDT", in the file's header: tells our files from others'
 BOOTS_PER_HOST_MAX: Final = 256
 """Older numberings of a host are forgotten; a host that invents boots cannot fill the disk."""
@@ -40,15 +79,19 @@ FLEET_BOOT: Final = "aggregator"
 """The numbering of signals that the aggregator makes itself, about a host."""
 FLEET_SIGNALS_MAX: Final = 500
 """Hosts whose silence is written down in one transaction."""
-EXPIRE_ROWS: Final = 5000
-"""Signals that one call of `expire` deletes at most."""
+EXPIRE_SIGNALS: Final = 50_000
+"""Signals that one call of `expire` deletes, until it has so many."""
 
+_TABLES_EVER: Final = {"hosts", "boots", "losses", "incidents", "incident_signals", "meta"}
+"""Tables that a store of any version has."""
+_READS: Final = "vedette.reads"
 _WRITER_LOCK: Final = 0x56454454
 _SCHEMA_KEY: Final = "schema"
-_ROW_BYTES_SAMPLE: Final = 1000
-_ROW_BYTES_FACTOR: Final = 2
-"""What a row of `signals` takes in PostgreSQL with its indexes, over its columns' bytes (measured:
-1.8 with signals of 270 bytes of text)."""
+_LAST_BATCH_KEY: Final = "batches.last"
+"""The highest number of a batch, when the last one was deleted: numbers are not given out again."""
+_BATCH_BYTES_SAMPLE: Final = 1000
+_BATCH_BYTES_REST: Final = 600
+"""What a batch takes in PostgreSQL besides its columns: its row, its places, their indexes."""
 
 
 class StoreError(Exception):
@@ -60,239 +103,6 @@ class HostsFull(Exception):
 
 
 _T = TypeVar("_T")
-
-metadata = sa.MetaData()
-
-_Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# In the order of bytes, as in SQLite, whatever the database's locale: the fleet's order of signals
-# must not depend on it.
-_Key = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-
-
-class json_extract(sa.sql.functions.GenericFunction[int]):
-    """`json_extract(text, '$.name')`, of a number: SQLite's function, for PostgreSQL too."""
-
-    type = sa.BigInteger()
-    inherit_cache = True
-
-
-@compiles(json_extract, "postgresql")
-def _json_extract(element: Any, compiler: Any, **options: Any) -> str:
-    column, path = element.clauses
-    name = sa.literal(path.value.removeprefix("$."))
-    value = sa.cast(column, sa.JSON).op("->>")(name)
-    return str(compiler.process(sa.cast(value, sa.BigInteger), **options))
-
-
-hosts_table = sa.Table(
-    "hosts",
-    metadata,
-    sa.Column("host_id", _Key, primary_key=True),
-    sa.Column("hostname", _Key, nullable=False),
-    sa.Column("boot_id", _Key, nullable=False),
-    sa.Column("addresses", sa.Text, nullable=False),
-    sa.Column("labels", sa.Text, nullable=False),
-    sa.Column("version", sa.Text, nullable=False),
-    sa.Column("rules_digest", sa.Text, nullable=False),
-    sa.Column("first_seen_ns", _Number, nullable=False),
-    sa.Column("last_seen_ns", _Number, nullable=False),
-    sa.Column("complete_until_ns", _Number, nullable=False),
-    sa.Column("offset_ns", _Number, nullable=False),
-    sa.Column("signals_stored", _Number, nullable=False),
-    sa.Column("signals_late", _Number, nullable=False),
-    sa.Column("signals_lost", _Number, nullable=False),
-    sa.Column("signals_missing", _Number, nullable=False),
-    sa.Column("lost_events", _Number, nullable=False),
-    sa.Column("counters", sa.Text, nullable=False),
-    # Since version 2.
-    sa.Column("silent_since_ns", _Number, nullable=False, server_default="0"),
-    sa.Column("left_ns", _Number, nullable=False, server_default="0"),
-    sa.Column("left_reason", sa.Text, nullable=False, server_default=""),
-    # Since version 3.
-    sa.Column("uncertainty_ns", _Number, nullable=False, server_default="-1"),
-    sqlite_with_rowid=False,
-)
-
-boots_table = sa.Table(
-    "boots",
-    metadata,
-    sa.Column("host_id", _Key, nullable=False),
-    sa.Column("boot_id", _Key, nullable=False),
-    sa.Column("committed_seq", _Number, nullable=False),
-    sa.Column("last_time_ns", _Number, nullable=False),
-    sa.Column("lost_events", _Number, nullable=False),
-    sa.Column("last_seen_ns", _Number, nullable=False),
-    sa.PrimaryKeyConstraint("host_id", "boot_id"),
-    sqlite_with_rowid=False,
-)
-
-signals_table = sa.Table(
-    "signals",
-    metadata,
-    sa.Column("id", _Number, primary_key=True),
-    sa.Column("host_id", _Key, nullable=False),
-    sa.Column("boot_id", _Key, nullable=False),
-    sa.Column("seq", _Number, nullable=False),
-    sa.Column("time_ns", _Number, nullable=False),
-    sa.Column("received_ns", _Number, nullable=False),
-    sa.Column("rule", _Key, nullable=False),
-    sa.Column("priority", _Number, nullable=False),
-    sa.Column("alert", sa.Boolean, nullable=False),
-    sa.Column("tags", sa.Text, nullable=False),
-    sa.Column("output", sa.Text, nullable=False),
-    sa.Column("fields", sa.Text, nullable=False),
-    sa.Column("late", sa.Boolean, nullable=False),
-    # Since version 3.
-    sa.Column("offset_ns", _Number, nullable=False, server_default="0"),
-    sa.Column("uncertainty_ns", _Number, nullable=False, server_default="-1"),
-    sa.UniqueConstraint("host_id", "boot_id", "seq"),
-    sa.Index("signals_by_time", "time_ns", "host_id", "seq", "boot_id"),
-    sa.Index("signals_by_rule", "rule", "time_ns"),
-    sa.Index("signals_by_host", "host_id", "time_ns"),
-    # Numbers of deleted rows are not given out again, so that "after id" never misses a row.
-    sqlite_autoincrement=True,
-)
-
-_SIGNAL_COLUMNS: Final = tuple(column.name for column in signals_table.columns)[1:]
-_INSERT_SIGNAL: Final = (
-    f"INSERT OR IGNORE INTO signals ({', '.join(_SIGNAL_COLUMNS)}) "  # noqa: S608 (names of ours)
-    f"VALUES ({', '.join('?' * len(_SIGNAL_COLUMNS))})"
-)
-
-addresses_table = sa.Table(
-    "addresses",
-    metadata,
-    sa.Column("host_id", _Key, nullable=False),
-    sa.Column("address", _Key, nullable=False),
-    sa.Column("since_ns", _Number, nullable=False),
-    sa.Column("until_ns", _Number, nullable=False),
-    sa.PrimaryKeyConstraint("host_id", "address", "since_ns"),
-    sqlite_with_rowid=False,
-)
-
-seen_table = sa.Table(
-    "seen",
-    metadata,
-    sa.Column("spec", _Key, nullable=False),
-    sa.Column("value", _Key, nullable=False),
-    sa.Column("last_ns", _Number, nullable=False),
-    sa.PrimaryKeyConstraint("spec", "value"),
-    sa.Index("seen_by_time", "spec", "last_ns"),
-    sqlite_with_rowid=False,
-)
-
-firsts_table = sa.Table(
-    "firsts",
-    metadata,
-    sa.Column("spec", _Key, nullable=False),
-    sa.Column("time_ns", _Number, nullable=False),
-    sa.Column("host_id", _Key, nullable=False),
-    sa.Column("seq", _Number, nullable=False),
-    sa.Column("boot_id", _Key, nullable=False),
-    sa.PrimaryKeyConstraint("spec", "time_ns", "host_id", "seq", "boot_id"),
-    sqlite_with_rowid=False,
-)
-
-losses_table = sa.Table(
-    "losses",
-    metadata,
-    sa.Column("id", _Number, primary_key=True),
-    sa.Column("host_id", _Key, nullable=False),
-    sa.Column("boot_id", _Key, nullable=False),
-    sa.Column("cause", sa.Text, nullable=False),
-    sa.Column("count", _Number, nullable=False),
-    sa.Column("start_ns", _Number, nullable=False),
-    sa.Column("end_ns", _Number, nullable=False),
-    sa.Index("losses_by_host", "host_id", "end_ns"),
-    sqlite_autoincrement=True,
-)
-
-incidents_table = sa.Table(
-    "incidents",
-    metadata,
-    sa.Column("id", _Key, primary_key=True),
-    sa.Column("sequence", _Key, nullable=False),
-    sa.Column("priority", _Number, nullable=False),
-    sa.Column("start_ns", _Number, nullable=False),
-    sa.Column("end_ns", _Number, nullable=False),
-    sa.Column("hosts", sa.Text, nullable=False),
-    sa.Column("complete", sa.Boolean, nullable=False),
-    sa.Column("reasons", sa.Text, nullable=False),
-    sa.Column("details", sa.Text, nullable=False),
-    sa.Column("written_ns", _Number, nullable=False),
-    sa.Index("incidents_by_time", "end_ns", "id"),
-)
-
-incident_signals_table = sa.Table(
-    "incident_signals",
-    metadata,
-    sa.Column(
-        "incident_id", _Key, sa.ForeignKey("incidents.id", ondelete="CASCADE"), nullable=False
-    ),
-    sa.Column("position", _Number, nullable=False),
-    sa.Column("step", sa.Text, nullable=False),
-    sa.Column("signal_id", _Number, sa.ForeignKey("signals.id"), nullable=False),
-    sa.PrimaryKeyConstraint("incident_id", "position"),
-    sa.Index("incident_signals_by_signal", "signal_id"),
-    sqlite_with_rowid=False,
-)
-
-meta_table = sa.Table(
-    "meta",
-    metadata,
-    sa.Column("key", _Key, primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
-    sqlite_with_rowid=False,
-)
-
-_MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {
-    1: (
-        "ALTER TABLE hosts ADD COLUMN silent_since_ns BIGINT NOT NULL DEFAULT 0",
-        "ALTER TABLE hosts ADD COLUMN left_ns BIGINT NOT NULL DEFAULT 0",
-        "ALTER TABLE hosts ADD COLUMN left_reason TEXT NOT NULL DEFAULT ''",
-    ),
-    2: (
-        "ALTER TABLE hosts ADD COLUMN uncertainty_ns BIGINT NOT NULL DEFAULT -1",
-        "ALTER TABLE signals ADD COLUMN offset_ns BIGINT NOT NULL DEFAULT 0",
-        "ALTER TABLE signals ADD COLUMN uncertainty_ns BIGINT NOT NULL DEFAULT -1",
-    ),
-}
-"""What makes a store of a version one of the next; all in the transaction that opens it."""
-
-SignalKey = tuple[int, str, int, str]
-"""(time_ns, host_id, seq, boot_id): the fleet's order of signals, and a signal's identity."""
-
-
-class StoredSignal(Signal, frozen=True, kw_only=True):
-    """A signal as stored.
-
-    time_ns         by the host's clock, corrected by what was known of it when the signal came
-    id              rises in order of arrival
-    hostname        the host's name as it last said
-    received_ns     when the aggregator took it, by its own clock
-    late            came when its time had been released to the sequences already
-    offset_ns       what is in time_ns beyond the time that the host gave
-    uncertainty_ns  the most by which time_ns can be wrong, -1 where nobody knows
-    """
-
-    id: int
-    host_id: str
-    hostname: str
-    boot_id: str
-    received_ns: int
-    late: bool
-    offset_ns: int = 0
-    uncertainty_ns: int = UNKNOWN_NS
-
-    @property
-    def host_time_ns(self) -> int:
-        """The time as the host gave it."""
-        return self.time_ns - self.offset_ns
-
-    @property
-    def key(self) -> SignalKey:
-        """Where the signal stands in the fleet's order."""
-        return self.time_ns, self.host_id, self.seq, self.boot_id
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -398,15 +208,82 @@ class Committed(msgspec.Struct, frozen=True, kw_only=True):
     missing: int
 
 
+class _Boot:
+    """A numbering, as it will be stored. complete_ns is its host's."""
+
+    __slots__ = (
+        "boot_id",
+        "committed_seq",
+        "complete_ns",
+        "host_id",
+        "last_seen_ns",
+        "last_time_ns",
+        "lost_events",
+    )
+
+    def __init__(self, host_id: str, boot_id: str) -> None:
+        self.host_id = host_id
+        self.boot_id = boot_id
+        self.committed_seq = 0
+        self.last_time_ns = 0
+        self.lost_events = 0
+        self.last_seen_ns = 0
+        self.complete_ns = 0
+
+    def note(self, last_seq: int, complete_ns: int, received_ns: int) -> None:
+        """Take note of a message."""
+        self.committed_seq = last_seq
+        self.complete_ns = max(self.complete_ns, complete_ns)
+        self.last_seen_ns = received_ns
+
+
+class _Group:
+    """What one transaction has to write, put together so that many messages share the price."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.times: list[tuple[int, int, str, int, int]] = []
+        self.rules: list[tuple[int, int, str]] = []
+        self.losses: list[Loss] = []
+        self.boots: dict[tuple[str, str], _Boot] = {}
+        self.hosts: dict[str, dict[str, int]] = {}
+        self.beats: dict[str, dict[str, Any]] = {}
+
+    def host(self, host_id: str) -> dict[str, int]:
+        """Return what is to be added to a host's numbers; new values of seen and complete."""
+        found = self.hosts.get(host_id)
+        if found is None:
+            names = ("seen", "complete", "stored", "late", "lost", "missing")
+            found = self.hosts[host_id] = dict.fromkeys(names, 0)
+        return found
+
+
+class _Names:
+    """Counts changes of hosts' names and addresses, for all connections of a process."""
+
+    __slots__ = ("version",)
+
+    def __init__(self) -> None:
+        self.version = 0
+
+
 class Store:
     """See the module. Use from one thread at a time; close after use (or `with`)."""
 
     def __init__(self, name: str, engine: sa.Engine) -> None:
         self.name = name
+        self._names = _Names()
         self._engine = engine
         self._sqlite = engine.dialect.name == "sqlite"
         self._connection = engine.connect()
         self._depth = 0
+        self._read_only = True
+        self._group: _Group | None = None
+        self._boots: dict[str, dict[str, _Boot]] = {}
+        self._addresses: dict[str, list[str]] = {}
+        self._hostnames: tuple[int, dict[str, str]] = (-1, {})
+        self._last_batch: int | None = None
+        self._reader = Reader(self.reading, self.hostnames)
 
     @classmethod
     def open(cls, target: str | Path, *, read_only: bool = False) -> Store:
@@ -425,6 +302,7 @@ class Store:
             engine = _sqlite_engine(Path(target), read_only)
         try:
             store = cls(name, engine)
+            store._read_only = read_only
             try:
                 store._prepare(read_only)
             except BaseException:
@@ -441,22 +319,45 @@ class Store:
             raise
         return store
 
+    def companion(self) -> Store:
+        """Open another connection of this process, for another of its threads.
+
+        What is committed over it may be undone by a power cut; it is for what can be made again
+        from the signals.
+        """
+        target = self._engine.url
+        if self._sqlite:
+            engine = _sqlite_engine(Path(self.name), read_only=False, durable=False)
+        else:
+            engine = _postgresql_engine(
+                target.render_as_string(hide_password=False), self.name, False, durable=False
+            )
+        made = Store(self.name, engine)
+        made._read_only = False
+        made._names = self._names
+        return made
+
+    @property
+    def names_version(self) -> int:
+        """Grows whenever a host's name or addresses may have changed (writers only)."""
+        return self._names.version
+
     def _prepare(self, read_only: bool) -> None:
         with self.transaction() as connection:
             version = self._version(connection)
-        if version == SCHEMA_VERSION:
+        if version == migrations.SCHEMA_VERSION:
             return
-        if version is not None and version > SCHEMA_VERSION:
+        if version is not None and version > migrations.SCHEMA_VERSION:
             raise StoreError(
                 f"{self.name}: store of version {version}, this Vedette knows up to "
-                f"{SCHEMA_VERSION}; install the newer one"
+                f"{migrations.SCHEMA_VERSION}; install the newer one"
             )
         if read_only:
             raise StoreError(
                 f"{self.name}: an empty file; start the aggregator to make a store of it"
                 if version is None
                 else f"{self.name}: store of version {version}; start the aggregator to bring it "
-                f"to {SCHEMA_VERSION}"
+                f"to {migrations.SCHEMA_VERSION}"
             )
         if self._sqlite and version is None:
             # Only now is it sure that the file is ours to change. With a write-ahead log readers
@@ -468,16 +369,14 @@ class Store:
             if version is None:
                 metadata.create_all(connection)
             else:
-                for step in range(version, SCHEMA_VERSION):
-                    for statement in _MIGRATIONS[step]:
-                        connection.exec_driver_sql(statement)
+                migrations.migrate(connection, version)
                 # Tables that are new are made as they are now.
                 metadata.create_all(connection)
             if self._sqlite:
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                connection.exec_driver_sql(f"PRAGMA user_version = {migrations.SCHEMA_VERSION}")
             else:
-                self.set_meta(_SCHEMA_KEY, str(SCHEMA_VERSION))
+                self.set_meta(_SCHEMA_KEY, str(migrations.SCHEMA_VERSION))
 
     def _version(self, connection: sa.Connection) -> int | None:
         """Return the schema's version, None where there is nothing yet. Raises StoreError."""
@@ -487,7 +386,7 @@ class Store:
             if not ours:
                 return None
             version = self.meta(_SCHEMA_KEY) if "meta" in found else None
-            if version is None or len(ours) != len(metadata.tables):
+            if version is None or _TABLES_EVER - found:
                 raise StoreError(
                     f"{self.name}: has tables of other programs with our names "
                     f"({', '.join(sorted(ours))}); name another database"
@@ -525,20 +424,108 @@ class Store:
     def transaction(self) -> Iterator[sa.Connection]:
         """All or nothing for what is called inside; transactions inside join the outermost."""
         if self._depth:
+            self._flush()
             yield self._connection
             return
-        with self._connection.begin():
-            self._depth += 1
-            try:
-                yield self._connection
-            finally:
-                self._depth -= 1
+        try:
+            with self._connection.begin():
+                self._depth += 1
+                try:
+                    yield self._connection
+                    self._flush()
+                finally:
+                    self._depth -= 1
+        except BaseException:
+            self._undone()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction for whoever only reads: it waits for no writer, and keeps none waiting."""
+        if not self._depth and self._sqlite:
+            self._connection.info[_READS] = True
+        with self.transaction() as connection:
+            yield connection
+
+    def _undone(self) -> None:
+        """Forget what is remembered beside the database: it may be of what was undone."""
+        self._group = None
+        self._boots.clear()
+        self._addresses.clear()
+        self._last_batch = None
+        self._names.version += 1
+        self._reader.forget()
+
+    @contextmanager
+    def _grouped(self) -> Iterator[_Group]:
+        """Write together with what else the transaction has to write."""
+        with contextlib.ExitStack() as stack:
+            if not self._depth:
+                stack.enter_context(self.transaction())
+            if self._group is None:
+                self._group = _Group()
+            yield self._group
+
+    def _flush(self) -> None:
+        """Write what the transaction has put together so far."""
+        group, self._group = self._group, None
+        if group is None:
+            return
+        connection = self._connection
+        for table, rows in (
+            (batches_table, group.batches),
+            (losses_table, [msgspec.structs.asdict(loss) for loss in group.losses]),
+        ):
+            if rows:
+                connection.execute(table.insert(), rows)
+        for table, placed in ((batch_times_table, group.times), (batch_rules_table, group.rules)):
+            if placed:
+                self._insert_rows(table, placed)
+        for host_id in {loss.host_id for loss in group.losses}:
+            oldest = (
+                sa.select(losses_table.c.id)
+                .where(losses_table.c.host_id == host_id)
+                .order_by(losses_table.c.id.desc())
+                .offset(LOSSES_PER_HOST_MAX)
+            )
+            connection.execute(losses_table.delete().where(losses_table.c.id.in_(oldest)))
+        if group.boots:
+            names = ("committed_seq", "last_time_ns", "lost_events", "last_seen_ns")
+            insert = self.insert(boots_table)
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["host_id", "boot_id"],
+                    set_={name: insert.excluded[name] for name in names},
+                ),
+                [
+                    {name: getattr(boot, name) for name in ("host_id", "boot_id", *names)}
+                    for boot in group.boots.values()
+                ],
+            )
+        if group.hosts:
+            connection.execute(
+                _ADVANCE_HOST, [{"id": id_} | values for id_, values in group.hosts.items()]
+            )
+        if group.beats:
+            connection.execute(
+                _NOTE_BEAT,
+                [
+                    {"id": id_} | {f"new_{name}": value for name, value in values.items()}
+                    for id_, values in group.beats.items()
+                ],
+            )
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """All or nothing for a part of the transaction that is open."""
-        with self._connection.begin_nested():
-            yield
+        self._flush()
+        try:
+            with self._connection.begin_nested():
+                yield
+                self._flush()
+        except BaseException:
+            self._undone()
+            raise
 
     # Writing: what the aggregator's server calls.
 
@@ -591,20 +578,15 @@ class Store:
                 )
             if known is None or known.addresses != _json(hello.addresses):
                 self._note_addresses(connection, hello.host_id, hello.addresses, received_ns)
-            connection.execute(
-                self.insert(boots_table)
-                .values(
-                    host_id=hello.host_id,
-                    boot_id=hello.boot_id,
-                    committed_seq=0,
-                    last_time_ns=0,
-                    lost_events=0,
-                    last_seen_ns=received_ns,
-                )
-                .on_conflict_do_update(
-                    index_elements=["host_id", "boot_id"], set_={"last_seen_ns": received_ns}
-                )
-            )
+            # Read again from the database: some of the host's numberings may go now.
+            self._boots.pop(hello.host_id, None)
+            self._addresses[hello.host_id] = hello.addresses
+            self._names.version += 1
+            boot = self._boot(hello.host_id, hello.boot_id, new=True)
+            boot.last_seen_ns = received_ns
+            with self._grouped() as group:
+                group.boots[hello.host_id, hello.boot_id] = boot
+            self._flush()
             old_boots = (
                 sa.select(boots_table.c.boot_id)
                 .where(boots_table.c.host_id == hello.host_id)
@@ -616,112 +598,131 @@ class Store:
                     boots_table.c.host_id == hello.host_id, boots_table.c.boot_id.in_(old_boots)
                 )
             )
-            return int(self._boot(connection, hello.host_id, hello.boot_id).committed_seq)
+            return boot.committed_seq
 
     def commit(
         self,
         host_id: str,
         boot_id: str,
-        batch: Batch,
+        batch: Batch | Columns,
         received_ns: int,
         released_ns: int,
         clock: HostClock | None = None,
     ) -> Committed:
         """Store a batch's signals, each number once; return what became of them.
 
+        batch        Columns' times are corrected
         released_ns  signals up to this time have been given to the sequences: these are late
         clock        what is known of the host's clock; None: nothing
         Raises KeyError where the host never said HELLO with this boot.
         """
+        columns = wire_columns(batch) if isinstance(batch, Batch) else batch
         clock = clock or HostClock()
-        corrected_ns = clock.corrected_ns
-        last_ns = corrected_ns(batch.signals[-1].time_ns)
-        with self.transaction() as connection:
-            boot = self._boot(connection, host_id, boot_id)
-            committed_seq = int(boot.committed_seq)
+        columns.correct(clock.offset_ns)
+        with self._grouped() as group:
+            boot = self._boot(host_id, boot_id)
+            group.boots[host_id, boot_id] = boot
+            committed_seq = boot.committed_seq
             # An agent sends its numbers rising over one ordered connection, so whatever is not
             # above the highest stored was stored before.
-            new = [signal for signal in batch.signals if signal.seq > committed_seq]
-            late = sum(corrected_ns(signal.time_ns) <= released_ns for signal in new)
-            stored = 0
+            skip = int(columns.seq.searchsorted(committed_seq, "right"))
+            new = len(columns) - skip
+            late = 0
             if new:
-                # Fewer than are new only where the boot was forgotten (BOOTS_PER_HOST_MAX).
-                stored = self._insert_signals(
-                    connection,
-                    [
-                        (
-                            host_id,
-                            boot_id,
-                            signal.seq,
-                            corrected_ns(signal.time_ns),
-                            received_ns,
-                            self._text(signal.rule),
-                            signal.priority,
-                            signal.alert,
-                            _json(signal.tags),
-                            self._text(signal.output),
-                            _json(signal.fields),
-                            corrected_ns(signal.time_ns) <= released_ns,
-                            clock.offset_ns,
-                            clock.uncertainty_ns,
-                        )
-                        for signal in new
-                    ],
-                )
-            last_seq: int = max(committed_seq, batch.signals[-1].seq)
-            lost = self._note_lost(
-                connection,
-                boot,
-                batch.lost,
-                last_seq,
-                end_ns=last_ns,
-            )
-            missing = last_seq - committed_seq - len(new) - lost
-            if missing > 0:
-                self._write_loss(
-                    connection,
-                    Loss(
-                        host_id=host_id,
-                        boot_id=boot_id,
-                        cause="missing",
-                        count=missing,
-                        start_ns=min(boot.last_time_ns, last_ns),
-                        end_ns=last_ns,
-                    ),
-                )
-            self._advance(
-                connection,
-                host_id,
-                boot_id,
-                received_ns,
-                committed_seq=last_seq,
-                last_time_ns=max(boot.last_time_ns, last_ns),
-                complete_until_ns=corrected_ns(batch.complete_until_ns),
-                stored=stored,
-                late=late,
-                lost=lost,
-                missing=max(missing, 0),
-            )
+                late = int((columns.time_ns[skip:] <= released_ns).sum())
+                self._add(group, boot, columns, skip, late, received_ns, released_ns, clock)
+            end_ns = int(columns.time_ns[-1])
+            last_seq = max(committed_seq, int(columns.seq[-1]))
+            lost = self._note_lost(group, boot, columns.lost, last_seq, end_ns)
+            missing = max(0, last_seq - committed_seq - new - lost)
+            self._note_loss(group, boot, "missing", missing, boot.last_time_ns, end_ns)
+            boot.last_time_ns = max(boot.last_time_ns, end_ns)
+            boot.note(last_seq, clock.corrected_ns(columns.complete_until_ns), received_ns)
+            host = group.host(host_id)
+            host["seen"], host["complete"] = received_ns, boot.complete_ns
+            for name, count in (
+                ("stored", new),
+                ("late", late),
+                ("lost", lost),
+                ("missing", missing),
+            ):
+                host[name] += count
             return Committed(
                 committed_seq=last_seq,
-                stored=stored,
-                duplicates=len(batch.signals) - stored,
+                stored=new,
+                duplicates=skip,
                 late=late,
                 lost=lost,
-                missing=max(missing, 0),
+                missing=missing,
             )
 
-    def _insert_signals(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> int:
-        """Store rows of _SIGNAL_COLUMNS that are not stored yet; return how many."""
-        if self._sqlite:
-            # As text: the library's own handling of each row costs as much as SQLite's work on it.
-            return connection.exec_driver_sql(_INSERT_SIGNAL, rows).rowcount
-        # Over many rows this driver does not say how many were new; RETURNING does.
-        statement = (
-            self.insert(signals_table).on_conflict_do_nothing().returning(signals_table.c.id)
+    def _add(
+        self,
+        group: _Group,
+        boot: _Boot,
+        columns: Columns,
+        skip: int,
+        late: int,
+        received_ns: int,
+        released_ns: int,
+        clock: HostClock,
+    ) -> None:
+        """Have a batch written."""
+        batch_id = self._last_batch_id() + 1
+        self._last_batch = batch_id
+        times, rules = places_of(batch_id, boot.host_id, columns, skip)
+        group.times += times
+        group.rules += [(number, bucket, self._text(name)) for number, bucket, name in rules]
+        used = [
+            rule
+            for rule, count in zip(
+                columns.rules,
+                np.bincount(columns.rule[skip:], minlength=len(columns.rules)).tolist(),
+                strict=True,
+            )
+            if count
+        ]
+        group.batches.append(
+            {
+                "id": batch_id,
+                "host_id": boot.host_id,
+                "boot_id": boot.boot_id,
+                "first_seq": int(columns.seq[skip]),
+                "last_seq": int(columns.seq[-1]),
+                "skip": skip,
+                "count": len(columns) - skip,
+                "received_ns": received_ns,
+                "released_ns": released_ns,
+                "late": late,
+                "offset_ns": clock.offset_ns,
+                "uncertainty_ns": clock.uncertainty_ns,
+                "priority_min": min(rule.priority for rule in used),
+                "alert": any(rule.alert for rule in used),
+                "size_bytes": len(columns.payload),
+                "columns": columns.payload,
+            }
         )
-        values = [dict(zip(_SIGNAL_COLUMNS, row, strict=True)) for row in rows]
-        return len(connection.execute(statement, values).all())
+
+    def _insert_rows(self, table: sa.Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write many rows; as text, since the library's handling of each costs as much again."""
+        mark = "?" if self._sqlite else "%s"
+        marks = ", ".join(mark for _ in table.columns)
+        self._connection.exec_driver_sql(
+            f"INSERT INTO {table.name} VALUES ({marks})",  # noqa: S608 (names of ours)
+            list(rows),
+        )
+
+    def _last_batch_id(self) -> int:
+        """Return the highest number that a batch ever had."""
+        if self._last_batch is None:
+            highest = self._connection.execute(
+                sa.select(sa.func.max(batches_table.c.id))
+            ).scalar_one()
+            kept = self._connection.execute(
+                sa.select(meta_table.c.value).where(meta_table.c.key == _LAST_BATCH_KEY)
+            ).scalar_one_or_none()
+            self._last_batch = max(highest or 0, int(kept or 0))
+        return self._last_batch
 
     def heartbeat(
         self,
@@ -737,66 +738,43 @@ class Store:
         Raises KeyError where the host never said HELLO with this boot.
         """
         clock = clock or HostClock()
-        complete_until_ns = clock.corrected_ns(beat.complete_until_ns)
-        with self.transaction() as connection:
-            boot = self._boot(connection, host_id, boot_id)
+        with self._grouped() as group:
+            boot = self._boot(host_id, boot_id)
+            group.boots[host_id, boot_id] = boot
+            committed_seq = boot.committed_seq
+            complete_until_ns = clock.corrected_ns(beat.complete_until_ns)
             end_ns = max(complete_until_ns, boot.last_time_ns)
-            last_seq: int = max(boot.committed_seq, beat.lost[-1][1] if beat.lost else 0)
-            lost = self._note_lost(connection, boot, beat.lost, last_seq, end_ns=end_ns)
-            missing = last_seq - boot.committed_seq - lost
-            lost_events = beat.lost_events - boot.lost_events
-            complete_ns, addresses = connection.execute(
-                sa.select(hosts_table.c.complete_until_ns, hosts_table.c.addresses).where(
-                    hosts_table.c.host_id == host_id
-                )
-            ).one()
-            if addresses != _json(beat.addresses):
-                self._note_addresses(connection, host_id, beat.addresses, received_ns)
-            for cause, count, start_ns in (
-                ("missing", missing, boot.last_time_ns),
-                ("capture", lost_events, complete_ns),
-            ):
-                if count > 0:
-                    self._write_loss(
-                        connection,
-                        Loss(
-                            host_id=host_id,
-                            boot_id=boot_id,
-                            cause=cause,
-                            count=count,
-                            start_ns=min(start_ns, end_ns),
-                            end_ns=end_ns,
-                        ),
-                    )
-            self._advance(
-                connection,
-                host_id,
-                boot_id,
-                received_ns,
-                committed_seq=last_seq,
-                complete_until_ns=complete_until_ns,
-                lost=lost,
-                missing=missing,
-                lost_events=beat.lost_events,
-            )
-            connection.execute(
-                hosts_table.update()
-                .where(hosts_table.c.host_id == host_id)
-                .values(
-                    addresses=_json(beat.addresses),
-                    rules_digest=beat.rules_digest,
-                    lost_events=beat.lost_events,
-                    counters=_json(beat.counters),
-                    offset_ns=clock.offset_ns,
-                    uncertainty_ns=clock.uncertainty_ns,
-                )
-            )
-            return int(last_seq)
+            last_seq = max(committed_seq, beat.lost[-1][1] if beat.lost else 0)
+            lost = self._note_lost(group, boot, beat.lost, last_seq, end_ns)
+            missing = last_seq - committed_seq - lost
+            self._note_loss(group, boot, "missing", missing, boot.last_time_ns, end_ns)
+            events = beat.lost_events - boot.lost_events
+            self._note_loss(group, boot, "capture", events, boot.complete_ns, end_ns)
+            boot.lost_events = max(boot.lost_events, beat.lost_events)
+            boot.note(last_seq, complete_until_ns, received_ns)
+            host = group.host(host_id)
+            host["seen"], host["complete"] = received_ns, boot.complete_ns
+            host["lost"] += lost
+            host["missing"] += missing
+            group.beats[host_id] = {
+                "addresses": _json(beat.addresses),
+                "rules_digest": beat.rules_digest,
+                "lost_events": beat.lost_events,
+                "counters": _json(beat.counters),
+                "offset_ns": clock.offset_ns,
+                "uncertainty_ns": clock.uncertainty_ns,
+            }
+            if self._addresses.get(host_id) != beat.addresses:
+                with self.transaction() as connection:
+                    self._note_addresses(connection, host_id, beat.addresses, received_ns)
+                self._addresses[host_id] = beat.addresses
+            return last_seq
 
     def _note_addresses(
         self, connection: sa.Connection, host_id: str, addresses: list[str], now_ns: int
     ) -> None:
         """Write down since when a host has the addresses that it has now."""
+        self._names.version += 1
         c = addresses_table.c
         connection.execute(
             addresses_table.update()
@@ -859,30 +837,13 @@ class Store:
                         signals_stored=c.signals_stored + 1,
                     )
                 )
-                last = connection.execute(
-                    sa.select(sa.func.max(signals_table.c.seq)).where(
-                        signals_table.c.host_id == row.host_id,
-                        signals_table.c.boot_id == FLEET_BOOT,
-                    )
-                ).scalar_one()
-                connection.execute(
-                    signals_table.insert().values(
-                        host_id=row.host_id,
-                        boot_id=FLEET_BOOT,
-                        seq=(last or 0) + 1,
-                        time_ns=signal.time_ns,
-                        received_ns=now_ns,
-                        rule=signal.rule,
-                        priority=signal.priority,
-                        alert=True,
-                        tags=_json(signal.tags),
-                        output=signal.output,
-                        fields=_json(signal.fields),
-                        late=False,
-                        offset_ns=0,
-                        uncertainty_ns=0,
-                    )
-                )
+                with self._grouped() as group:
+                    boot = self._boot(row.host_id, FLEET_BOOT, new=True)
+                    boot.note(boot.committed_seq + 1, 0, now_ns)
+                    group.boots[row.host_id, FLEET_BOOT] = boot
+                    numbered = msgspec.structs.replace(signal, seq=boot.committed_seq)
+                    columns = wire_columns(Batch(signals=[numbered]))
+                    self._add(group, boot, columns, 0, 0, now_ns, 0, HostClock(0, 0))
         return news
 
     def insert(self, table: sa.Table) -> Any:
@@ -900,7 +861,7 @@ class Store:
 
         A SQLite file does not shrink; pages that are free in it are not counted.
         """
-        c = signals_table.c
+        b = batches_table.c
         with self.transaction() as connection:
             if self._sqlite:
                 pages, free, page_bytes = (
@@ -909,27 +870,22 @@ class Store:
                 )
                 return int((pages - free) * page_bytes)
             newest = (
-                sa.select(
-                    sa.func.length(c.output) + sa.func.length(c.fields) + sa.func.length(c.tags)
-                )
-                .order_by(c.id.desc())
-                .limit(_ROW_BYTES_SAMPLE)
-                .subquery()
+                sa.select(b.size_bytes).order_by(b.id.desc()).limit(_BATCH_BYTES_SAMPLE).subquery()
             )
             mean = connection.execute(sa.select(sa.func.avg(newest.c[0]))).scalar_one()
             span = connection.execute(
-                sa.select(sa.func.max(c.id) - sa.func.min(c.id) + 1)
+                sa.select(sa.func.max(b.id) - sa.func.min(b.id) + 1)
             ).scalar_one()
-            return int((span or 0) * (float(mean or 0) + 150) * _ROW_BYTES_FACTOR)
+            return int((span or 0) * (float(mean or 0) + _BATCH_BYTES_REST))
 
-    def expire(self, before_ns: int | None, count_max: int = EXPIRE_ROWS) -> int:
-        """Delete the signals that arrived first, at most count_max; return how many.
+    def expire(self, before_ns: int | None, count_max: int = EXPIRE_SIGNALS) -> int:
+        """Delete the batches that arrived first until count_max signals have gone; return how many.
 
         before_ns  only what arrived before, and incidents and losses from before it too; None: as
                    many signals as there may be
-        Signals of incidents stay for as long as their incident.
+        An incident has its signals with it, and they stay as long as it does.
         """
-        c, places = signals_table.c, incident_signals_table.c
+        b = batches_table.c
         with self.transaction() as connection:
             if before_ns is not None:
                 connection.execute(
@@ -940,109 +896,83 @@ class Store:
                         losses_table.c.end_ns < before_ns, losses_table.c.start_ns < before_ns
                     )
                 )
-            held = sa.exists().where(places.signal_id == c.id)
-            oldest = sa.select(c.id).where(~held).order_by(c.id).limit(count_max)
-            if before_ns is not None:
-                # In order of arrival, so the first that is young enough ends the search.
-                first_young = (
-                    sa.select(c.id)
-                    .where(c.received_ns >= before_ns)
-                    .order_by(c.id)
-                    .limit(1)
-                    .scalar_subquery()
-                )
-                oldest = oldest.where(c.received_ns < before_ns).where(
-                    c.id < sa.func.coalesce(first_young, (1 << 62))
-                )
-            result = connection.execute(signals_table.delete().where(c.id.in_(oldest)))
-            return int(result.rowcount)
-
-    def _boot(self, connection: sa.Connection, host_id: str, boot_id: str) -> sa.Row[Any]:
-        row = connection.execute(
-            sa.select(boots_table).where(
-                boots_table.c.host_id == host_id, boots_table.c.boot_id == boot_id
+            oldest = connection.execute(
+                sa.select(b.id, b.count, b.received_ns).order_by(b.id).limit(count_max)
             )
+            count = last = 0
+            for row in oldest:
+                if count >= count_max or (before_ns is not None and row.received_ns >= before_ns):
+                    break
+                count += row[1]
+                last = row.id
+            oldest.close()
+            if count:
+                self.set_meta(_LAST_BATCH_KEY, str(self._last_batch_id()))
+                connection.execute(batches_table.delete().where(b.id <= last))
+                for table in (batch_times_table, batch_rules_table):
+                    connection.execute(table.delete().where(table.c.batch_id <= last))
+                self._reader.forget()
+            return count
+
+    def _boot(self, host_id: str, boot_id: str, *, new: bool = False) -> _Boot:
+        """Return a numbering; new: also one that is not known. Raises KeyError."""
+        known = self._boots.setdefault(host_id, {})
+        found = known.get(boot_id)
+        if found is not None:
+            return found
+        # What is not known here is not among what waits to be written either.
+        row = self._connection.execute(
+            sa.select(boots_table, hosts_table.c.complete_until_ns)
+            .join(hosts_table, hosts_table.c.host_id == boots_table.c.host_id)
+            .where(boots_table.c.host_id == host_id, boots_table.c.boot_id == boot_id)
         ).first()
-        if row is None:
+        if row is None and not new:
             raise KeyError((host_id, boot_id))
-        return row
+        found = _Boot(host_id, boot_id)
+        if row is not None:
+            found.committed_seq = row.committed_seq
+            found.last_time_ns = row.last_time_ns
+            found.lost_events = row.lost_events
+            found.last_seen_ns = row.last_seen_ns
+            found.complete_ns = row.complete_until_ns
+        else:
+            # One that was forgotten (BOOTS_PER_HOST_MAX) may have signals here.
+            b = batches_table.c
+            last = self._connection.execute(
+                sa.select(b.last_seq)
+                .where(b.host_id == host_id, b.boot_id == boot_id)
+                .order_by(b.first_seq.desc())
+                .limit(1)
+            ).scalar_one_or_none()
+            found.committed_seq = last or 0
+        known[boot_id] = found
+        return found
 
     def _note_lost(
-        self,
-        connection: sa.Connection,
-        boot: sa.Row[Any],
-        lost: Sequence[LostRange],
-        last_seq: int,
-        end_ns: int,
+        self, group: _Group, boot: _Boot, lost: Sequence[LostRange], last_seq: int, end_ns: int
     ) -> int:
-        """Write down reported losses above what is committed; return how many numbers."""
+        """Have reported losses above what is committed written down; return how many numbers."""
         count = sum(
             max(0, min(last, last_seq) - max(first, boot.committed_seq + 1) + 1)
             for first, last in lost
         )
-        if count:
-            self._write_loss(
-                connection,
+        self._note_loss(group, boot, "queue", count, boot.last_time_ns, end_ns)
+        return count
+
+    def _note_loss(
+        self, group: _Group, boot: _Boot, cause: str, count: int, start_ns: int, end_ns: int
+    ) -> None:
+        if count > 0:
+            group.losses.append(
                 Loss(
                     host_id=boot.host_id,
                     boot_id=boot.boot_id,
-                    cause="queue",
+                    cause=cause,
                     count=count,
-                    start_ns=min(boot.last_time_ns, end_ns),
+                    start_ns=min(start_ns, end_ns),
                     end_ns=end_ns,
-                ),
+                )
             )
-        return int(count)
-
-    def _write_loss(self, connection: sa.Connection, loss: Loss) -> None:
-        connection.execute(losses_table.insert().values(**msgspec.structs.asdict(loss)))
-        oldest = (
-            sa.select(losses_table.c.id)
-            .where(losses_table.c.host_id == loss.host_id)
-            .order_by(losses_table.c.id.desc())
-            .offset(LOSSES_PER_HOST_MAX)
-        )
-        connection.execute(losses_table.delete().where(losses_table.c.id.in_(oldest)))
-
-    def _advance(
-        self,
-        connection: sa.Connection,
-        host_id: str,
-        boot_id: str,
-        received_ns: int,
-        *,
-        committed_seq: int,
-        complete_until_ns: int,
-        last_time_ns: int = 0,
-        stored: int = 0,
-        late: int = 0,
-        lost: int = 0,
-        missing: int = 0,
-        lost_events: int = 0,
-    ) -> None:
-        c, b = hosts_table.c, boots_table.c
-        connection.execute(
-            hosts_table.update()
-            .where(c.host_id == host_id)
-            .values(
-                last_seen_ns=received_ns,
-                complete_until_ns=_greatest(c.complete_until_ns, complete_until_ns),
-                signals_stored=c.signals_stored + stored,
-                signals_late=c.signals_late + late,
-                signals_lost=c.signals_lost + lost,
-                signals_missing=c.signals_missing + missing,
-            )
-        )
-        connection.execute(
-            boots_table.update()
-            .where(b.host_id == host_id, b.boot_id == boot_id)
-            .values(
-                committed_seq=committed_seq,
-                last_time_ns=_greatest(b.last_time_ns, last_time_ns),
-                lost_events=_greatest(b.lost_events, lost_events),
-                last_seen_ns=received_ns,
-            )
-        )
 
     # Writing: what the correlator calls.
 
@@ -1079,7 +1009,7 @@ class Store:
                             "incident_id": incident.id,
                             "position": position,
                             "step": taken.step,
-                            "signal_id": taken.signal.id,
+                            "signal": _json(taken.signal),
                         }
                         for position, taken in enumerate(signals)
                     ],
@@ -1097,7 +1027,7 @@ class Store:
 
     def meta(self, key: str) -> str | None:
         """A value kept by set_meta, or None."""
-        with self.transaction() as connection:
+        with self.reading() as connection:
             value: str | None = connection.execute(
                 sa.select(meta_table.c.value).where(meta_table.c.key == key)
             ).scalar_one_or_none()
@@ -1112,20 +1042,16 @@ class Store:
         limit: int = 10_000,
         *,
         with_late: bool = False,
+        wanted: Wanted | None = None,
     ) -> list[StoredSignal]:
-        """Signals in the fleet's order, from behind `after` up to until_ns, mostly without late."""
-        c = signals_table.c
-        query = _signals_query().where(c.time_ns <= until_ns)
-        if not with_late:
-            query = query.where(c.late.is_(False))
-        if after is not None:
-            query = query.where(
-                sa.tuple_(c.time_ns, c.host_id, c.seq, c.boot_id)
-                > sa.tuple_(*(sa.literal(part) for part in after))
-            )
-        query = query.order_by(c.time_ns, c.host_id, c.seq, c.boot_id)
-        with self.transaction() as connection:
-            return _signals(connection, query.limit(min(limit, QUERY_ROWS_MAX)))
+        """Signals in the fleet's order, from behind `after` up to until_ns, mostly without late.
+
+        wanted  of these rules and tags only; what is not wanted is not even unpacked
+        Fewer than limit: there are no more up to until_ns.
+        """
+        return self._reader.in_order(
+            after, until_ns, min(limit, QUERY_ROWS_MAX), None if with_late else False, wanted
+        )
 
     def signals(
         self,
@@ -1148,50 +1074,68 @@ class Store:
         after_id      only what arrived after the signal with this id, in order of arrival; without
                       it, the newest `limit` signals, in the fleet's order
         """
-        c = signals_table.c
-        query = _signals_query()
-        if host is not None:
-            query = query.where(
-                c.host_id.in_(
-                    sa.select(hosts_table.c.host_id).where(
-                        sa.or_(hosts_table.c.host_id == host, hosts_table.c.hostname == host)
-                    )
-                )
-            )
-        if rule is not None:
-            query = query.where(c.rule == rule)
-        if tag is not None:
-            # A quote within a tag is escaped, so nothing but a whole tag stands between two.
-            find = sa.func.instr if self._sqlite else sa.func.strpos
-            query = query.where(find(c.tags, _json(tag)) > 0)
-        if priority_max is not None:
-            query = query.where(c.priority <= priority_max)
-        if since_ns is not None:
-            query = query.where(c.time_ns >= since_ns)
-        if until_ns is not None:
-            query = query.where(c.time_ns <= until_ns)
-        if alerts_only:
-            query = query.where(c.alert.is_(True))
+        asked = Filter(
+            hosts=None if host is None else self._host_ids(host),
+            rule=None if rule is None else self._text(rule),
+            tag=tag,
+            priority_max=priority_max,
+            since_ns=since_ns,
+            until_ns=until_ns,
+            alerts_only=alerts_only,
+        )
         limit = min(limit, QUERY_ROWS_MAX)
-        with self.transaction() as connection:
-            if after_id is not None:
-                query = query.where(c.id > after_id).order_by(c.id)
-                return _signals(connection, query.limit(limit))
-            query = query.order_by(
-                c.time_ns.desc(), c.host_id.desc(), c.seq.desc(), c.boot_id.desc()
+        if after_id is not None:
+            return self._reader.arrived(asked, after_id, limit)
+        return self._reader.newest(asked, limit)
+
+    def scan(
+        self, asked: Filter, *, newest_first: bool = False
+    ) -> Iterator[tuple[StoredBatch, Places]]:
+        """Batches in columns, and the places of the signals that are meant; see Reader.scan."""
+        return self._reader.scan(asked, newest_first=newest_first)
+
+    def late_signals(self, since_ns: int, until_ns: int, hosts: Sequence[str]) -> dict[str, int]:
+        """How many signals between two times (both included) came late, by host_id."""
+        return self._reader.count(
+            Filter(hosts=hosts, since_ns=since_ns, until_ns=until_ns, late=True)
+        )
+
+    def hostnames(self) -> dict[str, str]:
+        """The names of all hosts by their host_ids."""
+        version, names = self._hostnames
+        if self._read_only or version != self._names.version:
+            with self.reading() as connection:
+                names = {
+                    row.host_id: row.hostname
+                    for row in connection.execute(
+                        sa.select(hosts_table.c.host_id, hosts_table.c.hostname)
+                    )
+                }
+            self._hostnames = self._names.version, names
+        return names
+
+    def _host_ids(self, host: str) -> list[str]:
+        c = hosts_table.c
+        with self.reading() as connection:
+            return list(
+                connection.execute(
+                    sa.select(c.host_id).where(sa.or_(c.host_id == host, c.hostname == host))
+                ).scalars()
             )
-            return _signals(connection, query.limit(limit))[::-1]
 
     def last_signal_id(self) -> int:
         """The id of the signal that arrived last; 0 where there is none."""
-        with self.transaction() as connection:
-            last = connection.execute(sa.select(sa.func.max(signals_table.c.id))).scalar_one()
-            return int(last or 0)
+        b = batches_table.c
+        with self.reading() as connection:
+            row = connection.execute(
+                sa.select(b.id, b.skip + b.count).order_by(b.id.desc()).limit(1)
+            ).first()
+            return 0 if row is None else (row[0] << PLACE_BITS) + row[1] - 1
 
     def hosts(self) -> list[Host]:
         """All hosts, by name."""
         query = sa.select(hosts_table).order_by(hosts_table.c.hostname, hosts_table.c.host_id)
-        with self.transaction() as connection:
+        with self.reading() as connection:
             return [
                 _struct(row, Host, ("addresses", "labels", "counters"))
                 for row in connection.execute(query)
@@ -1201,7 +1145,7 @@ class Store:
         """Since when and until when hosts had their addresses, the oldest first."""
         c = addresses_table.c
         query = sa.select(addresses_table).order_by(c.since_ns, c.host_id, c.address)
-        with self.transaction() as connection:
+        with self.reading() as connection:
             return [_struct(row, AddressSpan, ()) for row in connection.execute(query)]
 
     def losses(
@@ -1214,7 +1158,7 @@ class Store:
         )
         if hosts is not None:
             query = query.where(c.host_id.in_(hosts))
-        with self.transaction() as connection:
+        with self.reading() as connection:
             return [
                 _struct(row, Loss, ())
                 for row in connection.execute(query.order_by(c.id).limit(QUERY_ROWS_MAX))
@@ -1238,7 +1182,7 @@ class Store:
         if sequence is not None:
             query = query.where(c.sequence == sequence)
         query = query.order_by(c.end_ns.desc(), c.id.desc()).limit(min(limit, QUERY_ROWS_MAX))
-        with self.transaction() as connection:
+        with self.reading() as connection:
             return [
                 _struct(row, Incident, ("hosts", "reasons", "details"))
                 for row in connection.execute(query)
@@ -1247,7 +1191,7 @@ class Store:
     def incident(self, incident_id: str) -> Incident | None:
         """One incident with its signals, by its id or a beginning of it that fits only one."""
         c = incidents_table.c
-        with self.transaction() as connection:
+        with self.reading() as connection:
             rows = connection.execute(
                 sa.select(incidents_table)
                 .where(c.id.startswith(incident_id, autoescape=True))
@@ -1258,26 +1202,23 @@ class Store:
                 return None
             found = _struct((exact or rows)[0], Incident, ("hosts", "reasons", "details"))
             places = connection.execute(
-                sa.select(incident_signals_table.c.step, incident_signals_table.c.signal_id)
+                sa.select(incident_signals_table.c.step, incident_signals_table.c.signal)
                 .where(incident_signals_table.c.incident_id == found.id)
                 .order_by(incident_signals_table.c.position)
             ).all()
-            by_id = {
-                signal.id: signal
-                for signal in _signals(
-                    connection,
-                    _signals_query().where(
-                        signals_table.c.id.in_(
-                            sa.select(incident_signals_table.c.signal_id).where(
-                                incident_signals_table.c.incident_id == found.id
-                            )
-                        )
-                    ),
-                )
-            }
+            hostnames = self.hostnames()
+            signals = [msgspec.json.decode(text, type=StoredSignal) for _, text in places]
             return msgspec.structs.replace(
                 found,
-                signals=[IncidentSignal(step=step, signal=by_id[ref]) for step, ref in places],
+                signals=[
+                    IncidentSignal(
+                        step=place.step,
+                        signal=msgspec.structs.replace(
+                            signal, hostname=hostnames.get(signal.host_id, signal.host_id)
+                        ),
+                    )
+                    for place, signal in zip(places, signals, strict=True)
+                ],
             )
 
 
@@ -1308,10 +1249,6 @@ def _silence(row: sa.Row[Any], is_silent: bool, now_ns: int) -> Signal:
     )
 
 
-def _greatest(one: Any, other: Any) -> Any:
-    return sa.case((one > other, one), else_=other)
-
-
 def _check_path(path: Path, read_only: bool) -> None:
     if read_only and not path.exists():
         raise StoreError(
@@ -1324,7 +1261,7 @@ def _check_path(path: Path, read_only: bool) -> None:
         raise StoreError(f"{path}: folder {path.parent} does not exist; make it first")
 
 
-def _postgresql_engine(url: str, name: str, read_only: bool) -> sa.Engine:
+def _postgresql_engine(url: str, name: str, read_only: bool, *, durable: bool = True) -> sa.Engine:
     made = sa.make_url(url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(
         made,
@@ -1337,6 +1274,8 @@ def _postgresql_engine(url: str, name: str, read_only: bool) -> sa.Engine:
         with connection.cursor() as cursor:
             if read_only:
                 cursor.execute("SET default_transaction_read_only = on")
+            elif not durable:
+                cursor.execute("SET synchronous_commit = off")
             else:
                 # An acknowledged signal is gone from its agent.
                 cursor.execute("SET synchronous_commit = on")
@@ -1351,7 +1290,7 @@ def _postgresql_engine(url: str, name: str, read_only: bool) -> sa.Engine:
     return engine
 
 
-def _sqlite_engine(path: Path, read_only: bool) -> sa.Engine:
+def _sqlite_engine(path: Path, read_only: bool, *, durable: bool = True) -> sa.Engine:
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     engine = sa.create_engine(
         "sqlite+pysqlite://",
@@ -1369,7 +1308,7 @@ def _sqlite_engine(path: Path, read_only: bool) -> sa.Engine:
         if read_only:
             return
         # An acknowledged signal is gone from its agent, so a commit has to survive a power cut.
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
         # The indexes' inner pages stay in memory, and a page that is written often is copied back
         # from the log once in a while rather than every few batches.
@@ -1382,7 +1321,8 @@ def _sqlite_engine(path: Path, read_only: bool) -> sa.Engine:
     def begin(connection: sa.Connection) -> None:
         # A writer takes the lock at once: a transaction that reads first and then finds the lock
         # taken would fail without waiting.
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        reads = connection.info.pop(_READS, read_only)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -1395,16 +1335,42 @@ def _struct(row: sa.Row[*tuple[Any, ...]], kind: type[_T], json_columns: Sequenc
     values = dict(row._mapping)
     for name in json_columns:
         values[name] = msgspec.json.decode(values[name])
-    if "tags" in values:
-        values["tags"] = tuple(values["tags"])
     return kind(**values)
 
 
-def _signals_query() -> sa.Select[Any]:
-    return sa.select(signals_table, hosts_table.c.hostname).join(
-        hosts_table, hosts_table.c.host_id == signals_table.c.host_id
+def _greater(column: sa.Column[int], name: str) -> sa.Case[Any]:
+    value = sa.bindparam(name, type_=sa.BigInteger)
+    return sa.case((value > column, value), else_=column)
+
+
+def _advance_host() -> sa.Update:
+    c = hosts_table.c
+    seen = sa.bindparam("seen", type_=sa.BigInteger)
+    return (
+        hosts_table.update()
+        .where(c.host_id == sa.bindparam("id"))
+        .values(
+            last_seen_ns=sa.case((seen > 0, seen), else_=c.last_seen_ns),
+            complete_until_ns=_greater(c.complete_until_ns, "complete"),
+            **{
+                f"signals_{name}": c[f"signals_{name}"] + sa.bindparam(name, type_=sa.BigInteger)
+                for name in ("stored", "late", "lost", "missing")
+            },
+        )
     )
 
 
-def _signals(connection: sa.Connection, query: sa.Select[Any]) -> list[StoredSignal]:
-    return [_struct(row, StoredSignal, ("tags", "fields")) for row in connection.execute(query)]
+def _note_beat() -> sa.Update:
+    names = (
+        *("addresses", "rules_digest", "lost_events", "counters"),
+        *("offset_ns", "uncertainty_ns"),
+    )
+    return (
+        hosts_table.update()
+        .where(hosts_table.c.host_id == sa.bindparam("id"))
+        .values({name: sa.bindparam(f"new_{name}") for name in names})
+    )
+
+
+_ADVANCE_HOST: Final = _advance_host()
+_NOTE_BEAT: Final = _note_beat()

@@ -217,6 +217,10 @@ class Correlator:
         """Tell whether a sequence completes only some time after its last signal."""
         return any(sequence.afterwards_ns for sequence in self._sequences)
 
+    def wants(self, rule: str, tags: tuple[str, ...]) -> bool:
+        """Tell whether any step or absence takes signals of a rule; others need not be fed."""
+        return self._tables.wants(rule, tags)
+
     def restore(
         self,
         signals: Iterable[FleetSignal],

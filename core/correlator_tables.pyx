@@ -1285,11 +1285,17 @@ cdef class TableSet:
         """Bytes of the tables, without the signals that they name."""
         return self.heap.bytes
 
+    def wants(self, rule, tags):
+        """Tell whether any step or absence takes signals of a rule with these tags."""
+        return bool(self._takers_of(rule, tags, False).tables)
+
     cdef Takers _takers(self, object inner, bint is_made):
         """Return who wants a signal, by its rule and tags."""
+        return self._takers_of(inner.rule, inner.tags, is_made)
+
+    cdef Takers _takers_of(self, object rule, object tags, bint is_made):
         cdef Takers found
         cdef dict cache = self.made_cache if is_made else self.cache
-        rule, tags = inner.rule, inner.tags
         known = cache.get(rule)
         if known is not None:
             found = known

@@ -28,7 +28,7 @@ class SignalId(NamedTuple):
     seq: int
 
 
-class FleetSignal(msgspec.Struct, frozen=True, kw_only=True):
+class FleetSignal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One signal of one host, in the fleet's time.
 
     host_id, host_name  the host, as its key and its configuration name it
@@ -128,6 +128,7 @@ def remote_address(fields: dict[str, Any]) -> str | None:
     return None
 
 
+@lru_cache(maxsize=65_536)
 def names_a_host(text: str) -> bool:
     """Tell whether an address in canonical form can name one host of a fleet."""
     address = ipaddress.ip_address(text)

@@ -21,7 +21,8 @@ PRIORITIES = (
 FieldValue = str | int | bool | None
 
 
-class Signal(msgspec.Struct, frozen=True, kw_only=True):
+# Signals name nothing that names them, so the collector of cycles need not walk through them.
+class Signal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One match.
 
     seq       number per (host, boot), from 1, without gaps

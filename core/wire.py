@@ -10,24 +10,25 @@
     BYE                                  ─►
                                          ◄─ ERROR      refused, and why; the connection is over
 
-Signals travel in columns (one array per field name, numbers packed) with a dictionary of rules per
-batch, because packing one map per signal costs a core several times as much. Everything that comes
-in is validated against types and bounds before anyone sees it; whatever bytes arrive, `decode`
-raises nothing but WireError. `encode` holds what it makes to the same checks, so what leaves here
-is accepted there.
+Signals travel in columns: per field name its distinct values, and a number of one of them for each
+signal, with a dictionary of rules per batch. Packing one map per signal costs a core several times
+as much, and what stays in columns (`Columns`) need not be unpacked to be stored. Everything that
+comes in is validated against types and bounds before anyone sees it; whatever bytes arrive, `read`
+and `decode` raise nothing but WireError. `encode` holds what it makes to the same checks, so what
+leaves here is accepted there.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import sys
-from array import array
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from vedette.core.columns import chosen, fields_at, pack, shown_chars
 from vedette.core.signal import PRIORITIES, Signal
 
 PROTOCOL: Final = 2
@@ -45,6 +46,9 @@ OUTPUT_CHARS_MAX: Final = 16384
 VALUE_CHARS_MAX: Final = 16384
 SIGNAL_CHARS_MAX: Final = 131072
 """Output and field values of one signal together, as `fit` leaves it."""
+BATCH_CHARS_MAX: Final = 1 << 25
+"""Outputs and field values of one batch, each text counted as often as it stands: what is written
+once for many signals must not become more than memory holds where it is written out."""
 ADDRESSES_MAX: Final = 64
 LOST_MAX: Final = 1024
 """Ranges of lost numbers in one message."""
@@ -63,6 +67,10 @@ class WireError(Exception):
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 _Text = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
+_NO_NUL = r"\A[^\0]*\Z"
+"""Databases keep no NUL in a text."""
+_PlainName = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX, pattern=_NO_NUL)]
+_PlainText = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX, pattern=_NO_NUL)]
 _Reason = Annotated[str, msgspec.Meta(max_length=1024)]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 _Addresses = Annotated[list[_Name], msgspec.Meta(max_length=ADDRESSES_MAX)]
@@ -85,12 +93,12 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     protocol: int
     host_id: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
-    hostname: _Text
-    boot_id: _Name
+    hostname: _PlainText
+    boot_id: _PlainName
     addresses: _Addresses
     labels: Annotated[dict[_Name, _Text], msgspec.Meta(max_length=64)]
-    version: _Text
-    rules_digest: _Text
+    version: _PlainText
+    rules_digest: _PlainText
     time_ns: _Number
 
 
@@ -150,7 +158,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lost_events: _Number
     counters: Annotated[dict[_Name, _Number], msgspec.Meta(max_length=256)]
     addresses: _Addresses
-    rules_digest: _Text
+    rules_digest: _PlainText
     clock: tuple[_Number, _Number, _Number, _Number] | None = None
 
 
@@ -171,38 +179,126 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 Message = Hello | Welcome | Batch | Ack | Heartbeat | Bye | Refusal
 
 
-class _RuleEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class RuleEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A rule in the dictionary of a batch; as in Signal."""
+
     name: _Name
     priority: Annotated[int, msgspec.Meta(ge=0, lt=len(PRIORITIES))]
     tags: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=TAGS_MAX)]
     alert: bool
 
 
-class _Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+_Index = Annotated[bytes, msgspec.Meta(min_length=2, max_length=2 * BATCH_SIGNALS_MAX)]
+
+
+class Column(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One field of n signals.
+
+    values  distinct values; nil where a signal lacks the field
+    index   n unsigned 16-bit places in values, little-endian
+    """
+
+    values: Annotated[list[_Value], msgspec.Meta(min_length=1, max_length=BATCH_SIGNALS_MAX)]
+    index: _Index
+
+
+class _Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """SIGNALS on the wire; n signals.
 
     seq      n unsigned 64-bit numbers, little-endian
     time_ns  the same
     rules    the batch's dictionary
-    rule     n unsigned 16-bit indices into rules, little-endian
+    rule     n unsigned 16-bit places in rules, little-endian
     output   n strings
-    fields   field name -> n values; nil where a signal lacks the field
+    fields   field name -> its column
     """
 
     seq: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8 * BATCH_SIGNALS_MAX)]
     time_ns: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8 * BATCH_SIGNALS_MAX)]
-    rules: Annotated[list[_RuleEntry], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
-    rule: Annotated[bytes, msgspec.Meta(min_length=2, max_length=2 * BATCH_SIGNALS_MAX)]
+    rules: Annotated[list[RuleEntry], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
+    rule: _Index
     output: Annotated[
         list[Annotated[str, msgspec.Meta(max_length=OUTPUT_CHARS_MAX)]],
         msgspec.Meta(min_length=1, max_length=BATCH_SIGNALS_MAX),
     ]
-    fields: Annotated[
-        dict[_Name, Annotated[list[_Value], msgspec.Meta(max_length=BATCH_SIGNALS_MAX)]],
-        msgspec.Meta(max_length=COLUMNS_MAX),
-    ]
+    fields: Annotated[dict[_Name, Column], msgspec.Meta(max_length=COLUMNS_MAX)]
     lost: Annotated[list[LostRange], msgspec.Meta(max_length=LOST_MAX)]
     complete_until_ns: _Number
+
+
+class Columns:
+    """A batch that was read, and found good, and stays in columns.
+
+    payload  the bytes it was read from; `load` reads them again
+    seq, time_ns, rule  n numbers each, int64 (rule: uint16); rule is a place in `rules`
+    output   n strings
+    fields   field name -> Column
+    lost, complete_until_ns  as in Batch
+    """
+
+    __slots__ = (
+        "complete_until_ns",
+        "fields",
+        "lost",
+        "output",
+        "payload",
+        "rule",
+        "rules",
+        "seq",
+        "time_ns",
+    )
+
+    def __init__(self, payload: bytes | memoryview, packed: _Packed) -> None:
+        self.payload = payload
+        self.seq: NDArray[np.int64] = np.frombuffer(packed.seq, "<i8")
+        self.time_ns: NDArray[np.int64] = np.frombuffer(packed.time_ns, "<i8")
+        self.rule: NDArray[np.uint16] = np.frombuffer(packed.rule, "<u2")
+        self.rules = packed.rules
+        self.output = packed.output
+        self.fields = packed.fields
+        self.lost = packed.lost
+        self.complete_until_ns = packed.complete_until_ns
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    def correct(self, offset_ns: int) -> None:
+        """Correct the signals' times by what a clock is off; 0, which means unknown, stays."""
+        if offset_ns:
+            # Whatever a host claims, the sum stays within 63 bits.
+            most = NUMBER_MAX - max(0, offset_ns)
+            moved = np.maximum(np.minimum(self.time_ns, most) + offset_ns, 1)
+            self.time_ns = np.where(self.time_ns == 0, 0, moved)
+
+    def signals(self) -> list[Signal]:
+        """Return the signals, one by one."""
+        everyone = list(range(len(self)))
+        return [
+            Signal(
+                seq=seq,
+                time_ns=time_ns,
+                rule=entry.name,
+                priority=entry.priority,
+                tags=entry.tags,
+                alert=entry.alert,
+                output=output,
+                fields=fields,
+            )
+            for seq, time_ns, entry, output, fields in zip(
+                self.seq.tolist(),
+                self.time_ns.tolist(),
+                map(self.rules.__getitem__, self.rule.tolist()),
+                self.output,
+                fields_at(self.fields, everyone),
+                strict=True,
+            )
+        ]
+
+    def batch(self) -> Batch:
+        """Return all of it, one signal after the other."""
+        return Batch(
+            signals=self.signals(), lost=self.lost, complete_until_ns=self.complete_until_ns
+        )
 
 
 HELLO: Final = 1
@@ -232,7 +328,7 @@ KIND_NAMES: Final = {
 }
 _DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(cls) for cls, kind in _KINDS.items()
-} | {SIGNALS: msgspec.msgpack.Decoder(_Columns)}
+} | {SIGNALS: msgspec.msgpack.Decoder(_Packed)}
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -242,35 +338,57 @@ def encode(message: Message) -> bytes:
     Raises WireError where the receiver would refuse the message: a bound exceeded, a wrong type,
     text that is not Unicode. For a signal, `fit` is the cure.
     """
-    kind = SIGNALS if isinstance(message, Batch) else _KINDS[type(message)]
-    try:
-        if isinstance(message, Batch):
-            payload = _ENCODER.encode(_columns(message))
-        else:
-            payload = _ENCODER.encode(message)
-    except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
-        raise WireError(f"{KIND_NAMES[kind]} cannot be packed: {error}") from None
-    # The receiver's own checks, in C over columns: cheaper than a second set of checks in Python,
-    # and they cannot drift from what the receiver does.
+    if isinstance(message, Batch):
+        return bytes((SIGNALS,)) + columns(message).payload
+    kind = _KINDS[type(message)]
+    payload = _payload(kind, message)
+    # The receiver's own checks: they cannot drift from what the receiver does.
     content = _unpack(kind, payload)
-    if isinstance(content, _Columns):
-        _check_columns(content)
-    elif isinstance(content, Heartbeat):
+    if isinstance(content, Heartbeat):
         _check_lost(content.lost)
     return bytes((kind,)) + payload
 
 
-def decode(frame: bytes | memoryview) -> Message:
-    """Read a frame. Raises WireError, and nothing else, for whatever is not in the protocol."""
+def columns(batch: Batch) -> Columns:
+    """Put a batch's signals into columns. Raises WireError as `encode` does."""
+    payload = _payload(SIGNALS, _packed(batch))
+    return load(payload)
+
+
+def pack_signals(signals: list[Signal]) -> bytes | memoryview:
+    """Put signals into columns, as `unpack_signals` reads them. Raises WireError as `encode`."""
+    return columns(Batch(signals=signals)).payload
+
+
+def unpack_signals(payload: bytes | memoryview) -> list[Signal]:
+    """Read what `pack_signals` made. Raises WireError."""
+    return load(payload).signals()
+
+
+def read(frame: bytes | memoryview) -> Message | Columns:
+    """Read a frame; signals stay in columns. Raises WireError, and nothing else."""
     if len(frame) < 1:
         raise WireError("empty frame")
     kind = frame[0]
+    if kind == SIGNALS:
+        return load(memoryview(frame)[1:])
     content = _unpack(kind, memoryview(frame)[1:])
-    if isinstance(content, _Columns):
-        return _batch(content)
     if isinstance(content, Heartbeat):
         _check_lost(content.lost)
-    return content  # type: ignore[no-any-return]
+    return cast(Message, content)
+
+
+def load(payload: bytes | memoryview) -> Columns:
+    """Read a batch from what follows the kind byte, as `Columns.payload` has it."""
+    packed = _unpack(SIGNALS, payload)
+    _check_columns(packed)
+    return Columns(payload, packed)
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """Read a frame. Raises WireError, and nothing else, for whatever is not in the protocol."""
+    content = read(frame)
+    return content.batch() if isinstance(content, Columns) else content
 
 
 def fit(signal: Signal) -> Signal:
@@ -327,89 +445,66 @@ def _cut(text: str, chars_max: int) -> str:
     return head if len(head) <= chars_max else head[: chars_max - 1] + _CUT
 
 
-def _columns(batch: Batch) -> _Columns:
+def _payload(kind: int, content: object) -> bytes:
+    try:
+        return _ENCODER.encode(content)
+    except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
+        raise WireError(f"{KIND_NAMES[kind]} cannot be packed: {error}") from None
+
+
+def _packed(batch: Batch) -> _Packed:
     count = len(batch.signals)
     if not 1 <= count <= BATCH_SIGNALS_MAX:
         raise WireError(f"a batch has 1 to {BATCH_SIGNALS_MAX} signals, not {count}")
-    rules: dict[_RuleEntry, int] = {}
-    fields: dict[str, list[Any]] = {}
-    indices = array("H")
-    for position, signal in enumerate(batch.signals):
-        entry = _RuleEntry(signal.rule, signal.priority, signal.tags, signal.alert)
-        indices.append(rules.setdefault(entry, len(rules)))
-        for name, value in signal.fields.items():
-            column = fields.get(name)
-            if column is None:
-                if len(fields) == COLUMNS_MAX:
-                    raise WireError(f"more than {COLUMNS_MAX} field names in a batch")
-                column = fields[name] = [None] * count
-            column[position] = value
-    return _Columns(
-        seq=_pack(array("Q", [signal.seq for signal in batch.signals])),
-        time_ns=_pack(array("Q", [signal.time_ns for signal in batch.signals])),
-        rules=list(rules),
-        rule=_pack(indices),
-        output=[signal.output for signal in batch.signals],
-        fields=fields,
+    try:
+        seq, time_ns, rules, rule, output, fields = pack(batch.signals, COLUMNS_MAX)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise WireError(f"SIGNALS cannot be packed: {error}") from None
+    return _Packed(
+        seq=seq,
+        time_ns=time_ns,
+        rules=[RuleEntry(*entry) for entry in rules],
+        rule=rule,
+        output=output,
+        fields={name: Column(*column) for name, column in fields.items()},
         lost=batch.lost,
         complete_until_ns=batch.complete_until_ns,
     )
 
 
-def _batch(columns: _Columns) -> Batch:
-    seq, time_ns, indices = _check_columns(columns)
-    fields: list[dict[str, Any]] = [{} for _ in seq]
-    for name, values in columns.fields.items():
-        for position, value in enumerate(values):
-            if value is not None:
-                fields[position][name] = value
-    signals = [
-        Signal(
-            seq=number,
-            time_ns=moment_ns,
-            rule=entry.name,
-            priority=entry.priority,
-            tags=entry.tags,
-            alert=entry.alert,
-            output=output,
-            fields=values,
-        )
-        for number, moment_ns, entry, output, values in zip(
-            seq,
-            time_ns,
-            (columns.rules[index] for index in indices),
-            columns.output,
-            fields,
-            strict=True,
-        )
-    ]
-    return Batch(signals=signals, lost=columns.lost, complete_until_ns=columns.complete_until_ns)
-
-
-def _check_columns(columns: _Columns) -> tuple[array[int], array[int], array[int]]:
+def _check_columns(packed: _Packed) -> None:
     """What types cannot say: equal lengths, rising numbers, indices inside the dictionary."""
-    seq = _unpack_numbers("Q", columns.seq, "seq")
-    time_ns = _unpack_numbers("Q", columns.time_ns, "time_ns")
-    indices = _unpack_numbers("H", columns.rule, "rule")
-    count = len(seq)
-    for name, length in (
-        ("time_ns", len(time_ns)),
-        ("rule", len(indices)),
-        ("output", len(columns.output)),
-        *((f"field {name!r}", len(values)) for name, values in columns.fields.items()),
-    ):
+    for name, data in (("seq", packed.seq), ("time_ns", packed.time_ns)):
+        if len(data) % 8:
+            raise WireError(f"SIGNALS: {name} has {len(data)} bytes, no multiple of 8")
+    count = len(packed.seq) // 8
+    for name, length in (("time_ns", len(packed.time_ns) // 8), ("output", len(packed.output))):
         if length != count:
             raise WireError(f"SIGNALS: seq has {count} entries, {name} has {length}")
-    if any(later <= earlier for earlier, later in pairwise(seq)):
-        raise WireError("SIGNALS: seq does not rise")
-    if seq[0] < 1 or seq[-1] > SEQ_MAX:
+    _check_index("rule", packed.rule, count, len(packed.rules))
+    chars = sum(map(len, packed.output))
+    for name, column in packed.fields.items():
+        _check_index(f"field {name!r}", column.index, count, len(column.values))
+        chars += shown_chars(column.index, column.values)
+    if chars > BATCH_CHARS_MAX:
+        raise WireError(f"SIGNALS: {chars} characters written out, {BATCH_CHARS_MAX} at most")
+    # As signed numbers: what is beyond NUMBER_MAX is below zero.
+    seq = np.frombuffer(packed.seq, "<i8")
+    if seq.min() < 1 or seq.max() > SEQ_MAX:
         raise WireError(f"SIGNALS: seq is not within 1 to {SEQ_MAX}")
-    if max(time_ns) > NUMBER_MAX:
+    if (seq[1:] <= seq[:-1]).any():
+        raise WireError("SIGNALS: seq does not rise")
+    if np.frombuffer(packed.time_ns, "<i8").min() < 0:
         raise WireError(f"SIGNALS: time_ns beyond {NUMBER_MAX}")
-    if max(indices) >= len(columns.rules):
-        raise WireError(f"SIGNALS: rule {max(indices)} of {len(columns.rules)}")
-    _check_lost(columns.lost)
-    return seq, time_ns, indices
+    _check_lost(packed.lost)
+
+
+def _check_index(name: str, index: bytes, count: int, values: int) -> None:
+    most = chosen(index, count)
+    if most < 0:
+        raise WireError(f"SIGNALS: {name} has {len(index)} bytes, not 2 for each of {count}")
+    if most >= values:
+        raise WireError(f"SIGNALS: {name}: place {most} of {values}")
 
 
 def _check_lost(lost: Sequence[LostRange]) -> None:
@@ -428,19 +523,3 @@ def _unpack(kind: int, payload: bytes | memoryview) -> Any:
         return decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, MemoryError) as error:
         raise WireError(f"{KIND_NAMES[kind]}: {error}"[:1024]) from None
-
-
-def _pack(numbers: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
-
-
-def _unpack_numbers(typecode: str, packed: bytes, name: str) -> array[int]:
-    numbers = array(typecode)
-    if len(packed) % numbers.itemsize:
-        raise WireError(f"SIGNALS: {name} has {len(packed)} bytes, no multiple of its item size")
-    numbers.frombytes(packed)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers

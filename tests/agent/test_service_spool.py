@@ -10,7 +10,7 @@ import pytest
 
 from tests.agent.test_service import Agent, WaitUntil
 from tests.aggregator.service import aggregator
-from vedette.aggregator.store import Store
+from vedette.aggregator.store import Host, Store
 
 pytestmark = pytest.mark.bpf
 
@@ -21,6 +21,13 @@ def stored(path: Path) -> list[tuple[str, int, str]]:
             (s.boot_id, s.seq, str(s.fields.get("fd.name")))
             for s in store.signals(rule="Reads a secret", after_id=0)
         ]
+
+
+def said(path: Path) -> Host:
+    """What the store knows of the only host."""
+    with Store.open(path, read_only=True) as store:
+        (host,) = store.hosts()
+    return host
 
 
 def test_alerts_of_agents_that_were_killed_arrive_once_each(
@@ -53,10 +60,9 @@ def test_alerts_of_agents_that_were_killed_arrive_once_each(
             assert [name for _, _, name in found] == names
             assert len({boot for boot, _, _ in found}) == 3
             agent.stop()
-            with Store.open(service.store_path, read_only=True) as store:
-                (host,) = store.hosts()
+            wait_until(lambda: said(service.store_path).left_reason == "the agent was stopped")
+            host = said(service.store_path)
             assert (host.signals_lost, host.signals_missing) == (0, 0)
-            assert host.left_reason == "the agent was stopped"
         assert [path.name for path in (tmp_path / "spool").iterdir()] == ["lock"]
     finally:
         agent.close()

@@ -184,7 +184,7 @@ def test_only_what_the_watermark_has_passed_is_taken(tmp_path: Path) -> None:
     with filled(tmp_path) as store:
         correlator = Correlator(store, logins())
         correlator.advance(19)
-        assert (store.incidents(), correlator.released_ns) == ([], 10)
+        assert (store.incidents(), correlator.released_ns) == ([], 19)
         correlator.advance(20)
         assert (len(store.incidents()), correlator.released_ns) == (1, 20)
 

@@ -776,18 +776,12 @@ def test_the_sequences_get_the_fleet_in_order(tmp_path: Path) -> None:
 
 
 def test_a_full_store_acknowledges_nothing_and_recovers(tmp_path: Path) -> None:
-    stores: list[Store] = []
-
-    def make(store: Store) -> Collector:
-        stores.append(store)
-        return Collector(store)
-
     def pages(count: int) -> None:
-        with stores[0].transaction() as connection:
+        with server._store.transaction() as connection:
             connection.exec_driver_sql(f"PRAGMA max_page_count = {count}")
 
     settings = config.parse(f"listen: {{endpoint: 'ipc://{tmp_path}/s'}}", tmp_path / "c.yaml")
-    server = Server(settings, make)
+    server = Server(settings)
     with shipper(server.endpoint) as agent:
         until(lambda: server.step(0.01) or agent.state == "connected", "a connection")
         pages(1)
@@ -796,7 +790,7 @@ def test_a_full_store_acknowledges_nothing_and_recovers(tmp_path: Path) -> None:
         assert agent.stats()["kept"] == 2000
         pages(1 << 30)
         until(lambda: server.step(0.01) or agent.stats()["kept"] == 0, "everything acknowledged")
-    assert [s.seq for s in stores[0].signals(after_id=0, limit=5000)] == list(range(1, 2001))
+    assert [s.seq for s in server._store.signals(after_id=0, limit=5000)] == list(range(1, 2001))
     server.close()
 
 

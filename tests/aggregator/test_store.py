@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.aggregator.postgres import MISSING, Postgres, programs
 from tests.aggregator.service import beat, hello, until
+from vedette.aggregator import migrations
 from vedette.aggregator import store as db
 from vedette.aggregator.store import (
     Host,
@@ -128,8 +129,8 @@ def test_hosts_boots_and_losses_are_bounded(where: str, monkeypatch: Any) -> Non
             )
             assert {row.boot_id for row in boots} == {"boot-3", "boot-4", "boot-5"}
         assert [loss.boot_id for loss in store.losses(0, 100)] == ["boot-4", "boot-5"]
-        # A boot that was forgotten begins again, and still stores nothing twice.
-        assert store.hello(hello("a", boot_id="boot-0"), 9, 2) == 0
+        # A boot that was forgotten stores nothing twice either.
+        assert store.hello(hello("a", boot_id="boot-0"), 9, 2) == 2
         again = store.commit("a", "boot-0", wire.Batch(signals=[signal(2, 0)]), 9, 0)
         assert (again.stored, again.duplicates) == (0, 1)
         assert sum(s.boot_id == "boot-0" for s in store.signals()) == 1
@@ -312,7 +313,7 @@ def foreign(path: Path) -> None:
 def newer(path: Path) -> None:
     Store.open(path).close()
     connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA user_version = {db.SCHEMA_VERSION + 1}")
+    connection.execute(f"PRAGMA user_version = {migrations.SCHEMA_VERSION + 1}")
     connection.close()
 
 
@@ -371,23 +372,29 @@ def test_what_is_too_old_goes_and_incidents_keep_their_signals(where: str) -> No
             incident(store, signals=[IncidentSignal(step="knock", signal=held)]), written_ns=700
         )
         assert store.expire(501, count_max=2) == 2
-        assert kept(store) == [2, 4, 5, 6, 7, 8, 9, 10]
-        assert store.expire(501) == 2
+        assert kept(store) == [3, 4, 5, 6, 7, 8, 9, 10]
+        assert store.expire(501) == 3
         assert store.expire(501) == 0
-        assert kept(store) == [2, 6, 7, 8, 9, 10]
+        assert kept(store) == [6, 7, 8, 9, 10]
         assert store.losses(0, 1000) == []
-        assert store.incident("ab12") is not None
-        assert store.expire(701) == 3
+        whole = store.incident("ab12")
+        assert whole is not None
+        assert [place.signal for place in whole.signals] == [held]
+        assert store.expire(701) == 2
         assert kept(store) == [8, 9, 10]
         assert store.incident("ab12") is None
+        last_id = store.last_signal_id()
+        assert store.expire(9999) == 3
+        commit(store, "a", signal(11, 11))
+        assert store.last_signal_id() > last_id, "numbers are not given out again"
         # What is acknowledged stays acknowledged.
-        assert store.hello(hello("a"), 1, 100) == 10
+        assert store.hello(hello("a"), 1, 100) == 11
 
 
 def test_beyond_its_bytes_what_arrived_first_goes(where: str) -> None:
     with Store.open(where) as store:
-        for start in range(1, 3001, 500):
-            commit(store, "a", *(signal(n, n, output="x" * 700) for n in range(start, start + 500)))
+        for start in range(1, 3001, 100):
+            commit(store, "a", *(signal(n, n, output="x" * 700) for n in range(start, start + 100)))
         full = store.size_bytes()
         assert 3000 * 700 < full < 3000 * 700 * 4
         while store.size_bytes() > full // 2:
@@ -426,29 +433,124 @@ def test_text_with_a_nul_is_stored(where: str) -> None:
         assert store.signals()[0].output in ("a\0b", "a\ufffdb")
 
 
-def test_a_store_of_the_version_before_is_brought_up(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    with Store.open(path) as store:
-        commit(store, "a", signal(1, 10))
-    connection = sqlite3.connect(path)
-    for column in ("silent_since_ns", "left_ns", "left_reason", "uncertainty_ns"):
-        connection.execute(f"ALTER TABLE hosts DROP COLUMN {column}")
-    for column in ("offset_ns", "uncertainty_ns"):
-        connection.execute(f"ALTER TABLE signals DROP COLUMN {column}")
-    for table in ("addresses", "seen", "firsts"):
-        connection.execute(f"DROP TABLE {table}")
+VERSION_1 = """
+CREATE TABLE hosts (host_id TEXT NOT NULL PRIMARY KEY, hostname TEXT NOT NULL,
+  boot_id TEXT NOT NULL, addresses TEXT NOT NULL, labels TEXT NOT NULL, version TEXT NOT NULL,
+  rules_digest TEXT NOT NULL, first_seen_ns BIGINT NOT NULL, last_seen_ns BIGINT NOT NULL,
+  complete_until_ns BIGINT NOT NULL, offset_ns BIGINT NOT NULL, signals_stored BIGINT NOT NULL,
+  signals_late BIGINT NOT NULL, signals_lost BIGINT NOT NULL, signals_missing BIGINT NOT NULL,
+  lost_events BIGINT NOT NULL, counters TEXT NOT NULL);
+CREATE TABLE boots (host_id TEXT NOT NULL, boot_id TEXT NOT NULL, committed_seq BIGINT NOT NULL,
+  last_time_ns BIGINT NOT NULL, lost_events BIGINT NOT NULL, last_seen_ns BIGINT NOT NULL,
+  PRIMARY KEY (host_id, boot_id));
+CREATE TABLE signals (id {id}, host_id TEXT NOT NULL, boot_id TEXT NOT NULL, seq BIGINT NOT NULL,
+  time_ns BIGINT NOT NULL, received_ns BIGINT NOT NULL, rule TEXT NOT NULL,
+  priority BIGINT NOT NULL, alert BOOLEAN NOT NULL, tags TEXT NOT NULL, output TEXT NOT NULL,
+  fields TEXT NOT NULL, late BOOLEAN NOT NULL, UNIQUE (host_id, boot_id, seq));
+CREATE TABLE losses (id {id}, host_id TEXT NOT NULL, boot_id TEXT NOT NULL, cause TEXT NOT NULL,
+  count BIGINT NOT NULL, start_ns BIGINT NOT NULL, end_ns BIGINT NOT NULL);
+CREATE TABLE incidents (id TEXT NOT NULL PRIMARY KEY, sequence TEXT NOT NULL,
+  priority BIGINT NOT NULL, start_ns BIGINT NOT NULL, end_ns BIGINT NOT NULL, hosts TEXT NOT NULL,
+  complete BOOLEAN NOT NULL, reasons TEXT NOT NULL, details TEXT NOT NULL,
+  written_ns BIGINT NOT NULL);
+CREATE TABLE incident_signals (
+  incident_id TEXT NOT NULL REFERENCES incidents (id) ON DELETE CASCADE, position BIGINT NOT NULL,
+  step TEXT NOT NULL, signal_id BIGINT NOT NULL REFERENCES signals (id),
+  PRIMARY KEY (incident_id, position));
+CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO hosts VALUES ('a', 'name-a', 'boot', '["10.0.0.1"]', '{{}}', '0', '', 1, 2, 3, 4, 6, 0,
+  0, 0, 0, '{{}}');
+INSERT INTO boots VALUES ('a', 'boot', 6, 60, 0, 2);
+INSERT INTO signals VALUES
+  (1, 'a', 'boot', 1, 10, 5, 'r', 4, true, '["t"]', 'o', '{{"proc.name":"sshd","n":1}}', false),
+  (2, 'a', 'boot', 2, 20, 5, 'r', 2, false, '[]', '', '{{}}', false),
+  (3, 'a', 'boot', 3, 5000000000, 5, 'q', 4, true, '[]', '', '{{}}', false),
+  (5, 'a', 'boot', 4, 15, 6, 'r', 4, true, '[]', '', '{{}}', true),
+  (6, 'a', 'boot', 6, 60, 6, 'r', 4, true, '[]', '', '{{}}', false);
+INSERT INTO incidents VALUES ('ab12', 'pivot', 2, 10, 20, '["a"]', true, '[]', '{{}}', 7);
+INSERT INTO incident_signals VALUES ('ab12', 0, 'knock', 1), ('ab12', 1, 'entry', 3);
+"""
+"""A store as the first version made it."""
+
+
+def of_version_1(where: str) -> None:
+    if where.startswith("postgresql"):
+        engine = sa.create_engine(where.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as made:
+            made.exec_driver_sql(VERSION_1.format(id="BIGSERIAL PRIMARY KEY"))
+            made.exec_driver_sql("INSERT INTO meta VALUES ('schema', '1')")
+        engine.dispose()
+        return
+    connection = sqlite3.connect(where)
+    connection.executescript(VERSION_1.format(id="INTEGER PRIMARY KEY AUTOINCREMENT"))
+    connection.execute(f"PRAGMA application_id = {db.APPLICATION_ID}")
     connection.execute("PRAGMA user_version = 1")
     connection.close()
+
+
+def test_a_store_of_an_older_version_is_brought_up(where: str) -> None:
+    of_version_1(where)
     with pytest.raises(StoreError, match="start the aggregator to bring it to"):
-        Store.open(path, read_only=True)
-    with Store.open(path) as store:
-        assert kept(store) == [1]
-        assert host(store).left_reason == ""
-        assert store.signals()[0].uncertainty_ns == -1
-        commit(store, "a", signal(2, 20))
+        Store.open(where, read_only=True)
+    with Store.open(where) as store:
+        assert [(s.seq, s.late) for s in store.signals(after_id=0)] == [
+            (1, False),
+            (2, False),
+            (3, False),
+            (4, True),
+            (6, False),
+        ]
+        first = store.signals(limit=10)[0]
+        assert (first.fields, first.tags) == ({"proc.name": "sshd", "n": 1}, ("t",))
+        assert [s.seq for s in store.released(None, 100)] == [1, 2, 6]
+        assert [s.seq for s in store.signals(rule="q")] == [3]
+        whole = store.incident("ab12")
+        assert whole is not None
+        assert [(x.step, x.signal.seq, x.signal.hostname) for x in whole.signals] == [
+            ("knock", 1, "name-a"),
+            ("entry", 3, "name-a"),
+        ]
+        assert [x.signal.id for x in whole.signals] == [
+            s.id for s in store.signals(after_id=0) if s.seq in (1, 3)
+        ]
+        assert (host(store).left_reason, host(store).uncertainty_ns) == ("", -1)
+        assert first.uncertainty_ns == -1
         assert store.addresses() == []
-    with Store.open(path, read_only=True) as store:
-        assert kept(store) == [1, 2]
+        assert store.hello(hello("a"), 1, 100) == 6
+        assert commit(store, "a", signal(6, 60), signal(7, 70)).stored == 1
+    with Store.open(where, read_only=True) as store:
+        assert kept(store) == [1, 2, 3, 4, 6, 7]
+
+
+def shape(where: str) -> dict[str, set[str]]:
+    """Tables with their columns and indexes."""
+    url = where.replace("postgresql:", "postgresql+psycopg:")
+    engine = sa.create_engine(url if url.startswith("postgresql") else f"sqlite:///{where}")
+    looked = sa.inspect(engine)
+    found = {
+        table: {
+            *(f"{c['name']} {c['type']} {c['nullable']}" for c in looked.get_columns(table)),
+            *(f"{i['name']} {i['column_names']}" for i in looked.get_indexes(table)),
+            str(looked.get_pk_constraint(table)["constrained_columns"]),
+        }
+        for table in looked.get_table_names()
+    }
+    engine.dispose()
+    return found
+
+
+def test_what_was_brought_up_has_the_tables_of_a_new_store(
+    tmp_path: Path, server: Postgres
+) -> None:
+    for old, new in (
+        (str(tmp_path / "old"), str(tmp_path / "new")),
+        (server.database(), server.database()),
+    ):
+        of_version_1(old)
+        Store.open(old).close()
+        Store.open(new).close()
+        for table in ("batches", "batch_times", "batch_rules", "incident_signals"):
+            assert shape(old)[table] == shape(new)[table]
 
 
 # PostgreSQL's own.

@@ -169,6 +169,11 @@ def test_nesting_and_claimed_lengths_cost_nothing() -> None:
         tracemalloc.stop()
 
 
+def column(*values: Any) -> list[Any]:
+    """A field's values, one for each signal."""
+    return [list(values), b"".join(n.to_bytes(2, "little") for n in range(len(values)))]
+
+
 def columns(**changes: Any) -> bytes:
     """The frame of a batch of two signals, with columns exchanged."""
     parts: dict[str, Any] = {
@@ -177,7 +182,7 @@ def columns(**changes: Any) -> bytes:
         "rules": [["r", 4, [], True]],
         "rule": bytes(4),
         "output": ["", ""],
-        "fields": {"f": [1, None]},
+        "fields": {"f": column(1, None)},
         "lost": [],
         "complete_until_ns": 0,
     }
@@ -201,8 +206,8 @@ def test_the_columns_of_these_tests_are_good_without_changes() -> None:
         ({"seq": b"\1" + bytes(7) + b"\xff" * 8}, "not within 1"),
         ({"time_ns": b"\xff" * 16}, "time_ns"),
         ({"time_ns": bytes(24)}, "time_ns has 3"),
-        ({"rule": b"\1\0\0\0"}, "rule 1 of 1"),
-        ({"rule": bytes(3)}, "multiple"),
+        ({"rule": b"\1\0\0\0"}, "rule: place 1 of 1"),
+        ({"rule": bytes(3)}, "rule has 3 bytes"),
         ({"rules": []}, "length"),
         ({"rules": [["r", 8, [], True]]}, "rules"),
         ({"rules": [["", 4, [], True]]}, "rules"),
@@ -212,12 +217,15 @@ def test_the_columns_of_these_tests_are_good_without_changes() -> None:
         ({"output": [""]}, "output has 1"),
         ({"output": ["x" * 16385, ""]}, "output"),
         ({"output": [b"", ""]}, "output"),
-        ({"fields": {"f": [1]}}, "field 'f' has 1"),
-        ({"fields": {"f": [1.5, None]}}, "fields"),
-        ({"fields": {"f": [[], None]}}, "fields"),
-        ({"fields": {"": [1, 2]}}, "fields"),
-        ({"fields": {"f": ["x" * 16385, 1]}}, "fields"),
-        ({"fields": {str(n): [1, 1] for n in range(257)}}, "fields"),
+        ({"fields": {"f": column(1)}}, "field 'f' has 2 bytes"),
+        ({"fields": {"f": [[1], b"\0\0\1\0"]}}, "field 'f': place 1 of 1"),
+        ({"fields": {"f": [[], bytes(4)]}}, "length"),
+        ({"fields": {"f": [[1]]}}, "fields"),
+        ({"fields": {"f": column(1.5, None)}}, "fields"),
+        ({"fields": {"f": column([], None)}}, "fields"),
+        ({"fields": {"": column(1, 2)}}, "fields"),
+        ({"fields": {"f": column("x" * 16385, 1)}}, "fields"),
+        ({"fields": {str(n): column(1, 1) for n in range(257)}}, "fields"),
         ({"lost": [[2, 1]]}, "does not rise"),
         ({"lost": [[1, 2], [2, 3]]}, "does not rise"),
         ({"lost": [[0, 2]]}, "lost"),
@@ -233,6 +241,27 @@ def test_what_is_out_of_bounds_is_refused_with_its_reason(
     with pytest.raises(wire.WireError) as caught:
         wire.decode(columns(**changes))
     assert reason in str(caught.value)
+
+
+def test_a_text_that_stands_for_many_signals_is_bounded_as_written_out() -> None:
+    count = wire.BATCH_SIGNALS_MAX
+    text = "x" * (wire.BATCH_CHARS_MAX // count)
+
+    def of(texts: str) -> wire.Batch:
+        return wire.Batch(signals=[signal(seq=n + 1, fields={"f": texts}) for n in range(count)])
+
+    assert len(wire.encode(of(text))) < wire.MESSAGE_BYTES_MIN
+    with pytest.raises(wire.WireError, match="characters written out"):
+        wire.encode(of(text + "x"))
+
+
+def test_values_that_python_holds_equal_stay_what_they_are() -> None:
+    made = [signal(seq=n + 1, fields={"f": value}) for n, value in enumerate([1, True, 0, False])]
+    came = wire.decode(wire.encode(wire.Batch(signals=made)))
+    assert isinstance(came, wire.Batch)
+    assert [repr(s.fields["f"]) for s in came.signals] == ["1", "True", "0", "False"]
+    with pytest.raises(wire.WireError, match="float"):
+        wire.encode(wire.Batch(signals=[*made, signal(seq=9, fields={"f": 1.0})]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,545 @@
+"""Stored signals: kept as the batches they came in, and read again in any order.
+
+A batch stays in columns (wire.Columns) from the socket to the disk and back: storing it costs the
+same whether it has one signal or a thousand, and a question is first asked of what stands beside
+the columns (host, times, rules, the most urgent priority), then of the columns' distinct values,
+and only what passes becomes a `StoredSignal`. `scan` is the way for whoever wants columns: a batch
+and the places of the signals in it that are meant.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from vedette.aggregator.schema import (
+    BUCKET_BITS,
+    batch_rules_table,
+    batch_times_table,
+    batches_table,
+)
+from vedette.core import wire
+from vedette.core.clock import UNKNOWN_NS
+from vedette.core.columns import fields_at
+from vedette.core.signal import Signal
+
+PLACE_BITS: Final = 12
+"""A signal's id is its batch's, and its place there in so many bits."""
+CACHE_BYTES: Final = 16 << 20
+"""Of batches as sent, that were read and may be asked for again."""
+PAGE_BATCHES: Final = 256
+
+assert wire.BATCH_SIGNALS_MAX == 1 << PLACE_BITS
+
+SignalKey = tuple[int, str, int, str]
+"""(time_ns, host_id, seq, boot_id): the fleet's order of signals, and a signal's identity."""
+
+Wanted = Callable[[str, tuple[str, ...]], bool]
+"""Says of a rule and its tags whether its signals are wanted."""
+
+
+def end_of(time_ns: int) -> SignalKey:
+    """Return a key behind all signals of a time and before all later ones."""
+    # Ids of hosts are of letters, digits, ".", "_" and "-" (wire.Hello).
+    return time_ns, "~", 0, ""
+
+
+class StoredSignal(Signal, frozen=True, kw_only=True, gc=False):
+    """A signal as stored.
+
+    time_ns         by the host's clock, corrected by what was known of it when the signal came
+    id              rises in order of arrival
+    hostname        the host's name as it last said
+    received_ns     when the aggregator took it, by its own clock
+    late            came when its time had been released to the sequences already
+    offset_ns       what is in time_ns beyond the time that the host gave
+    uncertainty_ns  the most by which time_ns can be wrong, -1 where nobody knows
+    """
+
+    id: int
+    host_id: str
+    hostname: str
+    boot_id: str
+    received_ns: int
+    late: bool
+    offset_ns: int = 0
+    uncertainty_ns: int = UNKNOWN_NS
+
+    @property
+    def host_time_ns(self) -> int:
+        """The time as the host gave it."""
+        return self.time_ns - self.offset_ns
+
+    @property
+    def key(self) -> SignalKey:
+        """Where the signal stands in the fleet's order."""
+        return self.time_ns, self.host_id, self.seq, self.boot_id
+
+
+class StoredBatch:
+    """A batch as stored.
+
+    skip            signals at its beginning that an earlier batch has
+    released_ns     those up to this time are late
+    offset_ns       what the times in its columns are corrected by
+    uncertainty_ns  the most by which they can be wrong
+    size_bytes      of the columns on disk
+    """
+
+    __slots__ = (
+        "boot_id",
+        "columns",
+        "host_id",
+        "id",
+        "offset_ns",
+        "received_ns",
+        "released_ns",
+        "size_bytes",
+        "skip",
+        "uncertainty_ns",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        host_id: str,
+        boot_id: str,
+        received_ns: int,
+        released_ns: int,
+        skip: int,
+        offset_ns: int,
+        uncertainty_ns: int,
+        columns: wire.Columns,
+        size_bytes: int,
+    ) -> None:
+        self.id = id
+        self.host_id = host_id
+        self.boot_id = boot_id
+        self.received_ns = received_ns
+        self.released_ns = released_ns
+        self.skip = skip
+        self.offset_ns = offset_ns
+        self.uncertainty_ns = uncertainty_ns
+        self.columns = columns
+        self.size_bytes = size_bytes
+
+
+Places = NDArray[np.int64]
+"""Places of signals in a batch, rising."""
+
+
+class Filter(NamedTuple):
+    """What signals are meant; None and False: any.
+
+    hosts         host_ids
+    priority_max  the least urgent priority that is meant, as index into PRIORITIES
+    since_ns, until_ns  by the signals' own time, both included
+    wanted        of the rules and their tags
+    """
+
+    hosts: Sequence[str] | None = None
+    rule: str | None = None
+    tag: str | None = None
+    priority_max: int | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    alerts_only: bool = False
+    late: bool | None = None
+    wanted: Wanted | None = None
+
+    def takes(self, rule: wire.RuleEntry) -> bool:
+        """Tell whether signals of a rule are meant, if the rest agrees."""
+        return (
+            (self.rule is None or rule.name == self.rule)
+            and (self.tag is None or self.tag in rule.tags)
+            and (self.priority_max is None or rule.priority <= self.priority_max)
+            and (not self.alerts_only or rule.alert)
+            and (self.wanted is None or self.wanted(rule.name, rule.tags))
+        )
+
+    def places(self, batch: StoredBatch, bucket: int | None = None) -> Places:
+        """Return the places of the signals that are meant, of one bucket of time or of all."""
+        columns = batch.columns
+        taken = [self.takes(rule) for rule in columns.rules]
+        if not any(taken):
+            return np.zeros(0, np.int64)
+        time_ns = columns.time_ns
+        mask = np.ones(len(time_ns), bool) if all(taken) else np.array(taken)[columns.rule]
+        mask[: batch.skip] = False
+        if bucket is not None:
+            mask &= (time_ns >> BUCKET_BITS) == bucket
+        if self.since_ns is not None:
+            mask &= time_ns >= self.since_ns
+        if self.until_ns is not None:
+            mask &= time_ns <= self.until_ns
+        if self.late is not None:
+            mask &= (time_ns <= batch.released_ns) == self.late
+        return np.flatnonzero(mask)
+
+
+class _Run:
+    """Signals of one bucket in the fleet's order, to be handed out piece by piece.
+
+    question  what they answer
+    """
+
+    def __init__(self, question: object, found: list[tuple[StoredBatch, Places]]) -> None:
+        self.question = question
+        self.last: SignalKey | None = None
+        self._batches = [batch for batch, _ in found]
+        self._which = np.repeat(np.arange(len(found)), [len(places) for _, places in found])
+        self._places = np.concatenate([places for _, places in found])
+        time_ns = np.concatenate([batch.columns.time_ns[places] for batch, places in found])
+        seq = np.concatenate([batch.columns.seq[places] for batch, places in found])
+        order = np.lexsort(
+            (
+                _ranks([batch.boot_id for batch in self._batches])[self._which],
+                seq,
+                _ranks([batch.host_id for batch in self._batches])[self._which],
+                time_ns,
+            )
+        )
+        self._which, self._places = self._which[order], self._places[order]
+        self._at = 0
+
+    def skip_to(self, after: SignalKey) -> None:
+        """Leave out what is not behind a key."""
+        low, high = self._at, len(self._places)
+        while low < high:
+            middle = (low + high) // 2
+            if self._key(middle) <= after:
+                low = middle + 1
+            else:
+                high = middle
+        self._at = low
+
+    def take(self, count: int) -> list[tuple[StoredBatch, int]]:
+        """Return the next signals; fewer than count: that is all of the bucket."""
+        end = min(self._at + count, len(self._places))
+        which, places = self._which[self._at : end].tolist(), self._places[self._at : end].tolist()
+        if end > self._at:
+            self.last = self._key(end - 1)
+        self._at = end
+        return [(self._batches[number], at) for number, at in zip(which, places, strict=True)]
+
+    @property
+    def left(self) -> int:
+        return len(self._places) - self._at
+
+    def _key(self, at: int) -> SignalKey:
+        batch, place = self._batches[self._which[at]], self._places[at]
+        columns = batch.columns
+        return (
+            int(columns.time_ns[place]),
+            batch.host_id,
+            int(columns.seq[place]),
+            batch.boot_id,
+        )
+
+
+def _ranks(names: list[str]) -> NDArray[np.int64]:
+    ranks = {name: rank for rank, name in enumerate(sorted(set(names)))}
+    return np.array([ranks[name] for name in names])
+
+
+class Reader:
+    """Reads stored signals.
+
+    transaction  of the store
+    hostnames    of host_ids
+    """
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[sa.Connection]],
+        hostnames: Callable[[], dict[str, str]],
+    ) -> None:
+        self._transaction = transaction
+        self._hostnames = hostnames
+        self._cache: OrderedDict[int, StoredBatch] = OrderedDict()
+        self._cache_bytes = 0
+        self._run: _Run | None = None
+
+    def forget(self) -> None:
+        """Forget what was read: a transaction was undone, or batches were deleted."""
+        self._cache.clear()
+        self._cache_bytes = 0
+        self._run = None
+
+    def in_order(
+        self,
+        after: SignalKey | None,
+        until_ns: int,
+        limit: int,
+        late: bool | None,
+        wanted: Wanted | None,
+    ) -> list[StoredSignal]:
+        """Return the next signals in the fleet's order; fewer than limit: there are no more."""
+        found: list[tuple[StoredBatch, int]] = []
+        question = (until_ns, late, wanted)
+        run = self._run
+        if run is not None and run.left and run.question == question and run.last == after:
+            found += run.take(limit)
+            after = run.last
+        since_ns = 0 if after is None else after[0]
+        asked = Filter(since_ns=since_ns, until_ns=until_ns, late=late, wanted=wanted)
+        if len(found) < limit:
+            for some in self._buckets(asked):
+                run = self._run = _Run(question, some)
+                if after is not None:
+                    run.skip_to(after)
+                found += run.take(limit - len(found))
+                if len(found) == limit:
+                    break
+        return self._signals(found)
+
+    def newest(self, asked: Filter, limit: int) -> list[StoredSignal]:
+        """Return the newest signals by their own time, in the fleet's order."""
+        runs: list[list[tuple[StoredBatch, int]]] = []
+        count = 0
+        for some in self._buckets(asked, newest_first=True):
+            run = _Run(None, some)
+            if run.left > limit - count:
+                run.take(run.left - (limit - count))
+            runs.append(run.take(limit))
+            count += len(runs[-1])
+            if count >= limit:
+                break
+        return self._signals([item for run in reversed(runs) for item in run])
+
+    def arrived(self, asked: Filter, after_id: int, limit: int) -> list[StoredSignal]:
+        """Return the signals that arrived after one, in order of arrival."""
+        found: list[tuple[StoredBatch, int]] = []
+        first = after_id >> PLACE_BITS
+        with self._transaction() as connection:
+            while len(found) < limit:
+                ids = connection.execute(
+                    self._batches(asked)
+                    .where(batches_table.c.id >= first)
+                    .order_by(batches_table.c.id)
+                    .limit(PAGE_BATCHES)
+                ).scalars()
+                batches = self._load(connection, ids.all())
+                if not batches:
+                    break
+                first = batches[-1].id + 1
+                for batch in batches:
+                    places = asked.places(batch)
+                    places = places[(batch.id << PLACE_BITS | places) > after_id]
+                    found += [(batch, at) for at in places[: limit - len(found)].tolist()]
+        return self._signals(found)
+
+    def scan(
+        self, asked: Filter, *, newest_first: bool = False
+    ) -> Iterator[tuple[StoredBatch, Places]]:
+        """Return batches and the places of the signals in them that are meant, by time.
+
+        In the order of buckets of 4.3 s; within one in no order. A batch comes once for each bucket
+        that it has such signals of.
+        """
+        for some in self._buckets(asked, newest_first=newest_first):
+            yield from some
+
+    def count(self, asked: Filter) -> dict[str, int]:
+        """Return how many signals of each host are meant."""
+        found: dict[str, int] = defaultdict(int)
+        for batch, places in self.scan(asked):
+            found[batch.host_id] += len(places)
+        return dict(found)
+
+    def _buckets(
+        self, asked: Filter, *, newest_first: bool = False
+    ) -> Iterator[list[tuple[StoredBatch, Places]]]:
+        """Return, bucket by bucket, the batches that have signals that are meant."""
+        t, r, b = batch_times_table.c, batch_rules_table.c, batches_table.c
+        if asked.rule is not None:
+            place, batch_id = r.bucket, r.batch_id
+            query: sa.Select[Any] = sa.select(place, batch_id).where(r.rule == asked.rule)
+        else:
+            place, batch_id = t.bucket, t.batch_id
+            query = cast(sa.Select[Any], sa.select(place, batch_id))
+            if asked.since_ns is not None:
+                query = query.where(t.end_ns >= asked.since_ns)
+            if asked.until_ns is not None:
+                query = query.where(t.start_ns <= asked.until_ns)
+            if asked.hosts is not None:
+                query = query.where(t.host_id.in_(asked.hosts))
+        if asked.since_ns is not None:
+            query = query.where(place >= asked.since_ns >> BUCKET_BITS)
+        if asked.until_ns is not None:
+            query = query.where(place <= asked.until_ns >> BUCKET_BITS)
+        narrowed = _narrowed(query, asked)
+        if narrowed is not query or (asked.rule is not None and asked.hosts is not None):
+            query = narrowed.join(batches_table, b.id == batch_id)
+            if asked.hosts is not None:
+                query = query.where(b.host_id.in_(asked.hosts))
+        order = sa.tuple_(place, batch_id)
+        query = query.limit(PAGE_BATCHES).order_by(
+            *((place.desc(), batch_id.desc()) if newest_first else (place, batch_id))
+        )
+        page = query
+        bucket = None
+        some: list[tuple[StoredBatch, Places]] = []
+        while True:
+            with self._transaction() as connection:
+                rows = connection.execute(page).all()
+                batches = {
+                    batch.id: batch
+                    for batch in self._load(connection, list(dict.fromkeys(row[1] for row in rows)))
+                }
+            for row in rows:
+                if row[0] != bucket:
+                    if some:
+                        yield some
+                    bucket, some = row[0], []
+                if row[1] in batches:
+                    places = asked.places(batches[row[1]], bucket)
+                    if len(places):
+                        some.append((batches[row[1]], places))
+            if len(rows) < PAGE_BATCHES:
+                break
+            last = sa.tuple_(*(sa.literal(part) for part in rows[-1]))
+            page = query.where(order < last if newest_first else order > last)
+        if some:
+            yield some
+
+    def _batches(self, asked: Filter) -> sa.Select[Any]:
+        """Ask for the ids of batches that may have what is meant."""
+        b, r = batches_table.c, batch_rules_table.c
+        query = _narrowed(sa.select(b.id), asked)
+        if asked.hosts is not None:
+            query = query.where(b.host_id.in_(asked.hosts))
+        if asked.rule is not None:
+            query = query.where(sa.exists().where(r.batch_id == b.id, r.rule == asked.rule))
+        return query
+
+    def _load(self, connection: sa.Connection, ids: Sequence[int]) -> list[StoredBatch]:
+        """Return batches by their ids, in this order; one that has gone is left out."""
+        found = {}
+        for number in ids:
+            batch = self._cache.get(number)
+            if batch is not None:
+                self._cache.move_to_end(number)
+                found[number] = batch
+        missing = [number for number in ids if number not in found]
+        b = batches_table.c
+        if missing:
+            beside = (
+                *(b.id, b.host_id, b.boot_id, b.received_ns, b.released_ns, b.skip),
+                *(b.offset_ns, b.uncertainty_ns),
+            )
+            query = sa.select(*beside, b.columns).where(b.id.in_(missing))
+            for row in connection.execute(query):
+                columns = wire.load(row.columns)
+                columns.correct(row.offset_ns)
+                size_bytes = len(row.columns)
+                # The disk has them.
+                columns.payload = b""
+                values: Any = tuple(row)[:-1]
+                found[row.id] = batch = StoredBatch(*values, columns=columns, size_bytes=size_bytes)
+                self._cache[row.id] = batch
+                self._cache_bytes += size_bytes
+            while self._cache_bytes > CACHE_BYTES:
+                self._cache_bytes -= self._cache.popitem(last=False)[1].size_bytes
+        return [found[number] for number in ids if number in found]
+
+    def _signals(self, found: list[tuple[StoredBatch, int]]) -> list[StoredSignal]:
+        """Unpack signals; their order stays."""
+        if not found:
+            return []
+        hostnames = self._hostnames()
+        made: list[StoredSignal] = [None] * len(found)  # type: ignore[list-item]
+        by_batch: dict[int, list[int]] = {}
+        for number, (batch, _) in enumerate(found):
+            by_batch.setdefault(batch.id, []).append(number)
+        for numbers in by_batch.values():
+            batch = found[numbers[0]][0]
+            places = [found[number][1] for number in numbers]
+            for number, signal in zip(numbers, unpack(batch, places, hostnames), strict=True):
+                made[number] = signal
+        return made
+
+
+def unpack(
+    batch: StoredBatch, places: list[int], hostnames: dict[str, str]
+) -> Iterator[StoredSignal]:
+    """Return a batch's signals at some places."""
+    columns = batch.columns
+    hostname = hostnames.get(batch.host_id, batch.host_id)
+    first_id = batch.id << PLACE_BITS
+    rows = zip(
+        places,
+        columns.seq[places].tolist(),
+        columns.time_ns[places].tolist(),
+        columns.rule[places].tolist(),
+        fields_at(columns.fields, places),
+        strict=True,
+    )
+    for at, seq, time_ns, rule, fields in rows:
+        entry = columns.rules[rule]
+        yield StoredSignal(
+            id=first_id | at,
+            host_id=batch.host_id,
+            hostname=hostname,
+            boot_id=batch.boot_id,
+            received_ns=batch.received_ns,
+            late=time_ns <= batch.released_ns,
+            offset_ns=batch.offset_ns,
+            uncertainty_ns=batch.uncertainty_ns,
+            seq=seq,
+            time_ns=time_ns,
+            rule=entry.name,
+            priority=entry.priority,
+            tags=entry.tags,
+            alert=entry.alert,
+            output=columns.output[at],
+            fields=fields,
+        )
+
+
+def _narrowed(query: sa.Select[Any], asked: Filter) -> sa.Select[Any]:
+    """Leave out batches of which it is known without their columns that they have nothing."""
+    b = batches_table.c
+    if asked.priority_max is not None:
+        query = query.where(b.priority_min <= asked.priority_max)
+    if asked.alerts_only:
+        query = query.where(b.alert.is_(True))
+    if asked.late is True:
+        query = query.where(b.late > 0)
+    return query
+
+
+def places_of(
+    batch_id: int, host_id: str, columns: wire.Columns, skip: int
+) -> tuple[list[tuple[int, int, str, int, int]], list[tuple[int, int, str]]]:
+    """Return the rows of batch_times and batch_rules for a batch, in the order of the columns."""
+    time_ns, rule = columns.time_ns[skip:], columns.rule[skip:]
+    buckets = time_ns >> BUCKET_BITS
+    if buckets[0] == buckets[-1] and (buckets == buckets[0]).all():
+        spans = [(int(buckets[0]), int(time_ns.min()), int(time_ns.max()))]
+        pairs: Iterable[tuple[int, int]] = (
+            (int(buckets[0]), number) for number in np.flatnonzero(np.bincount(rule)).tolist()
+        )
+    else:
+        order = np.argsort(buckets, kind="stable")
+        distinct, starts = np.unique(buckets[order], return_index=True)
+        sorted_ns = time_ns[order]
+        spans = list(
+            zip(
+                distinct.tolist(),
+                np.minimum.reduceat(sorted_ns, starts).tolist(),
+                np.maximum.reduceat(sorted_ns, starts).tolist(),
+                strict=True,
+            )
+        )
+        pairs = set(zip(buckets.tolist(), rule.tolist(), strict=True))
+    times = [(batch_id, bucket, host_id, start_ns, end_ns) for bucket, start_ns, end_ns in spans]
+    # Two entries may be of one rule, with other tags.
+    named = sorted({(bucket, columns.rules[number].name) for bucket, number in pairs})
+    return times, [(batch_id, bucket, name) for bucket, name in named]
