@@ -130,6 +130,10 @@ class StoredBatch:
         self.size_bytes = size_bytes
 
 
+_BESIDE: Final = (
+    *("id", "host_id", "boot_id", "received_ns", "released_ns", "skip"),
+    *("offset_ns", "uncertainty_ns"),
+)
 Places = NDArray[np.int64]
 """Places of signals in a batch, rising."""
 
@@ -430,19 +434,16 @@ class Reader:
         missing = [number for number in ids if number not in found]
         b = batches_table.c
         if missing:
-            beside = (
-                *(b.id, b.host_id, b.boot_id, b.received_ns, b.released_ns, b.skip),
-                *(b.offset_ns, b.uncertainty_ns),
-            )
-            query = sa.select(*beside, b.columns).where(b.id.in_(missing))
+            query = sa.select(*(b[name] for name in (*_BESIDE, "columns"))).where(b.id.in_(missing))
             for row in connection.execute(query):
                 columns = wire.load(row.columns)
                 columns.correct(row.offset_ns)
                 size_bytes = len(row.columns)
                 # The disk has them.
                 columns.payload = b""
-                values: Any = tuple(row)[:-1]
-                found[row.id] = batch = StoredBatch(*values, columns=columns, size_bytes=size_bytes)
+                found[row.id] = batch = StoredBatch(
+                    **dict(zip(_BESIDE, row, strict=False)), columns=columns, size_bytes=size_bytes
+                )
                 self._cache[row.id] = batch
                 self._cache_bytes += size_bytes
             while self._cache_bytes > CACHE_BYTES:
