@@ -7,9 +7,12 @@ export VEDETTE_BUILD ?= release
 export HOLD
 # pytest's own arguments, as in: make test ARGS='-k ring -x'
 ARGS ?=
+# How long `make fuzz` looks.
+SECONDS ?= 60
 # Tests of the compiled core that `make sanitize` runs.
 SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_floor.py \
-             tests/core/test_correlator.py
+             tests/core/test_correlator.py tests/core/test_computed.py tests/core/test_switch.py \
+             tests/core/test_tables_stateful.py tests/fuzz
 
 .DEFAULT_GOAL := help
 .PHONY: help machine build lint test sanitize demo docs bench clean
@@ -19,6 +22,7 @@ help:
 	@echo 'make test      lint, then all tests (root; ARGS=... goes to pytest)'
 	@echo 'make demo      three hosts, one attack, one incident (root; HOLD=1 keeps it up)'
 	@echo 'make sanitize  the core under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make fuzz      any bytes into the record decoder (clang, libFuzzer; SECONDS=60)'
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
 	@echo 'make docs      write the tables in docs/ from the code'
 	@echo 'make bench     benchmarks (ARGS=... goes to pytest)'
@@ -57,6 +61,7 @@ test: build
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/pytest $(ARGS) || status=1; \
 	[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory sanitize || status=1; \
+	[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory fuzz SECONDS=8 || status=1; \
 	exit $$status
 
 # What the core's own tests do, with every access checked. Python itself leaks on purpose.
@@ -66,6 +71,20 @@ sanitize: machine $(VENV)/.installed
 	ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	$(BIN)/pytest -q -s -p no:cacheprovider --timeout 600 $(SANITIZED)
+
+# Any bytes into the record decoder, guided by what they reach; SECONDS is how long. What it finds is
+# build/fuzz/crash-…; the corpus it begins from and adds to is tests/fuzz/corpus.
+fuzz: export VEDETTE_BUILD := fuzz
+fuzz: machine $(VENV)/.installed
+	@packaging/machine-setup.sh fuzz
+	CC=clang-14 LDSHARED='clang-14 -shared' $(BIN)/python setup.py -q build_ext --inplace
+	mkdir -p build/fuzz/found
+	clang-14 -g -O1 -fsanitize=fuzzer,address,undefined -o build/fuzz/driver tests/fuzz/driver.c \
+	    $$($(BIN)/python tests/fuzz/flags.py)
+	PYTHONPATH="$$($(BIN)/python tests/fuzz/flags.py path)" PYTHONMALLOC=malloc \
+	VEDETTE_FUZZ=tests.fuzz.records:one ASAN_OPTIONS=detect_leaks=0 \
+	build/fuzz/driver -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
+	    -artifact_prefix=build/fuzz/ -verbosity=0 -print_final_stats=1 build/fuzz/found tests/fuzz/corpus
 
 demo: build
 	$(BIN)/python -m tests.fleet.demo

@@ -3,6 +3,7 @@
 VEDETTE_BUILD=release   optimised (the default)
 VEDETTE_BUILD=trace     line tracing for coverage and profilers
 VEDETTE_BUILD=sanitize  AddressSanitizer and UndefinedBehaviorSanitizer
+VEDETTE_BUILD=fuzz      the same with libFuzzer's coverage (clang), of what takes records
 """
 
 import os
@@ -27,12 +28,31 @@ FLAVOURS = {
         ["-fsanitize=address,undefined"],
         {},
     ),
+    # The sanitizers' runtimes are in the program that loads the modules, tests/fuzz/driver.c.
+    "fuzz": (
+        [
+            "-O1",
+            "-g",
+            "-fno-omit-frame-pointer",
+            "-fsanitize=fuzzer-no-link,address,undefined",
+            # clang takes the arrays at the end of Image and Text (proctable.pxd) for all there is;
+            # AddressSanitizer knows how large the blocks are.
+            "-fno-sanitize=bounds",
+            "-fno-sanitize-recover=undefined",
+        ],
+        [],
+        {},
+    ),
 }
+FUZZED = ("cache", "engine", "index", "layout", "proctable", "ring", "tables")
 flavour = os.environ.get("VEDETTE_BUILD", "release")
 if flavour not in FLAVOURS:
     raise SystemExit(f"VEDETTE_BUILD={flavour}: expected one of {', '.join(FLAVOURS)}")
 compile_args, link_args, directives = FLAVOURS[flavour]
 build_root = Path("build") / flavour
+if flavour == "fuzz":
+    os.environ.setdefault("CC", "clang")
+    os.environ.setdefault("LDSHARED", "clang -shared")
 
 
 class BuildExtInFlavourFolder(build_ext):
@@ -67,6 +87,7 @@ extensions = [
         depends=["bpf/event.h", *(str(header) for header in sorted(Path("core").glob("*.h")))],
     )
     for path in sorted(Path("vedette/core").glob("*.pyx"))
+    if flavour != "fuzz" or path.stem in FUZZED
 ]
 
 setup(

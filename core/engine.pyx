@@ -712,6 +712,7 @@ cdef class Engine:
             "process_strings_bytes": self.procs.pool.bytes,
             "process_strings_refused": self.procs.strings_refused,
             "processes_bytes": self.heap.bytes,
+            "processes_mapped_bytes": self.heap.mapped,
             "allocations": self.heap.calls,
             "rules_compiled": self.compilations,
             "rules_switched": self.switches,

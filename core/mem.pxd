@@ -20,6 +20,7 @@ cdef enum:
 
 cdef struct Heap:
     uint64_t bytes    # bytes that are allocated now
+    uint64_t mapped   # of these, what is mapped on its own and none of malloc's business
     uint64_t blocks   # blocks that are allocated now
     uint64_t calls    # allocations since the start; does not move in steady state
 
@@ -36,6 +37,7 @@ cdef inline void* heap_new(Heap* heap, size_t size) noexcept nogil:
         block = calloc(1, size)
     if block != NULL:
         heap.bytes += size
+        heap.mapped += size if size >= MAPPED_BYTES_MIN else 0
         heap.blocks += 1
         heap.calls += 1
     return block
@@ -46,6 +48,7 @@ cdef inline void heap_del(Heap* heap, void* block, size_t size) noexcept nogil:
     if block != NULL:
         if size >= MAPPED_BYTES_MIN:
             munmap(block, size)
+            heap.mapped -= size
         else:
             free(block)
         heap.bytes -= size

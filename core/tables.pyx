@@ -2634,6 +2634,7 @@ cdef class RuleTables:
             "predicates": t.predicates,
             "code_nodes": t.code_count,
             "tables_bytes": self.own_heap.bytes,
+            "tables_mapped_bytes": self.own_heap.mapped,
             "class_rows": t.classes.rows_used,
             "class_sets_bytes": t.classes.bytes,
             "verdict_rows": t.verdicts.rows_used,

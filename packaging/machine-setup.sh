@@ -4,6 +4,7 @@
 #   machine-setup.sh packages   install the Debian packages that are missing
 #   machine-setup.sh headers    let bcc find kernel headers for the running kernel
 #   machine-setup.sh            both
+#   machine-setup.sh fuzz       install what `make fuzz` needs besides
 #
 # Does nothing, and says nothing, where nothing is missing. Exit code 1: something could not be
 # done; the message names it and its cure.
@@ -107,5 +108,6 @@ case ${1:-all} in
 packages) packages ;;
 headers) headers ;;
 all) packages; headers ;;
-*) die "unknown argument $1; expected packages, headers or nothing" ;;
+fuzz) PACKAGES="clang-14 libclang-rt-14-dev"; packages ;;
+*) die "unknown argument $1; expected packages, headers, fuzz or nothing" ;;
 esac

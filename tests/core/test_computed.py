@@ -32,7 +32,7 @@ MULTIPLE = [Predicate(FieldRef("proc.aname"), "!=", (name,)) for name in (b"sh",
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     rules=s.rule_lists(s.conditions(s.new_predicates() | st.sampled_from(MULTIPLE), 3), max_size=6),
     processes=st.lists(s.process_values(), min_size=1, max_size=5),

@@ -24,7 +24,7 @@ def switched(made: list[Rule], on: list[bool]) -> list[Rule]:
     return [replace(rule, enabled=is_on) for rule, is_on in zip(made, on, strict=True)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     made=s.rule_lists(s.conditions() | s.conditions(s.predicates(full=True)), max_size=6),
     processes=st.lists(s.process_values(), min_size=1, max_size=4),
