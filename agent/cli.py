@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import fnmatch
 import json
 import logging
 import os
@@ -20,6 +23,7 @@ from rich.table import Table
 from vedette import __version__
 from vedette.agent import config, identity, logs, pipeline
 from vedette.agent.errors import EXIT_RUNTIME, AgentError, ConfigError, DataError
+from vedette.core.rules import Rule
 
 EXIT_CODES = "Exit codes: 0 done, 1 the host refused, 2 usage, configuration or rules, 3 bad data."
 
@@ -38,6 +42,18 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="Configuration file."),
 ]
+
+
+def _size(text: str) -> int:
+    """Read a size in bytes, such as 64M."""
+    digits = text.rstrip("KMGkmg")
+    unit = text[len(digits) :].upper()
+    if not digits.isascii() or not digits.isdigit() or len(unit) > 1:
+        raise typer.BadParameter(f"{text} is no size such as 1048576, 64M or 2G")
+    size = int(digits) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
+    if not 1 << 16 <= size <= 1 << 50:
+        raise typer.BadParameter(f"{text} is not within 64K and 1048576G")
+    return size
 
 
 class Matching(StrEnum):
@@ -77,8 +93,11 @@ def run(
         typer.Option(metavar="FILE", help="Also write what is captured to FILE, for replay."),
     ] = None,
     record_bytes_max: Annotated[
-        int, typer.Option(min=1 << 16, metavar="N", help="Stop recording after N bytes.")
-    ] = 1 << 30,
+        int,
+        typer.Option(
+            parser=_size, metavar="SIZE", show_default="1G", help="Stop recording after so much."
+        ),
+    ] = "1G",  # type: ignore[assignment]  # typer gives it to the parser
 ) -> None:
     """Watch this host until SIGTERM or SIGINT.
 
@@ -97,6 +116,8 @@ def run(
     epilog=_example(
         "vedette-agent capture -o attack.vcap --seconds 30",
         "vedette-agent capture -o web.vcap --scope /sys/fs/cgroup/system.slice/nginx.service",
+        "vedette-agent capture -o day.vcap --rotate-seconds 3600 --keep 24",
+        "vedette-agent capture -o found.vcap --on 'ssh_*' --rules rules --after 30",
     )
 )
 def capture(
@@ -110,14 +131,63 @@ def capture(
         float | None, typer.Option(min=0.1, metavar="N", help="Stop after N seconds.")
     ] = None,
     bytes_max: Annotated[
-        int, typer.Option(min=1 << 16, metavar="N", help="Stop after N bytes.")
-    ] = 1 << 30,
+        int,
+        typer.Option(
+            parser=_size,
+            metavar="SIZE",
+            show_default="1G",
+            help="End the file after so much; without --on capture ends, too.",
+        ),
+    ] = "1G",  # type: ignore[assignment]  # typer gives it to the parser
+    rotate_bytes: Annotated[
+        int | None,
+        typer.Option(parser=_size, metavar="SIZE", help="Begin another file after so much."),
+    ] = None,
+    rotate_seconds: Annotated[
+        float | None, typer.Option(min=1, metavar="N", help="Begin another file after N seconds.")
+    ] = None,
+    keep: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Of rotated files keep the last N.")
+    ] = 16,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Write nothing but what was before and after a match of this rule (* and ? are "
+            "wildcards); repeatable.",
+        ),
+    ] = None,
+    rule_files: Annotated[
+        list[Path] | None,
+        typer.Option("--rules", "-r", metavar="FILE", help="Rules for --on; repeatable."),
+    ] = None,
+    before: Annotated[
+        int,
+        typer.Option(
+            parser=_size,
+            metavar="SIZE",
+            show_default="32M",
+            help="With --on: the packed events before a match that are kept in memory.",
+        ),
+    ] = "32M",  # type: ignore[assignment]  # typer gives it to the parser
+    after: Annotated[
+        float, typer.Option(min=0, metavar="N", help="With --on: write N seconds after a match.")
+    ] = 10,
+    files_max: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --on: after N files write no more.")
+    ] = 100,
 ) -> None:
     """Write the kernel's events to a file, for replay, until Ctrl-C.
 
-    The file holds paths and arguments of all that ran, so it is readable by its owner only.
+    The file holds paths and arguments of all that ran, so it is readable by its owner only. It can
+    be read while it is written: `vedette events FILE --follow`.
+
+    With --rotate-bytes, --rotate-seconds or --on there are several files, with the time and a
+    number in their names; each replays by itself. Where a rule says capture_duration, that counts
+    for --after.
     """
-    from vedette.agent.live import Live, Recorder, capture_header, host_facts
+    from vedette.agent.live import Live, capture_header, host_facts
+    from vedette.agent.recorder import MatchRecorder, Recorder, Rotation
     from vedette.agent.service import Requests
 
     settings = config.load(config_file) if config_file is not None else config.Config()
@@ -128,14 +198,38 @@ def capture(
             raise ConfigError(f"--scope: {error}") from None
         settings = msgspec.structs.replace(settings, capture=section)
     logs.setup(settings.log.level)
+    if on and (rotate_bytes is not None or rotate_seconds is not None):
+        raise ConfigError("--on and --rotate-bytes or --rotate-seconds: use one of them")
+    rotation = None
+    if rotate_bytes is not None or rotate_seconds is not None:
+        rotation = Rotation(rotate_bytes, rotate_seconds, keep)
+    rules = _triggers(settings, on or [], rule_files or [])
+    lasting_s = {rule.name: rule.capture_ms / 1000 for rule in rules if rule.capture_ms}
     facts = host_facts(settings.host)
     requests = Requests()
     with requests.installed():
         try:
             host_id = settings.host.id or identity.host_id()
             header = capture_header(settings, facts, host_id, identity.numbering_id())
-            recorder = Recorder(output, bytes_max, header)
-            live = Live(settings, (), facts, recorder, everything=True)
+            recorder: Recorder | MatchRecorder
+            if on:
+                recorder = MatchRecorder(
+                    output,
+                    header,
+                    memory_bytes=max(before, 1 << 20),
+                    after_s=after,
+                    bytes_max=bytes_max,
+                    files_max=files_max,
+                )
+            else:
+                recorder = Recorder(output, bytes_max, header, rotation)
+            live = Live(settings, rules, facts, recorder, everything=True)
+
+            def look() -> None:
+                for item in live.pipeline.take():
+                    assert isinstance(recorder, MatchRecorder)  # else there are no rules
+                    recorder.matched(item.rule, lasting_s.get(item.rule))
+
             try:
                 live.start()
                 logs.log(logging.INFO, "capturing", file=output, scope=settings.capture.scope)
@@ -143,10 +237,12 @@ def capture(
                 end_s = time.monotonic() + (seconds if seconds is not None else float("inf"))
                 while not requests.stop and recorder.active and time.monotonic() < end_s:
                     live.wait(settings.capture.poll_ms)
-                    while live.step() and not requests.stop:
-                        pass
+                    more = True
+                    while more and not requests.stop:
+                        more = live.step()
+                        look()
                 live.detach()
-                live.drain(time.monotonic() + 1.0)
+                live.drain(time.monotonic() + 1.0, look)
                 counters = live.counters()
             finally:
                 live.close()
@@ -155,11 +251,38 @@ def capture(
     if recorder.error:
         raise AgentError(f"{output}: {recorder.error}; it replays up to where writing failed")
     lost = sum(n for name, n in counters.items() if name.startswith("capture.lost_"))
-    typer.echo(
-        f"{output}: {counters['engine.records']} events, {lost} lost, "
-        f"{output.stat().st_size} bytes",
-        err=True,
-    )
+    size = sum(path.stat().st_size for path in recorder.files if path.exists())
+    told = f"{counters['engine.records']} events, {lost} lost, {size} bytes"
+    if isinstance(recorder, MatchRecorder):
+        told = f"{recorder.matches} matches, {len(recorder.files)} files, {told}"
+        if recorder.refused:
+            told += f"; {recorder.refused} matches beyond --files-max were not written"
+    elif rotation is not None:
+        told = f"{len(recorder.files)} files, {told}"
+    typer.echo(f"{output}: {told}", err=True)
+
+
+def _triggers(settings: config.Config, names: list[str], files: list[Path]) -> list[Rule]:
+    """Return the rules that --on names. Raises ConfigError where a name is no rule's."""
+    if not names:
+        if files:
+            raise ConfigError("--rules goes with --on: without it everything is written")
+        return []
+    section = settings.rules
+    if files:
+        section = msgspec.structs.replace(section, files=tuple(str(name) for name in files))
+    if not section.files:
+        raise ConfigError("--on needs rules: give --rules FILE, or --config FILE which names some")
+    known = pipeline.load(section, settings.host).rules
+    chosen: dict[str, Rule] = {}
+    for name in names:
+        found = [rule for rule in known if fnmatch.fnmatchcase(rule.name, name)]
+        if not found:
+            close = difflib.get_close_matches(name, [rule.name for rule in known], n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"--on: no rule {name} in {', '.join(section.files)}{hint}")
+        chosen |= {rule.name: dataclasses.replace(rule, enabled=True) for rule in found}
+    return list(chosen.values())
 
 
 @app.command(

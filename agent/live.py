@@ -1,4 +1,4 @@
-"""The live end: kernel programs, ring buffer and /proc, driving a pipeline; and its recording.
+"""The live end: kernel programs, ring buffer and /proc, driving a pipeline.
 
 Order of a start: attach, then read /proc, then consume. What happens while /proc is read waits in
 the ring, so no process is missed: one that begins or ends meanwhile is in the snapshot, or its fork
@@ -12,16 +12,16 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
 from vedette.agent.logs import log
 from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline
+from vedette.agent.recorder import Recording
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError
-from vedette.core.capturefile import Answer, CaptureWriter, End, Header
+from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
 from vedette.core.needs import needed
 from vedette.core.rules import Rule
@@ -47,71 +47,6 @@ def host_facts(section: config.Host) -> Facts:
         users=identity.users(),
         groups=identity.groups(),
     )
-
-
-class Recorder:
-    """Writes a capture file beside a live pipeline, up to a size; never stops the pipeline.
-
-    When the file is full or cannot be written, recording ends there, which is said in the log and
-    in `error`; what was written replays up to that point. The file is made anew, mode 0600.
-    Raises AgentError where it cannot be opened.
-    """
-
-    def __init__(self, path: Path, bytes_max: int, header: Header) -> None:
-        self.path = path
-        self.error = ""
-        self._bytes_max = bytes_max
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise AgentError(f"{path}: cannot be written: {error.strerror}") from None
-        self._stream = os.fdopen(descriptor, "wb")
-        self._writer: CaptureWriter | None = None
-        with self._guarded():
-            self._writer = CaptureWriter(self._stream, header)
-
-    @property
-    def active(self) -> bool:
-        """False once recording has ended, for whatever reason."""
-        return self._writer is not None
-
-    def snapshot(self, processes: Sequence[Process]) -> None:
-        with self._guarded():
-            if self._writer is not None:
-                self._writer.snapshot(processes)
-
-    def batch(self, answers: Sequence[Answer], records: bytes) -> None:
-        with self._guarded():
-            if self._writer is not None:
-                self._writer.batch(answers, records)
-                self._stream.flush()
-                if self._writer.written_bytes >= self._bytes_max:
-                    log(logging.WARNING, "recording is full", file=self.path)
-                    self.end("full", {})
-
-    def loss(self) -> None:
-        with self._guarded():
-            if self._writer is not None:
-                self._writer.loss()
-
-    def end(self, reason: str, counters: dict[str, int]) -> None:
-        """Mark the file as whole and close it. Does nothing where recording has ended."""
-        with self._guarded():
-            if self._writer is not None:
-                self._writer.end(End(reason=reason, counters=counters))
-                self._writer = None
-                self._stream.close()
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._writer = None
-            self.error = error.strerror or str(error)
-            log(logging.ERROR, "recording stopped", file=self.path, error=self.error)
-            with suppress(OSError):  # what is buffered cannot be written either
-                self._stream.close()
 
 
 def capture_header(
@@ -145,7 +80,7 @@ class Live:
         settings: config.Config,
         rules: Sequence[Rule],
         facts: Facts,
-        recorder: Recorder | None = None,
+        recorder: Recording | None = None,
         decisions: Decisions | None = None,
         *,
         everything: bool = False,
@@ -240,6 +175,9 @@ class Live:
                 engine.feed(records)
                 self._recorder.batch(self._answers, records)
                 self._answers.clear()
+            self._recorder.tick()
+            if self._recorder.due:
+                self._restart_recording(self._recorder)
         else:
             more = engine.consume(reader, RECORDS_MAX) >= RECORDS_MAX
         self._check_loss()
@@ -247,6 +185,15 @@ class Live:
             # Nothing was in the ring at some moment after now_ns, so all before it was consumed.
             self.complete_until_ns = now_ns - _SETTLE_NS + self._facts.boot_to_wall_ns
         return more
+
+    def _restart_recording(self, recorder: Recording) -> None:
+        """Begin another file, or part of one, with the process table as it is."""
+        if self._lost:
+            # Which entries were asked about since the loss is not in the file, so all are again.
+            self.pipeline.engine.note_loss()
+        recorder.restart(list(self.pipeline.engine.processes()))
+        if self._lost:
+            recorder.loss()
 
     def drain(self, until_s: float, after_step: Callable[[], None] = lambda: None) -> None:
         """Consume until the ring is empty, or until a moment of time.monotonic()."""

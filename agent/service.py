@@ -20,8 +20,9 @@ from prometheus_client.core import Metric
 from vedette import __version__
 from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
-from vedette.agent.live import Live, Recorder, capture_header, host_facts
+from vedette.agent.live import Live, capture_header, host_facts
 from vedette.agent.logs import log
+from vedette.agent.recorder import Recorder
 from vedette.agent.shipper import Shipper, ShipperError
 from vedette.agent.spool import Spool, SpoolError
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from vedette import __version__
-from vedette.aggregator import fleet_cli, rules_cli, sequences_cli, views
+from vedette.aggregator import events_cli, fleet_cli, rules_cli, sequences_cli, views
 from vedette.aggregator.config import Config, ConfigError
 from vedette.aggregator.config import load as load_config
 from vedette.aggregator.sequences import Correlator, Fleet, fleet_of
@@ -82,6 +82,7 @@ app.add_typer(incidents_app, name="incidents")
 app.add_typer(sequences_app, name="sequences")
 app.add_typer(keys_app, name="keys")
 rules_cli.mount(app)
+events_cli.mount(app)
 fleet_cli.mount(app)
 
 StoreOption = Annotated[

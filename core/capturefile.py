@@ -2,18 +2,20 @@
 
 A file is 8 bytes of magic, the format's and the record's version (two little-endian u32), and then
 blocks: a head of three little-endian u32 (kind, payload length, CRC-32 of kind, length and
-payload), and the payload. HEADER comes first, END last; between them SNAPSHOT, BATCH and LOSS stand
-in the order in which the engine saw them:
+payload), and the payload, a frame of Zstandard (RFC 8878) that says how long its content is. HEADER
+comes first, END last; between them SNAPSHOT, BATCHES and LOSS stand in the order in which the
+engine saw them:
 
     HEADER    msgpack of `Header`
     SNAPSHOT  msgpack of processes that the table was given
-    BATCH     msgpack of (answers, records): whole records as they lay in the ring (bpf/event.h),
-              and the answers that `lookup` gave while the engine took them
+    BATCHES   msgpack of [(answers, records), …]: whole records as they lay in the ring
+              (bpf/event.h), and the answers that `lookup` gave while the engine took them
     LOSS      nothing: the engine was told here that events were lost
-    END       msgpack of `End`; a file without it was cut short
+    END       msgpack of `End`; a file without it is still written, or was cut short
 
-A batch and its answers are one block, so that a file cut anywhere replays up to the cut. All of the
-engine's input is in the file, which is why a replay gives the same signals byte for byte.
+Each block is whole by itself, a batch with its answers in one, so that a file can be read while it
+is written, and one that was cut anywhere replays up to the cut. All of the engine's input is in the
+file, which is why a replay gives the same signals byte for byte.
 """
 
 from __future__ import annotations
@@ -25,14 +27,19 @@ from struct import Struct
 from typing import Annotated, BinaryIO, Literal, TypeVar
 
 import msgspec
+import zstandard
 
 from vedette.core.engine import Process
 from vedette.core.layout import ARGS_MAX, PATH_MAX, RECORD_VERSION
 
 MAGIC = b"VEDETTE\0"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_BYTES_MAX = 64 << 20
-"""No block is longer; a length above it is damage."""
+"""No block is longer, packed or not; a length above it is damage."""
+GATHERED_BYTES = 256 << 10
+"""Records that are gathered into one block, since small ones pack badly."""
+LEVEL = 3
+"""Zstandard's, where a core packs some 250 MB a second."""
 
 _VERSIONS = Struct("<II")
 _BLOCK = Struct("<III")
@@ -43,11 +50,15 @@ _PID_LIMIT = 1 << 22  # PID_MAX_LIMIT of 64-bit kernels
 _U32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 _U63 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
-HEADER, SNAPSHOT, BATCH, LOSS, END = 1, 2, 3, 4, 5
+HEADER, SNAPSHOT, BATCHES, LOSS, END = 1, 2, 3, 4, 5
 
 
 class CaptureFileError(Exception):
     """A file that is no capture file, of another version, cut short or damaged; says where."""
+
+
+class CaptureCutError(CaptureFileError):
+    """A file that ends before its end: it was cut short, or is still being written."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +97,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 class _Row(msgspec.Struct, frozen=True, array_like=True):
     """A process as it is stored; the fields of core.engine.Process without the parent."""
 
-    pid: Annotated[int, msgspec.Meta(ge=1, lt=_PID_LIMIT)]
+    pid: Annotated[int, msgspec.Meta(ge=0, lt=_PID_LIMIT)]
     ppid: Annotated[int, msgspec.Meta(ge=0, lt=_PID_LIMIT)]
     uid: _U32
     gid: _U32
@@ -126,8 +137,8 @@ _T = TypeVar("_T")
 _Answers = list[tuple[int, _Row | None]]
 _HEADER_DECODER = msgspec.msgpack.Decoder(Header)
 _SNAPSHOT_DECODER = msgspec.msgpack.Decoder(list[_Row])
-_BATCH_DECODER: msgspec.msgpack.Decoder[tuple[_Answers, bytes]] = msgspec.msgpack.Decoder(
-    tuple[_Answers, bytes]
+_BATCHES_DECODER: msgspec.msgpack.Decoder[list[tuple[_Answers, bytes]]] = msgspec.msgpack.Decoder(
+    list[tuple[_Answers, bytes]]
 )
 _END_DECODER = msgspec.msgpack.Decoder(End)
 
@@ -169,36 +180,61 @@ def _process(row: _Row) -> Process:
 class CaptureWriter:
     """Writes a capture file to a binary stream, in the order of the calls.
 
+    Batches are gathered until GATHERED_BYTES are there, another block comes, or ``flush`` is
+    called: what a reader of the growing file sees lags by as much.
+
+    header  None: goes on with a file whose blocks so far another writer has written
+
     Every method raises OSError where the stream does; the file is then cut at a block at worst.
     The stream is the caller's to close.
     """
 
-    def __init__(self, stream: BinaryIO, header: Header) -> None:
+    def __init__(self, stream: BinaryIO, header: Header | None) -> None:
         self._stream = stream
+        self._packer = zstandard.ZstdCompressor(level=LEVEL)
+        self._gathered: list[tuple[list[tuple[int, _Row | None]], bytes]] = []
+        self.gathered_bytes = 0
         self.written_bytes = 0
-        self._write(MAGIC + _VERSIONS.pack(FORMAT_VERSION, RECORD_VERSION))
-        self._block(HEADER, msgspec.msgpack.encode(header))
+        if header is not None:
+            self._write(MAGIC + _VERSIONS.pack(FORMAT_VERSION, RECORD_VERSION))
+            self._block(HEADER, msgspec.msgpack.encode(header))
 
     def snapshot(self, processes: Sequence[Process]) -> None:
+        self.flush()
         for start in range(0, len(processes), _SNAPSHOT_ROWS):
             rows = [_row(process) for process in processes[start : start + _SNAPSHOT_ROWS]]
             self._block(SNAPSHOT, msgspec.msgpack.encode(rows))
 
     def batch(self, answers: Sequence[Answer], records: bytes) -> None:
         """Write records, and the answers given while the engine took them, in order."""
+        if len(records) > BLOCK_BYTES_MAX // 2:
+            raise ValueError(f"a batch of {len(records)} bytes; at most {BLOCK_BYTES_MAX // 2}")
         rows = [(pid, None if found is None else _row(found)) for pid, found in answers]
-        self._block(BATCH, msgspec.msgpack.encode((rows, records)))
+        self._gathered.append((rows, records))
+        self.gathered_bytes += len(records)
+        if self.gathered_bytes >= GATHERED_BYTES:
+            self.flush()
 
     def loss(self) -> None:
+        self.flush()
         self._block(LOSS, b"")
 
+    def flush(self) -> None:
+        """Write what was gathered, through to the stream."""
+        if self._gathered:
+            gathered, self._gathered, self.gathered_bytes = self._gathered, [], 0
+            self._block(BATCHES, msgspec.msgpack.encode(gathered))
+        self._stream.flush()
+
     def end(self, end: End) -> None:
+        self.flush()
         self._block(END, msgspec.msgpack.encode(end))
         self._stream.flush()
 
-    def _block(self, kind: int, payload: bytes) -> None:
-        if len(payload) > BLOCK_BYTES_MAX:
-            raise ValueError(f"a block of {len(payload)} bytes; at most {BLOCK_BYTES_MAX}")
+    def _block(self, kind: int, content: bytes) -> None:
+        if len(content) > BLOCK_BYTES_MAX:
+            raise ValueError(f"a block of {len(content)} bytes; at most {BLOCK_BYTES_MAX}")
+        payload = self._packer.compress(content)
         self._write(_BLOCK.pack(kind, len(payload), _checksum(kind, payload)) + payload)
 
     def _write(self, data: bytes) -> None:
@@ -209,8 +245,8 @@ class CaptureWriter:
 class CaptureReader:
     """Reads a capture file: `header` at once, the rest by iterating.
 
-    Iteration gives every whole block up to the first damage and then raises CaptureFileError. The
-    last block of a whole file is its End.
+    Iteration gives every whole block up to the first damage and then raises CaptureFileError, where
+    the file just stops CaptureCutError. The last block of a whole file is its End.
     Raises CaptureFileError where the stream is no capture file of this version.
     """
 
@@ -219,6 +255,7 @@ class CaptureReader:
     def __init__(self, stream: BinaryIO, name: str = "capture") -> None:
         self._stream = stream
         self._name = name
+        self._unpacker = zstandard.ZstdDecompressor()
         self._start = self._offset = 0
         head = self._take(len(MAGIC) + _VERSIONS.size)
         if len(head) < len(MAGIC) + _VERSIONS.size or not head.startswith(MAGIC):
@@ -242,11 +279,10 @@ class CaptureReader:
             if kind == SNAPSHOT:
                 rows = self._decode(payload, _SNAPSHOT_DECODER)
                 yield Snapshot([_process(row) for row in rows])
-            elif kind == BATCH:
-                answers, records = self._decode(payload, _BATCH_DECODER)
-                yield Batch(
-                    [(pid, None if row is None else _process(row)) for pid, row in answers], records
-                )
+            elif kind == BATCHES:
+                for answers, records in self._decode(payload, _BATCHES_DECODER):
+                    found = [(pid, None if row is None else _process(row)) for pid, row in answers]
+                    yield Batch(found, records)
             elif kind == LOSS:
                 yield Loss()
             elif kind == END:
@@ -271,8 +307,18 @@ class CaptureReader:
             raise self._cut(length - len(payload))
         if _checksum(kind, payload) != checksum:
             raise self._damage("a block whose checksum is wrong")
+        content = self._unpacked(payload)
         self._offset += _BLOCK.size + length
-        return kind, payload
+        return kind, content
+
+    def _unpacked(self, payload: bytes) -> bytes:
+        try:
+            size = zstandard.frame_content_size(payload)
+            if not 0 <= size <= BLOCK_BYTES_MAX:
+                raise self._damage(f"a block of {size} bytes")
+            return self._unpacker.decompress(payload)
+        except zstandard.ZstdError as error:
+            raise self._damage(f"a block that cannot be unpacked ({error})") from None
 
     def _decode(self, payload: bytes, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
         try:
@@ -289,7 +335,7 @@ class CaptureReader:
         return b"".join(parts)
 
     def _cut(self, missing_bytes: int) -> CaptureFileError:
-        return CaptureFileError(
+        return CaptureCutError(
             f"{self._name}: cut short: the block at byte {self._start} lacks at least "
             f"{missing_bytes} bytes; everything before it was read"
         )

@@ -78,6 +78,7 @@ def capture_file(tmp_path: Path) -> Path:
         )
         for pid in range(1, 8):
             writer.batch([(pid, None)], build("procexit", pid=pid, time_ns=pid))
+            writer.flush()
         writer.end(End(reason="stopped"))
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +19,14 @@ from vedette.agent import config, pipeline
 from vedette.agent.outputs import alert_line
 from vedette.agent.replay import Replay
 from vedette.core import wire
-from vedette.core.capturefile import Batch, CaptureReader, End, Loss, Snapshot
+from vedette.core.capturefile import (
+    Batch,
+    CaptureFileError,
+    CaptureReader,
+    End,
+    Loss,
+    Snapshot,
+)
 from vedette.core.records import TYPE_NAMES, iter_records
 from vedette.core.signal import Signal
 from vedette.core.twin import Twin
@@ -443,9 +451,13 @@ def test_a_recording_that_is_full_ends_whole_and_the_agent_goes_on(
     agent.start(
         "run", "--config", str(agent.config), "--record", str(record), "--record-bytes-max", "65536"
     )
-    read_secrets(agent, 1000)
+    # Names that do not pack well.
+    names = [random.Random(number).randbytes(32).hex() for number in range(3000)]
+    script = "".join(f"true < secret/{name}\n" for name in names)
+    (agent.folder / "script").write_text(script)
+    agent.does(". ./script 2>/dev/null")
     agent.logs("recording is full")
-    agent.wait_until(lambda: len(agent.printed()) == 1000)
+    agent.wait_until(lambda: len(agent.printed()) == 3000)
     agent.stop()
     with record.open("rb") as stream:
         end = list(CaptureReader(stream))[-1]
@@ -473,3 +485,82 @@ def test_another_pid_namespace_is_refused(make_agent: Callable[..., Agent]) -> N
     )
     assert done.returncode == 1
     assert b"run the agent in the initial pid namespace" in done.stderr
+
+
+def started(path: Path) -> list[bytes]:
+    """Return what the execs of a capture file ran."""
+    with path.open("rb") as stream:
+        blocks = list(CaptureReader(stream))
+    assert isinstance(blocks[0], Snapshot) and isinstance(blocks[-1], End)
+    records = b"".join(block.records for block in blocks if isinstance(block, Batch))
+    return [e.args for e in iter_records(records) if TYPE_NAMES[e.type] == "execve"]
+
+
+def test_a_capture_is_rotated(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    target = agent.folder / "many.vcap"
+    agent.start(
+        "capture", "-o", str(target), "-c", str(agent.config), "--rotate-seconds", "1",
+        "--keep", "3",
+    )  # fmt: skip
+    seen: set[Path] = set()
+
+    def has_rotated() -> bool:
+        agent.does("cat rules.yaml >/dev/null")
+        seen.update(agent.folder.glob("many-*.vcap"))
+        return len(seen) >= 4
+
+    agent.wait_until(has_rotated)
+    agent.does("cat secret >/dev/null 2>&1")
+    agent.stop()
+    files = sorted(agent.folder.glob("many-*.vcap"))
+    assert len(files) == 3 and not target.exists()
+    assert b"cat\0secret\0" in started(files[-1])
+    assert all(b"cat\0rules.yaml\0" in started(path) for path in files[:2])
+    assert f"{target}: 3 files, " in agent.log.read_text()
+    for path in files:
+        subprocess.run([*COMMAND, "replay", str(path), "-r", str(agent.rules)], check=True)
+
+
+def test_what_was_before_and_after_a_match_is_written(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    target = agent.folder / "found.vcap"
+    agent.start(
+        "capture", "-o", str(target), "-c", str(agent.config), "--on", "Reads *", "--after", "0.5"
+    )  # fmt: skip
+    agent.does("ls /nonexistent/before 2>/dev/null")
+    assert not list(agent.folder.glob("found*"))
+    agent.does("cat secret/key 2>/dev/null")
+    agent.wait_until(lambda: "recording a match" in agent.log.read_text())
+    agent.does("ls /nonexistent/after 2>/dev/null")
+    (path,) = agent.folder.glob("found-*.vcap")
+
+    def is_whole() -> bool:
+        with path.open("rb") as stream:
+            try:
+                return isinstance(list(CaptureReader(stream))[-1], End)
+            except CaptureFileError:
+                return False
+
+    agent.wait_until(is_whole)
+    agent.does("ls /nonexistent/late 2>/dev/null")
+    agent.stop()
+    assert started(path) == [
+        b"ls\0/nonexistent/before\0", b"cat\0secret/key\0", b"ls\0/nonexistent/after\0",
+    ]  # fmt: skip
+    assert f"{target}: 1 matches, 1 files, " in agent.log.read_text()
+    done = subprocess.run(
+        [*COMMAND, "replay", str(path), "-r", str(agent.rules)], capture_output=True, check=True
+    )
+    assert [json.loads(line)["rule"] for line in done.stdout.splitlines()] == ["Reads a secret"]
+    for wrong, message in (
+        (["--on", "Raeds a secret"], "no rule Raeds a secret in "),
+        (["--on", "Reads *", "--rotate-bytes", "1M"], "use one of them"),
+        (["--rules", str(agent.rules)], "--rules goes with --on"),
+        (["--rotate-bytes", "1X"], "1X is no size such as 1048576, 64M or 2G"),
+    ):
+        refused = subprocess.run(
+            [*COMMAND, "capture", "-o", str(target), "-c", str(agent.config), *wrong],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert refused.returncode == 2 and message in refused.stderr

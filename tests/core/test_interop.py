@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import msgpack
+import zstandard
 
 from vedette.core import wire
 from vedette.core.capturefile import CaptureWriter, End, Header
@@ -34,6 +35,7 @@ def test_a_capture_files_header_is_plain_msgpack() -> None:
     writer.end(End(reason="done"))
     data = stream.getvalue()
     length = int.from_bytes(data[20:24], "little")
-    found = msgpack.unpackb(data[28 : 28 + length], raw=False, strict_map_key=False)
+    content = zstandard.decompress(data[28 : 28 + length])
+    found = msgpack.unpackb(content, raw=False, strict_map_key=False)
     assert found["hostname"] == "db1"
     assert found["users"] == {0: b"root"}
