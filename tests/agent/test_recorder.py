@@ -33,7 +33,10 @@ HEADER = Header(
     kernel="6.1", hostname="h", host_id="h", boot_id="b", boot_to_wall_ns=0,
     users=s.USERS, groups=s.GROUPS,
 )  # fmt: skip
-OPTIONS: dict[str, Any] = {"users": s.USERS, "groups": s.GROUPS, "hostname": b"h"}
+OPTIONS: dict[str, Any] = {
+    "users": s.USERS, "groups": s.GROUPS, "hostname": b"h", "class_bytes_max": 1 << 16,
+    "verdict_bytes_max": 1 << 16, "strings_bytes_max": 1 << 20,
+}  # fmt: skip
 Match = tuple[bytes, tuple[int, ...]]
 
 
@@ -118,7 +121,7 @@ known_processes = st.lists(s.process_values(), max_size=4).map(
 batches = st.lists(s.streams(max_size=6, damage=False) | st.none(), max_size=8)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25, deadline=None)
 @given(s.rule_lists(), known_processes, batches)
 def test_rotated_files_together_give_what_the_run_gave(
     tmp_path_factory: pytest.TempPathFactory,
@@ -146,7 +149,7 @@ def test_rotated_files_together_give_what_the_run_gave(
     assert found == run.matches
 
 
-@settings(max_examples=60)
+@settings(max_examples=25, deadline=None)
 @given(s.rule_lists(), known_processes, batches, st.integers(0, 8), st.integers(1, 3))
 def test_the_file_of_a_match_gives_what_was_before_and_after(
     tmp_path_factory: pytest.TempPathFactory,
