@@ -134,6 +134,9 @@ _CALLS: Final = frozenset(layout.TYPES[name] for name in layout.CALLS)
 # Of a call, all that is not in one of these is in one word.
 _CALL_WORDS: Final = frozenset({None, "result", "fd"})
 
+# Words that few events give a class other than that of nothing at all.
+GATES: Final = frozenset({"path", "ip", "port"})
+
 # fd.type and fd.l4proto as one number: kind | protocol << 8.
 KINDS: Final = (None, b"file", b"directory", b"ipv4", b"ipv6", b"unix")
 _TYPECHARS: Final = (None, b"f", b"d", b"4", b"6", b"u")
@@ -233,6 +236,8 @@ class TypePlan:
     vector   whether the process decides
     process  the rules that ask about the process alone
     event    the event parts of the others
+    gate     of these, what is left where only predicates over GATES are asked: where no rule's gate
+             holds, nothing else of the event has to be looked up. None: some rule has none
     rest     rule of ``event`` -> first node of its process part, or TRUE
     whole    rule of ``event`` that is more than the conjunction of its parts -> first node of all
     late     rule of late predicates -> first node of all, the late ones included
@@ -243,6 +248,7 @@ class TypePlan:
     vector: bool = False
     process: PartPlan = field(default_factory=PartPlan)
     event: PartPlan = field(default_factory=PartPlan)
+    gate: PartPlan | None = field(default_factory=PartPlan)
     rest: dict[int, int] = field(default_factory=dict)
     whole: dict[int, int] = field(default_factory=dict)
     late: dict[int, int] = field(default_factory=dict)
@@ -310,6 +316,7 @@ class Plan:
     in_python   rules whose condition only Python can evaluate (a pattern that comes from a field,
                 values beyond any bound): their code holds whenever they match, and then they are
                 evaluated
+    end_roles   roles of the predicates over "ip" and "port"; other ends have no class
     ancestors   the distinct indices (>= 2) of proc.aname, in the order of their roles
     """
 
@@ -328,6 +335,7 @@ class Plan:
     late: dict[int, int] = field(default_factory=dict)
     settled: set[int] = field(default_factory=set)
     in_python: set[int] = field(default_factory=set)
+    end_roles: dict[str, int] = field(default_factory=dict)
     ancestors: list[int] = field(default_factory=list)
     types: dict[int, TypePlan] = field(default_factory=dict)
 
@@ -519,6 +527,8 @@ class _Compiler:
             except KeyError:
                 raise UnsupportedRule(f"field {ref} is not in the rule tables") from None
         self.plan.roles.append(role)
+        if index in ("ip", "port"):
+            self.plan.end_roles[index] = self.plan.end_roles.get(index, 0) | role
         self.word.append(_WORD_OF_INDEX.get(index))
         if index in INTS:
             self.costs.append(self.place_int(index, ref.name, predicate, number))
@@ -817,6 +827,9 @@ class _Compiler:
         word = self.word[self.number(predicate)]
         return "call" if self.is_call and word not in _CALL_WORDS else word
 
+    def is_gate(self, predicate: Predicate) -> bool:
+        return self.word_of(predicate) in GATES
+
     def is_event(self, predicate: Predicate) -> bool:
         return self.word_of(predicate) is not None
 
@@ -886,6 +899,11 @@ class _Compiler:
                 plan.vector = True
                 continue
             self.add_part(plan.event, rule, self.relax(rest, self.is_event))
+            gate = self.relax(rest, self.is_gate)
+            if gate is True:
+                plan.gate = None
+            elif plan.gate is not None:
+                self.add_part(plan.gate, rule, gate)
             process = self.relax(rest, lambda leaf: not self.is_event(leaf))
             if not self.is_separable(rest):
                 plan.whole[rule] = self.emit(rest)

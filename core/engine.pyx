@@ -7,11 +7,12 @@ from vedette.core.event cimport *
 from vedette.core.mem cimport Heap
 from vedette.core.proctable cimport (
     DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Image, Proc, ProcTable, Text,
-    image_drop, image_known, image_new, pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch,
+    image_drop, image_hash, image_known, image_new, image_prefetch, pt_find, pt_free, pt_init, pt_insert,
+    pt_parent, pt_prefetch, pt_prefetch_links, pt_prefetch_relatives, pt_slot,
     pt_remove, pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
 from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
 from vedette.core.siphash cimport HashKey
-from vedette.core.tables cimport RuleTables
+from vedette.core.tables cimport KeyAhead, RuleTables, hash_key_fill
 
 import os
 
@@ -31,7 +32,9 @@ cdef enum:
     RECORD_SKIP = 1             # malformed, but its size can be trusted
     RECORD_STOP = 2             # no next record can be found
     TICK_NS = 10000000
-    AHEAD = 16                  # records that are looked at before the first of them is taken
+    # Records that are looked at before the first of them is taken: what the first look asks memory
+    # for should have come when the second begins, and hashing a path takes some 5 ns.
+    AHEAD = 64
     CONSUME_STEP = 256          # records between two reports to the kernel of how far we are
 
 
@@ -66,9 +69,11 @@ cdef class Process:
 # A record that is about to be taken.
 cdef struct Ahead:
     const vedette_header* record
-    uint64_t path_hash          # 0: not made
     uint32_t size
     int state                   # RECORD_*
+    uint32_t slot               # of the process, when it was looked ahead; 0: none
+    const Image* image          # that an exec probably has, or NULL
+    KeyAhead key
 
 
 cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil:
@@ -148,6 +153,15 @@ cdef inline int32_t _comm_size(const char* comm) noexcept nogil:
     return 16 if end == NULL else <int32_t>(<const char*>end - comm)
 
 
+cdef inline const uint8_t* _exec_args(const vedette_exec* r) noexcept nogil:
+    return <const uint8_t*>r + sizeof(vedette_exec) + r.path_len + r.filename_len
+
+
+cdef inline int32_t _exec_args_len(const vedette_exec* r) noexcept nogil:
+    """-1: missing."""
+    return -1 if r.args_len == 0 and r.h.flags & VEDETTE_F_ARGS_FAULT else <int32_t>r.args_len
+
+
 @cython.final
 cdef class RuleSwitch:
     """Other rules than those in force whose conditions are the same: some are switched on or off."""
@@ -172,6 +186,7 @@ cdef class Engine:
     cdef bint is_busy           # in feed or consume: callbacks must not change what they stand on
     cdef bint looks_up
     cdef uint32_t loss_epoch
+    cdef uint64_t image_hash    # of the exec that is taken
     cdef uint64_t records
     cdef uint64_t malformed
     cdef uint64_t matches
@@ -210,8 +225,7 @@ cdef class Engine:
             "bounds": table_bytes(class_bytes_max, verdict_bytes_max, own_table_bytes),
             "first_only": rule_matching == "first", "seed": seed,
         }
-        hash_key.k0 = int.from_bytes(seed[:8], "little")
-        hash_key.k1 = int.from_bytes(seed[8:16], "little")
+        hash_key_fill(&hash_key, vedette.core.tables.random_words(seed))
         pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max, &hash_key)
         self.is_open = True
         self.tables = self.compile(rules)
@@ -377,6 +391,7 @@ cdef class Engine:
         cdef uint32_t chain[66]
         cdef uint32_t depth = 0
         cdef Process made = None
+        cdef Process above
         cdef Proc* p
         cdef Image* image
         while slot != 0 and depth <= DEPTH_MAX:
@@ -387,17 +402,26 @@ cdef class Engine:
             depth -= 1
             p = &self.procs.slots[chain[depth]]
             image = p.image
-            made = Process(
-                pid=p.pid, ppid=p.ppid, uid=p.uid, gid=p.gid, loginuid=p.loginuid,
-                session=p.session, start_time_ns=p.start_time_ns, cgroup_id=p.cgroup_id,
-                comm=(image.comm[:image.comm_len]
-                      if image != NULL and image.comm_len >= 0 else None),
-                exe_path=(image.data[:image.path_len]
-                          if image != NULL and image.path_len >= 0 else None),
-                args=((image.data + (image.path_len if image.path_len > 0 else 0))[:image.args_len]
-                      if image != NULL and image.args_len >= 0 else None),
-                cwd=p.cwd.data[:p.cwd.size] if p.cwd != NULL else None,
-                parent=made)
+            above = made
+            made = Process.__new__(Process)
+            made.pid = p.pid
+            made.ppid = p.ppid
+            made.uid = p.uid
+            made.gid = p.gid
+            made.loginuid = p.loginuid
+            made.session = p.session
+            made.start_time_ns = p.start_time_ns
+            made.cgroup_id = p.cgroup_id
+            made.parent = above
+            if image != NULL:
+                if image.comm_len >= 0:
+                    made.comm = image.comm[:image.comm_len]
+                if image.path_len >= 0:
+                    made.exe_path = image.data[:image.path_len]
+                if image.args_len >= 0:
+                    made.args = (image.data + (image.path_len if image.path_len > 0 else 0))[:image.args_len]
+            if p.cwd != NULL:
+                made.cwd = p.cwd.data[:p.cwd.size]
         return made
 
     def process(self, uint32_t pid):
@@ -527,13 +551,10 @@ cdef class Engine:
         cdef Image* image
         cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_exec)
         cdef int32_t path_len = r.path_len
-        cdef int32_t args_len = r.args_len
         if path_len == 0 and r.h.flags & VEDETTE_F_PATH_FAULT:
             path_len = -1
-        if args_len == 0 and r.h.flags & VEDETTE_F_ARGS_FAULT:
-            args_len = -1
-        image = image_known(procs, <const uint8_t*>r.comm, _comm_size(r.comm), path, path_len,
-                            path + r.path_len + r.filename_len, args_len)
+        image = image_known(procs, self.image_hash, <const uint8_t*>r.comm, _comm_size(r.comm), path,
+                            path_len, _exec_args(r), _exec_args_len(r))
         image_drop(procs, p.image)
         if image != p.image or image == NULL:
             p.image = image
@@ -574,33 +595,56 @@ cdef class Engine:
             return -1
         return 0
 
-    cdef int _batch(self, Ahead* ahead, uint32_t count, uint32_t* done) except -1 nogil:
+    cdef int _batch(self, Ahead* ahead, uint32_t count, const uint8_t* limit,
+                    uint32_t* done) except -1 nogil:
         """Take some records in order; *done counts those that were taken, the failing one too.
 
         First all of them are looked at, so that what they need from memory is on its way while the
         others are: hashes of paths are made, process entries and cache lines asked for.
+        limit: the end of what may be read.
         """
         cdef uint32_t i
         cdef const vedette_header* h
+        cdef const vedette_exec* run
         for i in range(count):
-            if ahead[i].state == RECORD_OK:
-                h = ahead[i].record
-                pt_prefetch(&self.procs, h.pid)
-                ahead[i].path_hash = self.tables.look_ahead(h)
+            ahead[i].image = NULL
+            if ahead[i].state != RECORD_OK:
+                continue
+            h = ahead[i].record
+            ahead[i].slot = pt_prefetch(&self.procs, h.pid)
+            if h.type <= VEDETTE_PROCEXIT:
+                ahead[i].key.cache = NULL
+                pt_prefetch_links(&self.procs, ahead[i].slot)
+                if h.type <= VEDETTE_EXECVEAT:
+                    run = <const vedette_exec*>h
+                    ahead[i].key.hashed = image_hash(
+                        &self.procs, <const uint8_t*>run.comm, _comm_size(run.comm),
+                        _exec_args(run), _exec_args_len(run))
+                    pt_prefetch_links(&self.procs, pt_slot(&self.procs, run.ppid))
+            else:
+                self.tables.look_ahead(&ahead[i].key, h, limit)
         for i in range(count):
-            if ahead[i].state == RECORD_OK and ahead[i].path_hash != 0:
-                self.tables.look_closer(ahead[i].record, ahead[i].path_hash)
+            if ahead[i].state != RECORD_OK:
+                continue
+            h = ahead[i].record
+            if h.type > VEDETTE_PROCEXIT:
+                self.tables.look_closer(&ahead[i].key, h, &self.procs.slots[ahead[i].slot])
+            elif h.type > VEDETTE_EXECVEAT:
+                pt_prefetch_relatives(&self.procs, ahead[i].slot)
+            else:
+                ahead[i].image = image_prefetch(&self.procs, ahead[i].key.hashed)
+        for i in range(count):
+            if ahead[i].image != NULL:
+                self.tables.look_at_exec(&self.procs, <const vedette_exec*>ahead[i].record,
+                                         ahead[i].image, ahead[i].slot)
         for i in range(count):
             done[0] = i + 1
             if ahead[i].state != RECORD_OK:
                 self.malformed += 1
                 continue
-            h = ahead[i].record
-            self.tables.t.ahead_key = NULL
-            if ahead[i].path_hash != 0:
-                self.tables.t.ahead_key = <const uint8_t*>h + sizeof(vedette_open)
-                self.tables.t.ahead_hash = ahead[i].path_hash
-            self._one(h)
+            self.tables.t.ahead = &ahead[i].key if ahead[i].key.cache != NULL else NULL
+            self.image_hash = ahead[i].key.hashed
+            self._one(ahead[i].record)
         return 0
 
     def feed(self, records):
@@ -635,7 +679,7 @@ cdef class Engine:
                         at += ahead[count].size
                         count += 1
                     done = 0
-                    self._batch(ahead, count, &done)
+                    self._batch(ahead, count, data + size, &done)
         finally:
             self.is_busy = False
         return at
@@ -679,7 +723,7 @@ cdef class Engine:
                         break
                     done = 0
                     taken += count
-                    self._batch(ahead, count, &done)
+                    self._batch(ahead, count, reader.data + 2 * reader.size_bytes, &done)
                     consumed = ends[count - 1]
                     done = 0
                     if taken % CONSUME_STEP < AHEAD:

@@ -6,7 +6,7 @@ has a ghost entry: it holds the list of children and is invisible otherwise.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from vedette.core.mem cimport Heap
-from vedette.core.siphash cimport HashKey
+from vedette.core.siphash cimport HashKey, vedette_prefetch
 
 cdef enum:
     PID_LIMIT = 4194304         # PID_MAX_LIMIT of 64-bit kernels
@@ -49,6 +49,7 @@ cdef struct Text:
     int32_t size
     uint8_t data[8]
 
+# Two cache lines; what every event reads is in the first.
 cdef struct Proc:
     uint32_t pid
     uint32_t ppid
@@ -56,8 +57,8 @@ cdef struct Proc:
     uint32_t gid
     uint32_t vector             # row of the predicates true of the process
     uint32_t vector_epoch       # 0: vector must be made again
-    uint32_t parent             # slot, 0: none
     uint32_t flags
+    uint32_t checked            # loss epoch in which the entry was last confirmed
     uint64_t touched            # the table's clock at the last event
     uint64_t cgroup_id
     Image* image
@@ -65,6 +66,7 @@ cdef struct Proc:
     uint64_t start_time_ns
     uint32_t loginuid
     uint32_t session
+    uint32_t parent             # slot, 0: none
     uint32_t child              # first child's slot
     uint32_t younger            # siblings
     uint32_t older
@@ -72,7 +74,7 @@ cdef struct Proc:
     uint32_t lineage_epoch      # 0: lineage must be made again
     uint32_t visit
     uint32_t next_free
-    uint32_t checked            # loss epoch in which the entry was last confirmed
+    uint64_t padding[2]
 
 # Four images of one place; the table holds a reference to each.
 cdef struct ImageSet:
@@ -117,15 +119,27 @@ cdef inline uint32_t pt_find(const ProcTable* table, uint32_t pid) noexcept nogi
     return slot
 
 
-cdef inline void pt_prefetch(const ProcTable* table, uint32_t pid) noexcept nogil:
-    """Begin to load a pid's entry."""
+cdef inline uint32_t pt_prefetch(const ProcTable* table, uint32_t pid) noexcept nogil:
+    """Begin to load what every event reads of a pid's entry; return its slot, or 0."""
     cdef uint32_t slot = pt_slot(table, pid)
-    __builtin_prefetch(&table.slots[slot])
-    __builtin_prefetch(<const uint8_t*>&table.slots[slot] + 64)
+    vedette_prefetch(&table.slots[slot])
+    return slot
 
 
-cdef extern from *:
-    void __builtin_prefetch(const void* address) noexcept nogil
+cdef inline void pt_prefetch_links(const ProcTable* table, uint32_t slot) noexcept nogil:
+    """Begin to load the rest of an entry: its relatives, its start."""
+    vedette_prefetch(<const uint8_t*>&table.slots[slot] + 64)
+
+
+cdef inline void pt_prefetch_relatives(const ProcTable* table, uint32_t slot) noexcept nogil:
+    """Begin to load what a fork or an exit of the entry changes beside it."""
+    cdef const Proc* p = &table.slots[slot]
+    vedette_prefetch(p.image)
+    vedette_prefetch(p.cwd)
+    pt_prefetch_links(table, p.parent)
+    pt_prefetch_links(table, p.child)
+    pt_prefetch_links(table, p.younger)
+    pt_prefetch_links(table, p.older)
 
 
 cdef inline uint32_t pt_parent(const ProcTable* table, uint32_t slot) noexcept nogil:
@@ -146,7 +160,10 @@ cdef int pt_reparent_children(ProcTable* table, uint32_t slot, uint32_t reaper) 
 cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil
 cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
                       int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil
-cdef Image* image_known(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
+cdef uint64_t image_hash(const ProcTable* table, const uint8_t* comm, int32_t comm_len,
+                         const uint8_t* args, int32_t args_len) noexcept nogil
+cdef const Image* image_prefetch(const ProcTable* table, uint64_t hashed) noexcept nogil
+cdef Image* image_known(ProcTable* table, uint64_t hashed, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
                         int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil
 cdef void image_drop(ProcTable* table, Image* image) noexcept nogil
 cdef Text* text_new(ProcTable* table, const uint8_t* data, int32_t size) noexcept nogil

@@ -3,7 +3,7 @@
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
 from vedette.core.mem cimport heap_del, heap_grow, heap_new
-from vedette.core.siphash cimport siphash13
+from vedette.core.siphash cimport VEDETTE_NH_WORDS, siphash13, vedette_nh, vedette_prefetch
 
 cdef enum:
     CHUNK_BYTES = 65536
@@ -121,18 +121,53 @@ cdef bint _is_same(const Image* image, const uint8_t* comm, int32_t comm_len, co
                                          args_len) == 0))
 
 
-cdef Image* image_known(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
-                        int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil:
-    """As image_new, but an image of the same content is shared where it is still known."""
+cdef uint64_t image_hash(const ProcTable* table, const uint8_t* comm, int32_t comm_len,
+                         const uint8_t* args, int32_t args_len) noexcept nogil:
+    """Where an image is known; its line is asked for. comm_len: at most 16."""
+    cdef uint64_t words[VEDETTE_NH_WORDS]
+    cdef uint32_t count
     cdef uint64_t hashed
+    words[0] = <uint64_t><uint32_t>args_len << 32 | <uint32_t>comm_len
+    words[1] = 0
+    words[2] = 0
+    memcpy(words + 1, comm, comm_len if comm_len > 0 else 0)
+    if args_len <= 8 * (VEDETTE_NH_WORDS - 3):
+        count = 3
+        if args_len > 0:
+            count += <uint32_t>(args_len + 7) >> 3
+            words[count - 1] = 0
+            memcpy(words + 3, args, args_len)
+    else:
+        words[3] = siphash13(&table.hash_key, args, args_len)
+        count = 4
+    hashed = vedette_nh(table.hash_key.nh, words, count)
+    vedette_prefetch(&table.known[hashed % KNOWN_SETS])
+    return hashed
+
+
+cdef const Image* image_prefetch(const ProcTable* table, uint64_t hashed) noexcept nogil:
+    """The image that is probably known by a hash, or NULL; its lines are asked for."""
+    cdef const ImageSet* place = &table.known[hashed % KNOWN_SETS]
+    cdef uint32_t way
+    for way in range(4):
+        if place.hash[way] == hashed and place.image[way] != NULL:
+            vedette_prefetch(place.image[way])
+            vedette_prefetch(<const uint8_t*>place.image[way] + 64)
+            return place.image[way]
+    return NULL
+
+
+cdef Image* image_known(ProcTable* table, uint64_t hashed, const uint8_t* comm, int32_t comm_len,
+                        const uint8_t* path, int32_t path_len, const uint8_t* args,
+                        int32_t args_len) noexcept nogil:
+    """As image_new, but an image of the same content is shared where it is still known.
+
+    hashed: image_hash of the content
+    """
     cdef ImageSet* place
     cdef Image* image
     cdef uint32_t way
     cdef uint32_t chosen
-    comm_len = comm_len if comm_len <= 16 else 16
-    hashed = (siphash13(&table.hash_key, args, args_len if args_len > 0 else 0)
-              ^ siphash13(&table.hash_key, comm, comm_len if comm_len > 0 else 0)
-              * <uint64_t>0x9E3779B97F4A7C15ULL)
     place = &table.known[hashed % KNOWN_SETS]
     chosen = <uint32_t>(hashed >> 62)
     for way in range(4):

@@ -1,18 +1,26 @@
-"""Keyed hashes: SipHash-1-3 for bytes that an attacker may choose, NH for tuples of class numbers.
+"""Keyed hashes: NH for what the tables look up, SipHash-1-3 for what has no bound on its length.
 
 SipHash: Aumasson and Bernstein, "SipHash: a fast short-input PRF" (2012); 1-3 is the reduced-round
-variant that Rust and Linux (HSipHash aside) use for hash tables.
-NH: Black et al., "UMAC: fast and secure message authentication" (1999), section 3; universal for
-keys drawn at random, so two tuples collide with probability 2^-32 whoever chose them.
+variant that Rust and Linux (HSipHash aside) use for hash tables. core/hashing.h says what NH is.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+cdef extern from "hashing.h" nogil:
+    enum:
+        VEDETTE_NH_WORDS
+    void vedette_prefetch(const void* address)
+    uint64_t vedette_nh(const uint64_t* key, const uint64_t* words, uint32_t count)
+    bint vedette_same(const uint64_t* left, const uint64_t* right, uint32_t count)
+    uint32_t vedette_ways(const uint32_t* tags, uint32_t tag)
+    uint32_t vedette_words(size_t size)
+    void vedette_key(uint64_t* words, uint32_t count, const uint8_t* text, size_t size, uint16_t label)
+    void vedette_key_masked(uint64_t* words, uint32_t count, const uint8_t* text, size_t size, uint16_t label)
+
 cdef struct HashKey:
-    uint64_t k0
+    uint64_t k0       # SipHash's key
     uint64_t k1
-    uint32_t nh[16]   # one word for each word of a tuple
-    uint64_t mix      # odd; spreads NH's sum over the bits that pick a set
+    uint64_t nh[66]   # a random word for each word of a key; the last two are odd
 
 
 cdef inline uint64_t _rotl(uint64_t x, int b) noexcept nogil:
@@ -69,14 +77,3 @@ cdef inline uint64_t siphash13(const HashKey* key, const uint8_t* data, size_t s
     for _ in range(3):
         _round(v)
     return v[0] ^ v[1] ^ v[2] ^ v[3]
-
-
-cdef inline uint64_t nh_words(const HashKey* key, const uint32_t* words, int count) noexcept nogil:
-    """Hash an even number of words, at most 16."""
-    cdef uint64_t total = <uint64_t>count
-    cdef int i = 0
-    while i < count:
-        total += <uint64_t>(words[i] + key.nh[i]) * <uint64_t>(words[i + 1] + key.nh[i + 1])
-        i += 2
-    total *= key.mix
-    return total ^ (total >> 29)

@@ -10,7 +10,7 @@ from vedette.core.event cimport (VEDETTE_TYPE_COUNT, vedette_call, vedette_exec,
                                  vedette_open, vedette_sock, vedette_write)
 from vedette.core.index cimport BytesIndex, Hits, IntIndex
 from vedette.core.mem cimport Heap
-from vedette.core.proctable cimport Image, ProcTable, Text
+from vedette.core.proctable cimport Image, Proc, ProcTable, Text
 from vedette.core.siphash cimport HashKey
 
 # One end of a socket.
@@ -23,7 +23,10 @@ cdef struct End:
 cdef enum:
     SMALL_LOW = -256            # numbers from here …
     SMALL_COUNT = 1536          # … this many, have their row in an array
-    KEY_WORDS = 12
+    EVENT_WORDS = 6             # of 64 bits: an event's type, classes and vector, two in each
+    SHORT_WORDS = 8             # of 64 bits: keys of strings up to 62, 126 and 510 bytes
+    MIDDLE_WORDS = 16
+    LONG_WORDS = 64
     SCRATCH_BYTES = 16384
     CALL_OPS_MAX = 12           # fields that one type of struct vedette_call has
     CALL_NAME_MAX = 40
@@ -46,11 +49,21 @@ cdef struct SetSpace:
     uint32_t* buckets           # row by hash, 0: free; at most half full
     uint32_t bucket_mask
     uint64_t bytes
+    bint is_full                # the next event may not find room: all is to be made again
 
 # A class table: keys by length in three caches, so that short ones cost no more than they need.
 cdef struct ClassCache:
     Cache tier[3]
     uint64_t uncached           # keys too long for the widest tier
+
+# The key of an open's path or of a socket's remote end, made ahead; of an exec where its image is
+# known.
+cdef struct KeyAhead:
+    Cache* cache                # where the class of the key is kept; NULL: no key was made
+    uint64_t hashed             # of the key, or of the image
+    uint32_t words
+    uint32_t way                # in which the key probably is; CACHE_WAYS: in none
+    uint64_t key[16]
 
 cdef struct Node:
     uint32_t predicate
@@ -72,11 +85,16 @@ cdef struct TypeCode:
     bint in_use
     uint32_t words              # bit by source: its class is part of the key
     bint vector
+    bint looks_ahead            # an open whose path decides, or a call whose remote address does
+    uint32_t by_nothing         # row + 1 of the rules that events without any class allow; 0: not known
     Part process                # rules that ask about the process alone
     Part event                  # the event parts of the others
     uint32_t* late              # by rule: first node of all, late ones too; compile.TRUE: it has none
     uint32_t late_words         # what those need besides
     bint late_vector
+    bint has_gate
+    Part gate                   # what is left of the event parts where compile.GATES alone are asked
+    uint8_t* by_gate            # by row of a gate's word: GATE_*
     uint32_t* rest              # by rule of event: first node of its process part, or compile.TRUE
     uint32_t* whole             # by rule of event: first node of all; compile.TRUE: its parts decide
     uint32_t* by_vector         # by row of a process: row + 1 of the rules of process, 0: not known
@@ -154,8 +172,9 @@ cdef struct Tables:
     ProcTable* late_table       # what is being settled
     uint32_t late_slot
     const vedette_header* late_record
-    bint match_failed           # a pattern could not be asked: what was found since is forgotten
     uint8_t* roles              # by predicate
+    uint32_t ip_roles           # of the predicates over addresses; other ends have no class
+    uint32_t port_roles
     uint32_t predicates
     uint32_t rules
     SetSpace classes            # rows of predicates
@@ -172,8 +191,7 @@ cdef struct Tables:
     Cache allowed               # event type and classes of its values -> rules that they allow
     Cache cut                   # event type, allowed rules, process -> verdict, or UNDECIDED
     Cache verdict               # event type, process and classes -> verdict, where the cut is not enough
-    const uint8_t* ahead_key    # a path whose hash was made ahead, or NULL
-    uint64_t ahead_hash
+    const KeyAhead* ahead      # of the record that is judged, or NULL
     OpenMemo open_memo[64]      # the last open flags of each low hash
     uint32_t* small             # by source and number: row + 1
     uint32_t* ports             # by role of the end and port: row + 1
@@ -201,7 +219,8 @@ cdef struct Tables:
     uint64_t* index_ns
     uint64_t* rule_runs         # by rule: how often its code was run, and for how long
     uint64_t* rule_ns
-    uint8_t* scratch            # the key that is looked up
+    uint64_t scratch_key[64]    # the words of the string that is looked up
+    uint8_t* scratch            # a string that is put together
     uint8_t* scratch_value      # a derived value
     uint8_t* call_bytes         # SCRATCH_BYTES for each value of a call
 
@@ -232,6 +251,9 @@ cdef struct CallShape:
     int fd                      # -1: no fd.num; 0: the first argument; 1: the result
 
 
+cdef int hash_key_fill(HashKey* key, words) except -1
+
+
 @cython.final
 cdef class RuleTables:
     cdef Tables t
@@ -244,8 +266,9 @@ cdef class RuleTables:
     cdef dict names             # user names by number, and group names by ~number
     cdef bint first_settled     # of the settled rules only the first is reported
     cdef readonly uint64_t refuted
-    cdef uint64_t look_ahead(self, const vedette_header* h) noexcept nogil
-    cdef void look_closer(self, const vedette_header* h, uint64_t hashed) noexcept nogil
+    cdef void look_ahead(self, KeyAhead* ahead, const vedette_header* h, const uint8_t* limit) noexcept nogil
+    cdef void look_closer(self, KeyAhead* ahead, const vedette_header* h, const Proc* p) noexcept nogil
+    cdef void look_at_exec(self, const ProcTable* table, const vedette_exec* r, const Image* image, uint32_t slot) noexcept nogil
     cdef int _pack_code(self, plan) except -1
     cdef void _free(self) noexcept
     cdef void _new_epoch(self) noexcept nogil
@@ -266,7 +289,7 @@ cdef class RuleTables:
     cdef void _fetch_path(self, uint32_t index, uint8_t* buffer, Value* value) noexcept nogil
     cdef bint _run_late(self, uint32_t at) noexcept nogil
     cdef uint32_t settle(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t row) noexcept nogil
-    cdef int _event_rows(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t words, uint32_t* key) noexcept nogil
+    cdef int _event_rows(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t words, TypeCode* gate, uint32_t* key) noexcept nogil
     cdef bint _run_rule(self, uint32_t rule, uint32_t at) noexcept nogil
     cdef uint32_t _image_row(self, Image* image) noexcept nogil
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil
@@ -279,15 +302,20 @@ cdef class RuleTables:
     cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil
     cdef int _open_path(self, const ProcTable* table, uint32_t slot, const vedette_open* r, const uint8_t** key, size_t* size) noexcept nogil
     cdef size_t _socket_path(self, const vedette_sock* r, uint8_t* target) noexcept nogil
+    cdef uint32_t _path_slow(self, int kind, const uint8_t* value, size_t size) noexcept nogil
+    cdef uint32_t _ahead_row(self, const uint8_t* path, size_t size) noexcept nogil
     cdef uint32_t _raw_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil
     cdef uint32_t _filtered_row(self, uint32_t roles) noexcept nogil
     cdef uint32_t _ip_row(self, const End* end) noexcept nogil
     cdef uint32_t _port_row(self, const End* end) noexcept nogil
     cdef uint32_t _sockname_row(self, const End* local, const End* remote, bint is_connect) noexcept nogil
     cdef uint32_t _login_row(self, const vedette_write* r) noexcept nogil
+    cdef uint32_t _by_process(self, TypeCode* code, uint32_t vector) noexcept nogil
+    cdef uint32_t _judge(self, ProcTable* table, uint32_t slot, const vedette_header* h, TypeCode* code, uint32_t vector, uint32_t by_process) noexcept nogil
     cdef uint32_t judge(self, ProcTable* table, uint32_t slot, const vedette_header* h) noexcept nogil
-    cdef int _open_key(self, ProcTable* table, uint32_t slot, const vedette_open* r, uint32_t words, uint32_t* key, int count) noexcept nogil
-    cdef int _sock_key(self, const vedette_sock* r, uint32_t words, uint32_t* key, int count) noexcept nogil
+    cdef bint _is_closed(self, TypeCode* code, uint32_t row) noexcept nogil
+    cdef int _open_key(self, ProcTable* table, uint32_t slot, const vedette_open* r, uint32_t words, TypeCode* gate, uint32_t* key, int count) noexcept nogil
+    cdef int _sock_key(self, const vedette_sock* r, uint32_t words, TypeCode* gate, uint32_t* key, int count) noexcept nogil
     cdef int _exec_key(self, const vedette_exec* r, uint32_t words, uint32_t* key, int count) noexcept nogil
     cdef int _write_key(self, const vedette_write* r, uint32_t words, uint32_t* key, int count) noexcept nogil
     cdef int _call_key(self, ProcTable* table, uint32_t slot, const vedette_call* r, uint32_t words, uint32_t* key, int count) noexcept nogil

@@ -4,8 +4,8 @@ cimport cython
 from libc.stdint cimport int16_t, int32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
-from vedette.core.cache cimport (Cache, cache_clear, cache_free, cache_get, cache_init, cache_prefetch_key,
-                                 cache_prefetch_set, cache_put)
+from vedette.core.cache cimport (CACHE_WAYS, Cache, cache_clear, cache_free, cache_get, cache_get_at, cache_init,
+                                 cache_look, cache_prefetch_set, cache_prefetch_small, cache_put)
 from vedette.core.event cimport *
 from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  bytes_match, hits_add, hits_begin, hits_free, hits_init,
@@ -13,8 +13,9 @@ from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  let_others_run)
 from vedette.core.mem cimport Heap, heap_del, heap_new
 from vedette.core.proctable cimport (DEPTH_MAX, PROC_WATCHED, Image, Proc, ProcTable, Text,
-                                     pt_parent)
-from vedette.core.siphash cimport nh_words, siphash13
+                                     pt_parent, pt_slot)
+from vedette.core.siphash cimport (VEDETTE_NH_WORDS, HashKey, vedette_key, vedette_key_masked, vedette_nh,
+                                   vedette_prefetch, vedette_words)
 
 
 import re2
@@ -150,6 +151,11 @@ cdef enum:
     VALUE_MISSING = 0
     VALUE_BYTES = 1
     VALUE_NUMBER = 2
+    END_WORDS = 3               # of the key of an address
+    # What a gate says of a row
+    GATE_UNKNOWN = 0
+    GATE_OPEN = 1
+    GATE_CLOSED = 2
     # Kinds of a path key
     PATH_ABSOLUTE = 0
     PATH_ROOTLESS = 1
@@ -187,8 +193,6 @@ cdef enum:
     SMALL_SOURCES = 3
     # An end is local or remote, and client or server.
     PORT_ROLES = 4
-
-cdef uint64_t KIND_SPREAD = 0x9E3779B97F4A7C15
 
 # Epochs are never used twice, so that rows of replaced tables are known to be stale. Tables may be
 # made by one thread while another one's begin anew, hence the atomic addition.
@@ -374,14 +378,10 @@ cdef void _space_free(SetSpace* space, Heap* heap) noexcept:
     memset(space, 0, sizeof(SetSpace))
 
 
-cdef inline bint _space_is_full(const SetSpace* space) noexcept nogil:
-    return (space.rows_used + ROWS_HEADROOM > space.rows_size
-            or space.items_used + ROWS_HEADROOM * space.hits.predicates > space.items_size)
-
-
 cdef void _space_clear(SetSpace* space) noexcept nogil:
     space.rows_used = 1
     space.items_used = 0
+    space.is_full = False
     memset(space.buckets, 0, (<size_t>space.bucket_mask + 1) * sizeof(uint32_t))
 
 
@@ -414,6 +414,9 @@ cdef uint32_t _space_row(SetSpace* space) noexcept nogil:
     space.items_used += hits.count
     space.rows_used += 1
     space.buckets[bucket] = found
+    if (space.rows_used + ROWS_HEADROOM > space.rows_size
+            or space.items_used + ROWS_HEADROOM * hits.predicates > space.items_size):
+        space.is_full = True
     return found
 
 
@@ -427,9 +430,9 @@ cdef inline void _add_row(Hits* hits, const SetSpace* space, uint32_t row) noexc
 # Class tables
 
 cdef int _class_cache_init(ClassCache* cache, Heap* heap, uint64_t bytes_max) except -1:
-    if (cache_init(&cache.tier[0], heap, bytes_max * 5 // 10, 62)
-            or cache_init(&cache.tier[1], heap, bytes_max * 35 // 100, 126)
-            or cache_init(&cache.tier[2], heap, bytes_max * 15 // 100, 510)):
+    if (cache_init(&cache.tier[0], heap, bytes_max * 5 // 10, SHORT_WORDS)
+            or cache_init(&cache.tier[1], heap, bytes_max * 35 // 100, MIDDLE_WORDS)
+            or cache_init(&cache.tier[2], heap, bytes_max * 15 // 100, LONG_WORDS)):
         raise MemoryError
     return 0
 
@@ -447,15 +450,37 @@ cdef void _class_cache_clear(ClassCache* cache) noexcept nogil:
         cache_clear(&cache.tier[i])
 
 
-cdef inline Cache* _tier(ClassCache* cache, size_t size) noexcept nogil:
-    if size <= 62:
+cdef inline Cache* _tier(ClassCache* cache, size_t size, uint32_t* words) noexcept nogil:
+    """Where the class of a string is kept, and how many words its key has; NULL: nowhere."""
+    if size <= 8 * SHORT_WORDS - 2:
+        words[0] = SHORT_WORDS
         return &cache.tier[0]
-    if size <= 126:
+    if size <= 8 * MIDDLE_WORDS - 2:
+        words[0] = MIDDLE_WORDS
         return &cache.tier[1]
-    if size <= 510:
+    if size <= 8 * LONG_WORDS - 2:
+        words[0] = vedette_words(size)
         return &cache.tier[2]
     cache.uncached += 1
     return NULL
+
+
+cdef inline uint64_t _hash(const Tables* t, const uint64_t* key, uint32_t words) noexcept nogil:
+    """NH; short keys have code of their own, without a loop."""
+    if words == SHORT_WORDS:
+        return vedette_nh(t.hash_key.nh, key, SHORT_WORDS)
+    if words == MIDDLE_WORDS:
+        return vedette_nh(t.hash_key.nh, key, MIDDLE_WORDS)
+    return vedette_nh(t.hash_key.nh, key, words)
+
+
+cdef inline uint32_t _get(Cache* cache, uint64_t hashed, const uint64_t* key,
+                          uint32_t words) noexcept nogil:
+    if words == SHORT_WORDS:
+        return cache_get(cache, hashed, key, SHORT_WORDS)
+    if words == MIDDLE_WORDS:
+        return cache_get(cache, hashed, key, MIDDLE_WORDS)
+    return cache_get(cache, hashed, key, words)
 
 
 cdef extern from "<time.h>" nogil:
@@ -470,6 +495,18 @@ cdef inline uint64_t _now_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef int hash_key_fill(HashKey* key, words) except -1:
+    """Make a key of an endless stream of random numbers."""
+    cdef int i
+    key.k0 = next(words)
+    key.k1 = next(words)
+    for i in range(VEDETTE_NH_WORDS):
+        key.nh[i] = next(words)
+    for i in range(VEDETTE_NH_WORDS, VEDETTE_NH_WORDS + 2):
+        key.nh[i] = next(words) | 1
+    return 0
 
 
 # Values that are derived
@@ -591,6 +628,14 @@ cdef int _ends(const vedette_sock* r, End* local, End* remote) noexcept nogil:
         if r.h.type == VEDETTE_ACCEPT or r.h.type == VEDETTE_ACCEPT4:
             remote.size = local.size
     return 1
+
+
+cdef inline void _end_key(const End* end, uint64_t* key) noexcept nogil:
+    """The key of an end's address: its roles and size, then the address."""
+    key[0] = end.roles | end.size << 8
+    key[1] = 0
+    key[2] = 0
+    memcpy(key + 1, end.address, end.size)
 
 
 cdef size_t _number_text(char* target, uint32_t number) noexcept nogil:
@@ -1046,12 +1091,8 @@ cdef class RuleTables:
         # Which is the first is known only once what is late is settled.
         t.first_only = first_only and not plan.settled and not plan.in_python
         self.first_settled = first_only and not t.first_only
-        words = _random_words(seed)
-        t.hash_key.k0 = next(words)
-        t.hash_key.k1 = next(words)
-        t.hash_key.mix = next(words) | 1
-        for i in range(16):
-            t.hash_key.nh[i] = next(words) >> 32
+        words = random_words(seed)
+        hash_key_fill(&t.hash_key, words)
         self.names = {**users, **{~number: name for number, name in groups.items()}}
         t.bytes_count = <uint32_t>len(plan.bytes)
         t.ints_count = <uint32_t>len(plan.ints)
@@ -1072,6 +1113,8 @@ cdef class RuleTables:
         t.roles = <uint8_t*>_alloc(t.heap, t.predicates)
         for i in range(t.predicates):
             t.roles[i] = plan.roles[i]
+        t.ip_roles = plan.end_roles.get("ip", 0)
+        t.port_roles = plan.end_roles.get("port", 0)
         t.ancestor_count = <uint32_t>len(plan.ancestors)
         for i in range(t.ancestor_count):
             t.ancestors[i] = plan.ancestors[i]
@@ -1081,13 +1124,13 @@ cdef class RuleTables:
         _class_cache_init(&t.path, t.heap, bounds["path"])
         _class_cache_init(&t.raw, t.heap, bounds["rawpath"])
         _class_cache_init(&t.call, t.heap, bounds["call"])
-        if (cache_init(&t.ends, t.heap, bounds["ends"], 22)
-                or cache_init(&t.numbers, t.heap, bounds["numbers"], 14)
-                or cache_init(&t.lineages, t.heap, bounds["lineages"], 8)
-                or cache_init(&t.vectors, t.heap, bounds["vectors"], 16)
-                or cache_init(&t.allowed, t.heap, bounds["allowed"], 4 * KEY_WORDS)
-                or cache_init(&t.cut, t.heap, bounds["cut"], 16)
-                or cache_init(&t.verdict, t.heap, bounds["verdict"], 4 * KEY_WORDS)):
+        if (cache_init(&t.ends, t.heap, bounds["ends"], END_WORDS)
+                or cache_init(&t.numbers, t.heap, bounds["numbers"], 2)
+                or cache_init(&t.lineages, t.heap, bounds["lineages"], 1)
+                or cache_init(&t.vectors, t.heap, bounds["vectors"], 2)
+                or cache_init(&t.allowed, t.heap, bounds["allowed"], EVENT_WORDS)
+                or cache_init(&t.cut, t.heap, bounds["cut"], 2)
+                or cache_init(&t.verdict, t.heap, bounds["verdict"], EVENT_WORDS)):
             raise MemoryError
         t.small = <uint32_t*>_alloc(t.heap, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         t.ports = <uint32_t*>_alloc(t.heap, PORT_ROLES * 65536 * sizeof(uint32_t))
@@ -1237,10 +1280,19 @@ cdef class RuleTables:
             if type_plan.late:
                 code.late = _words(t.heap, [
                     type_plan.late.get(rule, plans.TRUE) for rule in range(t.rules)])
+            if type_plan.gate is not None and code.words & (
+                    1 << W_PATH | 1 << W_IP | 1 << W_PORT):
+                code.has_gate = True
+                self._pack_part(&code.gate, type_plan.gate)
+                code.by_gate = <uint8_t*>_alloc(t.heap, t.classes.rows_size)
             code.rest = _words(t.heap, [
                 type_plan.rest.get(rule, plans.TRUE) for rule in range(t.rules)])
             code.whole = _words(t.heap, [
                 type_plan.whole.get(rule, plans.TRUE) for rule in range(t.rules)])
+            code.looks_ahead = (
+                (VEDETTE_OPEN <= number <= VEDETTE_OPENAT2 or number == VEDETTE_CREAT)
+                and code.words >> W_PATH & 1
+                or VEDETTE_CONNECT <= number <= VEDETTE_ACCEPT4 and code.words >> W_IP & 1)
             code.by_vector = <uint32_t*>_alloc(t.heap, t.classes.rows_size * sizeof(uint32_t))
         return 0
 
@@ -1279,6 +1331,9 @@ cdef class RuleTables:
                 self._free_part(&code.event)
                 self._free_part(&code.process)
                 _words_del(heap, code.late, t.rules)
+                if code.has_gate:
+                    self._free_part(&code.gate)
+                    heap_del(heap, code.by_gate, t.classes.rows_size)
                 _words_del(heap, code.rest, t.rules)
                 _words_del(heap, code.whole, t.rules)
                 heap_del(heap, code.by_vector, t.classes.rows_size * sizeof(uint32_t))
@@ -1371,7 +1426,10 @@ cdef class RuleTables:
         cache_clear(&t.verdict)
         for i in range(VEDETTE_TYPE_COUNT):
             if t.types[i].in_use:
+                t.types[i].by_nothing = 0
                 memset(t.types[i].by_vector, 0, t.classes.rows_size * sizeof(uint32_t))
+                if t.types[i].has_gate:
+                    memset(t.types[i].by_gate, GATE_UNKNOWN, t.classes.rows_size)
 
     def switch(self, enabled):
         """Switch rules on and off; nothing is compiled. enabled: a truth value by rule."""
@@ -1402,7 +1460,7 @@ cdef class RuleTables:
                     hits_add(hits, entries[place][0])
         except Exception:
             self.t.pattern_errors += 1
-            self.t.match_failed = True
+            self.t.classes.is_full = True
 
     cdef void _match_to(self, int index, const uint8_t* value, size_t size,
                         Hits* hits) noexcept nogil:
@@ -1693,7 +1751,7 @@ cdef class RuleTables:
         """A verdict without the rules whose late predicates are not what they were taken for."""
         cdef Tables* t = &self.t
         cdef TypeCode* code = &t.types[h.type]
-        cdef uint32_t key[KEY_WORDS]
+        cdef uint32_t key[2 * EVENT_WORDS]
         cdef uint32_t start = t.verdicts.rows[row].start
         cdef uint32_t count = t.verdicts.rows[row].count
         cdef uint32_t rule
@@ -1712,7 +1770,7 @@ cdef class RuleTables:
         t.late_slot = slot
         t.late_record = h
         # Classes first: making one may ask for what is gathered.
-        words = self._event_rows(table, slot, h, code.late_words, key)
+        words = self._event_rows(table, slot, h, code.late_words, NULL, key)
         if code.late_vector:
             key[words] = self._vector(table, slot)
             words += 1
@@ -1783,7 +1841,7 @@ cdef class RuleTables:
         cdef uint32_t chain[DEPTH_MAX]
         cdef uint32_t depth = 0
         cdef uint32_t above = 0
-        cdef uint32_t key[2]
+        cdef uint64_t key
         cdef uint64_t hashed
         cdef Proc* p
         while slot != 0:
@@ -1802,14 +1860,17 @@ cdef class RuleTables:
         while depth > 0:
             depth -= 1
             p = &table.slots[chain[depth]]
-            key[0] = self._image_row(p.image) if p.image != NULL else 0
-            key[1] = above
-            hashed = nh_words(&t.hash_key, key, 2)
-            above = cache_get(&t.lineages, hashed, <uint8_t*>key, 8, 8)
+            key = <uint64_t>above << 32
+            if p.image != NULL:
+                key |= self._image_row(p.image)
+            hashed = vedette_nh(t.hash_key.nh, &key, 1)
+            above = cache_get(&t.lineages, hashed, &key, 1)
             if above == 0:
                 t.lineages_made += 1
+                if t.lineages_made > 0x7FFFFF00:
+                    t.classes.is_full = True
                 above = t.lineages_made
-                cache_put(&t.lineages, hashed, <uint8_t*>key, 8, 8, above)
+                cache_put(&t.lineages, hashed, &key, 1, above)
             p.lineage = above
             p.lineage_epoch = t.epoch
         return above
@@ -1818,7 +1879,8 @@ cdef class RuleTables:
         """The row of all predicates that are true of a process; kept until something changes it."""
         cdef Tables* t = &self.t
         cdef Proc* p = &table.slots[slot]
-        cdef uint32_t key[4]
+        cdef uint64_t words[2]
+        cdef uint32_t* key = <uint32_t*>words
         cdef uint32_t parent
         cdef uint64_t hashed
         cdef uint32_t row
@@ -1841,12 +1903,12 @@ cdef class RuleTables:
         if parent != 0 and key[1] == 0:
             # Not kept: not all of the chain knows that this process depends on it.
             return self._walk(table, slot, key[2], key[3])
-        hashed = nh_words(&t.hash_key, key, 4)
-        row = cache_get(&t.vectors, hashed, <uint8_t*>key, 16, 16)
+        hashed = vedette_nh(t.hash_key.nh, words, 2)
+        row = cache_get(&t.vectors, hashed, words, 2)
         if row == 0:
             t.vector_misses += 1
             row = self._walk(table, slot, key[2], key[3]) + 1
-            cache_put(&t.vectors, hashed, <uint8_t*>key, 16, 16, row)
+            cache_put(&t.vectors, hashed, words, 2, row)
         p.vector = row - 1
         p.vector_epoch = t.epoch
         return p.vector
@@ -1920,7 +1982,7 @@ cdef class RuleTables:
         cdef uint32_t* place
         cdef uint32_t row
         cdef uint64_t hashed
-        cdef uint8_t key[9]
+        cdef uint64_t key[2]
         if SMALL_LOW <= value < SMALL_LOW + SMALL_COUNT:
             place = t.small + small * SMALL_COUNT + (value - SMALL_LOW)
             if place[0] == 0:
@@ -1928,17 +1990,17 @@ cdef class RuleTables:
                 self._match_int(index, value)
                 place[0] = self._class_row(G_RESULT + small) + 1
             return place[0] - 1
-        memcpy(key, &value, 8)
-        key[8] = <uint8_t>index
-        hashed = siphash13(&t.hash_key, key, 9)
-        row = cache_get(&t.numbers, hashed, key, 9, 9)
+        key[0] = <uint64_t>value
+        key[1] = index
+        hashed = vedette_nh(t.hash_key.nh, key, 2)
+        row = cache_get(&t.numbers, hashed, key, 2)
         if row != 0:
             return row - 1
         t.class_misses += 1
         self._begin()
         self._match_int(index, value)
         row = self._class_row(G_RESULT + small)
-        cache_put(&t.numbers, hashed, key, 9, 9, row + 1)
+        cache_put(&t.numbers, hashed, key, 2, row + 1)
         return row
 
     cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil:
@@ -1957,21 +2019,28 @@ cdef class RuleTables:
     cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
         """The row of a path: fd.name, fd.directory, fd.filename."""
         cdef Tables* t = &self.t
-        cdef uint64_t hashed = (t.ahead_hash if key == t.ahead_key else
-                                siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * KIND_SPREAD)
-        cdef Cache* cache = _tier(&t.path, size)
-        cdef uint16_t label = <uint16_t>size | <uint16_t>(kind << 14)
+        cdef uint32_t words = 0
+        cdef Cache* cache = _tier(&t.path, size, &words)
+        cdef uint64_t* image = t.scratch_key
+        cdef uint64_t hashed
         cdef uint32_t row
-        cdef const uint8_t* value = key
+        if cache == NULL:
+            return self._path_slow(kind, key, size)
+        vedette_key(image, words, key, size, <uint16_t>(size | <uint32_t>kind << 14))
+        hashed = _hash(t, image, words)
+        row = _get(cache, hashed, image, words)
+        if row == 0:
+            row = self._path_slow(kind, key, size) + 1
+            cache_put(cache, hashed, image, words, row)
+        return row - 1
+
+    cdef uint32_t _path_slow(self, int kind, const uint8_t* value, size_t size) noexcept nogil:
+        cdef Tables* t = &self.t
         cdef Value parts[3]
         cdef int i
-        if cache != NULL:
-            row = cache_get(cache, hashed, key, <uint32_t>size, label)
-            if row != 0:
-                return row - 1
         t.class_misses += 1
         if kind != PATH_VERBATIM:
-            size = _resolve(t.scratch_value, kind, key, size)
+            size = _resolve(t.scratch_value, kind, value, size)
             value = t.scratch_value
         _name_parts(parts, value, size)
         self._begin()
@@ -1980,10 +2049,16 @@ cdef class RuleTables:
                 self._match(B_NAME + i, parts[i].data, parts[i].size)
         self._match(B_ARGNAME, value, size)
         self._match(B_FSNAME, value, size)
-        row = self._class_row(G_PATH)
-        if cache != NULL:
-            cache_put(cache, hashed, key, <uint32_t>(label & 0x3FFF), label, row + 1)
-        return row
+        return self._class_row(G_PATH)
+
+    cdef uint32_t _ahead_row(self, const uint8_t* path, size_t size) noexcept nogil:
+        """_path_row of the path whose key was made ahead."""
+        cdef const KeyAhead* ahead = self.t.ahead
+        cdef uint32_t row = _get(ahead.cache, ahead.hashed, ahead.key, ahead.words)
+        if row == 0:
+            row = self._path_slow(PATH_ABSOLUTE, path, size) + 1
+            cache_put(ahead.cache, ahead.hashed, ahead.key, ahead.words, row)
+        return row - 1
 
     cdef int _open_path(self, const ProcTable* table, uint32_t slot, const vedette_open* r,
                         const uint8_t** key, size_t* size) noexcept nogil:
@@ -2028,12 +2103,15 @@ cdef class RuleTables:
     cdef uint32_t _raw_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil:
         """The row of a path as passed. kind 0: open, 1: chdir, 2: exec's filename."""
         cdef Tables* t = &self.t
-        cdef uint64_t hashed = siphash13(&t.hash_key, key, size) ^ <uint64_t>kind * KIND_SPREAD
-        cdef Cache* cache = _tier(&t.raw, size)
-        cdef uint16_t label = <uint16_t>size | <uint16_t>(kind << 14)
+        cdef uint32_t words = 0
+        cdef Cache* cache = _tier(&t.raw, size, &words)
+        cdef uint64_t* image = t.scratch_key
+        cdef uint64_t hashed = 0
         cdef uint32_t row
         if cache != NULL:
-            row = cache_get(cache, hashed, key, <uint32_t>size, label)
+            vedette_key(image, words, key, size, <uint16_t>(size | <uint32_t>kind << 14))
+            hashed = _hash(t, image, words)
+            row = _get(cache, hashed, image, words)
             if row != 0:
                 return row - 1
         t.class_misses += 1
@@ -2047,7 +2125,7 @@ cdef class RuleTables:
             self._match(B_ARGFILENAME, key, size)
         row = self._class_row(G_RAW)
         if cache != NULL:
-            cache_put(cache, hashed, key, <uint32_t>size, label, row + 1)
+            cache_put(cache, hashed, image, words, row + 1)
         return row
 
     cdef uint32_t _filtered_row(self, uint32_t roles) noexcept nogil:
@@ -2068,22 +2146,24 @@ cdef class RuleTables:
 
     cdef uint32_t _ip_row(self, const End* end) noexcept nogil:
         cdef Tables* t = &self.t
-        cdef uint32_t key[6]
-        cdef uint32_t size = end.size + 4
+        cdef uint64_t own[END_WORDS]
+        cdef uint64_t* key = own
         cdef uint64_t hashed
         cdef uint32_t row
-        key[0] = end.roles
-        memcpy(key + 1, end.address, end.size)
-        key[5] = 0
-        hashed = nh_words(&t.hash_key, key, 2 if end.size == 4 else 6)
-        row = cache_get(&t.ends, hashed, <uint8_t*>key, size, <uint16_t>size)
+        if t.ahead != NULL and end.roles & END_REMOTE:
+            key = <uint64_t*>t.ahead.key
+            hashed = t.ahead.hashed
+        else:
+            _end_key(end, own)
+            hashed = vedette_nh(t.hash_key.nh, own, END_WORDS)
+        row = cache_get(&t.ends, hashed, key, END_WORDS)
         if row != 0:
             return row - 1
         t.class_misses += 1
         hits_begin(&t.classes.hits)
         self._match(B_IP, end.address, end.size)
         row = self._filtered_row(end.roles)
-        cache_put(&t.ends, hashed, <uint8_t*>key, size, <uint16_t>size, row + 1)
+        cache_put(&t.ends, hashed, key, END_WORDS, row + 1)
         return row
 
     cdef uint32_t _port_row(self, const End* end) noexcept nogil:
@@ -2126,111 +2206,190 @@ cdef class RuleTables:
 
     # The verdict
 
-    cdef uint64_t look_ahead(self, const vedette_header* h) noexcept nogil:
-        """Begin to load what judge will read for a record some steps later; return its path's hash.
+    cdef void look_ahead(self, KeyAhead* ahead, const vedette_header* h,
+                         const uint8_t* limit) noexcept nogil:
+        """Begin to load what judge will read for a record some steps later.
 
-        0 where there is nothing to load: only absolute paths depend on the record alone.
+        Of paths, only absolute ones depend on the record alone. limit: the end of what may be read.
         """
         cdef Tables* t = &self.t
         cdef const vedette_open* r = <const vedette_open*>h
         cdef const uint8_t* path = <const uint8_t*>h + sizeof(vedette_open)
-        cdef uint64_t hashed
-        if (h.type < VEDETTE_OPEN or h.type > VEDETTE_OPENAT2 or r.path_len == 0 or path[0] != 47
-                or r.path_len > 510 or not t.types[h.type].words >> W_PATH & 1):
-            return 0
-        hashed = siphash13(&t.hash_key, path, r.path_len)
-        cache_prefetch_set(_tier(&t.path, r.path_len), hashed)
-        return hashed
+        cdef size_t size
+        cdef End local
+        cdef End remote
+        ahead.cache = NULL
+        if not t.types[h.type].looks_ahead or h.flags & VEDETTE_F_PATH_FAULT:
+            return
+        if not _is_open(h):
+            if (_ends(<const vedette_sock*>h, &local, &remote) and remote.size
+                    and remote.roles & t.ip_roles):
+                ahead.cache = &t.ends
+                ahead.words = END_WORDS
+                _end_key(&remote, ahead.key)
+                ahead.hashed = vedette_nh(t.hash_key.nh, ahead.key, END_WORDS)
+                cache_prefetch_set(ahead.cache, ahead.hashed)
+            return
+        size = r.path_len
+        if size == 0 or path[0] != 47 or size > 8 * MIDDLE_WORDS - 2:
+            return
+        if size <= 8 * SHORT_WORDS - 2:
+            if path + 8 * SHORT_WORDS > limit:
+                return
+            ahead.cache = &t.path.tier[0]
+            ahead.words = SHORT_WORDS
+            vedette_key_masked(ahead.key, SHORT_WORDS, path, size, <uint16_t>size)
+            ahead.hashed = vedette_nh(t.hash_key.nh, ahead.key, SHORT_WORDS)
+        else:
+            if path + 8 * MIDDLE_WORDS > limit:
+                return
+            ahead.cache = &t.path.tier[1]
+            ahead.words = MIDDLE_WORDS
+            vedette_key_masked(ahead.key, MIDDLE_WORDS, path, size, <uint16_t>size)
+            ahead.hashed = vedette_nh(t.hash_key.nh, ahead.key, MIDDLE_WORDS)
+        cache_prefetch_set(ahead.cache, ahead.hashed)
 
-    cdef void look_closer(self, const vedette_header* h, uint64_t hashed) noexcept nogil:
-        """The second half of look_ahead, once the first loads have come."""
-        cache_prefetch_key(_tier(&self.t.path, (<const vedette_open*>h).path_len), hashed)
+    cdef void look_closer(self, KeyAhead* ahead, const vedette_header* h,
+                          const Proc* p) noexcept nogil:
+        """The second half of look_ahead, once the first loads have come. p: the process."""
+        cdef const TypeCode* code = &self.t.types[h.type]
+        if ahead.cache != NULL:
+            ahead.way = cache_look(ahead.cache, ahead.hashed)
+        if p.vector_epoch == self.t.epoch and code.in_use:
+            vedette_prefetch(code.by_vector + p.vector)
+
+    cdef void look_at_exec(self, const ProcTable* table, const vedette_exec* r, const Image* image,
+                           uint32_t slot) noexcept nogil:
+        """Begin to load the vector that an exec will probably have, from what is known before it.
+
+        A guess: its parent may do something first, and the numbers of the process may matter.
+        """
+        cdef Tables* t = &self.t
+        cdef uint32_t parent = pt_slot(table, r.ppid)
+        cdef const Text* cwd = table.slots[slot if slot != 0 else parent].cwd
+        cdef uint64_t key[2]
+        if image.row_epoch != t.epoch or table.slots[parent].lineage_epoch != t.epoch:
+            return
+        key[0] = image.row | <uint64_t>table.slots[parent].lineage << 32
+        key[1] = cwd.row if cwd != NULL and cwd.row_epoch == t.epoch else 0
+        cache_prefetch_small(&t.vectors, vedette_nh(t.hash_key.nh, key, 2))
 
     cdef uint32_t judge(self, ProcTable* table, uint32_t slot, const vedette_header* h) noexcept nogil:
         """The row (of self.t.verdicts) of the rules that match; 0: none. The record is well-formed."""
         cdef Tables* t = &self.t
         cdef TypeCode* code = &t.types[h.type]
-        cdef uint32_t key[KEY_WORDS]
-        cdef uint32_t pair[4]
-        cdef int count
-        cdef uint64_t hashed
-        cdef uint32_t row
-        cdef uint32_t vector
-        cdef uint32_t by_event
+        cdef const KeyAhead* ahead = t.ahead
+        cdef uint32_t vector = 0
         cdef uint32_t by_process
-        cdef int i
+        cdef uint32_t row
         if not code.in_use:
             return 0
-        if (_space_is_full(&t.classes) or _space_is_full(&t.verdicts)
-                or t.lineages_made > 0x7FFFFF00 or t.match_failed):
-            t.match_failed = False
+        if t.classes.is_full | t.verdicts.is_full:
             t.sets_reset += 1
             self._new_epoch()
+        # What the process decides alone …
+        if code.vector:
+            vector = (table.slots[slot].vector if table.slots[slot].vector_epoch == t.epoch
+                      else self._vector(table, slot))
+        by_process = code.by_vector[vector]
+        if by_process == 0:
+            by_process = self._by_process(code, vector)
+        # … and all that most opens need: a path that is known to allow no rule.
+        if (ahead != NULL and ahead.way < CACHE_WAYS and ahead.words == SHORT_WORDS and code.has_gate):
+            row = cache_get_at(ahead.cache, ahead.hashed, ahead.key, SHORT_WORDS, ahead.way)
+            if row != 0 and code.by_gate[row - 1] == GATE_CLOSED:
+                return by_process - 1
+        return self._judge(table, slot, h, code, vector, by_process - 1)
+
+    cdef uint32_t _by_process(self, TypeCode* code, uint32_t vector) noexcept nogil:
+        """The row + 1 of the rules of an event type that a process decides alone."""
+        cdef Tables* t = &self.t
+        cdef uint32_t row = self._part(&code.process, &vector, 1)
+        if t.first_only and row != 0:
+            hits_begin(&t.verdicts.hits)
+            _add_row(&t.verdicts.hits, &t.verdicts, row)
+            row = self._verdict_row()
+        code.by_vector[vector] = row + 1
+        return row + 1
+
+    cdef uint32_t _judge(self, ProcTable* table, uint32_t slot, const vedette_header* h, TypeCode* code,
+                         uint32_t vector, uint32_t by_process) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef uint64_t event[EVENT_WORDS]
+        cdef uint64_t pair[2]
+        cdef uint32_t* key = <uint32_t*>event
+        cdef uint32_t width
+        cdef int count = 1
+        cdef uint64_t hashed
+        cdef uint32_t row
+        cdef uint32_t by_event
+        cdef int i
         # What the event's own values allow …
-        count = self._event_rows(table, slot, h, code.words, key)
-        # The last word has its place for the vector; one more makes the number of words even.
-        key[count] = 0
-        key[count + 1] = 0
-        count += 1
-        hashed = nh_words(&t.hash_key, key, count + (count & 1))
-        by_event = cache_get(&t.allowed, hashed, <uint8_t*>key, 4 * count, <uint16_t>count)
-        if by_event == 0:
-            t.allowed_misses += 1
-            by_event = self._part(&code.event, key + 1, count - 1) + 1
-            cache_put(&t.allowed, hashed, <uint8_t*>key, 4 * count, <uint16_t>count, by_event)
-        by_event -= 1
-        # … what the process decides alone …
-        vector = self._vector(table, slot) if code.vector else 0
-        if code.by_vector[vector] == 0:
-            by_process = self._part(&code.process, &vector, 1)
-            if t.first_only and by_process != 0:
-                hits_begin(&t.verdicts.hits)
-                _add_row(&t.verdicts.hits, &t.verdicts, by_process)
-                by_process = self._verdict_row()
-            code.by_vector[vector] = by_process + 1
-        by_process = code.by_vector[vector] - 1
+        count = self._event_rows(table, slot, h, code.words, code, key)
+        by_event = 0
+        if count == 1:
+            if code.by_nothing == 0:
+                code.by_nothing = self._part(&code.event, key, 0) + 1
+            by_event = code.by_nothing - 1
+            key[1] = 0
+            count = 2
+            width = 1
+        elif count != 0:
+            # The last word has its place for the vector; one more makes the number of words even.
+            key[count] = 0
+            key[count + 1] = 0
+            count += 1
+            width = <uint32_t>(count + 1) >> 1
+            hashed = vedette_nh(t.hash_key.nh, event, width)
+            by_event = cache_get(&t.allowed, hashed, event, width)
+            if by_event == 0:
+                t.allowed_misses += 1
+                by_event = self._part(&code.event, key + 1, count - 1) + 1
+                cache_put(&t.allowed, hashed, event, width, by_event)
+            by_event -= 1
         if by_event == 0:
             return by_process
         # … and what the process says to what the event allows.
-        pair[0] = h.type
-        pair[1] = by_event
-        pair[2] = vector
-        pair[3] = 0
-        hashed = nh_words(&t.hash_key, pair, 4)
-        row = cache_get(&t.cut, hashed, <uint8_t*>pair, 16, 16)
+        pair[0] = h.type | <uint64_t>by_event << 32
+        pair[1] = vector
+        hashed = vedette_nh(t.hash_key.nh, pair, 2)
+        row = cache_get(&t.cut, hashed, pair, 2)
         if row == 0:
             t.cut_misses += 1
             hits_begin(&t.truth)
             _add_row(&t.truth, &t.classes, vector)
             row = self._cut(code, by_event, by_process, False) + 1
-            cache_put(&t.cut, hashed, <uint8_t*>pair, 16, 16, row)
+            cache_put(&t.cut, hashed, pair, 2, row)
         if row != UNDECIDED:
             return row - 1
         key[count - 1] = vector
-        hashed = nh_words(&t.hash_key, key, count + (count & 1))
-        row = cache_get(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count)
+        hashed = vedette_nh(t.hash_key.nh, event, width)
+        row = cache_get(&t.verdict, hashed, event, width)
         if row == 0:
             t.verdict_misses += 1
             hits_begin(&t.truth)
             for i in range(1, count):
                 _add_row(&t.truth, &t.classes, key[i])
             row = self._cut(code, by_event, by_process, True) + 1
-            cache_put(&t.verdict, hashed, <uint8_t*>key, 4 * count, <uint16_t>count, row)
+            cache_put(&t.verdict, hashed, event, width, row)
         return row - 1
 
     cdef int _event_rows(self, ProcTable* table, uint32_t slot, const vedette_header* h,
-                         uint32_t words, uint32_t* key) noexcept nogil:
-        """The event's type, then the classes of those of its own values that are in words."""
+                         uint32_t words, TypeCode* gate, uint32_t* key) noexcept nogil:
+        """The event's type, then the classes of those of its own values that are in words.
+
+        Returns how many there are; 0 where the gate, if there is one, says that no rule matches.
+        """
         cdef int count = 1
         key[0] = h.type
+        if _is_open(h):
+            return self._open_key(table, slot, <const vedette_open*>h, words, gate, key, count)
+        if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+            return self._sock_key(<const vedette_sock*>h, words, gate, key, count)
         if words >> W_RESULT & 1:
             key[count] = self._number_row(SMALL_RESULT, I_RESULT, h.result)
             count += 1
-        if _is_open(h):
-            count = self._open_key(table, slot, <const vedette_open*>h, words, key, count)
-        elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
-            count = self._sock_key(<const vedette_sock*>h, words, key, count)
-        elif h.type == VEDETTE_EXECVE or h.type == VEDETTE_EXECVEAT:
+        if h.type == VEDETTE_EXECVE or h.type == VEDETTE_EXECVEAT:
             count = self._exec_key(<const vedette_exec*>h, words, key, count)
         elif h.type == VEDETTE_WRITE:
             count = self._write_key(<const vedette_write*>h, words, key, count)
@@ -2245,12 +2404,32 @@ cdef class RuleTables:
             count += 1
         return count
 
+    cdef bint _is_closed(self, TypeCode* code, uint32_t row) noexcept nogil:
+        """Whether an event cannot match by its own values, if a gate's only class is the row."""
+        if code.by_gate[row] == GATE_UNKNOWN:
+            code.by_gate[row] = GATE_OPEN if self._part(&code.gate, &row, 1) else GATE_CLOSED
+        return code.by_gate[row] == GATE_CLOSED
+
     cdef int _open_key(self, ProcTable* table, uint32_t slot, const vedette_open* r, uint32_t words,
-                       uint32_t* key, int count) noexcept nogil:
+                       TypeCode* gate, uint32_t* key, int count) noexcept nogil:
+        """The classes of an open's values; 0 where its path alone says that no rule matches."""
+        cdef Tables* t = &self.t
         cdef bint has_path = not r.h.flags & VEDETTE_F_PATH_FAULT
-        cdef const uint8_t* path
+        cdef const uint8_t* value
         cdef size_t size
         cdef int kind
+        cdef uint32_t path = 0
+        if words >> W_PATH & 1 and has_path:
+            if t.ahead != NULL:
+                path = self._ahead_row(<const uint8_t*>r + sizeof(vedette_open), r.path_len)
+            else:
+                kind = self._open_path(table, slot, r, &value, &size)
+                path = self._path_row(kind, value, size)
+        if gate != NULL and gate.has_gate and self._is_closed(gate, path):
+            return 0
+        if words >> W_RESULT & 1:
+            key[count] = self._number_row(SMALL_RESULT, I_RESULT, r.h.result)
+            count += 1
         if words >> W_FD & 1:
             key[count] = self._number_row(SMALL_FD, I_FD, r.h.result) if r.h.result >= 0 else 0
             count += 1
@@ -2261,10 +2440,7 @@ cdef class RuleTables:
             key[count] = self._open_row(r.open_flags)
             count += 1
         if words >> W_PATH & 1:
-            key[count] = 0
-            if has_path:
-                kind = self._open_path(table, slot, r, &path, &size)
-                key[count] = self._path_row(kind, path, size)
+            key[count] = path
             count += 1
         if words >> W_RAW & 1:
             key[count] = self._raw_row(0, <const uint8_t*>r + sizeof(vedette_open),
@@ -2272,13 +2448,43 @@ cdef class RuleTables:
             count += 1
         return count
 
-    cdef int _sock_key(self, const vedette_sock* r, uint32_t words, uint32_t* key,
+    cdef int _sock_key(self, const vedette_sock* r, uint32_t words, TypeCode* gate, uint32_t* key,
                        int count) noexcept nogil:
+        """The classes of a socket call's values; 0 where its ends alone say that no rule matches."""
         cdef Tables* t = &self.t
         cdef End local
         cdef End remote
         cdef bint has_ends = _ends(r, &local, &remote)
         cdef size_t size
+        cdef uint32_t name = 0
+        cdef uint32_t ips[2]
+        cdef uint32_t ports[2]
+        ips[0] = ips[1] = ports[0] = ports[1] = 0
+        if words >> W_PATH & 1:
+            if has_ends:
+                if (t.bytes_index[B_SOCKNAME].in_use or t.has_patterns[B_SOCKNAME]
+                        or t.groups[G_PATH + 1] > t.groups[G_PATH]):
+                    name = self._sockname_row(&local, &remote, r.h.type == VEDETTE_CONNECT)
+            else:
+                size = self._socket_path(r, t.scratch)
+                if size:
+                    name = self._path_row(PATH_VERBATIM, t.scratch, size)
+        if words >> W_IP & 1:
+            if local.size and local.roles & t.ip_roles:
+                ips[0] = self._ip_row(&local)
+            if remote.size and remote.roles & t.ip_roles:
+                ips[1] = self._ip_row(&remote)
+        if words >> W_PORT & 1:
+            if local.size and local.roles & t.port_roles:
+                ports[0] = self._port_row(&local)
+            if remote.size and remote.roles & t.port_roles:
+                ports[1] = self._port_row(&remote)
+        if (gate != NULL and gate.has_gate and not (name | ips[0] | ips[1] | ports[0] | ports[1])
+                and self._is_closed(gate, 0)):
+            return 0
+        if words >> W_RESULT & 1:
+            key[count] = self._number_row(SMALL_RESULT, I_RESULT, r.h.result)
+            count += 1
         if words >> W_FD & 1:
             key[count] = self._number_row(SMALL_FD, I_FD, r.fd) if r.fd >= 0 else 0
             count += 1
@@ -2286,23 +2492,15 @@ cdef class RuleTables:
             key[count] = self._number_row(SMALL_KIND, I_KIND, _socket_kind_number(r))
             count += 1
         if words >> W_PATH & 1:
-            key[count] = 0
-            if has_ends:
-                if (t.bytes_index[B_SOCKNAME].in_use or t.has_patterns[B_SOCKNAME]
-                        or t.groups[G_PATH + 1] > t.groups[G_PATH]):
-                    key[count] = self._sockname_row(&local, &remote, r.h.type == VEDETTE_CONNECT)
-            else:
-                size = self._socket_path(r, t.scratch)
-                if size:
-                    key[count] = self._path_row(PATH_VERBATIM, t.scratch, size)
+            key[count] = name
             count += 1
         if words >> W_IP & 1:
-            key[count] = self._ip_row(&local) if local.size else 0
-            key[count + 1] = self._ip_row(&remote) if remote.size else 0
+            key[count] = ips[0]
+            key[count + 1] = ips[1]
             count += 2
         if words >> W_PORT & 1:
-            key[count] = self._port_row(&local) if local.size else 0
-            key[count + 1] = self._port_row(&remote) if remote.size else 0
+            key[count] = ports[0]
+            key[count + 1] = ports[1]
             count += 2
         return count
 
@@ -2359,6 +2557,8 @@ cdef class RuleTables:
         cdef const Text* cwd = table.slots[slot].cwd if r.at_cwd else NULL
         cdef uint8_t* key = t.scratch
         cdef size_t size
+        cdef uint64_t* words = t.scratch_key
+        cdef uint32_t count = 0
         cdef uint64_t hashed = 0
         cdef uint32_t row
         cdef uint32_t i
@@ -2366,7 +2566,7 @@ cdef class RuleTables:
         cdef Value value
         # What it depends on: type and faults, the body, the working directory if it counts.
         size = 4 + body + (cwd.size if cwd != NULL else 0)
-        cache = _tier(&t.call, size)
+        cache = _tier(&t.call, size, &count)
         if cache != NULL:
             memcpy(key, &r.h.type, 2)
             key[2] = (r.h.flags & VEDETTE_F_PATH_FAULT != 0) | (
@@ -2375,8 +2575,9 @@ cdef class RuleTables:
             memcpy(key + 4, <const uint8_t*>r + sizeof(vedette_header), body)
             if cwd != NULL:
                 memcpy(key + 4 + body, &cwd.data[0], cwd.size)
-            hashed = siphash13(&t.hash_key, key, size)
-            row = cache_get(cache, hashed, key, <uint32_t>size, <uint16_t>size)
+            vedette_key(words, count, key, size, <uint16_t>size)
+            hashed = _hash(t, words, count)
+            row = _get(cache, hashed, words, count)
             if row != 0:
                 return row - 1
         t.class_misses += 1
@@ -2392,7 +2593,7 @@ cdef class RuleTables:
                     self._match(op.index, value.data, value.size)
         row = self._class_row(G_CALL)
         if cache != NULL:
-            cache_put(cache, hashed, key, <uint32_t>size, <uint16_t>size, row + 1)
+            cache_put(cache, hashed, words, count, row + 1)
         return row
 
     cdef void _call_value(self, const CallOp* op, const vedette_call* r, const Text* cwd,
@@ -2478,7 +2679,7 @@ cdef class RuleTables:
                 memcpy(target, <const char*>name, size)
                 return size
         except Exception:
-            self.t.match_failed = True
+            self.t.classes.is_full = True
         return _signed_text(target, number, -4)
 
     cdef uint32_t _part(self, const Part* part, const uint32_t* rows, int count) noexcept nogil:
@@ -2709,7 +2910,7 @@ def _pattern_set(list entries):
     return found, entries
 
 
-def _random_words(bytes seed):
+def random_words(bytes seed):
     """An endless stream of 64-bit numbers that nobody without the seed can foretell."""
     import hashlib
     counter = 0
