@@ -51,6 +51,7 @@ class Capture(_Section, frozen=True):
     wakeup_bytes  fill above which the kernel wakes the agent
     poll_ms       the agent looks at the ring at least this often: the latency of a quiet host
     watched_paths files whose writes are events
+    environment   whether the environment of processes is captured (proc.env): it may hold secrets
     """
 
     scope: _Text = "host"
@@ -61,6 +62,7 @@ class Capture(_Section, frozen=True):
         "/var/log/btmp",
         "/var/log/wtmp",
     )
+    environment: bool = False
 
     def __post_init__(self) -> None:
         if self.ring_bytes & (self.ring_bytes - 1):

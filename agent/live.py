@@ -103,9 +103,13 @@ class Live:
                     cgroup=None if scope is None else Path(scope),
                     watched_paths=settings.capture.watched_paths,
                     exclude_pid=os.getpid(),
+                    environment=settings.capture.environment,
                 )
             )
-            self._procfs = procfs.ProcFS(None if scope is None else os.fsencode(scope))
+            self._procfs = procfs.ProcFS(
+                None if scope is None else os.fsencode(scope),
+                environment=settings.capture.environment,
+            )
         except CaptureError as error:
             raise AgentError(str(error)) from None
         except OSError as error:

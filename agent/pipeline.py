@@ -241,6 +241,7 @@ class Pipeline:
                 users=facts.users,
                 groups=facts.groups,
                 hostname=self._hostname,
+                boot_to_wall_ns=facts.boot_to_wall_ns,
                 class_bytes_max=limits.class_bytes_max,
                 verdict_bytes_max=limits.verdict_bytes_max,
                 own_table_bytes={str(name): n for name, n in limits.table_bytes_max.items()},
@@ -282,7 +283,9 @@ class Pipeline:
     def _on_match(self, record: bytes, indices: tuple[int, ...], process: Process) -> None:
         event = decode(record)
         facts = self._facts
-        view = EventView(event, process, facts.users, facts.groups, self._hostname)
+        view = EventView(
+            event, process, facts.users, facts.groups, self._hostname, facts.boot_to_wall_ns
+        )
         for index in indices:
             prepared = self._rules[index]
             rule = prepared.rule

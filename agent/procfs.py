@@ -9,11 +9,13 @@ all files are opened below one handle of the process's folder, which dies with t
 from __future__ import annotations
 
 import os
+import stat as stat_module
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from vedette.core.engine import Process
-from vedette.core.layout import ARGS_MAX, PATH_MAX
+from vedette.core.layout import ARGS_MAX, ENV_MAX, EXE_FLAGS, PATH_MAX
 
 UNSET_ID = 0xFFFFFFFF
 """A login uid that was never set (audit's AUDIT_UID_UNSET)."""
@@ -46,14 +48,74 @@ def _unescape(path: bytes) -> bytes:
     return path
 
 
+class _Exe(NamedTuple):
+    device: int
+    flags: int
+    inode: int
+    ctime_ns: int
+    mtime_ns: int
+
+
+class _Status:
+    """The content of /proc/PID/status (proc_pid_status(5))."""
+
+    def __init__(self, content: bytes) -> None:
+        self._lines: dict[str, list[bytes]] = {}
+        for line in content.splitlines():
+            name, _, values = line.partition(b":")
+            self._lines[name.decode("latin-1")] = values.split()
+        # A name may hold a newline, but not before these lines: it comes escaped.
+        self.ruid, self.uid = (int(value) for value in self._lines["Uid"][:2])
+        self.rgid, self.gid = (int(value) for value in self._lines["Gid"][:2])
+
+    def capabilities(self, name: str) -> int:
+        return int(self._lines[name][0], 16)
+
+    def innermost(self, name: str) -> int:
+        """Return an id as the process's own pid namespace has it; 0: it is not in it."""
+        depth = len(self._lines.get("NSpid", ()))
+        values = self._lines.get(name, [])
+        return int(values[-1]) if values and len(values) >= depth else 0
+
+    def may_write(self, found: os.stat_result) -> bool:
+        """Whether the real user could write a file: is_writable() of the kernel programs."""
+        if self.ruid == self.uid and self.capabilities("CapEff") >> 1 & 1:  # CAP_DAC_OVERRIDE
+            return True
+        if self.ruid == found.st_uid:
+            return bool(found.st_mode & stat_module.S_IWUSR)
+        groups = {self.rgid, *(int(group) for group in self._lines.get("Groups", ()))}
+        mask = stat_module.S_IWGRP if found.st_gid in groups else stat_module.S_IWOTH
+        return bool(found.st_mode & mask)
+
+
+def _anonymous_device() -> int:
+    """Return the device of the kernel's own tmpfs, where memory files are."""
+    memory = os.memfd_create("vedette", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(memory).st_dev
+    finally:
+        os.close(memory)
+
+
+def _environment(folder: int) -> bytes | None:
+    try:
+        found = _slurp(folder, "environ", ENV_MAX)
+    except PermissionError:
+        return None
+    return found or None
+
+
 class ProcFS:
     """Reads processes of this host.
 
     scope   folder of a cgroup v2 subtree; None: the whole host. It narrows `snapshot` only.
+    environment  whether processes have their environment
     Raises OSError where the scope is no folder below the cgroup v2 mount.
     """
 
-    def __init__(self, scope: bytes | None = None) -> None:
+    def __init__(self, scope: bytes | None = None, *, environment: bool = False) -> None:
+        self._environment = environment
+        self._anonymous = _anonymous_device()
         self._mount = cgroup_mount()
         self._scope: bytes | None = None
         if scope is not None:
@@ -109,13 +171,7 @@ class ProcFS:
         return path is not None and (path.rstrip(b"/") + b"/").startswith(self._scope + b"/")
 
     def _read(self, pid: int, folder: int) -> Process | None:
-        uid = gid = UNSET_ID
-        for line in _slurp(folder, "status").splitlines():
-            if line.startswith(b"Uid:"):
-                uid = int(line.split()[2])
-            elif line.startswith(b"Gid:"):
-                gid = int(line.split()[2])
-                break
+        status = _Status(_slurp(folder, "status"))
         args = _slurp(folder, "cmdline", ARGS_MAX)
         if args and not args.endswith(b"\0"):
             args = args[: ARGS_MAX - 1] + b"\0"
@@ -124,7 +180,13 @@ class ProcFS:
         except FileNotFoundError:  # a kernel without audit
             loginuid = UNSET_ID
         exe_path, cwd = _link(folder, b"exe"), _link(folder, b"cwd")
-        cgroup_id = self._cgroup_id(folder)
+        exe = self._exe(folder, status)
+        if exe is not None and exe.flags & EXE_FLAGS["memfd"] and exe_path is not None:
+            # As the kernel's own name of it, and as a record has it.
+            exe_path = exe_path.removeprefix(b"/")
+        env = _environment(folder) if self._environment else None
+        cgroup = _cgroup_path(_slurp(folder, "cgroup"))
+        cgroup_id = self._cgroup_id(cgroup)
         # Read last: a process that is alive now was so during all reads above.
         # The name stands in parentheses and may itself hold any byte, so the last one counts.
         head, _, tail = _slurp(folder, "stat").rpartition(b") ")
@@ -137,8 +199,8 @@ class ProcFS:
         return Process(
             pid=pid,
             ppid=ppid,
-            uid=uid,
-            gid=gid,
+            uid=status.uid,
+            gid=status.gid,
             loginuid=loginuid,
             session=session,
             start_time_ns=start_ticks * _TICK_NS,
@@ -147,11 +209,50 @@ class ProcFS:
             exe_path=exe_path,
             args=args,
             cwd=cwd,
+            env=env,
+            cgroup=None if cgroup is None or not cgroup_id else cgroup[:PATH_MAX],
+            exe_dev=0 if exe is None else exe.device,
+            exe_flags=0 if exe is None else exe.flags,
+            exe_ino=0 if exe is None else exe.inode,
+            exe_ctime_ns=0 if exe is None else exe.ctime_ns,
+            exe_mtime_ns=0 if exe is None else exe.mtime_ns,
+            cap_inheritable=status.capabilities("CapInh"),
+            cap_permitted=status.capabilities("CapPrm"),
+            cap_effective=status.capabilities("CapEff"),
+            pgid=int(stat[2]),
+            # The minor number's upper bits make it negative beyond 2^31.
+            tty=int(stat[4]) & 0xFFFFFFFF,
+            vpid=status.innermost("NSpid"),
+            vpgid=status.innermost("NSpgid"),
+            vsid=status.innermost("NSsid"),
         )
 
-    def _cgroup_id(self, folder: int) -> int:
+    def _exe(self, folder: int, status: _Status) -> _Exe | None:
+        """Return what the executable's inode says, in the terms of struct vedette_exec.
+
+        Layers of an overlay are not told apart here. Who may write it is judged by its mode alone,
+        and by CAP_DAC_OVERRIDE; the mount's flags are not looked at.
+        """
+        try:
+            found = os.stat("exe", dir_fd=folder)
+        except OSError:
+            return None
+        flags = EXE_FLAGS["known"]
+        if found.st_mode & stat_module.S_ISUID:
+            flags |= EXE_FLAGS["setuid"]
+        if found.st_mode & stat_module.S_ISGID and found.st_mode & stat_module.S_IXGRP:
+            flags |= EXE_FLAGS["setgid"]
+        if found.st_nlink == 0:
+            flags |= EXE_FLAGS["deleted"]
+        if found.st_dev == self._anonymous:
+            flags |= EXE_FLAGS["memfd"]
+        if status.may_write(found):
+            flags |= EXE_FLAGS["writable"]
+        device = os.major(found.st_dev) << 20 | os.minor(found.st_dev)
+        return _Exe(device, flags, found.st_ino, found.st_ctime_ns, found.st_mtime_ns)
+
+    def _cgroup_id(self, path: bytes | None) -> int:
         """Return the inode number of the process's cgroup folder; 0 where it is not known."""
-        path = _cgroup_path(_slurp(folder, "cgroup"))
         if path is None or self._mount is None:
             return 0
         try:

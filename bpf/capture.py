@@ -57,12 +57,23 @@ _HANDLERS: Final = (
     "handle_write",
     "handle_chdir",
     "handle_call",
+    "handle_exec_rest",
 )
+# Syscalls that change what a record of type ids has: (x86-64 numbers, i386 numbers) of setsid,
+# setpgid, capset, setuid, setgid, setreuid, setregid, setresuid, setresgid, setfsuid, setfsgid;
+# i386 has the set*id calls twice, with 16 and with 32 bits.
+_IDS_NUMBERS: Final = (
+    (112, 109, 126, 105, 106, 113, 114, 117, 119, 122, 123),
+    (66, 57, 185, 23, 213, 46, 214, 70, 203, 71, 204, 164, 208, 170, 210, 138, 215, 139, 216),
+)
+_ACTION_IDS: Final = (1 << 24, 1 << 25)
 _TRACEPOINTS: Final = {
     "on_sys_exit": "sys_exit",
     "on_exec": "sched_process_exec",
     "on_fork": "sched_process_fork",
     "on_exit": "sched_process_exit",
+    "on_cgroup_mkdir": "cgroup_mkdir",
+    "on_cgroup_rmdir": "cgroup_rmdir",
 }
 _MAPS: Final = (
     "counters",
@@ -89,6 +100,7 @@ class CaptureConfig:
     event_types    names of event types to report; None: all
     watched_paths  absolute paths of files whose writes are reported (16 at most)
     exclude_pid    process that is never reported (the agent itself); None: none
+    environment    whether an exec's record has the environment
 
     Raises CaptureError where a value is out of range.
     """
@@ -99,6 +111,7 @@ class CaptureConfig:
     event_types: frozenset[str] | None = None
     watched_paths: tuple[str, ...] = field(default=("/var/log/btmp", "/var/log/wtmp"))
     exclude_pid: int | None = None
+    environment: bool = False
 
     def __post_init__(self) -> None:
         page = os.sysconf("SC_PAGESIZE")
@@ -214,6 +227,8 @@ class Capture:
             programs.append("on_fork")
         if "procexit" in types:
             programs.append("on_exit")
+        if "cgroup" in types:
+            programs += ["on_cgroup_mkdir", "on_cgroup_rmdir"]
         return programs
 
     def _watching(self) -> bool:
@@ -241,14 +256,20 @@ class Capture:
                 actions[i386] = actions.get(i386, 0) | TYPES[name] << 8
         if types & _SOCKET_TYPES:
             actions[_SOCKETCALL] = actions.get(_SOCKETCALL, 0) | _ACTION_SOCKETCALL << 8
+        if "ids" in types:
+            for numbers, flag in zip(_IDS_NUMBERS, _ACTION_IDS, strict=True):
+                for number in numbers:
+                    actions[number] = actions.get(number, 0) | flag
         return actions
 
     def _flags(self) -> list[str]:
         config = self.config
         scope = cgroup_scope(config.cgroup) if config.cgroup is not None else (0, 0)
-        values = macros(Btf.load()) | {
+        values: dict[str, int | str] = {**macros(Btf.load())}
+        values |= {
             "RING_FD": self._descriptor("ring"),
             "WAKEUP_BYTES": config.wakeup_bytes,
+            "ENVIRONMENT": int(config.environment),
             "EXCLUDE_PID": config.exclude_pid or 0,
             "SCOPE_CGROUP_ID": scope[0],
             "SCOPE_LEVEL": scope[1],

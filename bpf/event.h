@@ -23,14 +23,15 @@
 #endif
 
 /* Bumped whenever the meaning of a byte changes; capture files carry it. */
-#define VEDETTE_RECORD_VERSION 1
+#define VEDETTE_RECORD_VERSION 2
 
 /* Bounds on the variable parts, in bytes. What is longer is cut and flagged. */
 #define VEDETTE_PATH_MAX 4095
 #define VEDETTE_ARGS_MAX 4095
+#define VEDETTE_ENV_MAX 4095
 #define VEDETTE_DATA_MAX 511
 #define VEDETTE_COMM_LEN 16
-#define VEDETTE_RECORD_MAX 17024
+#define VEDETTE_RECORD_MAX 20736
 
 enum vedette_type {
 	VEDETTE_NONE = 0,
@@ -112,7 +113,10 @@ enum vedette_type {
 	VEDETTE_PRCTL = 75,
 	VEDETTE_SOCKET = 76,
 	VEDETTE_IO_URING_SETUP = 77,
-	VEDETTE_TYPE_COUNT
+	/* From here on: records that keep the tables right and are no events for rules. */
+	VEDETTE_IDS = 100,    /* struct vedette_ids */
+	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */
+	VEDETTE_TYPE_COUNT = 102 /* one more than the largest; the numbers have gaps */
 };
 
 /* vedette_header.flags: what the kernel side could not give whole. */
@@ -124,6 +128,20 @@ enum vedette_type {
 #define VEDETTE_F_DATA_FAULT 0x0020
 #define VEDETTE_F_ADDR_FAULT 0x0040 /* socket address could not be read */
 #define VEDETTE_F_COMPAT 0x0080     /* made through the 32-bit syscall ABI */
+#define VEDETTE_F_CWD_FAULT 0x0100  /* exec: the working directory is not known */
+#define VEDETTE_F_ENV_FAULT 0x0200
+#define VEDETTE_F_ENV_CUT 0x0400    /* environment longer than VEDETTE_ENV_MAX */
+
+/* vedette_exec.exe_flags: what the file was when it was executed. */
+#define VEDETTE_X_KNOWN 0x01    /* the inode was read; without, nothing else here means a thing */
+#define VEDETTE_X_SETUID 0x02
+#define VEDETTE_X_SETGID 0x04
+#define VEDETTE_X_WRITABLE 0x08 /* by the real user who ran it: mode bits, groups (the first 32),
+                                 * or CAP_DAC_OVERRIDE; never where the mount is read-only */
+#define VEDETTE_X_UPPER 0x10    /* overlayfs: the upper layer has it */
+#define VEDETTE_X_LOWER 0x20    /* overlayfs: only a lower layer has it */
+#define VEDETTE_X_MEMFD 0x40    /* memory without a name in any directory (memfd_create) */
+#define VEDETTE_X_DELETED 0x80  /* no link was left */
 
 /* Loss and work counters, kept per CPU in the BPF array map `counters`. */
 enum vedette_counter {
@@ -152,12 +170,26 @@ struct vedette_header {          /* 48 bytes */
 
 /* exec: success is taken from sched_process_exec (the kernel's own copies), a
  * failure (result < 0) from the syscall's return, then with path_len and
- * args_len 0. Blobs: path, filename, args. An execveat that succeeds relative
+ * args_len 0. Blobs: path, filename, args, cwd, env. The path
+ * of a file without a name in any directory is what the kernel calls it, `memfd:NAME`. An execveat that succeeds relative
  * to AT_FDCWD or by an absolute path is VEDETTE_EXECVE: they are the same to
  * the kernel. */
 struct vedette_exec {
 	struct vedette_header h;
 	__u64 start_time_ns;     /* CLOCK_BOOTTIME of the process's start */
+	__u64 exe_ino;           /* of the executable file's inode; zero without VEDETTE_X_KNOWN */
+	__u64 exe_ctime_ns;      /* since the epoch */
+	__u64 exe_mtime_ns;
+	__u64 cap_inheritable;   /* bit by capability number (linux/capability.h) */
+	__u64 cap_permitted;
+	__u64 cap_effective;
+	__u32 exe_dev;           /* the kernel's dev_t: major << 20 | minor */
+	__u32 exe_flags;         /* VEDETTE_X_* */
+	__u32 pgid;              /* process group: pid of its leader, initial pid namespace */
+	__u32 tty;               /* controlling terminal, as tty_nr of proc_pid_stat(5); 0: none */
+	__u32 vpid;              /* the next three: in the process's own pid namespace; 0: not in it */
+	__u32 vpgid;
+	__u32 vsid;
 	__u32 ppid;              /* real parent's thread group id */
 	__u32 loginuid;          /* audit login uid, 0xffffffff when unset */
 	__u32 session;           /* session id: pid of its leader, initial pid namespace */
@@ -166,6 +198,8 @@ struct vedette_exec {
 	__u16 filename_len;      /* the path as it was given to execve; of an execveat that
 	                          * succeeded, the kernel's form: /dev/fd/N or /dev/fd/N/path */
 	__u16 args_len;          /* argv, each argument ended by NUL */
+	__u16 cwd_len;           /* absolute path of the working directory */
+	__u16 env_len;           /* environment, each variable ended by NUL; empty unless asked for */
 	__u16 reserved[3];
 	char comm[VEDETTE_COMM_LEN];
 };
@@ -178,6 +212,8 @@ struct vedette_fork {
 	__u32 ppid;              /* the child's real parent (CLONE_PARENT: not h.pid) */
 	__u32 child_uid;         /* effective uid of the child */
 	__u32 child_gid;
+	__u32 vpid;              /* of the child, in its own pid namespace */
+	__u32 reserved;
 	char comm[VEDETTE_COMM_LEN]; /* of the child */
 };
 
@@ -256,6 +292,30 @@ struct vedette_chdir {
 	__s32 fd;                /* fchdir only; else -1 */
 	__u16 path_len;
 	__u16 reserved;
+};
+
+/* What a process is after setsid, setpgid, capset or a set*id call of its own. It comes before the
+ * record of that syscall, where that is asked for. */
+struct vedette_ids {
+	struct vedette_header h;
+	__u64 cap_inheritable;   /* the fields are those of vedette_exec */
+	__u64 cap_permitted;
+	__u64 cap_effective;
+	__u32 session;
+	__u32 pgid;
+	__u32 tty;
+	__u32 vpid;
+	__u32 vpgid;
+	__u32 vsid;
+};
+
+/* A cgroup of the v2 hierarchy was made, or removed (result -1). The agent makes such records too,
+ * for the cgroups that are there when it starts. */
+struct vedette_cgroup {
+	struct vedette_header h;
+	__u64 id;                /* as header.cgroup_id */
+	__u16 path_len;          /* below the hierarchy's root, with a leading slash */
+	__u16 reserved[3];
 };
 
 #endif

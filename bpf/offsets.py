@@ -4,15 +4,28 @@ from vedette.bpf.btf import Btf, BtfError
 
 # struct: members. A dotted member's macro has `__` for the dot.
 _MEMBERS: dict[str, tuple[str, ...]] = {
-    "cred": ("euid", "egid"),
+    "cgroup": ("kn", "root", "level"),
+    "cgroup_root": ("hierarchy_id",),
+    "cred": (
+        "uid",
+        "gid",
+        "euid",
+        "egid",
+        "cap_inheritable",
+        "cap_permitted",
+        "cap_effective",
+        "group_info",
+    ),
     "dentry": ("d_parent", "d_name.len", "d_name.name"),
     "fdtable": ("max_fds", "fd"),
     "file": ("f_path", "f_inode", "private_data"),
     "files_struct": ("fdt",),
     "fs_struct": ("pwd",),
-    "inode": ("i_mode", "i_ino", "i_sb", "i_generation"),
+    "group_info": ("ngroups", "gid"),
+    "inode": ("i_mode", "i_ino", "i_sb", "i_generation", "i_uid", "i_gid", "i_flags", "i_nlink"),
+    "kernfs_node": ("id",),
     "linux_binprm": ("filename", "fdpath"),
-    "mm_struct": ("exe_file", "arg_start", "arg_end"),
+    "mm_struct": ("exe_file", "arg_start", "arg_end", "env_start", "env_end"),
     "mount": ("mnt", "mnt_parent", "mnt_mountpoint"),
     "path": ("mnt", "dentry"),
     "pid": ("level", "numbers"),
@@ -24,6 +37,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "is_child_subreaper",
         "live",
         "pids",
+        "tty",
     ),
     "sock": (
         "__sk_common.skc_family",
@@ -35,7 +49,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "sk_type",
     ),
     "socket": ("file", "sk"),
-    "super_block": ("s_dev",),
+    "super_block": ("s_dev", "s_flags", "s_magic"),
     "task_struct": (
         "comm",
         "cred",
@@ -52,16 +66,38 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "thread_info.status",
         "thread_pid",
     ),
+    "tty_driver": ("major", "minor_start"),
+    "tty_struct": ("driver", "index"),
     "unix_address": ("len", "name"),
     "unix_sock": ("addr",),
     "upid": ("nr", "ns"),
-    "vfsmount": ("mnt_root",),
+    "vfsmount": ("mnt_flags", "mnt_root"),
 }
 # Members that depend on the kernel's configuration; the programs do without.
 _OPTIONAL: dict[str, tuple[str, ...]] = {
+    "cgroup": ("ancestors", "ancestor_ids"),
     "sock": ("__sk_common.skc_v6_rcv_saddr", "__sk_common.skc_v6_daddr"),
     "task_struct": ("loginuid",),
 }
+# What an inode's times were called, the newest name first (Linux 6.11, 6.6, before).
+_TIMES = {
+    f"i_{time}_{part}": tuple(name.format(time) for name in names)
+    for time in ("ctime", "mtime")
+    for part, names in (
+        ("sec", ("i_{}_sec", "__i_{}.tv_sec", "i_{}.tv_sec")),
+        ("nsec", ("i_{}_nsec", "__i_{}.tv_nsec", "i_{}.tv_nsec")),
+    )
+}
+
+
+def _first(btf: Btf, struct: str, paths: tuple[str, ...]) -> int:
+    """Return the offset of the first of a struct's members that this kernel has."""
+    for path in paths[:-1]:
+        try:
+            return btf.member(struct, path).offset_bytes
+        except BtfError:
+            continue
+    return btf.member(struct, paths[-1]).offset_bytes
 
 
 def macros(btf: Btf) -> dict[str, int]:
@@ -83,7 +119,11 @@ def macros(btf: Btf) -> dict[str, int]:
                 found[f"OFF_{name}"] = member.offset_bytes
                 if member.bit_size:
                     found[f"SHIFT_{name}"] = member.bit_shift
+    for name, paths in _TIMES.items():
+        found[f"OFF_inode__{name}"] = _first(btf, "inode", paths)
+    found["SIZE_inode"] = btf.size("inode")
     found["SIZE_upid"] = btf.size("upid")
-    found["PIDTYPE_SID_"] = btf.constant("pid_type", "PIDTYPE_SID")
+    for kind in ("TGID", "PGID", "SID"):
+        found[f"PIDTYPE_{kind}_"] = btf.constant("pid_type", f"PIDTYPE_{kind}")
     found["EXIT_ARGUMENTS"] = btf.tracepoint_arguments("sched_process_exit") or 1
     return found

@@ -9,6 +9,7 @@
  * Macros from capture.py, besides OFF_*:
  *   RING_FD            descriptor of the ring buffer map in the compiling process
  *   WAKEUP_BYTES       fill from which the reader is woken
+ *   ENVIRONMENT        1: an exec's record has the environment
  *   EXCLUDE_PID        thread group that is never reported; 0: none
  *   SCOPE_CGROUP_ID    cgroup v2 subtree to report; 0: the whole host
  *   SCOPE_LEVEL        depth of that cgroup below the root
@@ -24,6 +25,7 @@
 #define WATCH_PATHS 16
 #define ANCESTORS_MAX 64
 #define QUERY_EVERY 32   /* records per CPU between two looks at the ring's fill */
+#define GROUPS_MAX 32    /* supplementary groups that are looked at */
 #define ADDRESS_MAX 110u /* sizeof(struct sockaddr_un), the longest address taken */
 
 #define SYSCALL_NUMBERS 512u
@@ -37,6 +39,16 @@
 #define O_TRUNC_ 0x200u
 #define O_TMPFILE_ 0x400000u
 #define S_IFMT_ 0170000u
+#define S_ISUID_ 04000u
+#define S_ISGID_ 02000u
+#define SB_RDONLY_ 1u
+#define SB_KERNMOUNT_ (1u << 22)
+#define MNT_READONLY_ 0x40u
+#define S_IMMUTABLE_ 8u
+#define OVERLAYFS_MAGIC 0x794c7630u
+#define TMPFS_MAGIC_ 0x01021994u
+#define CAP_DAC_OVERRIDE_ 1
+#define CTIME_NSEC_MASK 0x3fffffffu /* above: flags of the file system (I_CTIME_QUERIED) */
 #define S_IFSOCK_ 0140000u
 #define SIGNAL_GROUP_EXIT_ 4u
 #define EINPROGRESS_ 115
@@ -120,8 +132,9 @@ struct watch_path {
 
 BPF_PERCPU_ARRAY(counters, u64, VEDETTE_C_COUNT);
 /* One entry for each program that fills one, so that none can disturb another's. */
-BPF_PERCPU_ARRAY(scratches, struct scratch, 2);
-/* Low byte: what x86-64's number means; second: i386's; third: i386's NUMBER_*. 0: not watched. */
+BPF_PERCPU_ARRAY(scratches, struct scratch, 3);
+/* Low byte: what x86-64's number means; second: i386's; third: i386's NUMBER_*; above: ACTION_IDS_*.
+ * 0: not watched. */
 BPF_ARRAY(actions, u32, SYSCALL_NUMBERS);
 /* By event type: whether it is asked for. */
 BPF_ARRAY(wanted, u32, 256);
@@ -137,9 +150,14 @@ BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
 /* bpf/calls.py, SHORT_IDS and WIDE. */
 #define NUMBER_SHORT_IDS 1u
 #define NUMBER_WIDE 2u
+/* The syscall changes what struct vedette_ids has. */
+#define ACTION_IDS_NATIVE 0x1000000u
+#define ACTION_IDS_COMPAT 0x2000000u
 
 /* Slots of `handlers`. */
-enum { HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL };
+enum {
+	HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL, HANDLE_EXEC_REST
+};
 
 static __always_inline void count(u32 counter)
 {
@@ -196,7 +214,7 @@ static __always_inline int head(struct vedette_header *h, u64 task, u32 type, s6
 	return 0;
 }
 
-static __always_inline void output(struct scratch *s, void *record, u32 size, u16 flags)
+static __always_inline void output(struct scratch *s, void *record, u64 size, u16 flags)
 {
 	u64 wake = BPF_RB_NO_WAKEUP;
 
@@ -211,9 +229,10 @@ static __always_inline void output(struct scratch *s, void *record, u32 size, u1
 	}
 	count(VEDETTE_C_SUBMITTED);
 	if (flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_ARGS_FAULT | VEDETTE_F_DATA_FAULT |
-		     VEDETTE_F_ADDR_FAULT))
+		     VEDETTE_F_ADDR_FAULT | VEDETTE_F_CWD_FAULT | VEDETTE_F_ENV_FAULT))
 		count(VEDETTE_C_PARTIAL_FAULT);
-	if (flags & (VEDETTE_F_PATH_CUT | VEDETTE_F_ARGS_CUT | VEDETTE_F_DATA_CUT))
+	if (flags & (VEDETTE_F_PATH_CUT | VEDETTE_F_ARGS_CUT | VEDETTE_F_DATA_CUT |
+		     VEDETTE_F_ENV_CUT))
 		count(VEDETTE_C_CUT);
 }
 
@@ -259,11 +278,12 @@ static __always_inline u32 append_user_path(struct scratch *s, u32 end, u64 addr
 /* Append the absolute path of (mount, dentry): names from the leaf to the root go into s->path from
  * its end, mounts are crossed, the root is that of the mount tree (as in /proc/PID/exe seen from
  * outside a chroot). What is too deep or too long loses its beginning, the leading slash with it,
- * so that it cannot pass for another absolute path. Returns the length. */
+ * so that it cannot pass for another absolute path. A file that no directory has (memfd_create)
+ * gives its own name. Returns the length. */
 static __always_inline u32 append_walk(struct scratch *s, u32 end, u64 path_struct)
 {
 	u64 dentry = 0, vfsmount = 0, root, parent, mount, above, name;
-	u32 start, whole = 0, read, length, size;
+	u32 start, whole = 0, read, length, size, alone = 0;
 
 	s->start = PATH_BUFFER;
 	if (READ(vfsmount, path_struct + OFF_path__mnt) ||
@@ -280,6 +300,7 @@ static __always_inline u32 append_walk(struct scratch *s, u32 end, u64 path_stru
 				goto fault;
 			if (dentry != root || above == mount) {
 				whole = 1;
+				alone = dentry != root;
 				break;
 			}
 			if (READ(dentry, mount + OFF_mount__mnt_mountpoint))
@@ -308,6 +329,15 @@ static __always_inline u32 append_walk(struct scratch *s, u32 end, u64 path_stru
 	}
 	start = s->start;
 	if (whole && start == PATH_BUFFER) {
+		if (alone && !READ(read, dentry + OFF_dentry__d_name__len) &&
+		    !READ(name, dentry + OFF_dentry__d_name__name)) {
+			length = read & NAME_MASK;
+			OPAQUE(length);
+			length &= NAME_MASK;
+			if (length && !bpf_probe_read_kernel(at(s, end), length,
+							     (const void *)(unsigned long)name))
+				return length;
+		}
 		*at(s, end) = '/';
 		return 1;
 	}
@@ -355,13 +385,112 @@ static __always_inline u32 is_compat(u64 task)
 	return status & TS_COMPAT;
 }
 
+/* ----------------------------------------------------- what a process is */
+
+/* A process id as a pid namespace of that level knows it; 0: not at all. */
+static __always_inline u32 number_in(u64 pid, u64 namespace, u32 level)
+{
+	u64 number, owner = 0;
+	u32 own = 0, nr = 0;
+
+	if (!pid || READ(own, pid + OFF_pid__level) || own < level)
+		return 0;
+	number = pid + OFF_pid__numbers + SIZE_upid * (u64)(level & 63);
+	if (READ(owner, number + OFF_upid__ns) || owner != namespace)
+		return 0;
+	READ(nr, number + OFF_upid__nr);
+	return nr;
+}
+
+/* Ids that a process has in its own pid namespace, which is that of its innermost number. */
+struct own_ids {
+	u32 vpid, vpgid, vsid;
+};
+
+static __always_inline void own_ids(u64 signal, struct own_ids *ids)
+{
+	u64 pid = 0, namespace = 0;
+	u32 level = 0;
+
+	__builtin_memset(ids, 0, sizeof(*ids));
+	READ(pid, signal + OFF_signal_struct__pids + 8 * PIDTYPE_TGID_);
+	if (!pid || READ(level, pid + OFF_pid__level))
+		return;
+	READ(namespace, pid + OFF_pid__numbers + SIZE_upid * (u64)(level & 63) + OFF_upid__ns);
+	ids->vpid = number_in(pid, namespace, level);
+	READ(pid, signal + OFF_signal_struct__pids + 8 * PIDTYPE_PGID_);
+	ids->vpgid = number_in(pid, namespace, level);
+	READ(pid, signal + OFF_signal_struct__pids + 8 * PIDTYPE_SID_);
+	ids->vsid = number_in(pid, namespace, level);
+}
+
+static __always_inline u32 outer_id(u64 signal, u32 kind)
+{
+	u64 pid = 0;
+	u32 nr = 0;
+
+	READ(pid, signal + OFF_signal_struct__pids + 8 * kind);
+	if (pid)
+		READ(nr, pid + OFF_pid__numbers + OFF_upid__nr);
+	return nr;
+}
+
+/* The controlling terminal's number in the form of new_encode_dev(), linux/kdev_t.h. */
+static __always_inline u32 terminal(u64 signal)
+{
+	u64 tty = 0, driver = 0;
+	u32 major = 0, first = 0, index = 0, minor;
+
+	READ(tty, signal + OFF_signal_struct__tty);
+	if (!tty)
+		return 0;
+	READ(driver, tty + OFF_tty_struct__driver);
+	READ(major, driver + OFF_tty_driver__major);
+	READ(first, driver + OFF_tty_driver__minor_start);
+	READ(index, tty + OFF_tty_struct__index);
+	minor = first + index;
+	return (minor & 0xff) | major << 8 | (minor & ~0xffu) << 12;
+}
+
+#define FILL_IDS(r, task, signal) \
+	do { \
+		struct own_ids own; \
+		u64 cred = 0; \
+		own_ids(signal, &own); \
+		(r)->session = outer_id(signal, PIDTYPE_SID_); \
+		(r)->pgid = outer_id(signal, PIDTYPE_PGID_); \
+		(r)->tty = terminal(signal); \
+		(r)->vpid = own.vpid; \
+		(r)->vpgid = own.vpgid; \
+		(r)->vsid = own.vsid; \
+		READ(cred, (task) + OFF_task_struct__cred); \
+		READ((r)->cap_inheritable, cred + OFF_cred__cap_inheritable); \
+		READ((r)->cap_permitted, cred + OFF_cred__cap_permitted); \
+		READ((r)->cap_effective, cred + OFF_cred__cap_effective); \
+	} while (0)
+
+static __always_inline void report_ids(struct scratch *s, u64 task)
+{
+	struct vedette_ids *r = (void *)s->record;
+	u64 signal = 0;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, VEDETTE_IDS, 0))
+		return;
+	READ(signal, task + OFF_task_struct__signal);
+	FILL_IDS(r, task, signal);
+	s->flags = 0;
+	s->compat = 0;
+	submit(s, sizeof(*r));
+}
+
 /* ---------------------------------------------------------------- syscalls */
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 address = ctx->args[0], number = 0, task;
 	s64 result = ctx->args[1];
-	u32 index, *action, what, compat, handler;
+	u32 index, *action, what, compat, handler, ids;
 	struct regs regs;
 	struct scratch *s;
 
@@ -376,7 +505,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	task = bpf_get_current_task();
 	compat = is_compat(task);
 	what = (compat ? *action >> 8 : *action) & 0xff;
-	if (!what || !in_scope())
+	ids = *action & (compat ? ACTION_IDS_COMPAT : ACTION_IDS_NATIVE);
+	if ((!what && !ids) || !in_scope())
 		return 0;
 	if ((u32)number & X32_BIT) {
 		/* The x32 ABI: its pointers are not where the tables below look for them. */
@@ -384,6 +514,14 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 			count(VEDETTE_C_LOST_ABI);
 		return 0;
 	}
+	if (ids && result >= 0) {
+		s = scratch_of(0);
+		if (!s)
+			return 0;
+		report_ids(s, task);
+	}
+	if (!what)
+		return 0;
 	if (what >= VEDETTE_UNLINK && what <= VEDETTE_IO_URING_SETUP) {
 		handler = HANDLE_CALL;
 	} else if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
@@ -436,7 +574,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 int handle_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), leader = 0, parent = 0, signal = 0, pid = 0;
+	u64 task = bpf_get_current_task(), leader = 0, parent = 0, signal = 0;
 	struct vedette_exec *r;
 	u32 end = sizeof(*r);
 
@@ -455,8 +593,7 @@ int handle_exec(struct bpf_raw_tracepoint_args *ctx)
 	READ(r->loginuid, task + OFF_task_struct__loginuid);
 #endif
 	READ(signal, task + OFF_task_struct__signal);
-	READ(pid, signal + OFF_signal_struct__pids + 8 * PIDTYPE_SID_);
-	READ(r->session, pid + OFF_pid__numbers + OFF_upid__nr);
+	FILL_IDS(r, task, signal);
 	bpf_get_current_comm(r->comm, sizeof(r->comm));
 	r->filename_len = append_user_path(
 		s, end, s->type == VEDETTE_EXECVEAT ? s->call.args[1] : s->call.args[0]);
@@ -989,11 +1126,100 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 
 /* ---------------------------------------------------------------- processes */
 
+/* Whether the user who ran a file could write it: its mode, or CAP_DAC_OVERRIDE where the exec did
+ * not change the user. Never below a read-only mount or of an immutable inode. */
+static __always_inline u32 is_writable(u64 task, u64 file, u64 inode, u64 super, u32 mode)
+{
+	u64 cred = 0, mount = 0, capabilities = 0, groups = 0, flags = 0;
+	u32 user = 0, effective = 0, group = 0, owner = 0, owner_group = 0, word = 0, count = 0;
+
+	READ(cred, task + OFF_task_struct__cred);
+	READ(user, cred + OFF_cred__uid);
+	READ(effective, cred + OFF_cred__euid);
+	READ(group, cred + OFF_cred__gid);
+	READ(capabilities, cred + OFF_cred__cap_effective);
+	READ(owner, inode + OFF_inode__i_uid);
+	READ(owner_group, inode + OFF_inode__i_gid);
+	READ(word, inode + OFF_inode__i_flags);
+	if (word & S_IMMUTABLE_)
+		return 0;
+	READ(flags, super + OFF_super_block__s_flags);
+	if (flags & SB_RDONLY_)
+		return 0;
+	READ(mount, file + OFF_file__f_path + OFF_path__mnt);
+	READ(word, mount + OFF_vfsmount__mnt_flags);
+	if (word & MNT_READONLY_)
+		return 0;
+	if (user == effective && capabilities >> CAP_DAC_OVERRIDE_ & 1)
+		return 1;
+	if (user == owner)
+		return mode >> 7 & 1;
+	if (group == owner_group)
+		return mode >> 4 & 1;
+	READ(groups, cred + OFF_cred__group_info);
+	READ(count, groups + OFF_group_info__ngroups);
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < GROUPS_MAX; i++) {
+		if (i >= count)
+			break;
+		READ(group, groups + OFF_group_info__gid + 4 * (u64)i);
+		if (group == owner_group)
+			return mode >> 4 & 1;
+	}
+	return mode >> 1 & 1;
+}
+
+static __always_inline u64 time_ns(u64 seconds_at, u64 fraction_at)
+{
+	s64 seconds = 0;
+	u32 fraction = 0;
+
+	READ(seconds, seconds_at);
+	READ(fraction, fraction_at);
+	return seconds * 1000000000ull + (fraction & CTIME_NSEC_MASK);
+}
+
+/* What the executable's inode says. An overlay's inode is followed by the dentry that the upper
+ * layer has of it, if it has one (struct ovl_inode, fs/overlayfs/ovl_entry.h, since Linux 4.19). */
+static __always_inline void file_facts(struct vedette_exec *r, u64 task, u64 file)
+{
+	u64 inode = 0, super = 0, magic = 0, flags = 0, upper = 0;
+	u32 links = 1, facts = VEDETTE_X_KNOWN;
+	u16 mode = 0;
+
+	if (READ(inode, file + OFF_file__f_inode) || !inode ||
+	    READ(super, inode + OFF_inode__i_sb) || READ(mode, inode + OFF_inode__i_mode) ||
+	    READ(r->exe_ino, inode + OFF_inode__i_ino))
+		return;
+	r->exe_ctime_ns = time_ns(inode + OFF_inode__i_ctime_sec, inode + OFF_inode__i_ctime_nsec);
+	r->exe_mtime_ns = time_ns(inode + OFF_inode__i_mtime_sec, inode + OFF_inode__i_mtime_nsec);
+	READ(r->exe_dev, super + OFF_super_block__s_dev);
+	READ(magic, super + OFF_super_block__s_magic);
+	READ(flags, super + OFF_super_block__s_flags);
+	READ(links, inode + OFF_inode__i_nlink);
+	if (mode & S_ISUID_)
+		facts |= VEDETTE_X_SETUID;
+	if ((mode & S_ISGID_) && (mode & 010))
+		facts |= VEDETTE_X_SETGID;
+	if (magic == OVERLAYFS_MAGIC) {
+		READ(upper, inode + SIZE_inode);
+		facts |= upper ? VEDETTE_X_UPPER : VEDETTE_X_LOWER;
+	}
+	if (!links)
+		facts |= VEDETTE_X_DELETED;
+	/* The kernel's own tmpfs has memfds and other shared memory; both have no directory. */
+	if (magic == TMPFS_MAGIC_ && (flags & SB_KERNMOUNT_))
+		facts |= VEDETTE_X_MEMFD;
+	if (is_writable(task, file, inode, super, mode))
+		facts |= VEDETTE_X_WRITABLE;
+	r->exe_flags = facts;
+}
+
 /* sched_process_exec(struct task_struct *task, pid_t old_pid, struct linux_binprm *bprm) */
 int on_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 task = bpf_get_current_task(), bprm = ctx->args[2], mm = 0, file = 0, leader = 0;
-	u64 parent = 0, signal = 0, pid = 0, args[2] = {}, filename = 0, fdpath = 0;
+	u64 parent = 0, signal = 0, args[2] = {}, filename = 0, fdpath = 0;
 	struct vedette_exec *r;
 	struct scratch *s;
 	u32 end = sizeof(*r), type, size;
@@ -1026,15 +1252,16 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	READ(r->loginuid, task + OFF_task_struct__loginuid);
 #endif
 	READ(signal, task + OFF_task_struct__signal);
-	READ(pid, signal + OFF_signal_struct__pids + 8 * PIDTYPE_SID_);
-	READ(r->session, pid + OFF_pid__numbers + OFF_upid__nr);
+	FILL_IDS(r, task, signal);
 	bpf_get_current_comm(r->comm, sizeof(r->comm));
 
 	if (READ(mm, task + OFF_task_struct__mm) || !mm ||
 	    READ(file, mm + OFF_mm_struct__exe_file) || !file)
 		s->flags |= VEDETTE_F_PATH_FAULT;
-	else
+	else {
+		file_facts(r, task, file);
 		r->path_len = append_walk(s, end, file + OFF_file__f_path);
+	}
 	end += r->path_len;
 
 	READ(filename, bprm + OFF_linux_binprm__filename);
@@ -1067,14 +1294,66 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	} else {
 		r->args_len = size;
 	}
-	submit(s, end + r->args_len);
+	end += r->args_len;
+	s->compat = end;
+	handlers.call(ctx, HANDLE_EXEC_REST);
+	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
+	return 0;
+}
+
+/* The second half of on_exec, whose record ends at s->compat: the working directory and the
+ * environment. */
+int handle_exec_rest(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(1);
+	u64 task = bpf_get_current_task(), fs = 0, mm = 0, start = 0, stop = 0, wide;
+	u32 end, faults, size;
+	struct vedette_exec *r;
+
+	if (!s)
+		return 0;
+	r = (void *)s->record;
+	end = s->compat;
+	s->compat = 0;
+	faults = s->flags;
+	if (!READ(fs, task + OFF_task_struct__fs) && fs)
+		r->cwd_len = append_walk(s, end, fs + OFF_fs_struct__pwd);
+	if (!r->cwd_len || s->flags != faults) {
+		/* A directory that is not known whole is not known; the flags are the path's. */
+		r->cwd_len = 0;
+		s->flags = faults | VEDETTE_F_CWD_FAULT;
+	}
+	end += r->cwd_len;
+#if ENVIRONMENT
+	READ(mm, task + OFF_task_struct__mm);
+	READ(start, mm + OFF_mm_struct__env_start);
+	READ(stop, mm + OFF_mm_struct__env_end);
+	wide = stop - start;
+	if (wide > VEDETTE_ENV_MAX) {
+		wide = VEDETTE_ENV_MAX;
+		s->flags |= VEDETTE_F_ENV_CUT;
+	}
+	size = wide;
+	OPAQUE(size);
+	size &= VEDETTE_ENV_MAX;
+	if (!start || end > RECORD_END - VEDETTE_ENV_MAX ||
+	    bpf_probe_read_user(at(s, end), size, (const void *)(unsigned long)start)) {
+		s->flags &= ~VEDETTE_F_ENV_CUT;
+		s->flags |= VEDETTE_F_ENV_FAULT;
+	} else {
+		r->env_len = size;
+	}
+	end += r->env_len;
+#endif
+	submit(s, end);
 	return 0;
 }
 
 /* sched_process_fork(struct task_struct *parent, struct task_struct *child), before the child runs */
 int on_fork(struct bpf_raw_tracepoint_args *ctx)
 {
-	u64 child = ctx->args[1], task = bpf_get_current_task(), parent = 0;
+	u64 child = ctx->args[1], task = bpf_get_current_task(), parent = 0, signal = 0;
+	struct own_ids own;
 	struct vedette_fork r = {};
 	u32 pid = 0, tgid = 0, type = VEDETTE_CLONE, compat;
 	struct regs regs;
@@ -1115,6 +1394,9 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	READ(r.comm, child + OFF_task_struct__comm);
+	READ(signal, child + OFF_task_struct__signal);
+	own_ids(signal, &own);
+	r.vpid = own.vpid;
 	output(s, &r, sizeof(r), 0);
 	return 0;
 }
@@ -1220,4 +1502,74 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	r.reaper_pid = reaper_of(task, signal);
 	output(s, &r, sizeof(r), 0);
 	return 0;
+}
+
+/* ------------------------------------------------------------------ cgroups */
+
+/* Whether a cgroup is one of the v2 hierarchy, at or below the scope. */
+static __always_inline int is_reported(u64 cgroup)
+{
+	u64 root = 0, above = 0, node = 0, id = 0;
+	u32 hierarchy = 0, level = 0;
+
+	if (READ(root, cgroup + OFF_cgroup__root) ||
+	    READ(hierarchy, root + OFF_cgroup_root__hierarchy_id) || hierarchy ||
+	    READ(level, cgroup + OFF_cgroup__level))
+		return 0;
+	if (!SCOPE_CGROUP_ID)
+		return 1;
+	if (level < SCOPE_LEVEL)
+		return 0;
+#ifdef OFF_cgroup__ancestors
+	READ(above, cgroup + OFF_cgroup__ancestors + 8 * (u64)SCOPE_LEVEL);
+	READ(node, above + OFF_cgroup__kn);
+	READ(id, node + OFF_kernfs_node__id);
+#else
+	READ(id, cgroup + OFF_cgroup__ancestor_ids + 8 * (u64)SCOPE_LEVEL);
+#endif
+	return id == SCOPE_CGROUP_ID;
+}
+
+static __always_inline int report_cgroup(u64 cgroup, u64 path, s64 result)
+{
+	struct scratch *s;
+	struct vedette_cgroup *r;
+	u64 node = 0;
+	long length;
+
+	if (!is_reported(cgroup))
+		return 0;
+	s = scratch_of(2);
+	if (!s)
+		return 0;
+	s->compat = 0;
+	s->flags = 0;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, bpf_get_current_task(), VEDETTE_CGROUP, result))
+		return 0;
+	if (READ(node, cgroup + OFF_cgroup__kn) || READ(r->id, node + OFF_kernfs_node__id)) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return 0;
+	}
+	length = bpf_probe_read_kernel_str(at(s, sizeof(*r)), VEDETTE_PATH_MAX + 1,
+					   (const void *)(unsigned long)path);
+	if (length > 0)
+		r->path_len = (length - 1) & VEDETTE_PATH_MAX;
+	else
+		s->flags |= VEDETTE_F_PATH_FAULT;
+	submit(s, sizeof(*r) + r->path_len);
+	return 0;
+}
+
+/* cgroup_mkdir(struct cgroup *cgrp, const char *path) */
+int on_cgroup_mkdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	return report_cgroup(ctx->args[0], ctx->args[1], 0);
+}
+
+/* cgroup_rmdir(struct cgroup *cgrp, const char *path) */
+int on_cgroup_rmdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	return report_cgroup(ctx->args[0], ctx->args[1], -1);
 }

@@ -30,7 +30,7 @@ import msgspec
 import zstandard
 
 from vedette.core.engine import Process
-from vedette.core.layout import ARGS_MAX, PATH_MAX, RECORD_VERSION
+from vedette.core.layout import ARGS_MAX, ENV_MAX, PATH_MAX, RECORD_VERSION
 
 MAGIC = b"VEDETTE\0"
 FORMAT_VERSION = 2
@@ -109,6 +109,21 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     exe_path: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] | None
     args: Annotated[bytes, msgspec.Meta(max_length=ARGS_MAX)] | None
     cwd: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] | None
+    env: Annotated[bytes, msgspec.Meta(max_length=ENV_MAX)] | None
+    cgroup: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] | None
+    exe_dev: _U32
+    exe_flags: _U32
+    exe_ino: _U63
+    exe_ctime_ns: _U63
+    exe_mtime_ns: _U63
+    cap_inheritable: _U63
+    cap_permitted: _U63
+    cap_effective: _U63
+    pgid: _U32
+    tty: _U32
+    vpid: _U32
+    vpgid: _U32
+    vsid: _U32
 
 
 Answer = tuple[int, Process | None]
@@ -144,37 +159,11 @@ _END_DECODER = msgspec.msgpack.Decoder(End)
 
 
 def _row(process: Process) -> _Row:
-    return _Row(
-        process.pid,
-        process.ppid,
-        process.uid,
-        process.gid,
-        process.loginuid,
-        process.session,
-        process.start_time_ns,
-        process.cgroup_id,
-        process.comm,
-        process.exe_path,
-        process.args,
-        process.cwd,
-    )
+    return _Row(*(getattr(process, name) for name in _Row.__struct_fields__))
 
 
 def _process(row: _Row) -> Process:
-    return Process(
-        pid=row.pid,
-        ppid=row.ppid,
-        uid=row.uid,
-        gid=row.gid,
-        loginuid=row.loginuid,
-        session=row.session,
-        start_time_ns=row.start_time_ns,
-        cgroup_id=row.cgroup_id,
-        comm=row.comm,
-        exe_path=row.exe_path,
-        args=row.args,
-        cwd=row.cwd,
-    )
+    return Process(**msgspec.structs.asdict(row))
 
 
 class CaptureWriter:

@@ -151,46 +151,15 @@ fd.cip.name              string  none   Name of the client's address
 fd.sip.name              string  none   Name of the server's address
 fd.lip.name              string  none   Name of the local address
 fd.rip.name              string  none   Name of the remote address
-# the terminal of the process
-proc.tty                 uint    none   Number of the terminal; 0: none
 # the environment of the process
-proc.env                 string  key    Environment, or one variable of it
 proc.aenv                string  key    Environment of an ancestor
-# ids of the process in its own namespaces, its group and its session
-proc.vpid                int     none   Process id in its own pid namespace
-proc.pvpid               int     none   Process id of the parent in its own pid namespace
-proc.pgid                int     none   Process group
-proc.vpgid               int     none   Process group in its own pid namespace
-proc.is_vpgid_leader     bool    none   Whether the process leads its process group
-proc.is_sid_leader       bool    none   Whether the process leads its session
-proc.is_pgid_leader      bool    none   Whether the process leads its group
-proc.sname               string  none   Name of the session's leader
-proc.sid.exe             string  none   argv[0] of the session's leader
-proc.sid.exepath         string  none   Executable of the session's leader
-proc.vpgid.name          string  none   Name of the group's leader
-proc.vpgid.exe           string  none   argv[0] of the group's leader
-proc.vpgid.exepath       string  none   Executable of the group's leader
-proc.pgid.name           string  none   Name of the group's leader
-proc.pgid.exe            string  none   argv[0] of the group's leader
-proc.pgid.exepath        string  none   Executable of the group's leader
-proc.apid                int     index  Process id of an ancestor
 proc.stdin.type          string  none   Type of the standard input
 proc.stdout.type         string  none   Type of the standard output
 proc.stderr.type         string  none   Type of the standard error
 proc.stdin.name          string  none   Name of the standard input
 proc.stdout.name         string  none   Name of the standard output
 proc.stderr.name         string  none   Name of the standard error
-# this value of the ancestors
-proc.aexe                string  index  argv[0] of an ancestor
-proc.aexepath            string  index  Executable of an ancestor
-proc.acmdline            string  index  Command line of an ancestor
-proc.aargs               string  index  Arguments of an ancestor
 # this value of the process
-proc.pcmdnargs           int     none   Number of the parent's arguments
-proc.cmdnargs            int     none   Number of arguments
-proc.cmdlenargs          int     none   Length of all arguments
-proc.exeline             string  none   argv[0] and arguments
-proc.loginshellid        int     none   Process id of the oldest shell among the ancestors
 proc.fdopencount         int     none   Number of open descriptors
 proc.fdlimit             int     none   Bound of open descriptors
 proc.fdusage             int     none   Share of descriptors in use
@@ -202,35 +171,17 @@ proc.vmrss               int     none   Resident memory, in kB
 proc.vmswap              int     none   Swapped memory, in kB
 thread.pfmajor           int     none   Major page faults
 thread.pfminor           int     none   Minor page faults
-thread.tid               int     none   Thread id
 thread.vtid              int     none   Thread id in its own pid namespace
-thread.ismain            bool    none   Whether the thread is the process's first
 thread.exectime          int     none   CPU time
 thread.totexectime       int     none   CPU time since capture began
-thread.cgroups           string  none   Control groups
 thread.cgroup            string  key    Control group of a subsystem
-thread.nametid           string  none   Name and thread id
 thread.cpu               int     none   Share of a CPU
 # the time since the start
-proc.duration            int     none   Nanoseconds since the process started
-proc.ppid.duration       int     none   Nanoseconds since the parent started
 proc.pid.ts              int     none   When the process started
 proc.ppid.ts             int     none   When the parent started
 # the file that was executed
-proc.exe_ino             int     none   Inode of the executable
-proc.exe_ino.ctime       int     none   When the executable's inode last changed
-proc.exe_ino.mtime       int     none   When the executable was last written
-proc.exe_ino.ctime_duration_proc_start  int none Time from the executable's change to the start
 proc.exe_ino.ctime_duration_pidns_start int none Time from the change to the namespace's start
 proc.pidns_init_start_ts int     none   When the pid namespace started
-proc.is_exe_writable     bool    none   Whether the user may write the executable
-proc.is_exe_upper_layer  bool    none   Whether the executable lies in an overlay's upper layer
-proc.is_exe_lower_layer  bool    none   Whether the executable lies in an overlay's lower layer
-proc.is_exe_from_memfd   bool    none   Whether the executable is memory without a file
-# the capabilities of the process
-thread.cap_permitted     string  none   Permitted capabilities
-thread.cap_inheritable   string  none   Inheritable capabilities
-thread.cap_effective     string  none   Effective capabilities
 # this value of the user database
 user.homedir             string  none   Home directory
 user.shell               string  none   Shell

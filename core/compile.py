@@ -16,7 +16,8 @@ What a transformer or a function makes of values of one source is a value of tha
 index of its own (``tolower(fd.name)`` beside fd.name); likewise two fields of one source are
 compared where the class of the source is found. What needs values of several sources is *late*: a
 rule that uses it is compiled as if it were true, and where that matches, its whole condition is run
-again with what is late computed for this event (``RuleTables.settle``).
+again with what is late computed for this event (``RuleTables.settle``). What has no index at all is
+left to Python, at the price of some 10 to 20 microseconds for each event that all else allows.
 
 Each rule is filed under a *cover*: predicates of which at least one is true whenever the condition
 holds (an access predicate as in Fabret et al., "Filtering algorithms and implementation for very
@@ -45,10 +46,13 @@ BYTES: tuple[str, ...] = (
     "comm", "exe", "args", "cmdline", "exepath", "cwd",
     "name", "directory", "filename", "nameraw", "argpath", "argfilename",
     "flags", "ip", "login_user", "login_ip", "login_host", "login_line", "sockname",
+    "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container", "unit",
+    "slice", "cgroup",
 )  # fmt: skip
 INTS: Final = (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
-    "login_type", "login_pid",
+    "login_type", "login_pid", "tty", "vpid", "pgid", "vpgid", "leads", "exebits", "exe_ino",
+    "exe_ctime", "exe_mtime", "cmdnargs", "cmdlenargs", "apid", "loginshell",
 )  # fmt: skip
 
 # Roles: of process predicates, whose value they ask about; of addresses and ports, which end's.
@@ -56,8 +60,10 @@ SELF: Final = 0
 PARENT: Final = 1
 ANY_ANCESTOR: Final = 2
 ALL_ANCESTORS: Final = 3
-ANCESTOR: Final = 4  # and above: the n-th distinct index of proc.aname
+ANCESTOR: Final = 4  # and above: the n-th distinct index of proc.aname and its like
 ANCESTOR_ROLES: Final = 16
+SESSION_LEADER: Final = 32
+GROUP_LEADER: Final = 33
 LOCAL: Final = 1
 REMOTE: Final = 2
 CLIENT: Final = 4
@@ -108,10 +114,63 @@ PLACES: Final[dict[str, tuple[str, int]]] = {
     "login.line": ("login_line", SELF),
     "login.type": ("login_type", SELF),
     "login.pid": ("login_pid", SELF),
+    "proc.exeline": ("exeline", SELF),
+    "proc.env": ("env", SELF),
+    "proc.cmdnargs": ("cmdnargs", SELF),
+    "proc.pcmdnargs": ("cmdnargs", PARENT),
+    "proc.cmdlenargs": ("cmdlenargs", SELF),
+    "proc.sname": ("comm", SESSION_LEADER),
+    "proc.sid.exe": ("exe", SESSION_LEADER),
+    "proc.sid.exepath": ("exepath", SESSION_LEADER),
+    "proc.tty": ("tty", SELF),
+    "proc.vpid": ("vpid", SELF),
+    "proc.pgid": ("pgid", SELF),
+    "proc.vpgid": ("vpgid", SELF),
+    "proc.is_vpgid_leader": ("leads", SELF),
+    "proc.is_pgid_leader": ("leads", SELF),
+    "proc.is_sid_leader": ("leads", SELF),
+    "proc.loginshellid": ("loginshell", SELF),
+    "proc.exe_ino": ("exe_ino", SELF),
+    "proc.exe_ino.ctime": ("exe_ctime", SELF),
+    "proc.exe_ino.mtime": ("exe_mtime", SELF),
+    "thread.cap_permitted": ("cap_permitted", SELF),
+    "thread.cap_effective": ("cap_effective", SELF),
+    "thread.cap_inheritable": ("cap_inheritable", SELF),
+    "thread.cgroups": ("cgroup", SELF),
+    "container.id": ("container", SELF),
+    "proc.unit": ("unit", SELF),
+    "proc.slice": ("slice", SELF),
 }
 for _name in sorted(calls.DESCRIPTIONS):
     PLACES.setdefault(_name, (_name, SELF))
 BYTES += tuple(index for index, _ in PLACES.values() if index in calls.DESCRIPTIONS)
+for _kind in ("pgid", "vpgid"):
+    PLACES[f"proc.{_kind}.name"] = ("comm", GROUP_LEADER)
+    PLACES[f"proc.{_kind}.exe"] = ("exe", GROUP_LEADER)
+    PLACES[f"proc.{_kind}.exepath"] = ("exepath", GROUP_LEADER)
+# Bits of the index "exebits" (vedette_exec.exe_flags) and "leads" (tables.pyx).
+_EXE_BITS: Final[dict[str, int]] = {
+    "proc.is_exe_writable": layout.EXE_FLAGS["writable"],
+    "proc.is_exe_upper_layer": layout.EXE_FLAGS["upper_layer"],
+    "proc.is_exe_lower_layer": layout.EXE_FLAGS["lower_layer"],
+    "proc.is_exe_from_memfd": layout.EXE_FLAGS["memfd"],
+    "proc.is_exe_deleted": layout.EXE_FLAGS["deleted"],
+    "proc.is_exe_setuid": layout.EXE_FLAGS["setuid"],
+    "proc.is_exe_setgid": layout.EXE_FLAGS["setgid"],
+}
+PLACES.update(dict.fromkeys(_EXE_BITS, ("exebits", SELF)))
+_EXE_KNOWN: Final = layout.EXE_FLAGS["known"]
+_LEADS: Final[dict[str, tuple[int, int]]] = {
+    # What must be set for the field to have a value, and what makes it true.
+    "proc.is_vpgid_leader": (1, 2),
+    "proc.is_pgid_leader": (0, 4),
+    "proc.is_sid_leader": (0, 8),
+}
+# Fields of any ancestor, or with an index of the n-th.
+_ANCESTRAL: Final[dict[str, str]] = {
+    "proc.aname": "comm", "proc.aexe": "exe", "proc.aexepath": "exepath",
+    "proc.acmdline": "cmdline", "proc.aargs": "args", "proc.apid": "apid",
+}  # fmt: skip
 for _letter, _role in (("l", LOCAL), ("r", REMOTE), ("c", CLIENT), ("s", SERVER), ("", EITHER)):
     PLACES[f"fd.{_letter}ip"] = ("ip", _role)
     PLACES[f"fd.{_letter}net"] = ("ip", _role)
@@ -353,7 +412,6 @@ class _Compiler:
             "evt.hostname": hostname,
             "evt.source": b"syscall",
             "evt.dir": b"<",
-            "container.id": b"host",
         }
         self.plan = Plan()
         self.numbers: dict[tuple[bool, Predicate], int] = {}
@@ -390,6 +448,13 @@ class _Compiler:
             return kept[0]
         return Or(tuple(kept)) if stop else And(tuple(kept))
 
+    def is_indexed(self, node: Predicate) -> bool:
+        """Whether an index can hold a predicate on a field as it is."""
+        name, arg = node.field.name, node.field.arg
+        if node.op == "!=" and name in _ANCESTRAL and arg is None and name != "proc.aname":
+            return False
+        return name in _ANCESTRAL or (name in PLACES and arg is None)
+
     def specialise_predicate(self, node: Predicate, name: bytes) -> Expr | bool:
         if not node.is_plain:
             return self.specialise_computed(node, name)
@@ -402,7 +467,7 @@ class _Compiler:
         described = fields.FIELDS[known]
         if name.decode() not in described.events:
             return False
-        if node.op != "!=":
+        if node.op != "!=" or not self.is_indexed(node):
             return node
         # A present value that is not equal: both parts are shared with other rules, and nothing
         # is filed that is true of nearly all values.
@@ -509,16 +574,20 @@ class _Compiler:
 
     def place(self, predicate: Predicate, number: int) -> None:
         ref = predicate.field
+        if not self.is_indexed(predicate) and not ref.operands and predicate.is_plain:
+            self.place_in_python(number)
+            return
         if not predicate.is_plain and (
             ref.operands
             or ref.arg is not None
+            or ref.name not in PLACES
             or PLACES[ref.name][0] in BYTES
             or any(isinstance(value, FieldRef) for value in predicate.values)
         ):
             self.place_computed(predicate, number)
             return
-        if ref.name == "proc.aname":
-            index, role = "comm", self.ancestor_role(ref)
+        if ref.name in _ANCESTRAL:
+            index, role = _ANCESTRAL[ref.name], self.ancestor_role(ref)
             if predicate.op == "uniform":
                 role = ALL_ANCESTORS
         else:
@@ -537,6 +606,14 @@ class _Compiler:
 
     # Computed values
 
+    def place_in_python(self, number: int) -> None:
+        """A predicate that no index can hold."""
+        self.plan.roles.append(SELF)
+        self.word.append(None)
+        self.costs.append(50)
+        self.python.add(number)
+        self.plan.late[number] = 0
+
     def place_computed(self, predicate: Predicate, number: int) -> None:
         """File a predicate on a value that is computed, or a comparison of two values."""
         left: list[Step] = []
@@ -550,6 +627,7 @@ class _Compiler:
             groups = {group if group in _CALL_GROUPS else "call" for group in groups}
         roles = {leaf.role for leaf in leaves}
         group = "late"
+        is_known = None not in groups and not roles & {SESSION_LEADER, GROUP_LEADER}
         if len(groups) == 1 and len(roles) == 1:
             group = groups.pop() or group
         role = SELF
@@ -560,7 +638,7 @@ class _Compiler:
         refs = [predicate.field, *(v for v in predicate.values if isinstance(v, FieldRef))]
         if (
             (right and predicate.op in ("glob", "iglob"))
-            or None in groups
+            or not is_known
             or any(_is_of_lists(ref) for ref in refs)
             or not _fits(left, right)
         ):
@@ -629,11 +707,10 @@ class _Compiler:
         return leaves
 
     def leaf(self, ref: FieldRef) -> Leaf:
-        try:
-            index, role = PLACES[ref.name]
-        except KeyError:
-            raise UnsupportedRule(f"field {ref} is not in the rule tables") from None
         name = ref.name
+        if name not in PLACES or (ref.arg is not None and name != "proc.args"):
+            return Leaf("")
+        index, role = PLACES[name]
         if name == "proc.args" and ref.arg is not None:
             return Leaf("argv", role)
         if name in ("user.name", "user.loginname"):
@@ -667,7 +744,7 @@ class _Compiler:
         if depth not in self.plan.ancestors:
             if len(self.plan.ancestors) == ANCESTOR_ROLES:
                 raise UnsupportedRule(
-                    f"{ref}: more than {ANCESTOR_ROLES} different indices of proc.aname are used"
+                    f"{ref}: more than {ANCESTOR_ROLES} different indices of ancestors are used"
                 )
             self.plan.ancestors.append(depth)
         return ANCESTOR + self.plan.ancestors.index(depth)
@@ -744,6 +821,14 @@ class _Compiler:
                 return 500
         elif name in ("fd.type", "fd.typechar", "fd.l4proto"):
             points_of(_kind_names(name))
+            return 100
+        elif name in _EXE_BITS:
+            bit = _EXE_BITS[name]
+            points_of((bits, int(bits & bit != 0)) for bits in range(256) if bits & _EXE_KNOWN)
+            return 100
+        elif name in _LEADS:
+            needed, bit = _LEADS[name]
+            points_of((n, int(n & bit != 0)) for n in range(16) if n & needed == needed)
             return 100
         elif name in _OPEN_BITS:
             bit = _OPEN_BITS.index(name)

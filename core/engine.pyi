@@ -34,7 +34,24 @@ class Process:
     exe_path: Final[bytes | None]
     args: Final[bytes | None]
     cwd: Final[bytes | None]
+    env: Final[bytes | None]
+    cgroup: Final[bytes | None]
+    exe_dev: Final[int]
+    exe_flags: Final[int]
+    exe_ino: Final[int]
+    exe_ctime_ns: Final[int]
+    exe_mtime_ns: Final[int]
+    cap_inheritable: Final[int]
+    cap_permitted: Final[int]
+    cap_effective: Final[int]
+    pgid: Final[int]
+    tty: Final[int]
+    vpid: Final[int]
+    vpgid: Final[int]
+    vsid: Final[int]
     parent: Final[Process | None]
+    sid_leader: Process | None
+    pgid_leader: Process | None
     def __init__(
         self,
         *,
@@ -50,7 +67,24 @@ class Process:
         exe_path: bytes | None = None,
         args: bytes | None = None,
         cwd: bytes | None = None,
+        env: bytes | None = None,
+        cgroup: bytes | None = None,
+        exe_dev: int = 0,
+        exe_flags: int = 0,
+        exe_ino: int = 0,
+        exe_ctime_ns: int = 0,
+        exe_mtime_ns: int = 0,
+        cap_inheritable: int = 0,
+        cap_permitted: int = 0,
+        cap_effective: int = 0,
+        pgid: int = 0,
+        tty: int = 0,
+        vpid: int = 0,
+        vpgid: int = 0,
+        vsid: int = 0,
         parent: Process | None = None,
+        sid_leader: Process | None = None,
+        pgid_leader: Process | None = None,
     ) -> None: ...
 
 class RuleTables:
@@ -89,10 +123,12 @@ class Engine:
     lookup      called with a pid that the table does not know; None when it cannot be learnt
     users       uid -> name, groups: gid -> name (the host's databases, read once)
     hostname    the value of evt.hostname; None: missing
+    boot_to_wall_ns  CLOCK_REALTIME minus CLOCK_BOOTTIME, for fields that compare both
     class_bytes_max, verdict_bytes_max  bounds of the class tables and the verdict table, bytes
     own_table_bytes  bounds of single tables in place of their shares (core/limits.py), bytes
     strings_bytes_max  bound of the process table's strings, bytes
     processes_max  bound of the process table
+    cgroups_max  bound of the cgroups whose path is kept
     rule_matching  "first": only the first matching rule (in order) is reported, or "all"
     seed        at least 16 secret bytes that key the hashes; None: from the system
 
@@ -111,11 +147,13 @@ class Engine:
         users: dict[int, bytes] | None = None,
         groups: dict[int, bytes] | None = None,
         hostname: bytes | None = None,
+        boot_to_wall_ns: int = 0,
         class_bytes_max: int = ...,
         verdict_bytes_max: int = ...,
         own_table_bytes: Mapping[str, int] | None = None,
         strings_bytes_max: int = ...,
         processes_max: int = ...,
+        cgroups_max: int = ...,
         rule_matching: str = "all",
         seed: bytes | None = None,
     ) -> None: ...

@@ -1,20 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """The pipeline: records in, the process table kept, the rule tables asked, matches out."""
 cimport cython
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memset
 from vedette.core.event cimport *
 from vedette.core.mem cimport Heap
 from vedette.core.proctable cimport (
-    DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Image, Proc, ProcTable, Text,
-    image_drop, image_hash, image_known, image_new, image_prefetch, pt_find, pt_free, pt_init, pt_insert,
-    pt_parent, pt_prefetch, pt_prefetch_links, pt_prefetch_relatives, pt_slot,
+    DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Content, Ids, Image, Proc,
+    ProcTable, Text, image_content, image_drop, image_hash, image_known, image_new, image_prefetch,
+    pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch, pt_prefetch_links,
+    pt_prefetch_relatives, pt_slot,
     pt_remove, pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
 from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
 from vedette.core.siphash cimport HashKey
 from vedette.core.tables cimport KeyAhead, RuleTables, hash_key_fill
 
 import os
+from itertools import islice
 
 from vedette.core.compile import UnsupportedRule
 from vedette.core.limits import table_bytes
@@ -43,11 +45,17 @@ cdef class Process:
     """A process as the table knows it, at the moment of a match. Missing values are None."""
     cdef readonly uint32_t pid, ppid, uid, gid, loginuid, session
     cdef readonly uint64_t start_time_ns, cgroup_id
-    cdef readonly object comm, exe_path, args, cwd, parent
+    cdef readonly uint32_t exe_dev, exe_flags, pgid, tty, vpid, vpgid, vsid
+    cdef readonly uint64_t exe_ino, exe_ctime_ns, exe_mtime_ns
+    cdef readonly uint64_t cap_inheritable, cap_permitted, cap_effective
+    cdef readonly object comm, exe_path, args, cwd, env, cgroup, parent
+    cdef public object sid_leader, pgid_leader
 
     def __init__(self, *, pid, ppid=0, uid=0, gid=0, loginuid=0xFFFFFFFF, session=0,
                  start_time_ns=0, cgroup_id=0, comm=None, exe_path=None, args=None, cwd=None,
-                 parent=None):
+                 env=None, cgroup=None, exe_dev=0, exe_flags=0, exe_ino=0, exe_ctime_ns=0,
+                 exe_mtime_ns=0, cap_inheritable=0, cap_permitted=0, cap_effective=0, pgid=0, tty=0,
+                 vpid=0, vpgid=0, vsid=0, parent=None, sid_leader=None, pgid_leader=None):
         self.pid = pid
         self.ppid = ppid
         self.uid = uid
@@ -60,7 +68,24 @@ cdef class Process:
         self.exe_path = exe_path
         self.args = args
         self.cwd = cwd
+        self.env = env
+        self.cgroup = cgroup
+        self.exe_dev = exe_dev
+        self.exe_flags = exe_flags
+        self.exe_ino = exe_ino
+        self.exe_ctime_ns = exe_ctime_ns
+        self.exe_mtime_ns = exe_mtime_ns
+        self.cap_inheritable = cap_inheritable
+        self.cap_permitted = cap_permitted
+        self.cap_effective = cap_effective
+        self.pgid = pgid
+        self.tty = tty
+        self.vpid = vpid
+        self.vpgid = vpgid
+        self.vsid = vsid
         self.parent = parent
+        self.sid_leader = sid_leader
+        self.pgid_leader = pgid_leader
 
     def __repr__(self):
         return f"Process(pid={self.pid}, ppid={self.ppid}, comm={self.comm!r})"
@@ -94,10 +119,13 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         if (h.size < fixed or (<const vedette_exec*>data).ppid >= PID_LIMIT
                 or (<const vedette_exec*>data).path_len > VEDETTE_PATH_MAX
                 or (<const vedette_exec*>data).filename_len > VEDETTE_PATH_MAX
-                or (<const vedette_exec*>data).args_len > VEDETTE_ARGS_MAX):
+                or (<const vedette_exec*>data).args_len > VEDETTE_ARGS_MAX
+                or (<const vedette_exec*>data).cwd_len > VEDETTE_PATH_MAX
+                or (<const vedette_exec*>data).env_len > VEDETTE_ENV_MAX):
             return RECORD_SKIP
         blobs = (<size_t>(<const vedette_exec*>data).path_len + (<const vedette_exec*>data).filename_len
-                 + (<const vedette_exec*>data).args_len)
+                 + (<const vedette_exec*>data).args_len + (<const vedette_exec*>data).cwd_len
+                 + (<const vedette_exec*>data).env_len)
     elif VEDETTE_CLONE <= h.type <= VEDETTE_CLONE3:
         fixed = sizeof(vedette_fork)
         if (h.size < fixed or (<const vedette_fork*>data).ppid >= PID_LIMIT
@@ -141,6 +169,15 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         if (h.size < fixed or (<const vedette_chdir*>data).path_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
         blobs = (<const vedette_chdir*>data).path_len
+    elif h.type == VEDETTE_IDS:
+        fixed = sizeof(vedette_ids)
+        if h.size < fixed:
+            return RECORD_SKIP
+    elif h.type == VEDETTE_CGROUP:
+        fixed = sizeof(vedette_cgroup)
+        if h.size < fixed or (<const vedette_cgroup*>data).path_len > VEDETTE_PATH_MAX:
+            return RECORD_SKIP
+        blobs = (<const vedette_cgroup*>data).path_len
     else:
         return RECORD_SKIP
     if fixed + blobs > h.size or h.pid >= PID_LIMIT:
@@ -173,6 +210,10 @@ cdef class RuleSwitch:
         self.enabled = enabled
 
 
+cdef bytes _bytes(const uint8_t* text, int32_t size):
+    return None if size < 0 else text[:size]
+
+
 cdef class Engine:
     """Process table and rule tables over records; engine.pyi has the parameters."""
     cdef ProcTable procs
@@ -182,6 +223,9 @@ cdef class Engine:
     cdef object lookup
     cdef object raised
     cdef dict options
+    cdef dict cgroup_paths      # cgroup id -> path, cgroups_max at most, the oldest first
+    cdef set cgroups_removed    # of these
+    cdef uint32_t cgroups_max
     cdef bint is_open
     cdef bint is_busy           # in feed or consume: callbacks must not change what they stand on
     cdef bint looks_up
@@ -196,15 +240,17 @@ cdef class Engine:
     cdef uint64_t incomplete
     cdef uint64_t compilations
     cdef uint64_t switches
+    cdef uint64_t cgroups_evicted
 
     def __cinit__(self):
         memset(&self.procs, 0, sizeof(ProcTable))
         memset(&self.heap, 0, sizeof(Heap))
 
     def __init__(self, rules, *, on_match, lookup=None, users=None, groups=None, hostname=None,
-                 uint64_t class_bytes_max=32 << 20, uint64_t verdict_bytes_max=8 << 20,
-                 own_table_bytes=None, uint64_t strings_bytes_max=64 << 20, processes_max=65536,
-                 rule_matching="all", seed=None):
+                 int64_t boot_to_wall_ns=0, uint64_t class_bytes_max=32 << 20,
+                 uint64_t verdict_bytes_max=8 << 20, own_table_bytes=None,
+                 uint64_t strings_bytes_max=64 << 20, processes_max=65536,
+                 uint32_t cgroups_max=16384, rule_matching="all", seed=None):
         cdef HashKey hash_key
         if self.procs.slots != NULL:
             raise RuntimeError("an engine is initialised once")
@@ -213,6 +259,8 @@ cdef class Engine:
             raise ValueError(f"rule_matching is all or first, not {rule_matching!r}")
         if not 2 <= processes_max <= PID_LIMIT:
             raise ValueError(f"processes_max is 2 to {PID_LIMIT}, not {processes_max}")
+        if cgroups_max < 1:
+            raise ValueError("cgroups_max is at least 1")
         if seed is None:
             seed = os.urandom(64)
         if len(seed) < 16:
@@ -220,8 +268,12 @@ cdef class Engine:
         self.on_match = on_match
         self.lookup = lookup
         self.looks_up = lookup is not None
+        self.cgroup_paths = {}
+        self.cgroups_removed = set()
+        self.cgroups_max = cgroups_max
         self.options = {
             "users": users or {}, "groups": groups or {}, "hostname": hostname,
+            "boot_to_wall_ns": boot_to_wall_ns,
             "bounds": table_bytes(class_bytes_max, verdict_bytes_max, own_table_bytes),
             "first_only": rule_matching == "first", "seed": seed,
         }
@@ -229,6 +281,7 @@ cdef class Engine:
         pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max, &hash_key)
         self.is_open = True
         self.tables = self.compile(rules)
+        self.tables.cgroup_paths = self.cgroup_paths
 
     def __dealloc__(self):
         if self.procs.heap != NULL:
@@ -287,6 +340,7 @@ cdef class Engine:
         if tables is None:
             raise TypeError("rules to put in force, not None")
         self.tables = tables
+        tables.cgroup_paths = self.cgroup_paths
 
     def swap_rules(self, rules):
         """prepare and swap in one."""
@@ -321,10 +375,28 @@ cdef class Engine:
         cdef uint32_t session = process.session
         cdef uint64_t start_time_ns = process.start_time_ns
         cdef uint64_t cgroup_id = process.cgroup_id
+        cdef bytes env = process.env
+        cdef bytes cgroup = process.cgroup
+        cdef Content content
+        cdef Ids ids
+        content.facts.ino = process.exe_ino
+        content.facts.ctime_ns = process.exe_ctime_ns
+        content.facts.mtime_ns = process.exe_mtime_ns
+        content.facts.dev = process.exe_dev
+        content.facts.flags = process.exe_flags
+        ids.cap_inheritable = process.cap_inheritable
+        ids.cap_permitted = process.cap_permitted
+        ids.cap_effective = process.cap_effective
+        ids.pgid = process.pgid
+        ids.tty = process.tty
+        ids.vpid = process.vpid
+        ids.vpgid = process.vpgid
+        ids.vsid = process.vsid
         if pid >= PID_LIMIT or ppid >= PID_LIMIT:
             raise ValueError(f"pid {pid}, ppid {ppid}: process ids are below {PID_LIMIT}")
         for name, text, limit in (("exe_path", path, VEDETTE_PATH_MAX),
-                                  ("args", args, VEDETTE_ARGS_MAX), ("cwd", cwd, VEDETTE_PATH_MAX)):
+                                  ("args", args, VEDETTE_ARGS_MAX), ("cwd", cwd, VEDETTE_PATH_MAX),
+                                  ("env", env, VEDETTE_ENV_MAX), ("cgroup", cgroup, VEDETTE_PATH_MAX)):
             if text is not None and len(text) > limit:
                 raise ValueError(f"pid {pid}: {name} has {len(text)} bytes, at most {limit} are kept")
         slot = pt_insert(&self.procs, pid, ppid, keep)
@@ -338,12 +410,18 @@ cdef class Engine:
         p.start_time_ns = start_time_ns
         p.cgroup_id = cgroup_id
         p.checked = self.loss_epoch
-        p.image = image_new(
-            &self.procs,
-            <const uint8_t*>comm if comm is not None else NULL,
-            min(len(comm), 16) if comm is not None else -1,
-            <const uint8_t*>path if path is not None else NULL, len(path) if path is not None else -1,
-            <const uint8_t*>args if args is not None else NULL, len(args) if args is not None else -1)
+        self.procs.ids[slot] = ids
+        content.comm = <const uint8_t*>comm if comm is not None else NULL
+        content.comm_len = <int32_t>min(len(comm), 16) if comm is not None else -1
+        content.path = <const uint8_t*>path if path is not None else NULL
+        content.path_len = <int32_t>len(path) if path is not None else -1
+        content.args = <const uint8_t*>args if args is not None else NULL
+        content.args_len = <int32_t>len(args) if args is not None else -1
+        content.env = <const uint8_t*>env if env is not None else NULL
+        content.env_len = <int32_t>len(env) if env is not None else -1
+        p.image = image_new(&self.procs, &content)
+        if cgroup is not None:
+            self._set_cgroup(cgroup_id, cgroup)
         if cwd is not None:
             p.cwd = text_new(&self.procs, <const uint8_t*>cwd, len(cwd))
         return slot
@@ -387,41 +465,72 @@ cdef class Engine:
         self.procs.slots[slot].checked = self.loss_epoch
         return slot
 
+    cdef Process _one_process(self, uint32_t slot, Process parent):
+        cdef Proc* p = &self.procs.slots[slot]
+        cdef Ids* ids = &self.procs.ids[slot]
+        cdef Content content
+        cdef Process made = Process.__new__(Process)
+        image_content(p.image, &content)
+        made.pid = p.pid
+        made.ppid = p.ppid
+        made.uid = p.uid
+        made.gid = p.gid
+        made.loginuid = p.loginuid
+        made.session = p.session
+        made.start_time_ns = p.start_time_ns
+        made.cgroup_id = p.cgroup_id
+        made.comm = _bytes(content.comm, content.comm_len)
+        made.exe_path = _bytes(content.path, content.path_len)
+        made.args = _bytes(content.args, content.args_len)
+        if p.cwd != NULL:
+            made.cwd = p.cwd.data[:p.cwd.size]
+        made.env = _bytes(content.env, content.env_len)
+        made.cgroup = self.cgroup_paths.get(p.cgroup_id)
+        made.exe_dev = content.facts.dev
+        made.exe_flags = content.facts.flags
+        made.exe_ino = content.facts.ino
+        made.exe_ctime_ns = content.facts.ctime_ns
+        made.exe_mtime_ns = content.facts.mtime_ns
+        made.cap_inheritable = ids.cap_inheritable
+        made.cap_permitted = ids.cap_permitted
+        made.cap_effective = ids.cap_effective
+        made.pgid = ids.pgid
+        made.tty = ids.tty
+        made.vpid = ids.vpid
+        made.vpgid = ids.vpgid
+        made.vsid = ids.vsid
+        made.parent = parent
+        return made
+
+    cdef Process _leader(self, uint32_t slot, uint32_t number, bint of_session):
+        """Twin._leader."""
+        cdef uint32_t leader
+        cdef uint32_t depth = 0
+        if number == 0:
+            return None
+        leader = pt_find(&self.procs, number) if number < PID_LIMIT else 0
+        while leader == 0 or (depth > 0 and slot != 0 and depth <= DEPTH_MAX):
+            if (self.procs.slots[slot].session if of_session
+                    else self.procs.ids[slot].pgid) == number:
+                leader = slot
+            slot = pt_parent(&self.procs, slot)
+            depth += 1
+        return self._one_process(leader, None)
+
     cdef Process _snapshot(self, uint32_t slot):
         cdef uint32_t chain[66]
         cdef uint32_t depth = 0
+        cdef uint32_t first = slot
         cdef Process made = None
-        cdef Process above
-        cdef Proc* p
-        cdef Image* image
         while slot != 0 and depth <= DEPTH_MAX:
             chain[depth] = slot
             depth += 1
             slot = pt_parent(&self.procs, slot)
         while depth > 0:
             depth -= 1
-            p = &self.procs.slots[chain[depth]]
-            image = p.image
-            above = made
-            made = Process.__new__(Process)
-            made.pid = p.pid
-            made.ppid = p.ppid
-            made.uid = p.uid
-            made.gid = p.gid
-            made.loginuid = p.loginuid
-            made.session = p.session
-            made.start_time_ns = p.start_time_ns
-            made.cgroup_id = p.cgroup_id
-            made.parent = above
-            if image != NULL:
-                if image.comm_len >= 0:
-                    made.comm = image.comm[:image.comm_len]
-                if image.path_len >= 0:
-                    made.exe_path = image.data[:image.path_len]
-                if image.args_len >= 0:
-                    made.args = (image.data + (image.path_len if image.path_len > 0 else 0))[:image.args_len]
-            if p.cwd != NULL:
-                made.cwd = p.cwd.data[:p.cwd.size]
+            made = self._one_process(chain[depth], made)
+        made.sid_leader = self._leader(first, made.session, True)
+        made.pgid_leader = self._leader(first, made.pgid, False)
         return made
 
     def process(self, uint32_t pid):
@@ -461,6 +570,8 @@ cdef class Engine:
         cdef uint32_t row
         cdef bint failed
         self.records += 1
+        if h.type == VEDETTE_CGROUP:
+            return self._cgroup(<const vedette_cgroup*>h)
         if slot == 0:
             slot = self._learn(h)
         elif procs.slots[slot].checked != self.loss_epoch and self.looks_up:
@@ -472,7 +583,9 @@ cdef class Engine:
             p.uid = h.uid
             p.gid = h.gid
             p.vector_epoch = 0
-        p.cgroup_id = h.cgroup_id
+        if p.cgroup_id != h.cgroup_id:
+            p.cgroup_id = h.cgroup_id
+            p.vector_epoch = 0
         if h.type <= VEDETTE_CLONE3:
             if h.type >= VEDETTE_CLONE:
                 if h.result >= 0:
@@ -480,8 +593,12 @@ cdef class Engine:
                     slot = pt_find(procs, h.pid)
             elif h.result == 0:
                 self._exec(slot, <const vedette_exec*>h)
-        elif (h.type == VEDETTE_CHDIR or h.type == VEDETTE_FCHDIR) and h.result == 0:
-            self._chdir(slot, <const vedette_chdir*>h)
+        elif h.type == VEDETTE_CHDIR or h.type == VEDETTE_FCHDIR:
+            if h.result == 0:
+                self._chdir(slot, <const vedette_chdir*>h)
+        elif h.type == VEDETTE_IDS:
+            self._ids(slot, <const vedette_ids*>h)
+            return 0
         row = self.tables.judge(procs, slot, h)
         if row != 0:
             row = self.tables.settle(procs, slot, h, row)
@@ -510,7 +627,8 @@ cdef class Engine:
         cdef Text* cwd
         cdef uint32_t loginuid
         cdef uint32_t session
-        cdef int32_t comm_size = _comm_size(r.comm)
+        cdef Content content
+        cdef Ids ids
         if from_ == 0:
             from_ = slot
         p = &procs.slots[from_]
@@ -518,14 +636,20 @@ cdef class Engine:
         cwd = p.cwd
         loginuid = p.loginuid
         session = p.session
-        if image != NULL and image.comm_len == comm_size and memcmp(image.comm, r.comm, comm_size) == 0:
+        ids = procs.ids[from_]
+        ids.vpid = r.vpid
+        if r.vpid == 1:
+            # The first process of a new pid namespace: its group and session are not in it.
+            ids.vpgid = 0
+            ids.vsid = 0
+        image_content(image, &content)
+        content.comm = <const uint8_t*>r.comm
+        content.comm_len = _comm_size(r.comm)
+        if image != NULL and image.comm_len == content.comm_len and memcmp(
+                image.comm, r.comm, content.comm_len) == 0:
             image.refs += 1
-        elif image != NULL:
-            image = image_new(procs, <const uint8_t*>r.comm, comm_size, image.data, image.path_len,
-                              image.data + (image.path_len if image.path_len > 0 else 0),
-                              image.args_len)
         else:
-            image = image_new(procs, <const uint8_t*>r.comm, comm_size, NULL, -1, NULL, -1)
+            image = image_new(procs, &content)
         if cwd != NULL:
             cwd.refs += 1
         procs.replaced += pt_find(procs, r.child_pid) != 0
@@ -544,17 +668,30 @@ cdef class Engine:
         p.start_time_ns = r.start_time_ns
         p.cgroup_id = r.h.cgroup_id
         p.checked = self.loss_epoch
+        procs.ids[slot] = ids
 
     cdef void _exec(self, uint32_t slot, const vedette_exec* r) noexcept nogil:
         cdef ProcTable* procs = &self.procs
         cdef Proc* p = &procs.slots[slot]
         cdef Image* image
-        cdef const uint8_t* path = <const uint8_t*>r + sizeof(vedette_exec)
-        cdef int32_t path_len = r.path_len
-        if path_len == 0 and r.h.flags & VEDETTE_F_PATH_FAULT:
-            path_len = -1
-        image = image_known(procs, self.image_hash, <const uint8_t*>r.comm, _comm_size(r.comm), path,
-                            path_len, _exec_args(r), _exec_args_len(r))
+        cdef Ids* ids = &procs.ids[slot]
+        cdef Content content
+        content.comm = <const uint8_t*>r.comm
+        content.comm_len = _comm_size(r.comm)
+        content.path = <const uint8_t*>r + sizeof(vedette_exec)
+        content.path_len = r.path_len
+        content.args = _exec_args(r)
+        content.args_len = _exec_args_len(r)
+        content.env = content.args + r.args_len + r.cwd_len
+        content.env_len = r.env_len if r.env_len != 0 else -1
+        if r.path_len == 0 and r.h.flags & VEDETTE_F_PATH_FAULT:
+            content.path_len = -1
+        content.facts.ino = r.exe_ino
+        content.facts.ctime_ns = r.exe_ctime_ns
+        content.facts.mtime_ns = r.exe_mtime_ns
+        content.facts.dev = r.exe_dev
+        content.facts.flags = r.exe_flags
+        image = image_known(procs, self.image_hash, &content)
         image_drop(procs, p.image)
         if image != p.image or image == NULL:
             p.image = image
@@ -563,6 +700,16 @@ cdef class Engine:
         p.loginuid = r.loginuid
         p.session = r.session
         p.start_time_ns = r.start_time_ns
+        ids.cap_inheritable = r.cap_inheritable
+        ids.cap_permitted = r.cap_permitted
+        ids.cap_effective = r.cap_effective
+        ids.pgid = r.pgid
+        ids.tty = r.tty
+        ids.vpid = r.vpid
+        ids.vpgid = r.vpgid
+        ids.vsid = r.vsid
+        if r.cwd_len != 0:
+            self._set_cwd(p, content.args + r.args_len, r.cwd_len)
         p.flags &= ~<uint32_t>PROC_INCOMPLETE
         p.vector_epoch = 0
         if p.ppid != r.ppid:
@@ -570,13 +717,70 @@ cdef class Engine:
             p.lineage_epoch = 0
             pt_stale_descendants(procs, slot)
 
-    cdef void _chdir(self, uint32_t slot, const vedette_chdir* r) noexcept nogil:
-        cdef Proc* p = &self.procs.slots[slot]
+    cdef void _set_cwd(self, Proc* p, const uint8_t* path, int32_t size) noexcept nogil:
+        """Set the working directory; a size below 0: it is not known."""
+        if p.cwd != NULL and p.cwd.size == size and memcmp(p.cwd.data, path, size) == 0:
+            return
         text_drop(&self.procs, p.cwd)
-        p.cwd = NULL
+        p.cwd = text_new(&self.procs, path, size) if size >= 0 else NULL
         p.vector_epoch = 0
-        if not r.h.flags & VEDETTE_F_PATH_FAULT:
-            p.cwd = text_new(&self.procs, <const uint8_t*>r + sizeof(vedette_chdir), r.path_len)
+
+    cdef void _chdir(self, uint32_t slot, const vedette_chdir* r) noexcept nogil:
+        self._set_cwd(&self.procs.slots[slot], <const uint8_t*>r + sizeof(vedette_chdir),
+                      -1 if r.h.flags & VEDETTE_F_PATH_FAULT else <int32_t>r.path_len)
+
+    cdef void _ids(self, uint32_t slot, const vedette_ids* r) noexcept nogil:
+        cdef Ids* ids = &self.procs.ids[slot]
+        ids.cap_inheritable = r.cap_inheritable
+        ids.cap_permitted = r.cap_permitted
+        ids.cap_effective = r.cap_effective
+        ids.pgid = r.pgid
+        ids.tty = r.tty
+        ids.vpid = r.vpid
+        ids.vpgid = r.vpgid
+        ids.vsid = r.vsid
+        self.procs.slots[slot].session = r.session
+        self.procs.slots[slot].vector_epoch = 0
+
+    cdef int _cgroup(self, const vedette_cgroup* r) except -1 with gil:
+        """A cgroup was made or removed: ARCHITECTURE.md, "The process table"."""
+        if r.h.result >= 0:
+            if not r.h.flags & VEDETTE_F_PATH_FAULT:
+                self._set_cgroup(r.id, (<const uint8_t*>r + sizeof(vedette_cgroup))[:r.path_len])
+        elif r.id in self.cgroup_paths:
+            self.cgroups_removed.add(r.id)
+            if len(self.cgroups_removed) >= max(1, self.cgroups_max // 16):
+                self._forget_cgroups(self.cgroups_removed)
+        return 0
+
+    cdef int _set_cgroup(self, uint64_t cgroup_id, bytes path) except -1:
+        """Say what path a cgroup has."""
+        cdef uint32_t slot
+        known = self.cgroup_paths.pop(cgroup_id, None)
+        self.cgroups_removed.discard(cgroup_id)
+        if len(self.cgroup_paths) >= self.cgroups_max:
+            oldest = set(islice(self.cgroup_paths, max(1, self.cgroups_max // 64)))
+            self.cgroups_evicted += len(oldest)
+            self._forget_cgroups(oldest)
+        self.cgroup_paths[cgroup_id] = path
+        # A cgroup that was made now is empty; this is for one that was not known when it should.
+        if path != known and (known is not None or self.tables.t.met_unknown_cgroup):
+            self.tables.forget_cgroups()
+            for slot in range(1, self.procs.slots_used):
+                if self.procs.slots[slot].cgroup_id == cgroup_id:
+                    self.procs.slots[slot].vector_epoch = 0
+        return 0
+
+    cdef int _forget_cgroups(self, set gone) except -1:
+        cdef uint32_t slot
+        self.tables.forget_cgroups()
+        for cgroup_id in gone:
+            del self.cgroup_paths[cgroup_id]
+        for slot in range(1, self.procs.slots_used):
+            if self.procs.slots[slot].cgroup_id in gone:
+                self.procs.slots[slot].vector_epoch = 0
+        self.cgroups_removed -= gone
+        return 0
 
     cdef int _report(self, uint32_t slot, const vedette_header* h, uint32_t row) noexcept with gil:
         """Call on_match; -1 where it raised (kept in self.raised until the record is done with)."""
@@ -619,7 +823,7 @@ cdef class Engine:
                     run = <const vedette_exec*>h
                     ahead[i].key.hashed = image_hash(
                         &self.procs, <const uint8_t*>run.comm, _comm_size(run.comm),
-                        _exec_args(run), _exec_args_len(run))
+                        _exec_args(run), _exec_args_len(run), run.exe_ino, run.exe_ctime_ns)
                     pt_prefetch_links(&self.procs, pt_slot(&self.procs, run.ppid))
             else:
                 self.tables.look_ahead(&ahead[i].key, h, limit)
@@ -757,6 +961,8 @@ cdef class Engine:
             "process_strings_refused": self.procs.strings_refused,
             "processes_bytes": self.heap.bytes,
             "processes_mapped_bytes": self.heap.mapped,
+            "cgroups": len(self.cgroup_paths),
+            "cgroups_evicted": self.cgroups_evicted,
             "allocations": self.heap.calls,
             "rules_compiled": self.compilations,
             "rules_switched": self.switches,

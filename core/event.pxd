@@ -6,6 +6,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_RECORD_VERSION
         VEDETTE_PATH_MAX
         VEDETTE_ARGS_MAX
+        VEDETTE_ENV_MAX
         VEDETTE_DATA_MAX
         VEDETTE_COMM_LEN
         VEDETTE_RECORD_MAX
@@ -33,6 +34,8 @@ cdef extern from "event.h" nogil:
         VEDETTE_IO_URING_SETUP
         VEDETTE_AT_CWD_PATH
         VEDETTE_AT_CWD_TARGET
+        VEDETTE_IDS
+        VEDETTE_CGROUP
         VEDETTE_F_PATH_CUT
         VEDETTE_F_ARGS_CUT
         VEDETTE_F_DATA_CUT
@@ -41,6 +44,17 @@ cdef extern from "event.h" nogil:
         VEDETTE_F_DATA_FAULT
         VEDETTE_F_ADDR_FAULT
         VEDETTE_F_COMPAT
+        VEDETTE_F_CWD_FAULT
+        VEDETTE_F_ENV_FAULT
+        VEDETTE_F_ENV_CUT
+        VEDETTE_X_KNOWN
+        VEDETTE_X_SETUID
+        VEDETTE_X_SETGID
+        VEDETTE_X_WRITABLE
+        VEDETTE_X_UPPER
+        VEDETTE_X_LOWER
+        VEDETTE_X_MEMFD
+        VEDETTE_X_DELETED
         VEDETTE_C_SUBMITTED
         VEDETTE_C_LOST_RING_FULL
         VEDETTE_C_LOST_SCRATCH
@@ -65,12 +79,27 @@ cdef extern from "event.h" nogil:
     struct vedette_exec:
         vedette_header h
         uint64_t start_time_ns
+        uint64_t exe_ino
+        uint64_t exe_ctime_ns
+        uint64_t exe_mtime_ns
+        uint64_t cap_inheritable
+        uint64_t cap_permitted
+        uint64_t cap_effective
+        uint32_t exe_dev
+        uint32_t exe_flags
+        uint32_t pgid
+        uint32_t tty
+        uint32_t vpid
+        uint32_t vpgid
+        uint32_t vsid
         uint32_t ppid
         uint32_t loginuid
         uint32_t session
         uint16_t path_len
         uint16_t filename_len
         uint16_t args_len
+        uint16_t cwd_len
+        uint16_t env_len
         char comm[16]
 
     struct vedette_fork:
@@ -80,6 +109,7 @@ cdef extern from "event.h" nogil:
         uint32_t ppid
         uint32_t child_uid
         uint32_t child_gid
+        uint32_t vpid
         char comm[16]
 
     struct vedette_exit:
@@ -132,3 +162,20 @@ cdef extern from "event.h" nogil:
         uint16_t target_dir_len
         uint16_t data_len
         uint16_t at_cwd
+
+    struct vedette_ids:
+        vedette_header h
+        uint64_t cap_inheritable
+        uint64_t cap_permitted
+        uint64_t cap_effective
+        uint32_t session
+        uint32_t pgid
+        uint32_t tty
+        uint32_t vpid
+        uint32_t vpgid
+        uint32_t vsid
+
+    struct vedette_cgroup:
+        vedette_header h
+        uint64_t id
+        uint16_t path_len

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Final, Literal, Protocol
 
 from vedette.core import calls, catalogue, layout
+from vedette.core.cgroups import NOWHERE, Placement, placement
 from vedette.core.expr import FieldRef, Operand
 from vedette.core.records import Record
 from vedette.core.transformers import FUNCTIONS, UNARY, getopt, transform
@@ -144,6 +145,42 @@ class ProcessLike(Protocol):
     @property
     def cwd(self) -> bytes | None: ...
     @property
+    def env(self) -> bytes | None: ...
+    @property
+    def cgroup(self) -> bytes | None: ...
+    @property
+    def exe_dev(self) -> int: ...
+    @property
+    def exe_flags(self) -> int: ...
+    @property
+    def exe_ino(self) -> int: ...
+    @property
+    def exe_ctime_ns(self) -> int: ...
+    @property
+    def exe_mtime_ns(self) -> int: ...
+    @property
+    def cap_inheritable(self) -> int: ...
+    @property
+    def cap_permitted(self) -> int: ...
+    @property
+    def cap_effective(self) -> int: ...
+    @property
+    def pgid(self) -> int: ...
+    @property
+    def tty(self) -> int: ...
+    @property
+    def vpid(self) -> int: ...
+    @property
+    def vpgid(self) -> int: ...
+    @property
+    def vsid(self) -> int: ...
+    @property
+    def start_time_ns(self) -> int: ...
+    @property
+    def sid_leader(self) -> ProcessLike | None: ...
+    @property
+    def pgid_leader(self) -> ProcessLike | None: ...
+    @property
     def parent(self) -> ProcessLike | None: ...
 
 
@@ -155,6 +192,7 @@ class EventView:
     proc      the acting process, as it is once the record has been applied to the table
     users     uid -> name, groups: gid -> name
     hostname  evt.hostname; None: missing
+    boot_to_wall_ns  added to a time since boot it gives the time since the epoch
     """
 
     record: Record
@@ -162,6 +200,7 @@ class EventView:
     users: Mapping[int, bytes]
     groups: Mapping[int, bytes]
     hostname: bytes | None = None
+    boot_to_wall_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -613,14 +652,133 @@ def ancestors(proc: ProcessLike) -> list[ProcessLike]:
     return found
 
 
-def _aname(view: EventView, arg: str | None) -> Raw:
-    chain = ancestors(view.proc)
-    if arg is None:
-        return [process.comm for process in chain if process.comm is not None]
-    index = int(arg)
-    if index == 0:
-        return view.proc.comm
-    return chain[index - 1].comm if index <= len(chain) else None
+Of = Callable[[ProcessLike], Scalar | None]
+
+
+def _any_ancestor(of: Of) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        found = [of(process) for process in ancestors(view.proc)]
+        return [value for value in found if value is not None]
+
+    return get
+
+
+def _nth_ancestor(of: Of) -> Callable[[EventView, str], Raw]:
+    def get(view: EventView, arg: str) -> Raw:
+        index = int(arg)
+        if index == 0:
+            return of(view.proc)
+        chain = ancestors(view.proc)
+        return of(chain[index - 1]) if index <= len(chain) else None
+
+    return get
+
+
+def _leader(which: str, of: Of) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        leader = view.proc.sid_leader if which == "sid" else view.proc.pgid_leader
+        return None if leader is None else of(leader)
+
+    return get
+
+
+def _exe_flag(name: str) -> Of:
+    known, bit = layout.EXE_FLAGS["known"], layout.EXE_FLAGS[name]
+    return lambda proc: int(proc.exe_flags & bit != 0) if proc.exe_flags & known else None
+
+
+def _exe_fact(of: Callable[[ProcessLike], int]) -> Of:
+    known = layout.EXE_FLAGS["known"]
+    return lambda proc: of(proc) if proc.exe_flags & known else None
+
+
+CAPABILITIES: Final[tuple[bytes, ...]] = tuple(
+    b"CAP_" + name
+    for name in (
+        b"CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP "
+        b"LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER "
+        b"SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE "
+        b"SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP "
+        b"MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF "
+        b"CHECKPOINT_RESTORE"
+    ).split()
+)
+"""Names by number (linux/capability.h)."""
+
+
+@cache
+def capabilities_text(bits: int) -> bytes:
+    """Return the names of capabilities, by number, joined by blanks."""
+    return b" ".join(name for bit, name in enumerate(CAPABILITIES) if bits >> bit & 1)
+
+
+def _env(proc: ProcessLike) -> bytes | None:
+    variables = argv(proc.env)
+    return b" ".join(variables) if variables else None
+
+
+def _variable(view: EventView, name: str) -> bytes | None:
+    prefix = name.encode("utf-8", "surrogateescape") + b"="
+    for variable in argv(view.proc.env) or ():
+        if variable.startswith(prefix):
+            return variable.removeprefix(prefix)
+    return None
+
+
+def _nth_argument(view: EventView, arg: str) -> bytes | None:
+    arguments = argv(view.proc.args) or []
+    return arguments[int(arg) + 1] if int(arg) + 1 < len(arguments) else None
+
+
+def _exeline(proc: ProcessLike) -> bytes | None:
+    arguments = argv(proc.args)
+    return b" ".join(arguments) if arguments else None
+
+
+def _argument_count(proc: ProcessLike) -> int | None:
+    arguments = argv(proc.args)
+    return None if arguments is None else max(len(arguments) - 1, 0)
+
+
+def _arguments_length(proc: ProcessLike) -> int | None:
+    arguments = argv(proc.args)
+    return None if arguments is None else sum(len(argument) for argument in arguments[1:])
+
+
+def _loginshell(view: EventView) -> int | None:
+    """The oldest process of the chain whose name ends with sh, as in Falco."""
+    found = None
+    for process in (view.proc, *ancestors(view.proc)):
+        if process.comm is not None and process.comm.endswith(b"sh"):
+            found = process.pid
+    return found
+
+
+def placed(proc: ProcessLike) -> Placement:
+    """Return where a process runs, by the path of its cgroup."""
+    return NOWHERE if proc.cgroup is None else placement(proc.cgroup)
+
+
+def _age_ns(of: Callable[[EventView], ProcessLike | None]) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        process = of(view)
+        if process is None or not process.start_time_ns:
+            return None
+        return max(view.record.time_ns - process.start_time_ns, 0)
+
+    return get
+
+
+def _changed_before_start(view: EventView) -> int | None:
+    proc = view.proc
+    if not proc.exe_flags & layout.EXE_FLAGS["known"] or not proc.start_time_ns:
+        return None
+    return proc.start_time_ns + view.boot_to_wall_ns - proc.exe_ctime_ns
+
+
+def _nametid(view: EventView) -> bytes | None:
+    comm = view.proc.comm
+    return None if comm is None else comm + b":%d" % view.record.tid
 
 
 def _loginname(view: EventView) -> bytes | None:
@@ -639,6 +797,7 @@ def _nothing(view: EventView) -> Raw:
 Getter = Callable[[EventView], Raw]
 FIELDS: Final[dict[str, Field]] = {}
 _GETTERS: Final[dict[str, Getter]] = {}
+_BY_ARGUMENT: Final[dict[str, Callable[[EventView, str], Raw]]] = {}
 
 
 def _add(
@@ -673,6 +832,21 @@ def _add_call(name: str, events: tuple[str, ...]) -> None:
     above: tuple[str, ...] = () if known is None else known.events
     description = calls.DESCRIPTIONS.get(name, "" if known is None else known.description)
     _add(name, "string", "event", sources, get, description, (*above, *events))
+
+
+def _ancestral(name: str, kind: FieldType, of: Of, meaning: str) -> None:
+    """Add a field of any ancestor, or with an index of the n-th."""
+    _add(
+        name,
+        kind,
+        "process",
+        "ancestors",
+        _any_ancestor(of),
+        f"{meaning} of any ancestor; {name}[2]: of the parent's parent, [0]: of the process",
+        argument="optional",
+        multiple=True,
+    )
+    _BY_ARGUMENT[name] = _nth_ancestor(of)
 
 
 def _fill() -> None:
@@ -779,8 +953,6 @@ def _fill() -> None:
         _constant(b"<"),
         "Always <: events are seen when the syscall returns",
     )
-    _add("container.id", "string", "constant", "host", _constant(b"host"), "Always host")
-
     numbered = (*files, *SOCKS, *calls.FD_ARGUMENT, *calls.FD_RESULT)
     _add("fd.num", "int", "event", "fd", _fd, "Number of the file descriptor", numbered)
     _add(
@@ -1042,16 +1214,150 @@ def _fill() -> None:
         _parent(_cmdline),
         "The parent's name and arguments",
     )
-    _add(
-        "proc.aname",
-        "string",
-        "process",
-        "ancestors",
-        lambda view: _aname(view, None),
-        "Name of any ancestor; proc.aname[2]: of the parent's parent, [0]: of the process",
-        argument="optional",
-        multiple=True,
+    ancestral: tuple[tuple[str, FieldType, Of, str], ...] = (
+        ("name", "string", lambda proc: proc.comm, "Name"),
+        ("exe", "string", _exe, "argv[0]"),
+        ("exepath", "string", lambda proc: proc.exe_path, "Executable"),
+        ("cmdline", "string", _cmdline, "Name and arguments"),
+        ("args", "string", _args, "Arguments after the first"),
+        ("pid", "int", lambda proc: proc.pid, "Process id"),
     )
+    for suffix, kind_of, of, meaning in ancestral:
+        _ancestral(f"proc.a{suffix}", kind_of, of, meaning)
+        if suffix not in ("name", "exe", "exepath"):
+            continue
+        # What is asked of the leaders of the session and the group.
+        session = "proc.sname" if suffix == "name" else f"proc.sid.{suffix}"
+        for field, which, whose in (
+            (session, "sid", "the session's leader"),
+            (f"proc.pgid.{suffix}", "pgid", "the process group's leader"),
+            (f"proc.vpgid.{suffix}", "pgid", "the process group's leader"),
+        ):
+            get = _leader(which, of)
+            _add(field, "string", "process", f"{which}_leader", get, f"{meaning} of {whose}")
+    _add(
+        "proc.exeline", "string", "process", "command", _proc(_exeline),
+        "All arguments, argv[0] first, joined by blanks",
+    )  # fmt: skip
+    _add(
+        "proc.env", "string", "process", "env", _proc(_env),
+        "Environment at the exec, joined by blanks, or of one variable its value; missing unless "
+        "capture.environment is on",
+        argument="key",
+    )  # fmt: skip
+    _BY_ARGUMENT["proc.env"] = _variable
+    _BY_ARGUMENT["proc.args"] = _nth_argument
+    for name, of, meaning in (
+        ("cmdnargs", _argument_count, "Number of arguments after the first"),
+        ("cmdlenargs", _arguments_length, "Bytes of the arguments after the first, all together"),
+    ):
+        _add(f"proc.{name}", "int", "process", "command", _proc(of), meaning)
+    _add(
+        "proc.pcmdnargs", "int", "process", "parent", _parent(_argument_count),
+        "Number of the parent's arguments after the first",
+    )  # fmt: skip
+    own: tuple[tuple[str, FieldType, Of, str], ...] = (
+        ("tty", "uint", lambda proc: proc.tty, "Number of the controlling terminal; 0: none"),
+        ("vpid", "int", lambda proc: proc.vpid or None, "Process id in its own pid namespace"),
+        ("pgid", "int", lambda proc: proc.pgid or None, "Process group, the pid of its leader"),
+        (
+            "vpgid", "int", lambda proc: proc.vpgid or None,
+            "Process group in its own pid namespace; missing where the group is of another",
+        ),
+        (
+            "is_vpgid_leader", "bool",
+            lambda proc: int(proc.vpid == proc.vpgid) if proc.vpid else None,
+            "Whether the process leads its process group, in its own pid namespace",
+        ),
+        (
+            "is_pgid_leader", "bool", lambda proc: int(proc.pid == proc.pgid),
+            "Whether the process leads its process group",
+        ),
+        (
+            "is_sid_leader", "bool", lambda proc: int(proc.pid == proc.session),
+            "Whether the process leads its session",
+        ),
+    )  # fmt: skip
+    for name, kind_of, of, meaning in own:
+        _add(f"proc.{name}", kind_of, "process", "ids", _proc(of), meaning)
+    _add(
+        "proc.pvpid", "int", "process", "parent", _parent(lambda proc: proc.vpid or None),
+        "Process id of the parent in its own pid namespace",
+    )  # fmt: skip
+    _add(
+        "proc.loginshellid", "int", "process", "ancestors", _loginshell,
+        "Process id of the oldest shell among the process and its ancestors",
+    )  # fmt: skip
+    for name, flag, meaning in (
+        ("is_exe_writable", "writable", "Whether the user who ran the executable can write it"),
+        ("is_exe_upper_layer", "upper_layer", "Whether an upper layer of an overlay has the file"),
+        (
+            "is_exe_lower_layer", "lower_layer",
+            "Whether only a lower layer of an overlay has the file",
+        ),
+        ("is_exe_from_memfd", "memfd", "Whether the executable is memory (memfd_create)"),
+        ("is_exe_deleted", "deleted", "Whether the executable had no link left when it was run"),
+        ("is_exe_setuid", "setuid", "Whether the executable has the setuid bit"),
+        ("is_exe_setgid", "setgid", "Whether the executable has the setgid bit"),
+    ):  # fmt: skip
+        _add(f"proc.{name}", "bool", "process", "exe_file", _proc(_exe_flag(flag)), meaning)
+    for name, number, meaning in (
+        ("exe_ino", lambda proc: proc.exe_ino & (2**63 - 1), "Inode number of the executable"),
+        (
+            "exe_ino.ctime", lambda proc: proc.exe_ctime_ns,
+            "When the executable's inode last changed, nanoseconds since the epoch",
+        ),
+        (
+            "exe_ino.mtime", lambda proc: proc.exe_mtime_ns,
+            "When the executable was last written, nanoseconds since the epoch",
+        ),
+    ):  # fmt: skip
+        _add(f"proc.{name}", "int", "process", "exe_file", _proc(_exe_fact(number)), meaning)
+    _add(
+        "proc.exe_ino.ctime_duration_proc_start", "int", "process", "exe_file start",
+        _changed_before_start,
+        "Nanoseconds from the last change of the executable's inode to the process's start",
+    )  # fmt: skip
+    _add(
+        "proc.duration", "int", "event", "time start", _age_ns(lambda view: view.proc),
+        "Nanoseconds since the process started",
+    )  # fmt: skip
+    _add(
+        "proc.ppid.duration", "int", "event", "time start", _age_ns(lambda view: view.proc.parent),
+        "Nanoseconds since the parent started",
+    )  # fmt: skip
+    for name, bits in (
+        ("permitted", lambda proc: capabilities_text(proc.cap_permitted)),
+        ("effective", lambda proc: capabilities_text(proc.cap_effective)),
+        ("inheritable", lambda proc: capabilities_text(proc.cap_inheritable)),
+    ):
+        _add(
+            f"thread.cap_{name}", "string", "process", "capabilities", _proc(bits),
+            f"{name.capitalize()} capabilities, joined by blanks, such as CAP_SYS_ADMIN CAP_BPF",
+        )  # fmt: skip
+    _add("thread.tid", "int", "event", "tid", lambda view: view.record.tid, "Thread id")
+    _add(
+        "thread.ismain", "bool", "event", "tid",
+        lambda view: int(view.record.tid == view.record.pid),
+        "Whether the thread is the first of its process",
+    )  # fmt: skip
+    _add("thread.nametid", "string", "event", "tid", _nametid, "Name and thread id: sshd:812")
+    _add(
+        "thread.cgroups", "string", "process", "cgroup", _proc(lambda proc: proc.cgroup),
+        "Path of the cgroup in the v2 hierarchy",
+    )  # fmt: skip
+    _add(
+        "container.id", "string", "process", "cgroup", _proc(lambda proc: placed(proc).container),
+        "Id of the container (twelve digits, or its name), from the cgroup; host outside of one",
+    )  # fmt: skip
+    _add(
+        "proc.unit", "string", "process", "cgroup", _proc(lambda proc: placed(proc).unit),
+        "systemd unit of the process, such as sshd.service",
+    )  # fmt: skip
+    _add(
+        "proc.slice", "string", "process", "cgroup", _proc(lambda proc: placed(proc).slice),
+        "systemd slice of the process, such as system.slice",
+    )  # fmt: skip
 
     _add("user.uid", "uint", "process", "uid", _proc(lambda proc: proc.uid), "Effective user id")
     _add(
@@ -1373,11 +1679,8 @@ def extract(ref: FieldRef, view: EventView) -> Raw:
     """
     if ref.operands:
         value = _call(ref, view)
-    elif ref.arg is not None and ref.name == "proc.aname":
-        value = _aname(view, ref.arg)
-    elif ref.arg is not None and ref.name == "proc.args":
-        arguments = argv(view.proc.args) or []
-        value = arguments[int(ref.arg) + 1] if int(ref.arg) + 1 < len(arguments) else None
+    elif ref.arg is not None and ref.name in _BY_ARGUMENT:
+        value = _BY_ARGUMENT[ref.name](view, ref.arg)
     else:
         value = _GETTERS[ref.name](view)
     for transformer in ref.transformers:

@@ -2,7 +2,9 @@
 """bpf/event.h as Python data, read from the C compiler and never written a second time.
 
 TYPES        event type name (Falco's) -> number
+STATE_TYPES  the same of records that keep the tables right and are no events
 FLAGS        flag name -> bit of vedette_header.flags
+EXE_FLAGS    flag name -> bit of vedette_exec.exe_flags
 COUNTERS     counter name -> index in the BPF map `counters`
 STRUCTS      struct name -> field name -> (numpy format, byte offset)
 SIZES        struct name -> sizeof, in bytes
@@ -14,6 +16,7 @@ from vedette.core.event cimport *
 RECORD_VERSION = VEDETTE_RECORD_VERSION
 PATH_MAX = VEDETTE_PATH_MAX
 ARGS_MAX = VEDETTE_ARGS_MAX
+ENV_MAX = VEDETTE_ENV_MAX
 DATA_MAX = VEDETTE_DATA_MAX
 RECORD_MAX = VEDETTE_RECORD_MAX
 
@@ -44,13 +47,25 @@ CALLS = (
     "prctl", "socket", "io_uring_setup",
 )
 TYPES.update((name, VEDETTE_UNLINK + i) for i, name in enumerate(CALLS))
-assert TYPES["io_uring_setup"] == VEDETTE_IO_URING_SETUP == VEDETTE_TYPE_COUNT - 1
+assert TYPES["io_uring_setup"] == VEDETTE_IO_URING_SETUP
+
+STATE_TYPES = {"ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP}
+assert max(*TYPES.values(), *STATE_TYPES.values()) == VEDETTE_TYPE_COUNT - 1
 
 FLAGS = {
     "path_cut": VEDETTE_F_PATH_CUT, "args_cut": VEDETTE_F_ARGS_CUT,
     "data_cut": VEDETTE_F_DATA_CUT, "path_fault": VEDETTE_F_PATH_FAULT,
     "args_fault": VEDETTE_F_ARGS_FAULT, "data_fault": VEDETTE_F_DATA_FAULT,
     "addr_fault": VEDETTE_F_ADDR_FAULT, "compat": VEDETTE_F_COMPAT,
+    "cwd_fault": VEDETTE_F_CWD_FAULT, "env_fault": VEDETTE_F_ENV_FAULT,
+    "env_cut": VEDETTE_F_ENV_CUT,
+}
+
+# Bits of vedette_exec.exe_flags.
+EXE_FLAGS = {
+    "known": VEDETTE_X_KNOWN, "setuid": VEDETTE_X_SETUID, "setgid": VEDETTE_X_SETGID,
+    "writable": VEDETTE_X_WRITABLE, "upper_layer": VEDETTE_X_UPPER, "lower_layer": VEDETTE_X_LOWER,
+    "memfd": VEDETTE_X_MEMFD, "deleted": VEDETTE_X_DELETED,
 }
 
 COUNTERS = {
@@ -69,6 +84,8 @@ cdef vedette_sock _sock
 cdef vedette_write _write
 cdef vedette_chdir _chdir
 cdef vedette_call _call
+cdef vedette_ids _ids
+cdef vedette_cgroup _cgroup
 
 cdef size_t _off(const void* base, const void* field) noexcept:
     return <size_t>(<const char*>field - <const char*>base)
@@ -86,17 +103,31 @@ STRUCTS = {
     "header": _HEADER,
     "exec": {
         **_HEADER, "start_time_ns": ("u8", _off(&_exec, &_exec.start_time_ns)),
+        "exe_ino": ("u8", _off(&_exec, &_exec.exe_ino)),
+        "exe_ctime_ns": ("u8", _off(&_exec, &_exec.exe_ctime_ns)),
+        "exe_mtime_ns": ("u8", _off(&_exec, &_exec.exe_mtime_ns)),
+        "cap_inheritable": ("u8", _off(&_exec, &_exec.cap_inheritable)),
+        "cap_permitted": ("u8", _off(&_exec, &_exec.cap_permitted)),
+        "cap_effective": ("u8", _off(&_exec, &_exec.cap_effective)),
+        "exe_dev": ("u4", _off(&_exec, &_exec.exe_dev)),
+        "exe_flags": ("u4", _off(&_exec, &_exec.exe_flags)),
+        "pgid": ("u4", _off(&_exec, &_exec.pgid)), "tty": ("u4", _off(&_exec, &_exec.tty)),
+        "vpid": ("u4", _off(&_exec, &_exec.vpid)), "vpgid": ("u4", _off(&_exec, &_exec.vpgid)),
+        "vsid": ("u4", _off(&_exec, &_exec.vsid)),
         "ppid": ("u4", _off(&_exec, &_exec.ppid)), "loginuid": ("u4", _off(&_exec, &_exec.loginuid)),
         "session": ("u4", _off(&_exec, &_exec.session)),
         "path_len": ("u2", _off(&_exec, &_exec.path_len)),
         "filename_len": ("u2", _off(&_exec, &_exec.filename_len)),
-        "args_len": ("u2", _off(&_exec, &_exec.args_len)), "comm": ("S16", _off(&_exec, &_exec.comm)),
+        "args_len": ("u2", _off(&_exec, &_exec.args_len)),
+        "cwd_len": ("u2", _off(&_exec, &_exec.cwd_len)),
+        "env_len": ("u2", _off(&_exec, &_exec.env_len)), "comm": ("S16", _off(&_exec, &_exec.comm)),
     },
     "fork": {
         **_HEADER, "start_time_ns": ("u8", _off(&_fork, &_fork.start_time_ns)),
         "child_pid": ("u4", _off(&_fork, &_fork.child_pid)), "ppid": ("u4", _off(&_fork, &_fork.ppid)),
         "child_uid": ("u4", _off(&_fork, &_fork.child_uid)),
-        "child_gid": ("u4", _off(&_fork, &_fork.child_gid)), "comm": ("S16", _off(&_fork, &_fork.comm)),
+        "child_gid": ("u4", _off(&_fork, &_fork.child_gid)),
+        "vpid": ("u4", _off(&_fork, &_fork.vpid)), "comm": ("S16", _off(&_fork, &_fork.comm)),
     },
     "exit": {
         **_HEADER, "start_time_ns": ("u8", _off(&_exit, &_exit.start_time_ns)),
@@ -139,6 +170,18 @@ STRUCTS = {
         "data_len": ("u2", _off(&_call, &_call.data_len)),
         "at_cwd": ("u2", _off(&_call, &_call.at_cwd)),
     },
+    "ids": {
+        **_HEADER, "cap_inheritable": ("u8", _off(&_ids, &_ids.cap_inheritable)),
+        "cap_permitted": ("u8", _off(&_ids, &_ids.cap_permitted)),
+        "cap_effective": ("u8", _off(&_ids, &_ids.cap_effective)),
+        "session": ("u4", _off(&_ids, &_ids.session)), "pgid": ("u4", _off(&_ids, &_ids.pgid)),
+        "tty": ("u4", _off(&_ids, &_ids.tty)), "vpid": ("u4", _off(&_ids, &_ids.vpid)),
+        "vpgid": ("u4", _off(&_ids, &_ids.vpgid)), "vsid": ("u4", _off(&_ids, &_ids.vsid)),
+    },
+    "cgroup": {
+        **_HEADER, "id": ("u8", _off(&_cgroup, &_cgroup.id)),
+        "path_len": ("u2", _off(&_cgroup, &_cgroup.path_len)),
+    },
 }
 
 SIZES = {
@@ -146,6 +189,7 @@ SIZES = {
     "exit": sizeof(vedette_exit), "open": sizeof(vedette_open), "sock": sizeof(vedette_sock),
     "write": sizeof(vedette_write), "chdir": sizeof(vedette_chdir),
     "call": sizeof(vedette_call),
+    "ids": sizeof(vedette_ids), "cgroup": sizeof(vedette_cgroup),
 }
 
 STRUCT_OF_TYPE = {
@@ -153,6 +197,6 @@ STRUCT_OF_TYPE = {
     VEDETTE_VFORK: "fork", VEDETTE_CLONE3: "fork", VEDETTE_PROCEXIT: "exit", VEDETTE_OPEN: "open",
     VEDETTE_OPENAT: "open", VEDETTE_OPENAT2: "open", VEDETTE_CONNECT: "sock", VEDETTE_ACCEPT: "sock",
     VEDETTE_ACCEPT4: "sock", VEDETTE_BIND: "sock", VEDETTE_LISTEN: "sock", VEDETTE_WRITE: "write",
-    VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir",
+    VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir", VEDETTE_IDS: "ids", VEDETTE_CGROUP: "cgroup",
     VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
 }

@@ -29,6 +29,26 @@ cdef struct Pool:
     uint64_t bytes_max
     uint64_t live               # blocks handed out
 
+# Of an executable file, as it was at the exec; without VEDETTE_X_KNOWN all is 0.
+cdef struct Facts:
+    uint64_t ino
+    uint64_t ctime_ns
+    uint64_t mtime_ns
+    uint32_t dev
+    uint32_t flags              # VEDETTE_X_*
+
+# What an image is made of. Lengths of -1: missing.
+cdef struct Content:
+    const uint8_t* comm
+    const uint8_t* path
+    const uint8_t* args
+    const uint8_t* env
+    int32_t comm_len
+    int32_t path_len
+    int32_t args_len
+    int32_t env_len
+    Facts facts
+
 # What an exec set: shared by an entry and all that forked from it since.
 cdef struct Image:
     uint32_t refs
@@ -38,8 +58,10 @@ cdef struct Image:
     int32_t comm_len            # -1: missing, as for the next two
     int32_t path_len
     int32_t args_len
+    int32_t env_len
+    Facts facts
     uint8_t comm[16]
-    uint8_t data[8]             # path, then args (to the block's end)
+    uint8_t data[8]             # path, then args, then env (to the block's end)
 
 cdef struct Text:
     uint32_t refs
@@ -48,6 +70,17 @@ cdef struct Text:
     uint32_t row_epoch
     int32_t size
     uint8_t data[8]
+
+# Of a process, beside its entry: read when its vector is made, and not by each event.
+cdef struct Ids:
+    uint64_t cap_inheritable
+    uint64_t cap_permitted
+    uint64_t cap_effective
+    uint32_t pgid
+    uint32_t tty
+    uint32_t vpid
+    uint32_t vpgid
+    uint32_t vsid
 
 # Two cache lines; what every event reads is in the first.
 cdef struct Proc:
@@ -87,7 +120,9 @@ cdef struct ProcTable:
     ImageSet* known             # images by content, so that an exec seen before makes none
     HashKey hash_key
     Proc* slots                 # [0] is not used
+    Ids* ids                    # by slot
     uint32_t slots_size
+    uint32_t ids_size           # at least slots_size
     uint32_t slots_used         # high-water mark
     uint32_t free_slot
     uint32_t** pages            # pid >> 10 -> pid & 1023 -> slot
@@ -158,13 +193,13 @@ cdef void pt_remove(ProcTable* table, uint32_t slot) noexcept nogil
 cdef int pt_set_parent(ProcTable* table, uint32_t slot, uint32_t ppid) noexcept nogil
 cdef int pt_reparent_children(ProcTable* table, uint32_t slot, uint32_t reaper) noexcept nogil
 cdef void pt_stale_descendants(ProcTable* table, uint32_t slot) noexcept nogil
-cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
-                      int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil
+cdef Image* image_new(ProcTable* table, const Content* content) noexcept nogil
 cdef uint64_t image_hash(const ProcTable* table, const uint8_t* comm, int32_t comm_len,
-                         const uint8_t* args, int32_t args_len) noexcept nogil
+                         const uint8_t* args, int32_t args_len, uint64_t ino,
+                         uint64_t ctime_ns) noexcept nogil
 cdef const Image* image_prefetch(const ProcTable* table, uint64_t hashed) noexcept nogil
-cdef Image* image_known(ProcTable* table, uint64_t hashed, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
-                        int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil
+cdef Image* image_known(ProcTable* table, uint64_t hashed, const Content* content) noexcept nogil
+cdef void image_content(const Image* image, Content* content) noexcept nogil
 cdef void image_drop(ProcTable* table, Image* image) noexcept nogil
 cdef Text* text_new(ProcTable* table, const uint8_t* data, int32_t size) noexcept nogil
 cdef void text_drop(ProcTable* table, Text* text) noexcept nogil

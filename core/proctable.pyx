@@ -74,55 +74,92 @@ cdef void _forget_known(ProcTable* table) noexcept nogil:
             table.known[i].image[way] = NULL
 
 
-cdef Image* image_new(ProcTable* table, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
-                      int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil:
-    """An image with one reference. Lengths of -1: missing.
+cdef inline size_t _length(int32_t size) noexcept nogil:
+    return <size_t>size if size > 0 else 0
 
-    Where the strings' bound is reached (counted), path and arguments are missing, or NULL is returned.
+
+cdef void image_content(const Image* image, Content* content) noexcept nogil:
+    """What an image is made of; NULL: nothing is known."""
+    memset(content, 0, sizeof(Content))
+    if image == NULL:
+        content.comm_len = -1
+        content.path_len = -1
+        content.args_len = -1
+        content.env_len = -1
+        return
+    content.comm = image.comm
+    content.comm_len = image.comm_len
+    content.path = image.data
+    content.path_len = image.path_len
+    content.args = content.path + _length(image.path_len)
+    content.args_len = image.args_len
+    content.env = content.args + _length(image.args_len)
+    content.env_len = image.env_len
+    content.facts = image.facts
+
+
+cdef Image* image_new(ProcTable* table, const Content* content) noexcept nogil:
+    """An image with one reference.
+
+    Where the strings' bound is reached (counted), path, arguments and environment are missing, or
+    NULL is returned.
     """
     cdef uint32_t size_class = 0
-    cdef size_t path_size = path_len if path_len > 0 else 0
-    cdef size_t args_size = args_len if args_len > 0 else 0
-    cdef Image* image = <Image*>_block_new(table, sizeof(Image) + path_size + args_size, &size_class)
+    cdef size_t size = (sizeof(Image) + _length(content.path_len) + _length(content.args_len)
+                        + _length(content.env_len))
+    cdef Image* image = <Image*>_block_new(table, size, &size_class)
+    cdef bint is_whole = True
+    cdef uint8_t* data
     if image == NULL:
         # Images that are only known from before go first; then the strings that matter less.
         _forget_known(table)
-        image = <Image*>_block_new(table, sizeof(Image) + path_size + args_size, &size_class)
+        image = <Image*>_block_new(table, size, &size_class)
     if image == NULL:
         table.strings_refused += 1
-        path_len = -1
-        args_len = -1
-        path_size = 0
-        args_size = 0
+        is_whole = False
         image = <Image*>_block_new(table, sizeof(Image), &size_class)
         if image == NULL:
             return NULL
     memset(image, 0, sizeof(Image))
     image.refs = 1
     image.size_class = size_class
-    image.comm_len = comm_len if comm_len <= 16 else 16
-    image.path_len = path_len
-    image.args_len = args_len
-    if comm_len > 0:
-        memcpy(image.comm, comm, image.comm_len)
-    if path_size:
-        memcpy(image.data, path, path_size)
-    if args_size:
-        memcpy(image.data + path_size, args, args_size)
+    image.facts = content.facts
+    image.comm_len = content.comm_len if content.comm_len <= 16 else 16
+    if image.comm_len > 0:
+        memcpy(image.comm, content.comm, image.comm_len)
+    image.path_len = content.path_len if is_whole else -1
+    image.args_len = content.args_len if is_whole else -1
+    image.env_len = content.env_len if is_whole else -1
+    data = image.data
+    if image.path_len > 0:
+        memcpy(data, content.path, image.path_len)
+        data += image.path_len
+    if image.args_len > 0:
+        memcpy(data, content.args, image.args_len)
+        data += image.args_len
+    if image.env_len > 0:
+        memcpy(data, content.env, image.env_len)
     return image
 
 
-cdef bint _is_same(const Image* image, const uint8_t* comm, int32_t comm_len, const uint8_t* path,
-                   int32_t path_len, const uint8_t* args, int32_t args_len) noexcept nogil:
-    return (image.comm_len == comm_len and image.path_len == path_len and image.args_len == args_len
-            and (comm_len <= 0 or memcmp(image.comm, comm, comm_len) == 0)
-            and (path_len <= 0 or memcmp(image.data, path, path_len) == 0)
-            and (args_len <= 0 or memcmp(image.data + (path_len if path_len > 0 else 0), args,
-                                         args_len) == 0))
+cdef inline bint _is_text(const uint8_t* left, int32_t left_len, const uint8_t* right,
+                          int32_t right_len) noexcept nogil:
+    return left_len == right_len and (left_len <= 0 or memcmp(left, right, left_len) == 0)
+
+
+cdef bint _is_same(const Image* image, const Content* content) noexcept nogil:
+    cdef Content own
+    image_content(image, &own)
+    return (_is_text(own.comm, own.comm_len, content.comm, content.comm_len)
+            and _is_text(own.path, own.path_len, content.path, content.path_len)
+            and _is_text(own.args, own.args_len, content.args, content.args_len)
+            and _is_text(own.env, own.env_len, content.env, content.env_len)
+            and memcmp(&own.facts, &content.facts, sizeof(Facts)) == 0)
 
 
 cdef uint64_t image_hash(const ProcTable* table, const uint8_t* comm, int32_t comm_len,
-                         const uint8_t* args, int32_t args_len) noexcept nogil:
+                         const uint8_t* args, int32_t args_len, uint64_t ino,
+                         uint64_t ctime_ns) noexcept nogil:
     """Where an image is known; its line is asked for. comm_len: at most 16."""
     cdef uint64_t words[VEDETTE_NH_WORDS]
     cdef uint32_t count
@@ -131,6 +168,8 @@ cdef uint64_t image_hash(const ProcTable* table, const uint8_t* comm, int32_t co
     words[1] = 0
     words[2] = 0
     memcpy(words + 1, comm, comm_len if comm_len > 0 else 0)
+    words[1] ^= ino
+    words[2] ^= ctime_ns
     if args_len <= 8 * (VEDETTE_NH_WORDS - 3):
         count = 3
         if args_len > 0:
@@ -157,9 +196,7 @@ cdef const Image* image_prefetch(const ProcTable* table, uint64_t hashed) noexce
     return NULL
 
 
-cdef Image* image_known(ProcTable* table, uint64_t hashed, const uint8_t* comm, int32_t comm_len,
-                        const uint8_t* path, int32_t path_len, const uint8_t* args,
-                        int32_t args_len) noexcept nogil:
+cdef Image* image_known(ProcTable* table, uint64_t hashed, const Content* content) noexcept nogil:
     """As image_new, but an image of the same content is shared where it is still known.
 
     hashed: image_hash of the content
@@ -173,12 +210,12 @@ cdef Image* image_known(ProcTable* table, uint64_t hashed, const uint8_t* comm, 
     for way in range(4):
         if place.image[way] == NULL:
             chosen = way
-        elif place.hash[way] == hashed and _is_same(place.image[way], comm, comm_len, path, path_len,
-                                                    args, args_len):
+        elif place.hash[way] == hashed and _is_same(place.image[way], content):
             place.image[way].refs += 1
             return place.image[way]
-    image = image_new(table, comm, comm_len, path, path_len, args, args_len)
-    if image != NULL and image.size_class <= KNOWN_CLASS_MAX and image.path_len == path_len:
+    image = image_new(table, content)
+    if (image != NULL and image.size_class <= KNOWN_CLASS_MAX
+            and image.path_len == content.path_len):
         image_drop(table, place.image[chosen])
         place.hash[chosen] = hashed
         place.image[chosen] = image
@@ -228,11 +265,14 @@ cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strin
     table.slots_size = 256
     table.slots_used = 1
     table.slots = <Proc*>heap_new(heap, table.slots_size * sizeof(Proc))
+    table.ids = <Ids*>heap_new(heap, table.slots_size * sizeof(Ids))
     table.pages = <uint32_t**>heap_new(heap, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
     table.stack_size = table.slots_size
+    table.ids_size = table.slots_size
     table.stack = <uint32_t*>heap_new(heap, table.stack_size * sizeof(uint32_t))
     table.known = <ImageSet*>heap_new(heap, KNOWN_SETS * sizeof(ImageSet))
-    if table.slots == NULL or table.pages == NULL or table.stack == NULL or table.known == NULL:
+    if (table.slots == NULL or table.ids == NULL or table.pages == NULL or table.stack == NULL
+            or table.known == NULL):
         raise MemoryError
     return 0
 
@@ -251,6 +291,7 @@ cdef void pt_free(ProcTable* table) noexcept:
         heap_del(table.heap, table.pages, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
     heap_del(table.heap, table.known, KNOWN_SETS * sizeof(ImageSet))
     heap_del(table.heap, table.slots, table.slots_size * sizeof(Proc))
+    heap_del(table.heap, table.ids, table.ids_size * sizeof(Ids))
     heap_del(table.heap, table.stack, table.stack_size * sizeof(uint32_t))
     memset(table, 0, sizeof(ProcTable))
 
@@ -259,6 +300,7 @@ cdef uint32_t _slot_new(ProcTable* table, uint32_t pid) noexcept nogil:
     """An empty slot that the pid leads to, or 0 without memory."""
     cdef uint32_t slot
     cdef Proc* larger
+    cdef Ids* ids
     cdef uint32_t* stack
     cdef uint32_t* page = table.pages[pid >> PID_PAGE_BITS]
     if page == NULL:
@@ -280,6 +322,13 @@ cdef uint32_t _slot_new(ProcTable* table, uint32_t pid) noexcept nogil:
                     return 0
                 table.stack = stack
                 table.stack_size *= 2
+            if table.ids_size == table.slots_size:
+                ids = <Ids*>heap_grow(table.heap, table.ids, table.ids_size * sizeof(Ids),
+                                      2 * table.ids_size * sizeof(Ids))
+                if ids == NULL:
+                    return 0
+                table.ids = ids
+                table.ids_size *= 2
             larger = <Proc*>heap_grow(table.heap, table.slots, table.slots_size * sizeof(Proc),
                                       2 * table.slots_size * sizeof(Proc))
             if larger == NULL:
@@ -289,6 +338,7 @@ cdef uint32_t _slot_new(ProcTable* table, uint32_t pid) noexcept nogil:
         slot = table.slots_used
         table.slots_used += 1
     memset(&table.slots[slot], 0, sizeof(Proc))
+    memset(&table.ids[slot], 0, sizeof(Ids))
     table.slots[slot].pid = pid
     page[pid & 1023] = slot
     return slot
@@ -431,6 +481,7 @@ cdef uint32_t pt_insert(ProcTable* table, uint32_t pid, uint32_t ppid, uint32_t 
         pt_stale_descendants(table, slot)
         child = table.slots[slot].child
         memset(&table.slots[slot], 0, sizeof(Proc))
+        memset(&table.ids[slot], 0, sizeof(Ids))
         table.slots[slot].pid = pid
         table.slots[slot].child = child
     table.clock += 1

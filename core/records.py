@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from vedette.core import layout
 
-TYPE_NAMES: Final[dict[int, str]] = {number: name for name, number in layout.TYPES.items()}
+TYPE_NUMBERS: Final[dict[str, int]] = layout.TYPES | layout.STATE_TYPES
+TYPE_NAMES: Final[dict[int, str]] = {number: name for name, number in TYPE_NUMBERS.items()}
 HEADER_SIZE: Final[int] = layout.SIZES["header"]
 
 _BLOBS: Final[dict[str, tuple[str, ...]]] = {
-    "exec": ("path", "filename", "args"),
+    "exec": ("path", "filename", "args", "cwd", "env"),
     "fork": (),
     "exit": (),
     "open": ("path", "dir"),
@@ -25,6 +26,8 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "write": ("path", "data"),
     "chdir": ("path",),
     "call": ("path", "dir", "target", "target_dir", "data"),
+    "ids": (),
+    "cgroup": ("path",),
 }
 _FORMATS: Final[dict[str, str]] = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "S16": "16s", "V16": "16s",
@@ -40,6 +43,8 @@ BLOB_BYTES_MAX: Final[dict[str, int]] = {
     "target": layout.PATH_MAX,
     "target_dir": layout.PATH_MAX,
     "args": layout.ARGS_MAX,
+    "cwd": layout.PATH_MAX,
+    "env": layout.ENV_MAX,
     "data": layout.DATA_MAX,
 }
 """The longest that each variable part can be."""
@@ -64,9 +69,9 @@ class Record:
 
     The names are those of bpf/event.h, which has the words on each. ``comm`` ends before its
     first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes; path, filename, args, dir, target,
-    target_dir and data are the blobs; ``arg0`` to ``arg5`` are the registers of a call. ``type``
-    is a number of layout.TYPES, ``size`` counts the whole record in bytes (0 in a record that was
-    built and never encoded).
+    target_dir, data, cwd and env are the blobs; ``arg0`` to ``arg5`` are the registers of a call.
+    ``type`` is a number of TYPE_NUMBERS, ``size`` counts the whole record in bytes (0 in a record
+    that was built and never encoded).
     """
 
     type: int
@@ -84,6 +89,20 @@ class Record:
     loginuid: int = 0xFFFFFFFF
     session: int = 0
     comm: bytes = b""
+    exe_ino: int = 0
+    exe_ctime_ns: int = 0
+    exe_mtime_ns: int = 0
+    exe_dev: int = 0
+    exe_flags: int = 0
+    cap_inheritable: int = 0
+    cap_permitted: int = 0
+    cap_effective: int = 0
+    pgid: int = 0
+    tty: int = 0
+    vpid: int = 0
+    vpgid: int = 0
+    vsid: int = 0
+    id: int = 0
     child_pid: int = 0
     child_uid: int = 0
     child_gid: int = 0
@@ -116,6 +135,8 @@ class Record:
     target: bytes = b""
     target_dir: bytes = b""
     data: bytes = b""
+    cwd: bytes = b""
+    env: bytes = b""
 
     @property
     def type_name(self) -> str:
@@ -208,7 +229,7 @@ def build(type_name: str, **values: Any) -> bytes:
     Takes the fields of Record; raises KeyError for an unknown event type and TypeError for an
     unknown field.
     """
-    return encode(Record(layout.TYPES[type_name], **values))
+    return encode(Record(TYPE_NUMBERS[type_name], **values))
 
 
 def iter_records(data: bytes | bytearray | memoryview) -> Iterator[Record]:

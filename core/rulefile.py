@@ -1330,14 +1330,14 @@ def _exception_text(one: _Exception) -> str:
 
 
 _HOST: Final[dict[str, bytes]] = {
-    "container.id": b"host", "evt.source": b"syscall", "evt.dir": b"<",
+    "evt.source": b"syscall", "evt.dir": b"<",
 }  # fmt: skip
 
 
 def folded(expr: Expr) -> Expr:
     """Return a condition without the checks that are the same for every event of every host.
 
-    Those are checks of container.id, evt.source and evt.dir by ``=``, ``!=``, ``in`` and
+    Those are checks of evt.source and evt.dir by ``=``, ``!=``, ``in`` and
     ``exists``, and every check of what a host cannot have, such as an image.
     """
     if isinstance(expr, Predicate):

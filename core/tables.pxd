@@ -140,6 +140,10 @@ cdef struct OpenMemo:
     uint32_t flags
     uint32_t row                # + 1; 0: free
 
+cdef struct GroupMemo:
+    uint64_t id
+    uint32_t row                # + 1; 0: free
+
 cdef struct Tables:
     Heap* heap
     HashKey hash_key
@@ -192,6 +196,10 @@ cdef struct Tables:
     Cache cut                   # event type, allowed rules, process -> verdict, or UNDECIDED
     Cache verdict               # event type, process and classes -> verdict, where the cut is not enough
     const KeyAhead* ahead      # of the record that is judged, or NULL
+    GroupMemo group_memo[256]   # rows of cgroups, by the low bits of a hash of their id
+    bint met_unknown_cgroup     # a row was made for a cgroup without a known path
+    bint uses_leaders           # a predicate asks about the leader of a session or group
+    bint uses_cgroups
     OpenMemo open_memo[64]      # the last open flags of each low hash
     uint32_t* small             # by source and number: row + 1
     uint32_t* ports             # by role of the end and port: row + 1
@@ -269,6 +277,15 @@ cdef class RuleTables:
     cdef void look_ahead(self, KeyAhead* ahead, const vedette_header* h, const uint8_t* limit) noexcept nogil
     cdef void look_closer(self, KeyAhead* ahead, const vedette_header* h, const Proc* p) noexcept nogil
     cdef void look_at_exec(self, const ProcTable* table, const vedette_exec* r, const Image* image, uint32_t slot) noexcept nogil
+    cdef dict cgroup_paths      # the engine's
+    cdef void _match_more(self, const Image* image) noexcept nogil
+    cdef bint _is_used(self, int index) noexcept nogil
+    cdef void _add_leader(self, uint32_t row, uint8_t role) noexcept nogil
+    cdef void _add_ancestor(self, uint32_t row, uint32_t n) noexcept nogil
+    cdef void forget_cgroups(self) noexcept nogil
+    cdef uint32_t _cgroup_row(self, uint64_t cgroup_id) noexcept with gil
+    cdef uint32_t _own_row(self, ProcTable* table, uint32_t slot, bint* is_kept) noexcept nogil
+    cdef uint32_t _leader_row(self, ProcTable* table, uint32_t slot, bint of_session, bint* is_kept) noexcept nogil
     cdef int _pack_code(self, plan) except -1
     cdef void _free(self) noexcept
     cdef void _new_epoch(self) noexcept nogil

@@ -12,8 +12,8 @@ from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  int_index_build, int_index_free, int_match,
                                  let_others_run)
 from vedette.core.mem cimport Heap, heap_del, heap_new
-from vedette.core.proctable cimport (DEPTH_MAX, PROC_WATCHED, Image, Proc, ProcTable, Text,
-                                     pt_parent, pt_slot)
+from vedette.core.proctable cimport (DEPTH_MAX, PID_LIMIT, PROC_WATCHED, Content, Ids, Image, Proc,
+                                     ProcTable, Text, image_content, pt_find, pt_parent, pt_slot)
 from vedette.core.siphash cimport (VEDETTE_NH_WORDS, HashKey, vedette_key, vedette_key_masked, vedette_nh,
                                    vedette_prefetch, vedette_words)
 
@@ -22,7 +22,8 @@ import re2
 
 from vedette.core import compile as plans
 from vedette.core import patterns
-from vedette.core.fields import EventView
+from vedette.core.cgroups import NOWHERE, placement
+from vedette.core.fields import CAPABILITIES, EventView
 from vedette.core.records import decode
 from vedette.core.twin import evaluate
 
@@ -67,6 +68,15 @@ cdef enum:
     B_LOGIN_HOST = 16
     B_LOGIN_LINE = 17
     B_SOCKNAME = 18
+    B_EXELINE = 19
+    B_ENV = 20
+    B_CAP_PERMITTED = 21
+    B_CAP_EFFECTIVE = 22
+    B_CAP_INHERITABLE = 23
+    B_CONTAINER = 24
+    B_UNIT = 25
+    B_SLICE = 26
+    B_CGROUP = 27
     # The order of compile.INTS
     I_RESULT = 0
     I_UID = 1
@@ -81,6 +91,24 @@ cdef enum:
     I_PORT = 10
     I_LOGIN_TYPE = 11
     I_LOGIN_PID = 12
+    I_TTY = 13
+    I_VPID = 14
+    I_PGID = 15
+    I_VPGID = 16
+    I_LEADS = 17
+    I_EXEBITS = 18
+    I_EXE_INO = 19
+    I_EXE_CTIME = 20
+    I_EXE_MTIME = 21
+    I_CMDNARGS = 22
+    I_CMDLENARGS = 23
+    I_APID = 24
+    I_LOGINSHELL = 25
+    # Bits of I_LEADS
+    LEADS_KNOWN = 1
+    LEADS_OWN_GROUP = 2
+    LEADS_GROUP = 4
+    LEADS_SESSION = 8
     # The order of compile.WORDS
     W_RESULT = 0
     W_FD = 1
@@ -98,6 +126,8 @@ cdef enum:
     R_ANY_ANCESTOR = 2
     R_ALL_ANCESTORS = 3
     R_ANCESTOR = 4
+    R_SESSION_LEADER = 32
+    R_GROUP_LEADER = 33
     END_LOCAL = 1
     END_REMOTE = 2
     END_CLIENT = 4
@@ -165,16 +195,18 @@ cdef uint32_t CODE_TRUE = plans.TRUE
 # A value of the cut's cache: the two sets do not decide, the whole conditions must be run.
 cdef uint32_t UNDECIDED = 0x7FFFFFFF
 
-assert plans.BYTES[:19] == (
+assert plans.BYTES[:28] == (
     "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
     "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
-    "sockname")
+    "sockname", "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container",
+    "unit", "slice", "cgroup")
 cdef uint32_t B_ARGNAME = plans.BYTES.index("evt.arg.name")
 cdef uint32_t B_FSNAME = plans.BYTES.index("fs.path.name")
 cdef uint32_t B_FSNAMERAW = plans.BYTES.index("fs.path.nameraw")
 assert plans.INTS == (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
-    "login_type", "login_pid")
+    "login_type", "login_pid", "tty", "vpid", "pgid", "vpgid", "leads", "exebits", "exe_ino",
+    "exe_ctime", "exe_mtime", "cmdnargs", "cmdlenargs", "apid", "loginshell")
 assert plans.GROUPS == (
     "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "call",
     "late")
@@ -208,15 +240,17 @@ cdef uint32_t _last_epoch = 0
 cdef struct FlagName:
     uint32_t bits
     uint32_t size
-    char name[16]
+    char name[28]
 
+cdef FlagName _capabilities[64]
+cdef int _capability_count = 0
 cdef FlagName _flag_names[16]
 cdef int _flag_count = 0
 cdef FlagName _access_modes[4]
 
 
 def _fill_flag_names():
-    global _flag_count
+    global _flag_count, _capability_count
     from vedette.core import fields
     cdef bytes name
     cdef int i
@@ -229,6 +263,10 @@ def _fill_flag_names():
         name = fields.ACCESS_MODES[i]
         _access_modes[i].size = <uint32_t>len(name)
         memcpy(_access_modes[i].name, <const char*>name, len(name))
+    for name in CAPABILITIES:
+        _capabilities[_capability_count].size = <uint32_t>len(name)
+        memcpy(_capabilities[_capability_count].name, <const char*>name, len(name))
+        _capability_count += 1
 
 
 _fill_flag_names()
@@ -580,6 +618,20 @@ cdef size_t _flags_text(char* target, uint32_t flags) noexcept nogil:
             out += 1
         memcpy(target + out, name.name, name.size)
         out += name.size
+    return out
+
+
+cdef size_t _capabilities_text(char* target, uint64_t bits) noexcept nogil:
+    """fields.capabilities_text."""
+    cdef size_t out = 0
+    cdef int i
+    for i in range(_capability_count):
+        if bits >> i & 1:
+            if out:
+                target[out] = 32
+                out += 1
+            memcpy(target + out, _capabilities[i].name, _capabilities[i].size)
+            out += _capabilities[i].size
     return out
 
 
@@ -1074,7 +1126,7 @@ cdef class RuleTables:
     """
 
     def __cinit__(self, conditions, enabled, *, users, groups, hostname, dict bounds,
-                  bint first_only, bytes seed):
+                  bint first_only, bytes seed, int64_t boot_to_wall_ns=0):
         cdef Tables* t = &self.t
         cdef uint32_t i
         memset(t, 0, sizeof(Tables))
@@ -1087,7 +1139,7 @@ cdef class RuleTables:
         t.rules = <uint32_t>len(conditions)
         self.in_python = {rule: conditions[rule] for rule in plan.in_python}
         self.view = lambda record, process: EventView(
-            decode(record), process, users, groups, hostname)
+            decode(record), process, users, groups, hostname, boot_to_wall_ns)
         # Which is the first is known only once what is late is settled.
         t.first_only = first_only and not plan.settled and not plan.in_python
         self.first_settled = first_only and not t.first_only
@@ -1110,6 +1162,10 @@ cdef class RuleTables:
             int_index_build(&t.int_index[i], t.heap, plan.points.get(name, {}),
                             plan.ranges.get(name, []), plan.always.get(name, []))
         self._pack_computed(plan)
+        for name in ("container", "unit", "slice", "cgroup"):
+            t.uses_cgroups |= name in plan.literals or name in plan.patterns
+        t.uses_leaders = (plans.SESSION_LEADER in plan.roles) or (plans.GROUP_LEADER in plan.roles)
+        self.cgroup_paths = {}
         t.roles = <uint8_t*>_alloc(t.heap, t.predicates)
         for i in range(t.predicates):
             t.roles[i] = plan.roles[i]
@@ -1412,6 +1468,7 @@ cdef class RuleTables:
         cache_clear(&t.lineages)
         cache_clear(&t.vectors)
         memset(t.open_memo, 0, sizeof(t.open_memo))
+        memset(t.group_memo, 0, sizeof(t.group_memo))
         memset(t.small, 0, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         memset(t.ports, 0, PORT_ROLES * 65536 * sizeof(uint32_t))
         self._new_verdicts()
@@ -1818,9 +1875,49 @@ cdef class RuleTables:
             if values[i].kind != VALUE_MISSING:
                 self._match(i, values[i].data, values[i].size)
         t.seen[t.own_bytes] = values[IMAGE_ARGV]
+        self._match_more(image)
         image.row = self._class_row(G_IMAGE)
         image.row_epoch = t.epoch
         return image.row
+
+    cdef void _match_more(self, const Image* image) noexcept nogil:
+        """Gather what is true of an image beside its name, path and arguments one by one."""
+        cdef Tables* t = &self.t
+        cdef Content content
+        cdef size_t size
+        cdef size_t first
+        cdef size_t i
+        cdef size_t separators = 0
+        cdef uint8_t* env = t.scratch
+        cdef uint8_t* line = t.scratch + SCRATCH_BYTES // 2
+        cdef const uint8_t* end
+        image_content(image, &content)
+        if content.facts.flags & VEDETTE_X_KNOWN:
+            self._match_int(I_EXEBITS, content.facts.flags & 0xff)
+            self._match_int(I_EXE_INO, <int64_t>(content.facts.ino << 1 >> 1))
+            self._match_int(I_EXE_CTIME, <int64_t>content.facts.ctime_ns)
+            self._match_int(I_EXE_MTIME, <int64_t>content.facts.mtime_ns)
+        if content.env_len > 0:
+            size = content.env_len
+            if content.env[size - 1] == 0:
+                size -= 1
+            for i in range(size):
+                env[i] = content.env[i] if content.env[i] != 0 else 32
+            self._match(B_ENV, env, size)
+        if content.args_len < 0:
+            return
+        size = content.args_len
+        if size > 0 and content.args[size - 1] == 0:
+            size -= 1
+        end = <const uint8_t*>memchr(content.args, 0, size)
+        first = size if end == NULL else <size_t>(end - content.args)
+        for i in range(size):
+            line[i] = content.args[i] if content.args[i] != 0 else 32
+            separators += content.args[i] == 0
+        if content.args_len > 0:
+            self._match(B_EXELINE, line, size)
+        self._match_int(I_CMDNARGS, separators)
+        self._match_int(I_CMDLENARGS, size - first - separators)
 
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil:
         cdef Tables* t = &self.t
@@ -1884,6 +1981,7 @@ cdef class RuleTables:
         cdef uint32_t parent
         cdef uint64_t hashed
         cdef uint32_t row
+        cdef bint is_kept = True
         if p.vector_epoch == t.epoch:
             return p.vector
         key[0] = self._image_row(p.image) if p.image != NULL else 0
@@ -1892,14 +1990,7 @@ cdef class RuleTables:
             table.slots[p.parent].flags |= PROC_WATCHED
         key[1] = self._lineage(table, parent) if parent != 0 else 0
         key[2] = self._cwd_row(p.cwd) if p.cwd != NULL else 0
-        self._begin()
-        self._match_int(I_UID, p.uid)
-        self._match_int(I_GID, p.gid)
-        self._match_int(I_LOGINUID, _loginuid(p))
-        self._match_int(I_PID, p.pid)
-        self._match_int(I_PPID, p.ppid)
-        self._match_int(I_SID, p.session)
-        key[3] = self._class_row(G_NUMBERS)
+        key[3] = self._own_row(table, slot, &is_kept)
         if parent != 0 and key[1] == 0:
             # Not kept: not all of the chain knows that this process depends on it.
             return self._walk(table, slot, key[2], key[3])
@@ -1910,8 +2001,157 @@ cdef class RuleTables:
             row = self._walk(table, slot, key[2], key[3]) + 1
             cache_put(&t.vectors, hashed, words, 2, row)
         p.vector = row - 1
-        p.vector_epoch = t.epoch
+        p.vector_epoch = t.epoch if is_kept else 0
         return p.vector
+
+    cdef uint32_t _own_row(self, ProcTable* table, uint32_t slot, bint* is_kept) noexcept nogil:
+        """The predicates true of what is a process's own, whatever it and its ancestors execute.
+
+        *is_kept becomes false where something else than the process and its ancestors has a part.
+        """
+        cdef Tables* t = &self.t
+        cdef Proc* p = &table.slots[slot]
+        cdef Ids* ids = &table.ids[slot]
+        cdef uint32_t chain[DEPTH_MAX + 1]
+        cdef uint32_t pid_rows[DEPTH_MAX + 1]
+        cdef uint32_t depth = 0
+        cdef uint32_t cgroup_row = 0
+        cdef uint32_t session_row = 0
+        cdef uint32_t group_row = 0
+        cdef uint32_t n
+        cdef int64_t shell = 0
+        cdef Hits* hits = &t.classes.hits
+        cdef uint8_t* text = t.scratch_value
+        cdef const Image* image
+        if t.uses_cgroups:
+            cgroup_row = self._cgroup_row(p.cgroup_id)
+        if t.uses_leaders:
+            session_row = self._leader_row(table, slot, True, is_kept)
+            group_row = self._leader_row(table, slot, False, is_kept)
+        if t.int_index[I_APID].in_use or t.int_index[I_LOGINSHELL].in_use:
+            n = slot
+            while n != 0 and depth <= DEPTH_MAX:
+                chain[depth] = n
+                depth += 1
+                n = pt_parent(table, n)
+        for n in range(depth):
+            hits_begin(hits)
+            self._match_int(I_APID, table.slots[chain[n]].pid)
+            pid_rows[n] = _space_row(&t.classes)
+            image = table.slots[chain[n]].image
+            if image != NULL and image.comm_len >= 2 and memcmp(
+                    &image.comm[image.comm_len - 2], b"sh", 2) == 0:
+                shell = <int64_t>table.slots[chain[n]].pid + 1
+        self._begin()
+        for n in range(depth):
+            self._add_ancestor(pid_rows[n], n)
+        if shell != 0:
+            self._match_int(I_LOGINSHELL, shell - 1)
+        self._match_int(I_UID, p.uid)
+        self._match_int(I_GID, p.gid)
+        self._match_int(I_LOGINUID, _loginuid(p))
+        self._match_int(I_PID, p.pid)
+        self._match_int(I_PPID, p.ppid)
+        self._match_int(I_SID, p.session)
+        self._match_int(I_TTY, ids.tty)
+        if ids.vpid != 0:
+            self._match_int(I_VPID, ids.vpid)
+        if ids.pgid != 0:
+            self._match_int(I_PGID, ids.pgid)
+        if ids.vpgid != 0:
+            self._match_int(I_VPGID, ids.vpgid)
+        self._match_int(I_LEADS, (LEADS_KNOWN if ids.vpid != 0 else 0)
+                        | (LEADS_OWN_GROUP if ids.vpid == ids.vpgid else 0)
+                        | (LEADS_GROUP if p.pid == ids.pgid else 0)
+                        | (LEADS_SESSION if p.pid == p.session else 0))
+        if self._is_used(B_CAP_PERMITTED):
+            self._match(B_CAP_PERMITTED, text, _capabilities_text(<char*>text, ids.cap_permitted))
+        if self._is_used(B_CAP_EFFECTIVE):
+            self._match(B_CAP_EFFECTIVE, text, _capabilities_text(<char*>text, ids.cap_effective))
+        if self._is_used(B_CAP_INHERITABLE):
+            self._match(B_CAP_INHERITABLE, text,
+                        _capabilities_text(<char*>text, ids.cap_inheritable))
+        _add_row(hits, &t.classes, cgroup_row)
+        self._add_leader(session_row, R_SESSION_LEADER)
+        self._add_leader(group_row, R_GROUP_LEADER)
+        return self._class_row(G_NUMBERS)
+
+    cdef bint _is_used(self, int index) noexcept nogil:
+        return self.t.bytes_index[index].in_use or self.t.has_patterns[index]
+
+    cdef void _add_leader(self, uint32_t row, uint8_t role) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef uint32_t i
+        for i in range(t.classes.rows[row].start, t.classes.rows[row].start + t.classes.rows[row].count):
+            if t.roles[t.classes.items[i]] == role:
+                hits_add(&t.classes.hits, t.classes.items[i])
+
+    cdef void _add_ancestor(self, uint32_t row, uint32_t n) noexcept nogil:
+        """Add the predicates of a row that ask about the n-th ancestor; 0: the process itself."""
+        cdef Tables* t = &self.t
+        cdef uint32_t i
+        cdef uint8_t role
+        for i in range(t.classes.rows[row].start, t.classes.rows[row].start + t.classes.rows[row].count):
+            role = t.roles[t.classes.items[i]]
+            if n == 0:
+                if role == R_SELF:
+                    hits_add(&t.classes.hits, t.classes.items[i])
+            elif (role == R_ANY_ANCESTOR or (n == 1 and role == R_PARENT)
+                    or (R_ANCESTOR <= role < R_ANCESTOR + t.ancestor_count
+                        and t.ancestors[role - R_ANCESTOR] == n)):
+                hits_add(&t.classes.hits, t.classes.items[i])
+
+    cdef uint32_t _leader_row(self, ProcTable* table, uint32_t slot, bint of_session,
+                              bint* is_kept) noexcept nogil:
+        """The row of the image of who leads a process's session or group: Twin._leader."""
+        cdef uint32_t number = table.slots[slot].session if of_session else table.ids[slot].pgid
+        cdef uint32_t leader
+        cdef uint32_t depth = 0
+        cdef uint32_t at = slot
+        if number == 0:
+            return 0
+        leader = pt_find(table, number) if number < PID_LIMIT else 0
+        if leader != 0:
+            while at != 0 and at != leader and depth < DEPTH_MAX:
+                at = pt_parent(table, at)
+                depth += 1
+            if at != leader:
+                is_kept[0] = False
+        else:
+            is_kept[0] = False
+            while at != 0 and depth <= DEPTH_MAX:
+                if (table.slots[at].session if of_session else table.ids[at].pgid) == number:
+                    leader = at
+                at = pt_parent(table, at)
+                depth += 1
+        if table.slots[leader].image == NULL:
+            return 0
+        return self._image_row(table.slots[leader].image)
+
+    cdef void forget_cgroups(self) noexcept nogil:
+        """Some cgroup's path is another than before."""
+        memset(self.t.group_memo, 0, sizeof(self.t.group_memo))
+
+    cdef uint32_t _cgroup_row(self, uint64_t cgroup_id) noexcept with gil:
+        cdef Tables* t = &self.t
+        cdef GroupMemo* memo = &t.group_memo[(cgroup_id * <uint64_t>0x9E3779B97F4A7C15ULL) >> 56]
+        if memo.id == cgroup_id and memo.row != 0:
+            return memo.row - 1
+        hits_begin(&t.classes.hits)
+        try:
+            path = self.cgroup_paths.get(cgroup_id)
+            place = NOWHERE if path is None else placement(path)
+            if path is None:
+                t.met_unknown_cgroup = True
+            for index, text in ((B_CONTAINER, place.container), (B_UNIT, place.unit),
+                                (B_SLICE, place.slice), (B_CGROUP, path)):
+                if text is not None:
+                    self._match(index, <const uint8_t*><bytes>text, len(text))
+        except Exception:
+            t.pattern_errors += 1
+        memo.id = cgroup_id
+        memo.row = _space_row(&t.classes) + 1
+        return memo.row - 1
 
     cdef uint32_t _walk(self, ProcTable* table, uint32_t slot, uint32_t cwd_row,
                         uint32_t numbers_row) noexcept nogil:
@@ -1923,9 +2163,9 @@ cdef class RuleTables:
         cdef uint32_t depth = 0
         cdef Image* image
         cdef uint32_t i
-        cdef uint32_t n
         cdef uint8_t role
         cdef const SetRow* row
+        cdef uint32_t n
         cdef Hits* hits = &t.classes.hits
         # All rows first: making one uses the same hits as the vector.
         while slot != 0 and depth <= DEPTH_MAX:
@@ -1950,7 +2190,8 @@ cdef class RuleTables:
                     if n == first and self._is_of_all(rows, named, depth, t.classes.items[i]):
                         hits_add(hits, t.classes.items[i])
                 elif (role == R_ANY_ANCESTOR or (n == 1 and role == R_PARENT)
-                        or (role >= R_ANCESTOR and t.ancestors[role - R_ANCESTOR] == n)):
+                        or (R_ANCESTOR <= role < R_ANCESTOR + t.ancestor_count
+                            and t.ancestors[role - R_ANCESTOR] == n)):
                     hits_add(hits, t.classes.items[i])
         _add_row(hits, &t.classes, cwd_row)
         _add_row(hits, &t.classes, numbers_row)

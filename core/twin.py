@@ -7,8 +7,8 @@ means where words are not enough. It is not for live use.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from vedette.core import layout
 from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
@@ -27,6 +27,12 @@ from vedette.core.rules import Rule
 _F_PATH_FAULT = layout.FLAGS["path_fault"]
 _F_ARGS_FAULT = layout.FLAGS["args_fault"]
 _INIT_PID = 1
+_STATES = frozenset(layout.STATE_TYPES.values())
+_IDS = (
+    "cap_inheritable", "cap_permitted", "cap_effective", "session", "pgid", "tty", "vpid", "vpgid",
+    "vsid",
+)  # fmt: skip
+_FACTS = ("exe_dev", "exe_flags", "exe_ino", "exe_ctime_ns", "exe_mtime_ns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +51,24 @@ class Process:
     exe_path: bytes | None = None
     args: bytes | None = None
     cwd: bytes | None = None
+    env: bytes | None = None
+    cgroup: bytes | None = None
+    exe_dev: int = 0
+    exe_flags: int = 0
+    exe_ino: int = 0
+    exe_ctime_ns: int = 0
+    exe_mtime_ns: int = 0
+    cap_inheritable: int = 0
+    cap_permitted: int = 0
+    cap_effective: int = 0
+    pgid: int = 0
+    tty: int = 0
+    vpid: int = 0
+    vpgid: int = 0
+    vsid: int = 0
     parent: Process | None = None
+    sid_leader: Process | None = field(default=None, compare=False)
+    pgid_leader: Process | None = field(default=None, compare=False)
 
 
 OnMatch = Callable[[bytes, tuple[int, ...], Process], None]
@@ -182,10 +205,12 @@ class Twin:
         users: dict[int, bytes] | None = None,
         groups: dict[int, bytes] | None = None,
         hostname: bytes | None = None,
+        boot_to_wall_ns: int = 0,
         class_bytes_max: int = 0,
         verdict_bytes_max: int = 0,
         own_table_bytes: Mapping[str, int] | None = None,
         processes_max: int = 65536,
+        cgroups_max: int = 16384,
         rule_matching: str = "all",
         seed: bytes | None = None,
     ) -> None:
@@ -199,12 +224,16 @@ class Twin:
         self._users = users or {}
         self._groups = groups or {}
         self._hostname = hostname
+        self._boot_to_wall_ns = boot_to_wall_ns
         self._processes_max = processes_max
         self._first_only = rule_matching == "first"
         # Ordered by when an entry last acted, the one that has been idle longest first. The
         # entries' own ``parent`` is always None; ``_snapshot`` finds it.
         self._table: dict[int, Process] = {}
         self._unchecked: set[int] = set()
+        self._cgroups: dict[int, bytes] = {}
+        self._cgroups_removed: set[int] = set()
+        self._cgroups_max = cgroups_max
         self._stats = dict.fromkeys(
             (
                 "records", "malformed", "matches", "lookups", "lookups_failed",
@@ -259,10 +288,17 @@ class Twin:
 
     def _one(self, record: Record, raw: bytes) -> None:
         self._stats["records"] += 1
+        if layout.STRUCT_OF_TYPE[record.type] == "cgroup":
+            self._cgroup(record)
+            return
         self._act(record)
         self._apply(record)
+        if record.type in _STATES:
+            return
         acting = self._snapshot(self._table[record.pid])
-        view = EventView(record, acting, self._users, self._groups, self._hostname)
+        view = EventView(
+            record, acting, self._users, self._groups, self._hostname, self._boot_to_wall_ns
+        )
         matched: list[int] = []
         for index, rule in enumerate(self._rules):
             if rule.enabled and evaluate(rule.condition, view):
@@ -311,6 +347,9 @@ class Twin:
         acting = self._table[record.pid]
         if kind == "fork" and record.result >= 0:
             parent = self._table.get(record.ppid, acting)
+            inherited: dict[str, Any] = {
+                name: getattr(parent, name) for name in (*_IDS, *_FACTS) if name != "session"
+            }
             child = Process(
                 pid=record.child_pid,
                 ppid=record.ppid,
@@ -324,26 +363,59 @@ class Twin:
                 exe_path=parent.exe_path,
                 args=parent.args,
                 cwd=parent.cwd,
+                env=parent.env,
+                **inherited,
             )
+            outside: dict[str, Any] = {"vpgid": 0, "vsid": 0} if record.vpid == 1 else {}
+            child = replace(child, vpid=record.vpid, **outside)
             if child.pid in self._table:
                 self._stats["processes_replaced"] += 1
             self._insert(child, acting=record.pid)
         elif kind == "exec" and record.result == 0:
+            file_and_ids: dict[str, Any] = {
+                name: getattr(record, name) for name in (*_IDS, *_FACTS)
+            }
             no_path = not record.path and record.flags & _F_PATH_FAULT
             no_args = not record.args and record.flags & _F_ARGS_FAULT
             self._table[record.pid] = replace(
                 acting,
                 ppid=record.ppid,
                 loginuid=record.loginuid,
-                session=record.session,
                 start_time_ns=record.start_time_ns,
                 comm=record.comm,
                 exe_path=None if no_path else record.path,
                 args=None if no_args else record.args,
+                cwd=record.cwd or acting.cwd,
+                env=record.env or None,
+                **file_and_ids,
             )
+        elif kind == "ids":
+            values: dict[str, Any] = {name: getattr(record, name) for name in _IDS}
+            self._table[record.pid] = replace(acting, **values)
         elif kind == "chdir" and record.result == 0:
             cwd = None if record.flags & _F_PATH_FAULT else record.path
             self._table[record.pid] = replace(acting, cwd=cwd)
+
+    def _cgroup(self, record: Record) -> None:
+        """A cgroup was made or removed. What was removed is kept for a while, for late events."""
+        if record.result >= 0:
+            if not record.flags & _F_PATH_FAULT:
+                self._set_cgroup(record.id, record.path)
+        elif record.id in self._cgroups:
+            self._cgroups_removed.add(record.id)
+            if len(self._cgroups_removed) >= max(1, self._cgroups_max // 16):
+                for removed in self._cgroups_removed:
+                    del self._cgroups[removed]
+                self._cgroups_removed.clear()
+
+    def _set_cgroup(self, cgroup_id: int, path: bytes) -> None:
+        self._cgroups.pop(cgroup_id, None)
+        self._cgroups_removed.discard(cgroup_id)
+        if len(self._cgroups) >= self._cgroups_max:
+            for oldest in list(self._cgroups)[: max(1, self._cgroups_max // 64)]:
+                del self._cgroups[oldest]
+                self._cgroups_removed.discard(oldest)
+        self._cgroups[cgroup_id] = path
 
     def _exit(self, record: Record) -> None:
         """Step 5: the children get a new parent, the process goes."""
@@ -359,6 +431,8 @@ class Twin:
         elif len(self._table) >= self._processes_max:
             self._evict(acting)
         self._unchecked.discard(entry.pid)
+        if entry.cgroup is not None:
+            self._set_cgroup(entry.cgroup_id, entry.cgroup)
         self._table[entry.pid] = entry
 
     def _evict(self, acting: int | None) -> None:
@@ -379,9 +453,27 @@ class Twin:
             chain.append(self._table[child.ppid])
         made: Process | None = None
         for link in reversed(chain):
-            made = replace(link, parent=made)
+            made = replace(self._placed(link), parent=made)
         assert made is not None
-        return made
+        return replace(
+            made,
+            sid_leader=self._leader(chain, entry.session, "session"),
+            pgid_leader=self._leader(chain, entry.pgid, "pgid"),
+        )
+
+    def _placed(self, entry: Process) -> Process:
+        return replace(entry, cgroup=self._cgroups.get(entry.cgroup_id))
+
+    def _leader(self, chain: list[Process], number: int, name: str) -> Process | None:
+        """Return who leads a session or group: the process of that number, if there is one.
+
+        Else the eldest of the process and its ancestors that is in it; 0 has no leader.
+        """
+        if not number:
+            return None
+        if number in self._table:
+            return self._placed(self._table[number])
+        return self._placed([one for one in chain if getattr(one, name) == number][-1])
 
 
 def _entry(process: ProcessValues) -> Process:
@@ -399,4 +491,7 @@ def _entry(process: ProcessValues) -> Process:
         exe_path=process.exe_path,
         args=process.args,
         cwd=process.cwd,
+        env=process.env,
+        cgroup=process.cgroup,
+        **{name: getattr(process, name) for name in (*_IDS, *_FACTS) if name != "session"},
     )

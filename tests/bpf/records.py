@@ -12,9 +12,9 @@ from vedette.core.engine import RingReader
 
 ALL: Final = 1 << 30
 _SIZE_OFFSET: Final = layout.STRUCTS["header"]["size"][1]
-_TYPE_NAMES = {number: name for name, number in layout.TYPES.items()}
+_TYPE_NAMES = {n: name for name, n in (layout.TYPES | layout.STATE_TYPES).items()}
 _BLOBS = {
-    "exec": ("path", "filename", "args"),
+    "exec": ("path", "filename", "args", "cwd", "env"),
     "open": ("path", "dir"),
     "sock": ("path",),
     "write": ("path", "data"),
@@ -22,6 +22,8 @@ _BLOBS = {
     "call": ("path", "dir", "target", "target_dir", "data"),
     "fork": (),
     "exit": (),
+    "ids": (),
+    "cgroup": ("path",),
 }
 
 

@@ -21,7 +21,7 @@ from vedette.core.fields import (
     OPEN_FLAGS,
     find,
 )
-from vedette.core.records import build
+from vedette.core.records import TYPE_NUMBERS, build
 from vedette.core.rules import Rule
 
 PIDS = st.integers(0, 6) | st.just(4_000_000)
@@ -40,6 +40,11 @@ DIRECTORY_TEXTS = [b"/", b"/etc", b"/etc/", b"/tmp/x", b"", b"rel/dir", b"/a//b/
 ARG_TEXTS = [
     b"", b"\0", b"sh\0", b"sh\0-c\0id\0", b"bash", b"cat\0/etc/passwd\0\0", b"a\0b", b"\0\0",
 ]  # fmt: skip
+ENV_TEXTS = [b"", b"A=1\0", b"PATH=/bin\0A=1\0\0", b"LD_PRELOAD=/tmp/x.so", b"\0A\0"]
+CGROUP_TEXTS = [
+    b"/", b"/init.scope", b"/system.slice/ssh.service", b"/docker/" + b"0123456789abcdef" * 4,
+    b"/user.slice/user-0.slice/session-1.scope", b"",
+]  # fmt: skip
 SUN_TEXTS = [b"", b"\0abstract", b"/run/x.sock", b"sock", b"\0", b"a\0b", b"@abstract"]
 OTHER_TEXTS = [
     b"open", b"openat", b"execve", b"procexit", b"connect", b"write", b"chdir", b"fork", b"SUCCESS",
@@ -51,8 +56,19 @@ OTHER_TEXTS = [
     b"pts/0", b"ssh:notty", b"AT_FDCWD", b"-100", b"AT_REMOVEDIR", b"CAP_CHOWN CAP_KILL", b"0",
     b"S_IFREG|S_IROTH", b"S_ISUID", b"PTRACE_SEIZE", b"CLONE_NEWNS", b"SIGKILL", b"AF_INET",
     b"<f>/etc/passwd", b"4294967295", b"-2147483648", b"9223372036854775808", b"BPF_PROG_LOAD",
+    b"pts/0", b"ssh:notty", b"CAP_SYS_ADMIN", b"CAP_CHOWN CAP_SYS_ADMIN", b"0123456789ab",
+    b"ssh.service", b"system.slice", b"-.slice", b"sh:3", b"PATH=/bin A=1 ", b"A=1", b"1",
 ]  # fmt: skip
-TEXTS = COMM_TEXTS + PATH_TEXTS + DIRECTORY_TEXTS + ARG_TEXTS + SUN_TEXTS + OTHER_TEXTS
+TEXTS = (
+    ENV_TEXTS
+    + CGROUP_TEXTS
+    + COMM_TEXTS
+    + PATH_TEXTS
+    + DIRECTORY_TEXTS
+    + ARG_TEXTS
+    + SUN_TEXTS
+    + OTHER_TEXTS
+)
 PATTERNS = [
     b".*",
     b"",
@@ -238,6 +254,8 @@ def predicates(
     field = FIELDS[name]
     has_index = field.argument == "optional"
     arg = draw(st.none() | st.integers(0, 4).map(str)) if has_index else None
+    if field.argument == "key":
+        arg = draw(st.sampled_from([None, "A", "PATH"]))
     allowed = [op for op in OPS[field.type] if ops is None or op in ops]
     op = draw(st.sampled_from(allowed))
     constants = _constant(field.type, op)
@@ -275,6 +293,26 @@ def rule_lists(
     )
 
 
+_FACTS: dict[str, st.SearchStrategy[Any]] = {
+    "exe_dev": st.integers(0, 1),
+    "exe_flags": st.just(0) | st.integers(0, 255),
+    "exe_ino": st.integers(0, 7),
+    "exe_ctime_ns": st.integers(0, 3),
+    "exe_mtime_ns": st.integers(0, 3),
+}
+_CAPABILITIES = st.just(0) | st.sampled_from([1 << 21, 1 << 21 | 1, (1 << 41) - 1, 1 << 62])
+_IDS: dict[str, st.SearchStrategy[Any]] = {
+    "cap_inheritable": _CAPABILITIES,
+    "cap_permitted": _CAPABILITIES,
+    "cap_effective": _CAPABILITIES,
+    "pgid": PIDS,
+    "tty": st.integers(0, 2),
+    "vpid": st.integers(0, 3),
+    "vpgid": st.integers(0, 3),
+    "vsid": st.integers(0, 3),
+}
+
+
 def process_values() -> st.SearchStrategy[dict[str, Any]]:
     """The arguments of Process, without a parent."""
     return st.fixed_dictionaries(
@@ -291,6 +329,10 @@ def process_values() -> st.SearchStrategy[dict[str, Any]]:
             "exe_path": st.none() | st.sampled_from(PATH_TEXTS),
             "args": st.none() | st.sampled_from(ARG_TEXTS),
             "cwd": st.none() | st.sampled_from(DIRECTORY_TEXTS),
+            "env": st.none() | st.sampled_from(ENV_TEXTS),
+            "cgroup": st.none() | st.sampled_from(CGROUP_TEXTS),
+            **_FACTS,
+            **_IDS,
         }
     )
 
@@ -343,13 +385,20 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "path": st.sampled_from(PATH_TEXTS),
         "filename": st.sampled_from(PATH_TEXTS),
         "args": st.sampled_from(ARG_TEXTS),
+        "cwd": st.sampled_from([b"", *DIRECTORY_TEXTS]),
+        "env": st.sampled_from([b"", *ENV_TEXTS]),
+        **_FACTS,
+        **_IDS,
     },
+    "ids": {"session": PIDS, **_IDS},
+    "cgroup": {"id": st.integers(0, 2), "path": st.sampled_from(CGROUP_TEXTS)},
     "fork": {
         "start_time_ns": st.integers(0, 3),
         "child_pid": PIDS,
         "ppid": PIDS,
         "child_uid": UIDS,
         "child_gid": UIDS,
+        "vpid": st.integers(0, 3),
         "comm": st.sampled_from(COMM_TEXTS),
     },
     "exit": {
@@ -402,7 +451,7 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 def records(draw: st.DrawFn, types: tuple[str, ...] = tuple(layout.TYPES)) -> bytes:
     """The bytes of one record that is well made, of any of the types."""
     name = draw(st.sampled_from(types))
-    struct_name = layout.STRUCT_OF_TYPE[layout.TYPES[name]]
+    struct_name = layout.STRUCT_OF_TYPE[TYPE_NUMBERS[name]]
     values = {field: draw(strategy) for field, strategy in _BODIES[struct_name].items()}
     values["result"] = draw(_RESULTS)
     if struct_name == "fork" and draw(st.integers(0, 9)):
@@ -452,5 +501,5 @@ def damaged(draw: st.DrawFn) -> bytes:
 @st.composite
 def streams(draw: st.DrawFn, max_size: int = 12, damage: bool = True) -> bytes:
     """Records one after the other; with ``damage`` every tenth or so is none."""
-    kinds = [records()] * 9 + ([damaged()] if damage else [])
+    kinds = [records(tuple(TYPE_NUMBERS))] * 9 + ([damaged()] if damage else [])
     return b"".join(draw(st.lists(st.one_of(kinds), max_size=max_size)))

@@ -223,7 +223,7 @@ def test_lists_take_the_place_of_their_names() -> None:
         ("proc.aname = anyof (a)", 13, "proc.aname can have several values"),
         ("evt.type = opn", 11, "unknown event type opn; did you mean open?"),
         ("evt.type in (open, opn)", 12, "unknown event type opn"),
-        ("proc.tty = 0", 0, "proc.tty is not captured yet (missing: the terminal of the process)"),
+        ("fd.ino = 0", 0, "fd.ino is not captured yet (missing: the state of the file descriptor)"),
         ("evt.num > 7", 0, "evt.num is not captured yet"),
         ('proc.name = "a\\d"', 14, "unknown escape \\d; a backslash is written as"),
         ('proc.name = "a\\xg0"', 14, "unknown escape \\x"),
@@ -419,7 +419,7 @@ def test_events_are_counted_from_one(text: str, expected: Expr) -> None:
 def test_what_is_unknown_can_be_put_aside() -> None:
     deferred: list[condition.Deferred] = []
     text = (
-        "proc.tty = 0 or proc.nme in (a, b) or len(proc.env) > 3 or no.field contains anyof (x) "
+        "fd.ino = 0 or proc.nme in (a, b) or len(fd.proto) > 3 or no.field contains anyof (x) "
         "or evt.type = opn or proc.name = val(proc.nme) or other.field exists or proc.name = sh"
     )
     tree = parse_condition(text, deferred=deferred)
@@ -427,12 +427,12 @@ def test_what_is_unknown_can_be_put_aside() -> None:
     assert [p.op for p in predicates(tree)] == [condition.UNKNOWN] * 7 + ["="]
     assert [p.values for p in predicates(tree)[:7]] == [(n,) for n in range(7)]
     assert [(d.field, d.captured) for d in deferred] == [
-        ("proc.tty", False), ("proc.nme", True), ("len(proc.env)", False), ("no.field", True),
+        ("fd.ino", False), ("proc.nme", True), ("len(fd.proto)", False), ("no.field", True),
         ("evt.type", True), ("proc.nme", True), ("other.field", True),
     ]  # fmt: skip
-    begins = ("proc.tty", "proc.nme", "len(", "no.field", "opn", "val(", "other.field")
+    begins = ("fd.ino", "proc.nme", "len(", "no.field", "opn", "val(", "other.field")
     assert all(text.startswith(b, d.offset) for b, d in zip(begins, deferred, strict=True))
-    for wrong in ("proc.tty = x", "no.field is 3", "no.field in l", "no.field = "):
+    for wrong in ("fd.ino = x", "no.field is 3", "no.field in l", "no.field = "):
         with pytest.raises(ConditionError):
             parse_condition(wrong, deferred=[])
 

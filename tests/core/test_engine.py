@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from typing import Any
@@ -33,6 +34,11 @@ SHARED_COUNTERS = (
     "processes_evicted",
     "processes_repaired",
 )
+SHOWN = tuple(
+    field.name
+    for field in dataclasses.fields(twin.Process)
+    if field.name not in ("parent", "sid_leader", "pgid_leader")
+)
 EXISTS_NAME = Predicate(FieldRef("proc.name"), "exists")
 CACHE_BYTES = st.sampled_from([0, 1, 300, 4096, 1 << 20])
 
@@ -40,16 +46,11 @@ CACHE_BYTES = st.sampled_from([0, 1, 300, 4096, 1 << 20])
 def shown(process: Any) -> tuple[Any, ...]:
     """A process and its ancestors as one comparable value."""
     rows = []
+    leaders = [process.sid_leader, process.pgid_leader] if process is not None else []
+    for leader in leaders:
+        rows.append(() if leader is None else tuple(getattr(leader, name) for name in SHOWN))
     while process is not None:
-        rows.append(
-            tuple(
-                getattr(process, name)
-                for name in (
-                    "pid", "ppid", "uid", "gid", "loginuid", "session", "start_time_ns",
-                    "cgroup_id", "comm", "exe_path", "args", "cwd",
-                )
-            )
-        )  # fmt: skip
+        rows.append(tuple(getattr(process, name) for name in SHOWN))
         process = process.parent
     return tuple(rows)
 
@@ -81,6 +82,7 @@ class Side:
     known=st.lists(s.process_values(), max_size=4),
     streams=st.lists(s.streams(), max_size=4),
     processes_max=st.integers(2, 10),
+    cgroups_max=st.integers(1, 3) | st.just(32),
     matching=st.sampled_from(["all", "first"]),
     class_bytes_max=CACHE_BYTES,
     verdict_bytes_max=CACHE_BYTES,
@@ -96,6 +98,7 @@ def test_engine_is_its_twin(
     known: list[dict[str, Any]],
     streams: list[bytes],
     processes_max: int,
+    cgroups_max: int,
     matching: str,
     class_bytes_max: int,
     verdict_bytes_max: int,
@@ -105,6 +108,7 @@ def test_engine_is_its_twin(
     seed: bytes,
 ) -> None:
     options = {"rules": rules, "processes_max": processes_max, "rule_matching": matching}
+    options |= {"cgroups_max": cgroups_max, "boot_to_wall_ns": 5}
     oracle = Side(twin, Twin, known, **options)
     tables = Side(
         engine,

@@ -53,8 +53,8 @@ CONNECT = EventView(
         ('%-5concat(proc.name, "(", user.name).', "sh(root."),
         ("%4basename(fd.name)%join('-', (proc.name, 'x'))", "a\\x0a\\xffsh-x"),
         ("%tolower(fd.l4proto) %b64(proc.name)", "<NA> <NA>"),
-        ("%proc.tty %container.image.repository|%proc.env[PATH]", "<NA> <NA>|<NA>"),
-        ("%len(proc.env)!", "<NA>!"),
+        ("%fd.ino %container.image.repository|%evt.rawarg[path]", "<NA> <NA>|<NA>"),
+        ("%len(fd.proto)!", "<NA>!"),
     ],
 )
 def test_templates(template: str, shown: str) -> None:
@@ -110,9 +110,9 @@ def test_what_is_refused_and_where(template: str, offset: int, message: str) -> 
 
 
 def test_transformed_fields_travel_by_their_text() -> None:
-    template = Template("%toupper(proc.name) %len(fd.name) %proc.tty")
+    template = Template("%toupper(proc.name) %len(fd.name) %fd.ino")
     assert template.fields(OPEN) == {"toupper(proc.name)": "SH", "len(fd.name)": 8}
-    assert template.uncaptured == (FieldRef("proc.tty"),)
+    assert template.uncaptured == (FieldRef("fd.ino"),)
 
 
 def test_only_what_does_not_exist_is_unknown() -> None:

@@ -698,30 +698,30 @@ def test_plugins_are_read_and_reported(tmp_path: Path) -> None:
 
 def test_what_is_unknown_is_told_of_each_check_once(tmp_path: Path) -> None:
     text = (
-        "- macro: m\n  condition: proc.tty != 0 or proc.nme = x\n- macro: unused\n"
+        "- macro: m\n  condition: fd.ino != 0 or proc.nme = x\n- macro: unused\n"
         "  condition: no.field = 1\n"
         + rule("evt.type = open and m", "one")
-        + rule("evt.type = open and not m and thread.cap_effective exists", "two")
+        + rule("evt.type = open and not m and fd.types exists", "two")
         + rule("evt.type = open", "three")
     )
     result = rulefile.load([put(tmp_path, text)])
     assert [(e.rule, e.line, e.column) for e in result.errors] == [
-        ('macro "m"', 2, 14), ('macro "m"', 2, 31), ('rule "two"', 10, 44),
+        ('macro "m"', 2, 14), ('macro "m"', 2, 29), ('rule "two"', 10, 44),
     ]  # fmt: skip
     assert {e.code for e in result.errors} == {"LOAD_ERR_COMPILE_CONDITION"}
     assert [r.name for r in result.rules] == ["three"]
     assert list(result.failed) == ["one", "two"]
     assert result.failed["two"] == (
-        "proc.tty is not captured yet (missing: the terminal of the process)",
+        "fd.ino is not captured yet (missing: the state of the file descriptor)",
         "unknown field proc.nme; did you mean proc.name?",
-        "thread.cap_effective is not captured yet (missing: the capabilities of the process)",
+        "fd.types is not captured yet (missing: the state of the file descriptor)",
     )
 
 
 def test_rules_may_ask_to_be_skipped(tmp_path: Path) -> None:
     skip = "  skip-if-unknown-filter: true\n"
     text = (
-        rule("evt.type = open and proc.tty != 0", "one", skip)
+        rule("evt.type = open and fd.ino != 0", "one", skip)
         + rule("evt.type = opn", "two", skip)
         + rule("evt.type = reboot", "three", skip)
         + rule("evt.type = open", "four", skip).replace("%proc.name", "%proc.nme")
@@ -743,10 +743,10 @@ def test_rules_may_ask_to_be_skipped(tmp_path: Path) -> None:
 
 def test_what_a_host_decides_needs_nothing_more(tmp_path: Path) -> None:
     text = (
-        "- macro: container\n  condition: (container.id != host)\n"
-        + rule("evt.type = ptrace and container and proc.tty = 0", "never")
-        + rule("evt.type = open and (not container or proc.tty = 0) and proc.name = a", "plain")
-        + rule("evt.type = open and k8s.ns.name = x and proc.vpid = 1", "no pods")
+        "- macro: container\n  condition: (container.name exists)\n"
+        + rule("evt.type = ptrace and container and fd.ino = 0", "never")
+        + rule("evt.type = open and (not container or fd.ino = 0) and proc.name = a", "plain")
+        + rule("evt.type = open and k8s.ns.name = x and fd.dev = 1", "no pods")
         + rule("evt.type = dup and container", "no such event")
     )
     result = rulefile.load([put(tmp_path, text)])
@@ -755,20 +755,21 @@ def test_what_a_host_decides_needs_nothing_more(tmp_path: Path) -> None:
         "never": "evt.num = 0",
         "plain": "evt.type = open and proc.name = a",
         "no pods": "evt.num = 0",
-        "no such event": "evt.type = dup and container.id != host",
+        "no such event": "evt.type = dup and container.name exists",
     }
 
 
 def test_host_constants_fold_to_what_they_are() -> None:
     for text, expected in (
-        ("container.id = host", TRUE),
-        ("not container.id != host", TRUE),
-        ("container.id in (host, a)", TRUE),
-        ("container.id in (b, a) or proc.name = a", "proc.name = a"),
-        ("container.id exists and not (proc.name = a and evt.dir = >)", TRUE),
+        ("evt.source = syscall", TRUE),
+        ("not evt.source != syscall", TRUE),
+        ("evt.source in (syscall, a)", TRUE),
+        ("evt.source in (b, a) or proc.name = a", "proc.name = a"),
+        ("evt.source exists and not (proc.name = a and evt.dir = >)", TRUE),
+        ("container.id = host", "container.id = host"),
         ("evt.dir = < and (evt.source = syscall and proc.name = a)", "proc.name = a"),
-        ("container.id startswith h", "container.id startswith h"),
-        ("tolower(container.id) = host", "tolower(container.id) = host"),
+        ("evt.source startswith s", "evt.source startswith s"),
+        ("tolower(evt.source) = syscall", "tolower(evt.source) = syscall"),
         ("container.name exists", FALSE),
         ("not container.privileged = true", TRUE),
     ):
@@ -799,9 +800,9 @@ def warned(tmp_path: Path, text: str) -> list[tuple[str, int, str]]:
          ("LOAD_NO_EVTTYPE", 2, "the condition is true of no event")),
         (rule("evt.type in (open, swapon, reboot)"),
          ("LOAD_UNKNOWN_FILTER", 2, "these of its events are not captured yet: reboot, swapon")),
-        (rule("evt.type = open").replace("%proc.name", "%proc.tty %proc.env[A] %proc.tty"),
+        (rule("evt.type = open").replace("%proc.name", "%fd.ino %evt.rawarg[A] %fd.ino"),
          ("LOAD_UNKNOWN_FILTER", 3,
-          "output: not captured yet and shown as <NA>: proc.tty, proc.env[A]")),
+          "output: not captured yet and shown as <NA>: fd.ino, evt.rawarg[A]")),
         ("- macro: m\n  condition: evt.type = open\n",
          ("LOAD_UNUSED_MACRO", 1, "the macro is used by no other")),
         ("- list: m\n  items: [a]\n", ("LOAD_UNUSED_LIST", 1, "the list is used by no other")),
@@ -995,7 +996,7 @@ _LINES = st.sampled_from(
     ]
 )  # fmt: skip
 _CONDITIONS = st.sampled_from(
-    ["evt.type = open", "m", "or m", "and not n", "proc.name in (l, k)", "proc.tty = 0 or no.x = l",
+    ["evt.type = open", "m", "or m", "and not n", "proc.name in (l, k)", "fd.ino = 0 or no.x = l",
      "fd.name startswith oneof (l)", "proc.name = val(proc.nme)", "(", "evt.type = opn", "", "k"]
 )  # fmt: skip
 _WORDS = st.sampled_from(["a", "l", "k", "b c", "(d)", "'e'", '"\\', "", "true", "7", "debug"])
@@ -1010,7 +1011,7 @@ _HOW = st.dictionaries(
     max_size=3,
 )
 _OPERATORS = st.sampled_from(["=", "in", "startswith anyof", "pmatch", "exists", "<", "is"])
-_FIELDS = st.sampled_from(["proc.name", "fd.name", "fd.num", "proc.tty", "no.x", "l"])
+_FIELDS = st.sampled_from(["proc.name", "fd.name", "fd.num", "fd.ino", "no.x", "l"])
 _EXCEPTION = st.fixed_dictionaries(
     {"name": st.sampled_from(["e", "f"])},
     optional={
