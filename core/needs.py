@@ -10,8 +10,8 @@ from vedette.core.compile import PartPlan, Plan
 
 BASE: Final = frozenset(
     ("execve", "execveat", "clone", "fork", "vfork", "clone3", "procexit", "chdir", "fchdir")
-)
-"""Event types that the process table is kept by, whatever the rules are."""
+) | frozenset(layout.STATE_TYPES)
+"""Types of records that the process table is kept by, whatever the rules are."""
 
 _NAMES: Final[Mapping[int, str]] = {number: name for name, number in layout.TYPES.items()}
 
