@@ -235,7 +235,10 @@ class Correlator:
 
     def stats(self) -> dict[str, int]:
         """Return the tables' counters since the last start."""
-        return {} if self._tables is None else self._tables.stats()
+        if self._tables is None:
+            return {}
+        of_hosts = self._tables.evicted_of
+        return self._tables.stats() | {f"evicted_of.{host}": n for host, n in of_hosts.items()}
 
     def _batch(self, correlator: tables.Correlator, watermark_ns: int) -> int:
         """Take one batch; return how many signals it had. What it changes is written at once."""

@@ -103,6 +103,7 @@ LABELLED: Final = (
     Labelled("unanswered.", "unanswered", "why"),
     Labelled("hung_up.", "hung_up", "why"),
     Labelled("expired.", "expired_signals", "bound"),
+    Labelled("sequences.evicted_of.", "sequences_evicted_of", "host_id"),
 )
 SEQUENCE_GAUGES: Final = ("partials", "open", "table_bytes")
 WATERMARK_KEY: Final = "watermark_ns"

@@ -157,8 +157,10 @@ def new_incident(sequence: Sequence, witness: Witness) -> Incident:
 class Correlator:
     """All sequences over one ordered stream of signals.
 
-    partials_max   partial matches (and groups that are being counted) per sequence and order of
-                   its steps; at the bound what started longest ago goes, counted as ``evicted``
+    partials_max   partial matches (and signals that are being counted) per sequence and order of
+                   its steps. Each is on the account of the host that sent its last signal (of a
+                   group: its first); at the bound the hosts with the largest accounts lose what
+                   started longest ago there, counted as ``evicted``
     open_max       incidents per sequence that further completions are counted on; at the bound the
                    one completed longest ago goes, counted as ``closed_early``
     memory         what ``first_seen`` remembers, beyond the life of this object; None: as long
@@ -273,6 +275,11 @@ class Correlator:
             if self._chained and completed:
                 self._make(changed[-len(completed) :], changed)
         return changed
+
+    @property
+    def evicted_of(self) -> dict[str, int]:
+        """Return of which hosts' accounts how many partial matches went at a bound, by id."""
+        return self._tables.evicted_of
 
     def _make(self, changes: list[Change], changed: list[Change]) -> None:
         """Give new incidents to the sequences over their sequences, in the order of names."""

@@ -6,30 +6,118 @@ of nodes with two sets of chains: by all values (the class: of interchangeable n
 is kept), and by those values that the next step's joins compare. A counting step has *rings*: per
 group of values the last signals, each with the node that stood before it. Nodes and rings also
 hang in a wheel by the time of their start, from where they expire, or go when the bound is
-reached; a start that has grown since is seen there. Signals are numbered as they come, which is
+reached; a start that has grown since is seen there. Each is on the account of the host that sent
+the signal of which it was made; at the bound those hosts lose whose accounts are the largest. Signals are numbered as they come, which is
 their order; those that nodes and rings name have a *slot*, so that naming one does not touch the
 Python object.
 """
 
 cimport cython
-from cpython.object cimport Py_EQ, PyObject
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from vedette.core.mem cimport Heap, heap_del, heap_grow, heap_new
 
-from collections import deque
+from collections import Counter, deque
 
-from vedette.core.fleet import canonical_address, find, holds, pseudo_reader, value_of
+from vedette.core.fleet import FleetSignal, canonical_address, find, holds, pseudo_reader, value_of
 from vedette.core.sequence import OF_SEQUENCE
 from vedette.core.sequence_plan import plan as sequence_plan
+from vedette.core.signal import Signal
 
 cdef extern from "Python.h":
     void incref "Py_INCREF"(PyObject*) noexcept
     void decref "Py_XDECREF"(PyObject*) noexcept
     Py_ssize_t hash_of "PyObject_Hash"(PyObject*) except -1
-    int equal_by "PyObject_RichCompareBool"(PyObject*, PyObject*, int) except -1
     PyObject* item_of "PyDict_GetItemWithError"(object, object) except? NULL
+
+cdef extern from *:
+    """
+    #include <structmember.h>
+
+    /* Where a field of a msgspec.Struct is in its objects, and in those of subclasses. */
+    static Py_ssize_t member_offset(PyObject* descriptor) {
+        PyMemberDef* member;
+        if (!PyObject_TypeCheck(descriptor, &PyMemberDescr_Type)) {
+            PyErr_SetString(PyExc_TypeError, "not a field of a struct");
+            return -1;
+        }
+        member = ((PyMemberDescrObject*)descriptor)->d_member;
+        if (member->type != T_OBJECT_EX && member->type != T_OBJECT) {
+            PyErr_SetString(PyExc_TypeError, "a field of a struct that is no object");
+            return -1;
+        }
+        return member->offset;
+    }
+
+    static inline int is_a(PyObject* object, PyObject* type) {
+        return PyObject_TypeCheck(object, (PyTypeObject*)type);
+    }
+
+    static inline void prefetch(const void* address) {
+        __builtin_prefetch(address);
+        __builtin_prefetch((const char*)address + 64);
+    }
+
+    static inline void prefetch_text(const void* address) {
+        __builtin_prefetch(address);
+    }
+
+    static inline void prefetch_items(PyObject* tags) {
+        if (PyTuple_CheckExact(tags)) {
+            Py_ssize_t i, size = PyTuple_GET_SIZE(tags);
+            for (i = 0; i < size && i < 4; i++)
+                __builtin_prefetch(PyTuple_GET_ITEM(tags, i));
+        }
+    }
+
+    /* Equal: most are ASCII texts, for which Python's general way is many calls. */
+    static inline int same(PyObject* one, PyObject* two) {
+        if (one == two)
+            return 1;
+        if (PyUnicode_CheckExact(one) && PyUnicode_CheckExact(two)
+            && PyUnicode_IS_COMPACT_ASCII(one) && PyUnicode_IS_COMPACT_ASCII(two)) {
+            Py_ssize_t length = PyUnicode_GET_LENGTH(one);
+            return length == PyUnicode_GET_LENGTH(two)
+                && memcmp((PyASCIIObject*)one + 1, (PyASCIIObject*)two + 1, length) == 0;
+        }
+        return PyObject_RichCompareBool(one, two, Py_EQ);
+    }
+
+    /* Two signals of one rule nearly always have the same tags, in objects of their own. */
+    static int same_tags(PyObject* one, PyObject* two) {
+        Py_ssize_t i, size;
+        int equal = 1;
+        if (one == two)
+            return 1;
+        if (!PyTuple_CheckExact(one) || !PyTuple_CheckExact(two))
+            return PyObject_RichCompareBool(one, two, Py_EQ);
+        size = PyTuple_GET_SIZE(one);
+        if (size != PyTuple_GET_SIZE(two))
+            return 0;
+        for (i = 0; i < size && equal > 0; i++)
+            equal = same(PyTuple_GET_ITEM(one, i), PyTuple_GET_ITEM(two, i));
+        return equal;
+    }
+
+    static inline void prefetch_keys(PyObject* fields) {
+        if (PyDict_CheckExact(fields)) {
+            const char* keys = (const char*)((PyDictObject*)fields)->ma_keys;
+            prefetch(keys);
+            __builtin_prefetch(keys + 128);
+        }
+    }
+    """
+    Py_ssize_t member_offset(object descriptor) except -1
+    void prefetch(const void*) noexcept nogil
+    void prefetch_text(const void*) noexcept nogil
+    void prefetch_items(PyObject*) noexcept nogil
+    void prefetch_keys(PyObject*) noexcept nogil
+    bint same_tags(PyObject*, PyObject*) except -1
+    bint is_a(PyObject*, PyObject*) noexcept
+    bint same(PyObject*, PyObject*) except -1
 
 cdef enum:
     SPOKES = 256          # of a wheel; the window spans at most 129 of them
@@ -38,15 +126,22 @@ cdef enum:
     HOST = 2
     PEER = 3
     OTHER = 4             # through its reader
-    SHARED_MAX = 262144
+    AHEAD = 18            # signals that are looked at before their turn
+    CONTEXTS = 8          # more than those whose values are read before it
+    GLANCES = 4           # look-ups that are prepared, of each
+    HOSTS = 65536         # accounts; the hosts that come last share one
+    IN_RINGS = 1
+    IN_GROUPS = 2
+    IN_CLASSES = 3
 
 cdef struct Link:
     int64_t start_ns      # the match's start, or that of a ring's newest entry
     uint32_t prev
     uint32_t next
     uint32_t hash         # of all values
-    uint16_t spoke        # that it hangs on, which may be one of an earlier start
-    uint16_t step         # position of the step
+    uint16_t host         # on whose account it is
+    uint8_t spoke         # that it hangs on, which may be one of an earlier start
+    uint8_t step          # position of the step
 
 cdef struct Node:
     Link link
@@ -125,6 +220,30 @@ cdef struct Plan:
     Chains rings
 
 
+cdef struct Glance:
+    PyObject* tables      # borrowed; NULL: nothing more
+    int position
+    int kind              # where is looked: IN_RINGS, …
+    uint32_t hash
+    uint32_t place        # of what is first of the chain there
+    bint is_deeper        # it is at the look-up that what was found leads to
+
+
+cdef Py_ssize_t SIGNAL_AT = member_offset(FleetSignal.signal)
+cdef Py_ssize_t TIME_AT = member_offset(FleetSignal.time_ns)
+cdef Py_ssize_t HOST_ID_AT = member_offset(FleetSignal.host_id)
+cdef Py_ssize_t HOST_NAME_AT = member_offset(FleetSignal.host_name)
+cdef Py_ssize_t PEER_HOST_AT = member_offset(FleetSignal.peer_host)
+cdef Py_ssize_t RULE_AT = member_offset(Signal.rule)
+cdef Py_ssize_t TAGS_AT = member_offset(Signal.tags)
+cdef Py_ssize_t FIELDS_AT = member_offset(Signal.fields)
+
+
+cdef inline PyObject* member(PyObject* owner, Py_ssize_t offset) noexcept:
+    """Return a struct's field, borrowed. All fields of these structs are always set."""
+    return (<PyObject**>(<char*>owner + offset))[0]
+
+
 cdef inline uint32_t hash_values(PyObject** values, int count) except? 0xFFFFFFFF:
     cdef uint64_t mixed = 0x9E3779B97F4A7C15u
     cdef int i
@@ -134,41 +253,44 @@ cdef inline uint32_t hash_values(PyObject** values, int count) except? 0xFFFFFFF
     return <uint32_t>mixed
 
 
-cdef inline bint same(PyObject* a, PyObject* b) except -1:
-    return a == b or equal_by(a, b, Py_EQ)
-
-
 @cython.no_gc_clear
 cdef class Fields:
-    """Values of the signal at hand, each read once however many sequences ask.
+    """Values of the signal at hand and of those to come, each read once however many ask.
 
-    Of equal texts that come again and again one object is kept, so that most comparisons end at
-    the address. It is a cache: what is compared is always the text.
+    A signal has a place in a circle of CONTEXTS for as long as none that comes later takes it.
     """
 
-    cdef dict shared
     cdef dict places
     cdef list names
     cdef list readers
-    cdef object signal
-    cdef object own
-    cdef uint64_t now
     cdef int kinds[1024]
-    cdef PyObject* value[1024]
-    cdef uint64_t stamp[1024]
+    cdef int at                   # the context of the signal at hand
+    cdef uint64_t now
+    cdef PyObject* signals[CONTEXTS]
+    cdef PyObject* own[CONTEXTS]  # of the signal's fields, borrowed from it
+    cdef uint64_t begun[CONTEXTS]
+    cdef dict hosts               # host id -> number
+    cdef list host_ids
+    cdef int host[CONTEXTS]       # number of the signal's host; -1: not asked for yet
+    cdef PyObject* value[CONTEXTS][1024]
+    cdef uint64_t stamp[CONTEXTS][1024]
 
     def __cinit__(self):
-        self.shared = {}
         self.places = {}
         self.names = []
         self.readers = []
+        self.hosts = {}
+        self.host_ids = []
+        memset(self.signals, 0, sizeof(self.signals))
         memset(self.value, 0, sizeof(self.value))
         memset(self.stamp, 0, sizeof(self.stamp))
 
     def __dealloc__(self):
-        cdef int i
-        for i in range(1024):
-            decref(self.value[i])
+        cdef int i, context
+        for context in range(CONTEXTS):
+            decref(self.signals[context])
+            for i in range(1024):
+                decref(self.value[context][i])
 
     cdef int place(self, name) except -1:
         """Return the number of a field."""
@@ -189,22 +311,50 @@ cdef class Fields:
             self.kinds[len(self.names) - 1] = kind
         return self.places[name]
 
-    cdef int begin(self, signal) except -1:
-        self.signal = signal
-        self.own = signal.signal.fields
+    cdef bint begin(self, int context, PyObject* signal) noexcept:
+        """Give a signal a context, unless it has it already (False); what was there goes."""
+        self.at = context
+        if self.signals[context] == signal:
+            return False
+        incref(signal)
+        decref(self.signals[context])
+        self.signals[context] = signal
+        self.own[context] = member(member(signal, SIGNAL_AT), FIELDS_AT)
         self.now += 1
-        return 0
+        self.begun[context] = self.now
+        self.host[context] = -1
+        return True
 
-    cdef PyObject* get(self, int place) except NULL:
-        """Return a value, borrowed until the next signal; None: missing."""
+    cdef inline int host_now(self) except -1:
+        """Return the number of the signal's host."""
+        if self.host[self.at] < 0:
+            self.host[self.at] = self._host()
+        return self.host[self.at]
+
+    cdef int _host(self) except -1:
+        cdef object name = <object>member(self.signals[self.at], HOST_ID_AT)
+        found = self.hosts.get(name)
+        if found is None:
+            found = min(len(self.hosts), HOSTS - 1)
+            self.hosts[name] = found
+            if found == len(self.host_ids):
+                self.host_ids.append(name)
+        return found
+
+    cdef inline PyObject* get(self, int place) except NULL:
+        """Return a value, borrowed while the signal has its context; None: missing."""
+        if self.stamp[self.at][place] == self.begun[self.at]:
+            return self.value[self.at][place]
+        return self._read(place)
+
+    cdef PyObject* _read(self, int place) except NULL:
         cdef PyObject* found
+        cdef PyObject* signal = self.signals[self.at]
         cdef object value = None
         cdef int kind
-        if self.stamp[place] == self.now:
-            return self.value[place]
         kind = self.kinds[place]
         if kind <= ADDRESS:
-            found = item_of(self.own, self.names[place])
+            found = item_of(<object>self.own[self.at], self.names[place])
             if found != NULL:
                 value = <object>found
                 if kind == ADDRESS:
@@ -212,24 +362,16 @@ cdef class Fields:
                 elif not isinstance(value, (str, int)):
                     value = None
         elif kind == HOST:
-            value = self.signal.host_name
+            value = <object>member(signal, HOST_NAME_AT)
         elif kind == PEER:
-            value = self.signal.peer_host
+            value = <object>member(signal, PEER_HOST_AT)
         else:
-            value = self.readers[place](self.signal)
-        found = NULL
-        if type(value) is str:
-            found = item_of(self.shared, value)
-            if found == NULL:
-                if len(self.shared) >= SHARED_MAX:
-                    self.shared.clear()
-                self.shared[value] = value
-        if found == NULL:
-            found = <PyObject*>value
+            value = self.readers[place](<object>signal)
+        found = <PyObject*>value
         incref(found)
-        decref(self.value[place])
-        self.value[place] = found
-        self.stamp[place] = self.now
+        decref(self.value[self.at][place])
+        self.value[self.at][place] = found
+        self.stamp[self.at][place] = self.begun[self.at]
         return found
 
 
@@ -241,7 +383,7 @@ cdef class Absent:
     cdef object condition
     cdef list own         # fields
     cdef dict places      # position of a step -> places of the joined values in its nodes
-    cdef dict latest      # values -> (number, time), the latest last
+    cdef dict latest      # values -> (number, time, host), the latest last
 
 
 @cython.no_gc_clear
@@ -264,6 +406,10 @@ cdef class Tables:
     cdef int64_t width_ns         # of a spoke of the wheels
     cdef uint32_t bound
     cdef readonly uint64_t evicted
+    cdef uint32_t entries         # of all rings
+    cdef uint32_t* accounts       # per host, how many nodes and rings' entries
+    cdef uint32_t accounts_size
+    cdef readonly dict evicted_of  # number of a host -> how many of its account went
     cdef Slab nodes
     cdef Slab ringed
     cdef Slab slots
@@ -304,6 +450,7 @@ cdef class Tables:
         self.bound = bound
         self.steps = len(arrangement)
         self.plans = <Plan*>self._new(self.steps * sizeof(Plan))
+        self.evicted_of = {}
         steps, absences = sequence_plan(sequence, arrangement)
         before = ()
         most_values = 0
@@ -394,6 +541,7 @@ cdef class Tables:
         for position in range(self.steps):
             self._chains_del(&self.plans[position].table)
             self._chains_del(&self.plans[position].rings)
+        heap_del(self.heap, self.accounts, self.accounts_size * sizeof(uint32_t))
         heap_del(self.heap, self.slots.data, self.slots.capacity * self.slots.stride)
         heap_del(self.heap, self.nodes.data, self.nodes.capacity * self.nodes.stride)
         heap_del(self.heap, self.ringed.data, self.ringed.capacity * self.ringed.stride)
@@ -429,6 +577,30 @@ cdef class Tables:
     cdef void _chains_del(self, Chains* chains) noexcept:
         heap_del(self.heap, chains.classes, chains.size * sizeof(uint32_t))
         heap_del(self.heap, chains.groups, chains.size * sizeof(uint32_t))
+
+    cdef uint32_t _payer(self) except 0xFFFFFFFF:
+        """Return the number of the signal's host, which has an account from now on."""
+        cdef uint32_t host = self.fields.host_now()
+        cdef uint32_t larger
+        cdef void* accounts
+        if host >= self.accounts_size:
+            larger = max(host + 1, 2 * self.accounts_size, 16)
+            accounts = heap_grow(
+                self.heap,
+                self.accounts,
+                self.accounts_size * sizeof(uint32_t),
+                larger * sizeof(uint32_t),
+            )
+            if accounts == NULL:
+                raise MemoryError
+            self.accounts = <uint32_t*>accounts
+            memset(
+                &self.accounts[self.accounts_size],
+                0,
+                (larger - self.accounts_size) * sizeof(uint32_t),
+            )
+            self.accounts_size = larger
+        return host
 
     cdef uint32_t _take(self, Slab* slab) except 0:
         """Return the place of a zeroed item."""
@@ -599,35 +771,81 @@ cdef class Tables:
         self.ring_wheel.at = self.node_wheel.at
         return 0
 
-    cdef bint _first(self, Slab* slab, Wheel* wheel) noexcept:
-        """Move a wheel's `oldest` to the first tick where something hangs."""
-        if not slab.linked:
-            return False
-        while not wheel.head[wheel.oldest & (SPOKES - 1)]:
-            wheel.oldest += 1
-        return True
-
     cdef int _evict(self) except -1:
-        """Drop what started longest ago until the bound is kept."""
-        cdef bint has_node, has_ring
-        cdef uint32_t place
-        while self.nodes.linked + self.ringed.linked > self.bound:
-            has_node = self._first(&self.nodes, &self.node_wheel)
-            has_ring = self._first(&self.ringed, &self.ring_wheel)
-            if has_ring and (
-                not has_node or self.ring_wheel.oldest <= self.node_wheel.oldest
-            ):
-                place = self.ring_wheel.head[self.ring_wheel.oldest & (SPOKES - 1)]
-                if self._rehang(&self.ringed, &self.ring_wheel, place):
-                    continue
-                self._remove_ring(place)
-            else:
-                place = self.node_wheel.head[self.node_wheel.oldest & (SPOKES - 1)]
-                if self._rehang(&self.nodes, &self.node_wheel, place):
-                    continue
-                self._remove(place)
-            self.evicted += 1
+        """Let go until the bound is kept: of the hosts with the largest accounts, what is oldest.
+
+        A host whose account is at most what the bound would give each loses nothing, so whoever
+        floods the tables floods his own account. Some more than needed goes at once, so that the
+        walk through the wheels is not for each.
+        """
+        cdef uint32_t held = self.nodes.linked + self.entries
+        cdef int64_t left
+        cdef int64_t tick
+        cdef uint32_t host, place, following
+        cdef dict excess
+        if held <= self.bound:
+            return 0
+        left = held - self.bound + self.bound // 16
+        excess = self._excess(left)
+        tick = min(
+            self.node_wheel.oldest if self.nodes.linked else self.ring_wheel.oldest,
+            self.ring_wheel.oldest if self.ringed.linked else self.node_wheel.oldest,
+        )
+        while left > 0 and (self.nodes.linked or self.ringed.linked):
+            place = self.ring_wheel.head[tick & (SPOKES - 1)]
+            while place and left > 0:
+                following = self._ring(place).link.next
+                host = self._ring(place).link.host
+                if not self._rehang(&self.ringed, &self.ring_wheel, place):
+                    if excess.get(host, 0) > 0:
+                        left -= self._give_up(host, self._ring(place).used, excess)
+                        self._remove_ring(place)
+                place = following
+            place = self.node_wheel.head[tick & (SPOKES - 1)]
+            while place and left > 0:
+                following = self._node(place).link.next
+                host = self._node(place).link.host
+                if not self._rehang(&self.nodes, &self.node_wheel, place):
+                    if excess.get(host, 0) > 0:
+                        left -= self._give_up(host, 1, excess)
+                        self._remove(place)
+                place = following
+            tick += 1
+        self._settle(&self.nodes, &self.node_wheel)
+        self._settle(&self.ringed, &self.ring_wheel)
         return 0
+
+    cdef int _give_up(self, uint32_t host, uint32_t count, dict excess) except -1:
+        excess[host] -= count
+        self.evicted += count
+        self.evicted_of[host] = self.evicted_of.get(host, 0) + count
+        return count
+
+    cdef dict _excess(self, int64_t count):
+        """Return how much each host is to lose, so that what is left is shared as evenly as it can."""
+        cdef int host
+        held = sorted(
+            [(self.accounts[host], host) for host in range(self.accounts_size) if self.accounts[host]],
+            reverse=True,
+        )
+        level = held[0][0]
+        taking = 0
+        for number in range(len(held)):
+            below = held[number + 1][0] if number + 1 < len(held) else 0
+            # The first hosts are brought down to one level, as far as is needed.
+            room = (level - below) * (number + 1)
+            if taking + room >= count:
+                level -= -(-(count - taking) // (number + 1))
+                break
+            taking += room
+            level = below
+        return {host: account - level for account, host in held if account > level}
+
+    cdef void _settle(self, Slab* slab, Wheel* wheel) noexcept:
+        """Move a wheel's `oldest` to the first tick where something hangs."""
+        if slab.linked:
+            while not wheel.head[wheel.oldest & (SPOKES - 1)]:
+                wheel.oldest += 1
 
     # Tables.
 
@@ -640,6 +858,7 @@ cdef class Tables:
         self._chain(chains, place)
         chains.used += 1
         self._hang(&self.nodes, &self.node_wheel, place)
+        self.accounts[node.link.host] += 1
         return 0
 
     cdef void _chain(self, Chains* chains, uint32_t place) noexcept:
@@ -702,6 +921,7 @@ cdef class Tables:
             self._node(node.group_next).group_prev = node.group_prev
         chains.used -= 1
         self._unhang(&self.nodes, &self.node_wheel, place)
+        self.accounts[node.link.host] -= 1
         self._drop(place)
 
     cdef void _remove_ring(self, uint32_t place) noexcept:
@@ -714,6 +934,8 @@ cdef class Tables:
         at[0] = ring.chain_next
         chains.used -= 1
         self._unhang(&self.ringed, &self.ring_wheel, place)
+        self.accounts[ring.link.host] -= ring.used
+        self.entries -= ring.used
         for i in range(ring.used):
             self._drop(ring.entries[(ring.at + i) % ring.capacity].before)
         self._forget_ring(ring)
@@ -835,6 +1057,7 @@ cdef class Tables:
         cdef PyObject* value
         cdef int i, from_
         node.link.step = position
+        node.link.host = self._payer()
         node.refs = 1
         node.link.start_ns = start_ns
         node.start_no = start_no
@@ -908,6 +1131,9 @@ cdef class Tables:
         node.no = other.no
         node.start_no = other.start_no
         node.link.start_ns = other.link.start_ns
+        self.accounts[node.link.host] -= 1
+        node.link.host = other.link.host
+        self.accounts[node.link.host] += 1
         self._drop(by)
 
     cdef int _await(self, uint32_t place) except -1:
@@ -992,6 +1218,7 @@ cdef class Tables:
         if ring.entries == NULL:
             raise MemoryError
         ring.link.step = position
+        ring.link.host = self._payer()
         ring.link.hash = hashed
         for i in range(key_count):
             incref(key[i])
@@ -1025,6 +1252,8 @@ cdef class Tables:
         self._drop(entry.before)
         ring.at = (ring.at + 1) % ring.capacity
         ring.used -= 1
+        self.accounts[ring.link.host] -= 1
+        self.entries -= 1
 
     cdef int _push(self, uint32_t place, Plan* plan, uint32_t before, int64_t start_ns) except -1:
         """Put the signal to a ring's end: the oldest goes, or the last one with its value."""
@@ -1066,6 +1295,8 @@ cdef class Tables:
         if before:
             self._node(before).refs += 1
         ring.used += 1
+        self.accounts[ring.link.host] += 1
+        self.entries += 1
         ring.link.start_ns = start_ns
         return 0
 
@@ -1081,6 +1312,8 @@ cdef class Tables:
         decref(gone.value)
         self._drop(gone.before)
         ring.used -= 1
+        self.accounts[ring.link.host] -= 1
+        self.entries -= 1
 
     cdef int _note(self, Absent absent) except -1:
         """Note a signal that an absence takes."""
@@ -1092,17 +1325,52 @@ cdef class Tables:
             values.append(value)
         key = tuple(values)
         absent.latest.pop(key, None)
-        absent.latest[key] = (self.now_no, self.now_ns)
+        absent.latest[key] = (self.now_no, self.now_ns, self.fields.host_now())
         since_ns = self.now_ns - self.within_ns - self.after_ns
         while True:
             oldest = next(iter(absent.latest))
             if absent.latest[oldest][1] < since_ns:
                 del absent.latest[oldest]
             elif len(absent.latest) > self.bound:
-                del absent.latest[oldest]
-                self.evicted += 1
+                self._thin(absent.latest)
             else:
                 return 0
+
+    cdef int _thin(self, dict latest) except -1:
+        """Let go of what an absence noted: the oldest of the hosts that have the most."""
+        counts = Counter([noted[2] for noted in latest.values()])
+        count = len(latest) - self.bound + self.bound // 16
+        for key, (_, _, host) in list(latest.items()):
+            # The level falls as the largest lose: looked up anew when it is reached.
+            if count > 0 and counts[host] * len(counts) >= len(latest):
+                del latest[key]
+                counts[host] -= 1
+                count -= 1
+                self._count_evicted(host)
+        return 0
+
+    cdef int _thin_pending(self) except -1:
+        """Let go of completed matches that wait: the oldest of the hosts that have the most."""
+        hosts = [self._node(<uint32_t>waiting[2][0]).link.host for waiting in self.pending]
+        counts = Counter(hosts)
+        count = len(hosts) - self.bound + self.bound // 16
+        kept = deque()
+        for host, waiting in zip(hosts, self.pending):
+            if count > 0 and counts[host] * len(counts) >= len(hosts):
+                counts[host] -= 1
+                count -= 1
+                for place in waiting[2]:
+                    self._drop(place)
+                self._count_evicted(host)
+            else:
+                kept.append(waiting)
+        self.pending = kept
+        return 0
+
+    cdef int _count_evicted(self, int host) except -1:
+        self.evicted += 1
+        self.evicted_of[host] = self.evicted_of.get(host, 0) + 1
+        return 0
 
     cdef int feed(self, object signal, uint64_t no, int64_t time_ns, uint64_t wanted) except -1:
         """Take a signal at the steps (bits 0-31) and absences (from bit 32) that name its rule.
@@ -1133,12 +1401,119 @@ cdef class Tables:
             self.pending.append((no, time_ns, self.fresh))
             self.fresh = []
             if len(self.pending) > self.bound:
-                for place in self.pending.popleft()[2]:
-                    self._drop(place)
-                self.evicted += 1
-        if self.nodes.linked + self.ringed.linked > self.bound:
+                self._thin_pending()
+        if self.nodes.linked + self.entries > self.bound:
             self._evict()
         return 0
+
+    # Looking ahead: nothing here changes anything but what is in the processor's caches.
+
+    cdef int glance(self, Glance* glances, int most, uint64_t wanted) except -1:
+        """Find out where a signal's first look-ups will be, and ask for that; return how many."""
+        cdef int position = self.steps - 1
+        cdef Plan* plan
+        while position >= 0 and not wanted >> position & 1:
+            position -= 1
+        if position < 0:
+            return 0
+        plan = &self.plans[position]
+        if position:
+            self._look(&glances[0], position, IN_GROUPS, plan.own, plan.own_count)
+            return 1
+        # Without a step before, all that is carried is the signal's own.
+        self._look(&glances[0], 0, IN_CLASSES, plan.needed, plan.carried_count)
+        if plan.count == 1 or most == 1:
+            return 1
+        self._look(&glances[1], 0, IN_RINGS, plan.by, plan.by_count)
+        return 2
+
+    cdef int _look(self, Glance* glance, int position, int kind, int* places, int count) except -1:
+        cdef PyObject* values[1024]
+        cdef int i
+        for i in range(count):
+            values[i] = self.fields.get(places[i])
+        glance.tables = <PyObject*>self
+        glance.position = position
+        glance.kind = kind
+        glance.hash = hash_values(values, count)
+        prefetch_text(self._chain_of(glance))
+        return 0
+
+    cdef uint32_t* _chain_of(self, Glance* glance) noexcept:
+        cdef Chains* chains = &self.plans[glance.position].table
+        if glance.kind == IN_RINGS:
+            chains = &self.plans[glance.position].rings
+        elif glance.kind == IN_GROUPS:
+            chains = &self.plans[glance.position - 1].table
+            return &chains.groups[glance.hash & (chains.size - 1)]
+        return &chains.classes[glance.hash & (chains.size - 1)]
+
+    cdef void arrive(self, Glance* glance) noexcept:
+        """Ask for what stands first in the chain."""
+        glance.place = self._chain_of(glance)[0]
+        if glance.kind == IN_RINGS:
+            prefetch(self._ring(glance.place))
+        else:
+            prefetch(self._node(glance.place))
+
+    cdef void unfold(self, Glance* glance) noexcept:
+        """Ask for the texts that will be compared, and for a ring's entries."""
+        cdef Ring* ring
+        cdef Node* node
+        cdef Plan* plan
+        cdef int i
+        if not glance.place:
+            return
+        if glance.kind == IN_RINGS:
+            ring = self._ring(glance.place)
+            if ring.entries != NULL:
+                prefetch(&ring.entries[ring.at])
+                for i in range(min(2, self.plans[glance.position].by_count)):
+                    prefetch_text(ring.values[i])
+            return
+        node = self._node(glance.place)
+        if node.refs:
+            plan = &self.plans[node.link.step]
+            if plan.count > 1:
+                prefetch_text(<void*>node.taken)
+            for i in range(min(3, plan.carried_count)):
+                prefetch_text(node.values[i])
+
+    cdef int touch(self, Glance* glance) except -1:
+        """Ask for the signals that are let go, and for the chain of what a node leads to."""
+        cdef Ring* ring
+        cdef Node* node
+        cdef Plan* plan
+        cdef PyObject* values[1024]
+        cdef int i, from_
+        if not glance.place:
+            return 0
+        if glance.kind == IN_RINGS:
+            ring = self._ring(glance.place)
+            if ring.entries != NULL and ring.used:
+                prefetch_text(self._slot(ring.entries[ring.at].slot))
+            return 0
+        node = self._node(glance.place)
+        if glance.kind == IN_CLASSES:
+            plan = &self.plans[node.link.step]
+            if node.refs and plan.count > 1:
+                for i in range(min(4, plan.count)):
+                    prefetch_text(self._slot((<uint32_t*>node.taken)[i]))
+            elif node.refs:
+                prefetch_text(self._slot(<uint32_t>node.taken))
+            return 0
+        plan = &self.plans[glance.position]
+        if not node.refs or node.group_hash != glance.hash or plan.count > 1:
+            return 0
+        for i in range(plan.carried_count):
+            from_ = plan.carried[i]
+            values[i] = (
+                node.values[from_] if from_ >= 0 else self.fields.get(plan.needed[~from_])
+            )
+        glance.kind = IN_CLASSES
+        glance.hash = hash_values(values, plan.carried_count)
+        prefetch_text(self._chain_of(glance))
+        return 1
 
     cdef bint _is_first(self, tuple first, object signal) except -1:
         spec, for_ns, places = first
@@ -1196,8 +1571,14 @@ cdef class Takers:
     """Who wants the signals of one rule."""
 
     cdef object tags
-    cdef list tables      # numbers, in order
-    cdef list wanted      # the steps and absences of each
+    cdef list numbers     # of tables, in order
+    cdef int count
+    cdef PyObject** tables        # borrowed
+    cdef uint64_t* wanted         # the steps and absences of each
+
+    def __dealloc__(self):
+        free(self.tables)
+        free(self.wanted)
 
 
 @cython.no_gc_clear
@@ -1220,6 +1601,8 @@ cdef class TableSet:
     cdef list by_any
     cdef dict cache
     cdef dict made_cache
+    cdef list wanting             # Takers of the signal of each context
+    cdef Glance glances[CONTEXTS][GLANCES]
     cdef object last
     cdef int64_t last_ns
     cdef uint64_t no
@@ -1230,6 +1613,8 @@ cdef class TableSet:
     def __init__(self, sequences, uint32_t partials_max, seen):
         cdef Tables tables
         self.fields = Fields()
+        self.wanting = [None] * CONTEXTS
+        memset(self.glances, 0, sizeof(self.glances))
         self.tables = []
         self.numbers = []
         self.spans = []
@@ -1281,25 +1666,37 @@ cdef class TableSet:
         return sum(tables.evicted for tables in self.tables)
 
     @property
+    def evicted_of(self):
+        """Of these, how many were on the account of which host; by id, of HOSTS - 1 hosts."""
+        cdef Tables tables
+        found = Counter()
+        for tables in self.tables:
+            for number, count in tables.evicted_of.items():
+                found[self.fields.host_ids[number]] += count
+        return dict(found)
+
+    @property
     def heap_bytes(self):
         """Bytes of the tables, without the signals that they name."""
         return self.heap.bytes
 
     def wants(self, rule, tags):
         """Tell whether any step or absence takes signals of a rule with these tags."""
-        return bool(self._takers_of(rule, tags, False).tables)
+        return self._takers_of(rule, tags, False).count > 0
 
-    cdef Takers _takers(self, object inner, bint is_made):
+    cdef Takers _takers(self, PyObject* inner, bint is_made):
         """Return who wants a signal, by its rule and tags."""
-        return self._takers_of(inner.rule, inner.tags, is_made)
+        return self._takers_of(
+            <object>member(inner, RULE_AT), <object>member(inner, TAGS_AT), is_made
+        )
 
     cdef Takers _takers_of(self, object rule, object tags, bint is_made):
         cdef Takers found
         cdef dict cache = self.made_cache if is_made else self.cache
-        known = cache.get(rule)
-        if known is not None:
-            found = known
-            if found.tags == tags:
+        cdef PyObject* known = item_of(cache, rule)
+        if known != NULL:
+            found = <Takers>known
+            if same_tags(<PyObject*>found.tags, <PyObject*>tags):
                 return found
         wanted = {}
         # No host can send what stands for an incident, whatever it calls its rules.
@@ -1314,8 +1711,15 @@ cdef class TableSet:
                 wanted[number] = wanted.get(number, 0) | bit
         found = Takers()
         found.tags = tags
-        found.tables = sorted(wanted)
-        found.wanted = [wanted[number] for number in found.tables]
+        found.numbers = sorted(wanted)
+        found.tables = <PyObject**>malloc((len(wanted) + 1) * sizeof(PyObject*))
+        found.wanted = <uint64_t*>malloc((len(wanted) + 1) * sizeof(uint64_t))
+        if found.tables == NULL or found.wanted == NULL:
+            raise MemoryError
+        for number in found.numbers:
+            found.tables[found.count] = <PyObject*>self.tables[<int>number]
+            found.wanted[found.count] = wanted[number]
+            found.count += 1
         if len(cache) >= 65536:
             cache.clear()
         cache[rule] = found
@@ -1335,9 +1739,12 @@ cdef class TableSet:
         cdef Py_ssize_t i, end = len(signals)
         cdef list completed = []
         while at < end:
+            self._look_ahead(signals, at, end, is_made)
             signal = signals[at]
             at += 1
-            time_ns = signal.time_ns
+            if not is_a(<PyObject*>signal, <PyObject*>FleetSignal):
+                raise TypeError(f"{signal!r} is no FleetSignal")
+            time_ns = <object>member(<PyObject*>signal, TIME_AT)
             if not is_made:
                 if self.has_last and time_ns <= self.last_ns and not self._follows(signal):
                     continue
@@ -1348,17 +1755,104 @@ cdef class TableSet:
                 if self.awaiting:
                     self._decide(time_ns - 1, completed)
             self.no += 1
-            takers = self._takers(signal.signal, is_made)
-            if takers.tables:
-                self.fields.begin(signal)
-                for i in range(len(takers.tables)):
-                    tables = self.tables[<int>takers.tables[i]]
-                    tables.feed(signal, self.no, time_ns, <uint64_t>takers.wanted[i])
+            takers = self._begin(<PyObject*>signal, (at - 1) & (CONTEXTS - 1), is_made)
+            if takers.count:
+                for i in range(takers.count):
+                    tables = <Tables>takers.tables[i]
+                    tables.feed(signal, self.no, time_ns, takers.wanted[i])
                     if tables.best:
-                        self._collect(<int>takers.tables[i], completed)
+                        self._collect(<int>takers.numbers[i], completed)
             if completed:
                 break
         return at, completed
+
+    cdef int _look_ahead(
+        self, list signals, Py_ssize_t at, Py_ssize_t end, bint is_made
+    ) except -1:
+        """Ask for the memory that the signals to come will need, each once what leads to it is there.
+
+        In a stream over many keys nearly nothing of it is in the processor's caches: the signal's
+        own objects, then the place in the table, what stands there, and what that names.
+        """
+        cdef PyObject* signal
+        cdef PyObject* inner
+        cdef Glance* glance
+        cdef int i
+        if at + AHEAD < end:
+            prefetch(<PyObject*>signals[at + AHEAD])
+        if at + 14 < end:
+            signal = <PyObject*>signals[at + 14]
+            if is_a(signal, <PyObject*>FleetSignal):
+                prefetch(member(signal, SIGNAL_AT))
+                prefetch_text(member(signal, TIME_AT))
+                prefetch_text(member(signal, HOST_NAME_AT))
+        if at + 10 < end:
+            signal = <PyObject*>signals[at + 10]
+            if is_a(signal, <PyObject*>FleetSignal):
+                inner = member(signal, SIGNAL_AT)
+                prefetch(member(inner, FIELDS_AT))
+                prefetch_text(member(inner, RULE_AT))
+                prefetch_text(member(inner, TAGS_AT))
+        if at + 8 < end:
+            signal = <PyObject*>signals[at + 8]
+            if is_a(signal, <PyObject*>FleetSignal):
+                inner = member(signal, SIGNAL_AT)
+                prefetch_keys(member(inner, FIELDS_AT))
+                prefetch_items(member(inner, TAGS_AT))
+        if at + 7 < end:
+            signal = <PyObject*>signals[at + 7]
+            if is_a(signal, <PyObject*>FleetSignal):
+                self._glance(signal, (at + 7) & (CONTEXTS - 1), is_made)
+        for i in range(GLANCES):
+            glance = &self.glances[(at + 6) & (CONTEXTS - 1)][i]
+            if glance.tables == NULL:
+                break
+            (<Tables>glance.tables).arrive(glance)
+        for i in range(GLANCES):
+            glance = &self.glances[(at + 5) & (CONTEXTS - 1)][i]
+            if glance.tables == NULL:
+                break
+            (<Tables>glance.tables).unfold(glance)
+        for i in range(GLANCES):
+            glance = &self.glances[(at + 4) & (CONTEXTS - 1)][i]
+            if glance.tables == NULL:
+                break
+            self.fields.at = (at + 4) & (CONTEXTS - 1)
+            glance.is_deeper = (<Tables>glance.tables).touch(glance)
+        for i in range(GLANCES):
+            glance = &self.glances[(at + 3) & (CONTEXTS - 1)][i]
+            if glance.tables == NULL:
+                break
+            if glance.is_deeper:
+                (<Tables>glance.tables).arrive(glance)
+        for i in range(GLANCES):
+            glance = &self.glances[(at + 2) & (CONTEXTS - 1)][i]
+            if glance.tables == NULL:
+                break
+            if glance.is_deeper:
+                (<Tables>glance.tables).unfold(glance)
+        return 0
+
+    cdef Takers _begin(self, PyObject* signal, int context, bint is_made):
+        """Give a signal its context, and return who wants it."""
+        if self.fields.begin(context, signal):
+            self.wanting[context] = self._takers(member(signal, SIGNAL_AT), is_made)
+        return <Takers>self.wanting[context]
+
+    cdef int _glance(self, PyObject* signal, int context, bint is_made) except -1:
+        """Read the values that a signal's first look-ups need, and ask for the places."""
+        cdef Takers takers = self._begin(signal, context, is_made)
+        cdef Glance* glances = self.glances[context]
+        cdef int i, used = 0
+        for i in range(takers.count):
+            if used == GLANCES:
+                return 0
+            used += (<Tables>takers.tables[i]).glance(
+                &glances[used], GLANCES - used, takers.wanted[i]
+            )
+        if used < GLANCES:
+            glances[used].tables = NULL
+        return 0
 
     cdef bint _follows(self, object signal) except -1:
         """Tell whether a signal of the last one's time or before is new."""

@@ -172,6 +172,79 @@ def test_partial_matches_are_bounded_and_what_goes_is_counted(count: int) -> Non
         assert len(correlator.feed(at(201, "r2", name="n91"))) == 1
 
 
+FLOODED = {
+    "a step": named(step("r1"), step("r2", SAME_NAME), within_ns=10**9),
+    "a count": named(
+        step("r1", count=3, by=("proc.name",)), step("r2", SAME_NAME), within_ns=10**9
+    ),
+    "two steps": named(
+        step("r1"),
+        step("r3", SAME_NAME),
+        step("r2", Join("proc.name", 1, "proc.name")),
+        within_ns=10**9,
+    ),
+    "an absence": replace(
+        named(step("r1"), step("r2", SAME_NAME), within_ns=10**9),
+        absences=(Absence(step("r3", SAME_NAME), 0, 1),),
+    ),
+    "an absence at the end": replace(
+        named(step("r1"), step("r2", SAME_NAME), within_ns=10**9),
+        absences=(Absence(step("r4", SAME_NAME), 0, 2, for_ns=5 * 10**7),),
+    ),
+}
+
+
+@pytest.mark.parametrize("sequence", FLOODED.values(), ids=FLOODED)
+def test_a_host_that_floods_the_tables_takes_nothing_from_the_others(sequence: Sequence) -> None:
+    """Ten hosts do what is looked for, and an eleventh sends all signals for ever new values."""
+    bound = 1000
+    honest = []
+    for host in range(10):
+        times = (host * 10, host * 10 + 1, host * 10 + 2, 10**8 + host)
+        for number, rule in enumerate(("r1", "r1", "r1", "r2")):
+            if rule == "r2" or number == 0 or sequence.steps[0].count == 3:
+                honest.append(at(1 + times[number], rule, f"u{host}", f"host-{host}", 1 + number))
+        if sequence.name == "seq" and len(sequence.steps) == 3:
+            honest.append(at(5 + host * 10, "r3", f"u{host}", f"host-{host}", 9))
+    # What it floods an absence's memory with is what is absent.
+    flood = [
+        at(1000 + number * 10, f"r{1 + number % 3}", f"n{number // 3}", "evil", 1 + number)
+        for number in range(30_000)
+    ]
+    stream = sorted([*honest, *flood], key=lambda signal: signal.order)
+    correlator = Correlator([sequence], partials_max=bound)
+    found = []
+    for number in range(0, len(stream), 500):
+        found += correlator.feed_all(stream[number : number + 500])
+        assert correlator.stats()["partials"] <= bound
+    found += correlator.advance(10**9)
+    expected = Correlator([sequence], partials_max=bound)
+    alone = expected.feed_all(sorted(honest, key=lambda s: s.order)) + expected.advance(10**9)
+    of_others = [c.incident for c in found if c.incident.hosts != ("evil",)]
+    assert of_others == [change.incident for change in alone]
+    assert len(of_others) == 10
+    stats = correlator.stats()
+    assert set(correlator.evicted_of) == {"evil"}
+    assert correlator.evicted_of["evil"] == stats["evicted"] > 0
+    assert stats["table_bytes"] < 1_000_000
+
+
+def test_what_goes_at_the_bound_is_that_of_the_largest_accounts() -> None:
+    sequence = named(step("r1"), step("r2", SAME_NAME), within_ns=10**9)
+    correlator = Correlator([sequence], partials_max=160)
+    number = 0
+    for host, count in (("a", 20), ("b", 90), ("c", 50), ("d", 11)):
+        for _ in range(count):
+            number += 1
+            correlator.feed(at(number, "r1", f"n{number}", host))
+    # One more than 160 let eleven go, which b alone had beyond the others.
+    assert correlator.evicted_of == {"b": 11}
+    assert correlator.stats()["partials"] == 160
+    assert correlator.feed(at(1000, "r2", "n31")) == []
+    assert len(correlator.feed(at(1001, "r2", "n32"))) == 1
+    assert len(correlator.feed(at(1002, "r2", "n1"))) == 1
+
+
 def test_what_started_before_the_window_leaves_the_tables() -> None:
     sequence = named(step("r1"), step("r2", SAME_NAME), within_ns=10)
     correlator = Correlator([sequence])
