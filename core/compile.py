@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Final
 
 from vedette.core import calls, fields, layout
@@ -286,6 +287,14 @@ class PartPlan:
     residual: list[int] = field(default_factory=list)
     always: list[int] = field(default_factory=list)
 
+    def add(self, other: PartPlan) -> None:
+        """Take up the rules of another plan."""
+        self.starts |= other.starts
+        for predicate, rules in other.cover.items():
+            self.cover.setdefault(predicate, []).extend(rules)
+        self.residual += other.residual
+        self.always += other.always
+
 
 @dataclass(slots=True)
 class TypePlan:
@@ -313,6 +322,22 @@ class TypePlan:
     late: dict[int, int] = field(default_factory=dict)
     late_words: set[str] = field(default_factory=set)
     late_vector: bool = False
+
+    def add(self, other: TypePlan) -> None:
+        """Take up the rules of another plan."""
+        self.words |= other.words
+        self.vector |= other.vector
+        self.process.add(other.process)
+        self.event.add(other.event)
+        if self.gate is None or other.gate is None:
+            self.gate = None
+        else:
+            self.gate.add(other.gate)
+        self.rest |= other.rest
+        self.whole |= other.whole
+        self.late |= other.late
+        self.late_words |= other.late_words
+        self.late_vector |= other.late_vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,11 +443,45 @@ class _Compiler:
         self.word: list[str | None] = []
         self.costs: list[int] = []
         self.codes: dict[tuple[bool, Expr], int] = {}
+        self.named_types: dict[Predicate, int] = {}
         self.is_call = False  # what is compiled is for a type of struct vedette_call
         self.filed: Counter[int] = Counter()
         self.leaf_numbers: dict[Leaf, int] = {}
         self.computed_numbers: dict[tuple[str, tuple[Step, ...]], int] = {}
         self.python: set[int] = set()
+
+    # Which event types are worth a look, as bits: those of which a tree can be true, and false.
+
+    def types_of(self, node: Expr) -> tuple[int, int]:
+        if isinstance(node, Predicate):
+            return self.types_of_predicate(node)
+        if isinstance(node, Not):
+            return self.types_of(node.item)[::-1]
+        found = [self.types_of(part) for part in node.items]
+        true, false = found[0]
+        for can_be_true, can_be_false in found[1:]:
+            if isinstance(node, And):
+                true, false = true & can_be_true, false | can_be_false
+            else:
+                true, false = true | can_be_true, false & can_be_false
+        return true, false
+
+    def types_of_predicate(self, node: Predicate) -> tuple[int, int]:
+        name = node.field.name
+        if not node.is_plain:
+            return _ALL_TYPES, _ALL_TYPES
+        if name == "evt.type":
+            true = self.named_types.get(node, -1)
+            if true < 0:
+                true = self.named_types[node] = _bits(
+                    number for number, name in _TYPE_NAMES if holds(node.op, name, node.values)
+                )
+            return true, _ALL_TYPES & ~true
+        if name in self.constants:
+            value = self.constants[name]
+            is_true = value is not None and holds(node.op, value, node.values)
+            return (_ALL_TYPES, 0) if is_true else (0, _ALL_TYPES)
+        return _types_with(name), _ALL_TYPES
 
     # Specialisation: bool for what the type decides, else a tree of what remains.
 
@@ -967,39 +1026,52 @@ class _Compiler:
                 self.filed[predicate] += 1
 
     def add_rule(self, rule: int, condition: Expr) -> None:
+        can_match, _ = self.types_of(condition)
+        made: dict[tuple[bool, Expr | bool], TypePlan] = {}
         for number, name in _TYPE_NAMES:
+            if not can_match >> number & 1:
+                continue
             self.is_call = number in _CALLS
             rest = self.specialise(condition, name)
             if rest is False:
                 continue
-            plan = self.plan.types.setdefault(number, TypePlan())
-            if not isinstance(rest, bool) and any(self.is_late(leaf) for leaf in _leaves(rest)):
-                self.add_late(plan, rule, rest)
-                rest = self.relax(rest, lambda leaf: not self.is_late(leaf))
-            if isinstance(rest, bool):
-                plan.process.always.append(rule)
-                continue
-            if not any(self.is_event(leaf) for leaf in _leaves(rest)):
-                self.add_part(plan.process, rule, rest)
+            # Types on which the same is left of a rule, as of one that is about the process alone,
+            # take the same.
+            one = made.get((self.is_call, rest))
+            if one is None:
+                one = made[self.is_call, rest] = TypePlan()
+                self.add_rest(one, rule, rest)
+            self.plan.types.setdefault(number, TypePlan()).add(one)
+
+    def add_rest(self, plan: TypePlan, rule: int, rest: Expr | bool) -> None:
+        """Add what is left of a rule on an event type."""
+        if not isinstance(rest, bool) and any(self.is_late(leaf) for leaf in _leaves(rest)):
+            self.add_late(plan, rule, rest)
+            rest = self.relax(rest, lambda leaf: not self.is_late(leaf))
+        if isinstance(rest, bool):
+            plan.process.always.append(rule)
+            return
+        if not any(self.is_event(leaf) for leaf in _leaves(rest)):
+            self.add_part(plan.process, rule, rest)
+            plan.vector = True
+            return
+        self.add_part(plan.event, rule, self.relax(rest, self.is_event))
+        gate = self.relax(rest, self.is_gate)
+        if gate is True:
+            plan.gate = None
+        elif plan.gate is not None:
+            self.add_part(plan.gate, rule, gate)
+        process = self.relax(rest, lambda leaf: not self.is_event(leaf))
+        if not self.is_separable(rest):
+            plan.whole[rule] = self.emit(rest)
+        elif not isinstance(process, bool):
+            plan.rest[rule] = self.emit(process)
+        for leaf in _leaves(rest):
+            word = self.word_of(leaf)
+            if word is None:
                 plan.vector = True
-                continue
-            self.add_part(plan.event, rule, self.relax(rest, self.is_event))
-            gate = self.relax(rest, self.is_gate)
-            if gate is True:
-                plan.gate = None
-            elif plan.gate is not None:
-                self.add_part(plan.gate, rule, gate)
-            process = self.relax(rest, lambda leaf: not self.is_event(leaf))
-            if not self.is_separable(rest):
-                plan.whole[rule] = self.emit(rest)
-            elif not isinstance(process, bool):
-                plan.rest[rule] = self.emit(process)
-            for leaf in _leaves(rest):
-                word = self.word_of(leaf)
-                if word is None:
-                    plan.vector = True
-                else:
-                    plan.words.add(word)
+            else:
+                plan.words.add(word)
 
     def add_late(self, plan: TypePlan, rule: int, condition: Expr) -> None:
         """Note how a rule with late predicates is settled."""
@@ -1071,6 +1143,19 @@ def _fits(left: list[Step], right: list[Step]) -> bool:
 
 
 _TYPE_NAMES: Final = tuple((number, name.encode()) for name, number in layout.TYPES.items())
+
+
+_ALL_TYPES: Final = sum(1 << number for number, _ in _TYPE_NAMES)
+
+
+def _bits(numbers: Iterable[int]) -> int:
+    return sum(1 << number for number in numbers)
+
+
+@cache
+def _types_with(field_name: str) -> int:
+    """The event types that have a field, as bits."""
+    return _bits(layout.TYPES[name] for name in fields.FIELDS[field_name].events)
 
 
 def _flat(operands: Iterable[Operand]) -> list[Operand]:
