@@ -426,6 +426,32 @@ def id_text(names: Mapping[int, bytes], number: int) -> bytes:
     return names.get(number) or number_text(number, -4)
 
 
+def number_of(value: Value, text: bytes, ids: Mapping[int, bytes]) -> int | None:
+    """Return a number that has this text, its bits unsigned; None where there is none.
+
+    ids  of users or groups, where the value is one: number -> name
+    """
+    if value.op == "names":
+        table = NAMES[value.table]
+        known = {name: bits for _, bits, name in table.entries}
+        if text == table.none:
+            return 0
+        names = text.split(table.separator)
+        if all(name in known for name in names):
+            number = 0
+            for name in names:
+                number |= known[name]
+            return number
+    elif value.op in ("user", "group"):
+        for number, name in ids.items():
+            if name == text:
+                return number
+    try:
+        return int(text) & NUMBER_MASKS[value.size]
+    except ValueError:
+        return None
+
+
 def fields_of(types: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the fields of some event types, each with the types that have it."""
     found: dict[str, list[str]] = {}

@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import yaml
 
-from vedette.core import layout
+from vedette.core import calls, layout
 from vedette.core.capturefile import Answer, Batch, CaptureFileError, CaptureReader, Loss, Snapshot
 from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine, Process
@@ -536,7 +536,59 @@ def _login_record(values: _Values) -> bytes:
     return bytes(data)
 
 
-def _record(values: _Values, acting: Process) -> Record:
+def _call(
+    name: str,
+    record: Record,
+    values: _Values,
+    users: Mapping[int, bytes],
+    groups: Mapping[int, bytes],
+) -> None:
+    """Fill in a call's arguments, paths and data."""
+    shapes = calls.CALLS[name]
+    ops = {value.op for value in shapes.values()}
+    record.at_cwd = 3  # both paths
+    data = bytearray(24)
+    folder, filename = values.bytes("fd.directory"), values.bytes("fd.filename")
+    if "path" in ops and (folder or filename):
+        record.path = (folder or b"/").rstrip(b"/") + b"/" + (filename or b"file")
+    for named, value in shapes.items():
+        told = values.bytes(named)
+        if told is None or value.op in ("directory", "filename"):
+            continue
+        if value.op in ("path", "raw_path") or told.startswith(b"<f>"):
+            record.path = told.removeprefix(b"<f>")
+        elif value.op in ("target", "raw_target"):
+            record.target = told
+        elif value.op in ("text", "link_target"):
+            record.data = told
+        else:
+            number = calls.number_of(value, told, groups if value.op == "group" else users)
+            if number is None:
+                raise BuildError(named, f"{named}: no argument of {name} is {clean(told)}")
+            if value.place < calls.DATA:
+                setattr(record, f"arg{value.place}", number)
+                continue
+            at = value.place - calls.DATA
+            data[at : at + 4] = (number & _U32).to_bytes(4, "little")
+            if value.size == 8:
+                data[at + 12 : at + 16] = (number >> 32).to_bytes(4, "little")
+            record.data = bytes(data)
+    if "path" in ops and not record.path:
+        if any(values.is_missing(named) for named, one in shapes.items() if one.op == "path"):
+            record.flags |= layout.FLAGS["path_fault"]
+        else:
+            record.path = b"/file"
+    if "target" in ops and not record.target:
+        record.target = b"/target"
+    if name in calls.FD_ARGUMENT:
+        record.arg0 = values.number("fd.num", record.arg0 or 3)
+    makes = name in calls.FD_RESULT
+    record.result = _result(values, values.number("fd.num", 3) if makes else 0)
+
+
+def _record(
+    values: _Values, acting: Process, users: Mapping[int, bytes], groups: Mapping[int, bytes]
+) -> Record:
     """Return the event's record."""
     name = (values.bytes("evt.type") or b"").decode()
     if name not in layout.TYPES:
@@ -586,6 +638,8 @@ def _record(values: _Values, acting: Process) -> Record:
         record.fd = values.number("fd.num", 3)
         record.data = _login_record(values)
         record.result = _result(values, UTMP_SIZE)
+    elif kind == "call":
+        _call(name, record, values, users, groups)
     else:
         record.path = values.bytes("evt.arg.path") or acting.cwd or b"/"
         record.result = _result(values, 0)
@@ -629,7 +683,7 @@ def build_event(
         raise BuildError("evt.type", "evt.type is missing: say what the event is")
     values = _Values(given)
     chain = _processes(values, users, groups)
-    record = _record(values, chain[0])
+    record = _record(values, chain[0], users, groups)
     try:
         raw = encode(record)
     except struct.error as error:
