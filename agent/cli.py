@@ -322,10 +322,7 @@ def replay(
         )
     settings = config.load(config_file) if config_file is not None else config.Config()
     if rule_files:
-        section = msgspec.structs.replace(
-            settings.rules, files=tuple(str(name) for name in rule_files)
-        )
-        settings = msgspec.structs.replace(settings, rules=section)
+        settings = _with_rules(settings, rule_files)
     logs.setup(settings.log.level)
     rules = pipeline.load(settings.rules, settings.host)
     hostname = ""
@@ -359,16 +356,76 @@ def replay(
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-@app.command(epilog=_example("vedette-agent doctor", "vedette-agent doctor --json | jq"))
+def _with_rules(settings: config.Config, rule_files: list[Path]) -> config.Config:
+    """Return the settings with these rule files in place of theirs."""
+    files = tuple(str(name) for name in rule_files)
+    return msgspec.structs.replace(
+        settings, rules=msgspec.structs.replace(settings.rules, files=files)
+    )
+
+
+def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
+    """Return what would be captured for rules: each event type, and who needs it."""
+    from vedette.core.compile import compile_rules
+    from vedette.core.layout import STATE_TYPES, TYPES
+    from vedette.core.needs import BASE, asked
+
+    settings = _with_rules(config.Config(), rule_files)
+    rules = pipeline.load(settings.rules, settings.host).rules
+    conditions = [rule.condition if rule.enabled else None for rule in rules]
+    plan = compile_rules(
+        conditions,
+        users=identity.users(),
+        groups=identity.groups(),
+        hostname=os.uname().nodename.encode(),
+    )
+    found = asked(plan)
+    return [
+        {"event": name, "process_table": name in BASE, "rules": len(found.get(name, ()))}
+        for name in (*TYPES, *STATE_TYPES)
+        if name in BASE or name in found
+    ]
+
+
+@app.command(
+    epilog=_example(
+        "vedette-agent doctor",
+        "vedette-agent doctor --json | jq",
+        "vedette-agent doctor --rules /etc/vedette/rules",
+    )
+)
 def doctor(
+    rule_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--rules", "-r", metavar="FILE", help="Show what these rules capture; repeatable."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what this host has and lacks for capture, each with its cure.
 
-    The exit code is 0 only if capture can start.
+    With --rules, show instead which events would be captured for these rules: what the table of
+    processes needs, and what the rules ask about. All other syscalls pass with one look at a table.
+
+    The exit code is 0 only if capture can start, or with --rules if the rules are right.
     """
     from vedette.bpf.doctor import can_capture, run_checks
 
+    if rule_files:
+        logs.setup("warning")
+        events = _captured(rule_files)
+        if as_json:
+            typer.echo(json.dumps({"events": events}, indent=2))
+            return
+        table = Table("event", "process table", box=None)
+        table.add_column("rules", justify="right")
+        for event in events:
+            mark = "needs it" if event["process_table"] else ""
+            table.add_row(str(event["event"]), mark, str(event["rules"] or ""))
+        Console().print(table)
+        typer.echo(f"{len(events)} event types are captured for these rules.")
+        return
     checks = run_checks()
     ready = can_capture(checks)
     if as_json:

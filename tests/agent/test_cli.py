@@ -15,6 +15,7 @@ from vedette.agent import cli
 from vedette.bpf.doctor import can_capture, run_checks
 from vedette.core.capturefile import CaptureWriter, End, Header
 from vedette.core.keys import make_pair, write_pair
+from vedette.core.needs import BASE
 from vedette.core.records import build
 
 RULE = """
@@ -112,6 +113,34 @@ def test_doctor_says_the_same_in_a_table_and_in_json(agent: RunAgent) -> None:
     assert parsed["checks"] == [check.as_dict() for check in checks]
     for check in checks:
         assert check.name in table.out
+
+
+def test_doctor_shows_what_rules_capture(agent: RunAgent, tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "- rule: links\n  condition: evt.type in (symlink, link) and fs.path.target = /etc/shadow\n"
+        "  output: x %proc.name\n  priority: notice\n"
+        "- rule: off\n  condition: evt.type = mount\n  output: x %proc.name\n"
+        "  priority: notice\n  enabled: false\n"
+        "- rule: never\n  condition: evt.type = kill and fs.path.name = /x\n"
+        "  output: x %proc.name\n  priority: notice\n"
+    )
+    table, data = (
+        agent("doctor", "--rules", str(path)),
+        agent("doctor", "--rules", str(path), "--json"),
+    )
+    assert (table.code, data.code) == (0, 0)
+    events = {event["event"]: event for event in json.loads(data.out)["events"]}
+    asked = {name: event["rules"] for name, event in events.items() if event["rules"]}
+    assert asked == {"symlink": 1, "link": 1}
+    assert {name for name, event in events.items() if event["process_table"]} == BASE
+    assert events.keys() == BASE | asked.keys()
+    for name in events:
+        assert name in table.out
+    assert f"{len(events)} event types are captured" in table.out
+
+    path.write_text("- rule: x\n  condition: fd.nme = 1\n  output: x\n  priority: notice\n")
+    assert agent("doctor", "--rules", str(path)).code == 2
 
 
 def test_config_check(agent: RunAgent, tmp_path: Path, rule_file: Path) -> None:

@@ -123,6 +123,31 @@ def test_only_the_types_asked_for_are_reported(watch: Start, scope: Scope) -> No
 
 
 @bpf
+def test_what_is_asked_for_can_change_while_it_runs(
+    watch: Callable[..., Watch], scope: Scope, tmp_path: Path
+) -> None:
+    seen = watch("execve")
+    script = 'cd / && echo > "$0/made" && mv "$0/made" "$0/moved" && rm "$0/moved"'
+
+    def types() -> set[str]:
+        scope.run("sh", "-c", script, str(tmp_path))
+        return {record.type for record in seen.records()}
+
+    assert types() == {"execve"}
+    assert set(seen.capture.attached) == {"sched_process_exec", "sys_exit"}
+    renames, removals = {"rename", "renameat", "renameat2"}, {"unlink", "unlinkat"}
+    seen.capture.want(("execve", "chdir", *renames, *removals))
+    assert {"execve", "chdir"} < types() <= {"execve", "chdir"} | renames | removals
+    seen.capture.want(("procexit",))
+    assert seen.capture.attached == ("sched_process_exit",)
+    assert types() == {"procexit"}
+    seen.capture.want(("openat", "procexit"))
+    assert types() == {"openat", "procexit"}
+    with pytest.raises(CaptureError, match="'opneat'"):
+        seen.capture.want(("opneat",))
+
+
+@bpf
 def test_detach_stops_and_close_frees(scope: Scope) -> None:
     before = open_descriptors()
     capture = Capture(
