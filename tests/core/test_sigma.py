@@ -807,6 +807,35 @@ def published() -> list[tuple[str, documents.yaml.Node]]:
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason=f"no published rules at {CORPUS}")
 
 
+def test_a_file_appears_by_rename_and_link_too() -> None:
+    of = machine("TargetFilename|startswith: /etc/cron", "file")
+    assert of("rename", path=b"/tmp/x", target=b"/etc/cron.d/x") == {"r"}
+    assert of("rename", path=b"/tmp/x", target=b"/etc/cron.d/x", result=-1) == set()
+    assert of("rename", path=b"/etc/cron.d/x", target=b"/tmp/x") == set()
+    assert of("linkat", path=b"/tmp/x", target=b"/etc/cron.d/x") == {"r"}
+    assert of("symlink", path=b"/etc/cron.d/x", data=b"/tmp/x") == {"r"}
+    assert of("symlink", path=b"/tmp/x", data=b"/etc/cron.d/x") == set()
+    assert of("mknod", path=b"/etc/cron.d/x") == {"r"}
+    assert of("mkdir", path=b"/etc/cron.d/x") == set(), "a directory is no file"
+    assert of("unlink", path=b"/etc/cron.d/x") == set()
+    assert of("creat", path=b"/etc/cron.d/x", result=3, open_flags=0o1101) == {"r"}
+
+
+def test_path_records_of_calls() -> None:
+    of = machine("{type: PATH, name: /etc/x, nametype: DELETE}", "auditd")
+    assert of("unlink", path=b"/etc/x") == of("unlinkat", path=b"x", dir=b"/etc") == {"r"}
+    assert of("rename", path=b"/etc/x", target=b"/y") == {"r"}
+    assert of("chmod", path=b"/etc/x") == of.open(b"/etc/x") == set()
+    of = machine("{type: PATH, name: /etc/x, nametype: CREATE}", "auditd")
+    assert of("mkdir", path=b"/etc/x") == of("link", path=b"/y", target=b"/etc/x") == {"r"}
+    assert of.open(b"/etc/x", O_CREAT) == {"r"}
+    assert of("unlink", path=b"/etc/x") == set()
+    of = machine("{type: PATH, name: /etc/x, nametype: NORMAL}", "auditd")
+    assert of("chmod", path=b"/etc/x") == of.open(b"/etc/x") == {"r"}
+    of = machine("{type: SYSCALL, SYSCALL: [mknod, mknodat]}", "auditd")
+    assert of("mknodat", path=b"x") == {"r"}
+
+
 def test_what_is_not_seen_can_be_left_out() -> None:
     unseen = [
         rule("{type: SERVICE_STOP}", "auditd"),
