@@ -49,11 +49,15 @@ from vedette.core.fields import Field, FieldType, UncapturedField, UnknownField
 from vedette.core.patterns import PatternError, compile_glob, compile_regex
 from vedette.core.transformers import FUNCTIONS, NAMES
 
-CONDITION_CHARS_MAX: Final = 65536
+CONDITION_CHARS_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 64
 """Bound of parentheses inside each other, and of the tree once macros are put in."""
 PREDICATES_MAX: Final = 10_000
 """Bound of one condition's predicates once macros are put in."""
+NOTES_MAX: Final = 100
+"""Of so many doubtful things in one condition is told."""
+HINTS_MAX: Final = 20
+"""For so many unknown names in one condition it is looked what may have been meant."""
 OPERANDS_MAX: Final = 100
 """Bound of one call's operands."""
 VALUES_MAX: Final = 100_000
@@ -377,11 +381,17 @@ class _Parser:
         self.find = find or fields.lookup
         self.is_event = find is None
         self.deferred = deferred
-        self.hints = hints
+        self.put_aside = 0
+        self.hints_left = HINTS_MAX if hints else 0
         self.notes = notes
 
     def suggest(self, name: str, among: Iterable[str]) -> str:
-        return _suggest(name, among) if self.hints else ""
+        return _suggest(name, among) if self.hint() else ""
+
+    def hint(self) -> bool:
+        """Whether time is left to look what may have been meant."""
+        self.hints_left -= 1
+        return self.hints_left >= 0
 
     def blank(self) -> None:
         match = _BLANK.match(self.text, self.at)
@@ -572,7 +582,7 @@ class _Parser:
         except UnknownField as error:
             if self.deferred is None or ref.name in fields.FIELDS:
                 raise self.fail(str(error), start) from None
-            message = str(error) if self.hints else str(error.args[0])
+            message = str(error) if self.hint() else str(error.args[0])
             return None, Deferred(message, str(ref), start, captured=True)
 
     def check(self, start: int) -> Expr:
@@ -614,6 +624,9 @@ class _Parser:
         if self.deferred is None:
             raise ConditionError(trouble.message, trouble.offset)
         self.deferred.append(trouble)
+        self.put_aside += 1
+        if self.put_aside > PREDICATES_MAX:
+            raise self.fail(f"more than {PREDICATES_MAX} checks of what is unknown")
         return Predicate(FieldRef(trouble.field), UNKNOWN, (len(self.deferred) - 1,))
 
     def right(self, ref: FieldRef, field: Field, op: str) -> tuple[Expr, Deferred | None]:
@@ -691,7 +704,7 @@ class _Parser:
 
     def note(self, field: Field, text: str, at: int) -> None:
         """Note a value that is likely to be meant for something else."""
-        if self.notes is None or field.type != "string":
+        if self.notes is None or field.type != "string" or len(self.notes) >= NOTES_MAX:
             return
         if text == MISSING:
             message = (

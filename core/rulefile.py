@@ -534,6 +534,9 @@ class _Loader:
         known = _KEYS[made.kind]
         for key, start in starts.items():
             if key not in known:
+                if len(self.warnings) >= WARNINGS_MAX:
+                    self.warnings_left_out += 1
+                    continue
                 close = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
                 hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
                 message = f"unknown key {key[:100]} is left out; {hint}"
@@ -887,6 +890,8 @@ class _Loader:
             for note in notes:
                 file, index = place(note.offset)
                 self.warn(definition, note.message, index, note.code, item, file)
+                if len(self.warnings) >= WARNINGS_MAX:
+                    break
             # Macros that are made while this is parsed have put theirs aside already.
             for number in range(before, len(self.deferred)):
                 if number not in self.put:

@@ -30,7 +30,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
 # the places in the file for its messages.
 _LIST: Final = re.compile(
     rb"(?:\xef\xbb\xbf)?"
-    rb"(?:[ \t]*(?:#[^\n]*|---[^\n]*|%[^\n]*)?\r?\n)*"
+    rb"(?:[ \t]*+(?:#[^\n]*+|---[^\n]*+|%[^\n]*+)?\r?\n)*+"
     rb"[ \t]*(?:-(?!--)|\[)"
 )
 

@@ -7,6 +7,7 @@ a file than is written in it.
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -248,6 +249,7 @@ class SourceFile:
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text
+        self._places: tuple[Scalar, str, array[int]] | None = None
         self.breaks = [match.start() for match in re.finditer("\n", text)]
 
     def line(self, index: int) -> int:
@@ -298,19 +300,35 @@ class SourceFile:
         Folding changes only blanks, so the place is found by counting what is not blank. Where
         escapes make the two texts differ, it is the scalar's beginning.
         """
+        known = self._places
+        if known is None or known[0] is not scalar or known[1] != text:
+            # Many errors of one condition ask one after the other.
+            known = self._places = (scalar, text, self._place_all(scalar, text))
+        places = known[2]
+        if offset >= len(places):
+            offset = min(offset, len(text.rstrip()))
+        return places[offset] if offset < len(places) else scalar.start
+
+    def _place_all(self, scalar: Scalar, text: str) -> array[int]:
+        """Return the place of each character of a text up to the blanks at its end, and of that.
+
+        A blank's is that of the character before it. Where the two texts differ, it ends there.
+        """
         at = scalar.start
         if scalar.style in ("|", ">"):
             at = self.text.find("\n", at) + 1
         elif scalar.style in ("'", '"'):
             at += 1
         last = at
-        for char in text[: offset + 1]:
-            if char.isspace():
-                continue
-            while at < scalar.end and self.text[at].isspace():
+        places = array("Q")
+        for char in text.rstrip():
+            if not char.isspace():
+                while at < scalar.end and self.text[at].isspace():
+                    at += 1
+                if at >= scalar.end or self.text[at] != char:
+                    return places
+                last = at
                 at += 1
-            if at >= scalar.end or self.text[at] != char:
-                return scalar.start
-            last = at
-            at += 1
-        return last + 1 if offset >= len(text.rstrip()) else last
+            places.append(last)
+        places.append(last + 1)
+        return places

@@ -41,6 +41,8 @@ from vedette.core.signal import PRIORITIES
 from vedette.core.trees import FALSE, Wild, all_of, any_of, negated
 
 PREDICATES_MAX: Final = 10_000
+CHECKS_MAX: Final = 4 * PREDICATES_MAX
+"""The same before equal ones are made one: bounds the work."""
 TITLE_CHARS_MAX: Final = 256
 CONDITION_CHARS_MAX: Final = 4096
 
@@ -311,6 +313,7 @@ class _Compiler:
         self.parsed = parsed
         self.source = source
         self.document = document
+        self.checks = 0
         self.unseen: list[tuple[str, str]] = []
         self.notes: dict[tuple[str, str], None] = {}
 
@@ -412,7 +415,11 @@ class _Compiler:
             try:
                 if item.field is None:
                     value = _keyword(value)
-                found.append(target.match(value, note))
+                made = target.match(value, note)
+                self.checks += len(predicates(made))
+                if self.checks > CHECKS_MAX:
+                    raise _Failed(name, f"more than {PREDICATES_MAX} checks")
+                found.append(made)
             except Unseen as error:
                 self.unseen_at(name, item, str(error), positive)
                 found.append(FALSE)

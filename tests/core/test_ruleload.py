@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ SIGMA = (
 )
 KUBEARMOR = (
     "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorHostPolicy\nmetadata: {name: k}\n"
-    "spec: {nodeSelector: {matchLabels: {a: b}}, file: {matchPaths: [{path: /x}]}}\n"
+    "spec: {nodeSelector: {matchLabels: {a: b}}, apparmor: x, file: {matchPaths: [{path: /x}]}}\n"
 )
 
 
@@ -277,3 +279,55 @@ def test_any_pattern_is_a_regular_expression_or_refused(pattern: str) -> None:
         compile_regex(pattern_regex(pattern))
     except PatternError as error:
         assert str(error)
+
+
+HEAD = "title: t\nlogsource: {product: linux, category: process_creation}\n"
+
+
+def falco(condition: str, number: int = 0, more: str = "") -> str:
+    return (
+        f"- rule: r{number}\n  condition: evt.type = open and ({condition})\n  output: x\n"
+        f"  priority: notice\n{more}"
+    )
+
+
+FLOODS = {
+    "unknown fields": "".join(
+        falco(" or ".join(f"no.f{i} = 1" for i in range(20_000)), number) for number in range(20)
+    ),
+    "unknown macros": "".join(falco(f"nosuch{i}", i) for i in range(50_000)),
+    "doubtful values": "".join(
+        falco("proc.name in (" + ",".join(["'<NA>'"] * 10_000) + ")", number)
+        for number in range(60)
+    ),
+    "unknown keys": falco("proc.name exists", more="".join(f"  k{i}: 1\n" for i in range(200_000))),
+    "comments": "#\n" * 4_000_000,
+    "documents": "---\n" * 2_000_000,
+    "wildcards": HEAD
+    + "detection: {a: {CommandLine: ["
+    + ",".join("'" + f"*a{i} b" * 30 + "'" for i in range(2_000))
+    + "]}, condition: a}\n",
+    "directories": "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorHostPolicy\n"
+    "metadata: {name: p}\nspec:\n  file:\n    matchDirectories:\n"
+    + "".join(
+        f"    - {{dir: {'/a' * (i % 200 + 1)}/x{i}/, recursive: true, message: m{i}}}\n"
+        for i in range(1_000)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_floods_end_within_a_minute_of_cpu_and_half_a_gigabyte(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "flood.yaml"
+    path.write_text(FLOODS[name][: 8 << 20])
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from vedette.core.ruleload import load_any\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
+        "load_any([Path(sys.argv[1])])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 512 << 10
