@@ -831,9 +831,10 @@ cdef class Engine:
             if ahead[i].state != RECORD_OK:
                 continue
             h = ahead[i].record
+            self.tables.look_closer(&ahead[i].key, h, &self.procs.slots[ahead[i].slot])
             if h.type > VEDETTE_PROCEXIT:
-                self.tables.look_closer(&ahead[i].key, h, &self.procs.slots[ahead[i].slot])
-            elif h.type > VEDETTE_EXECVEAT:
+                continue
+            if h.type > VEDETTE_EXECVEAT:
                 pt_prefetch_relatives(&self.procs, ahead[i].slot)
             else:
                 ahead[i].image = image_prefetch(&self.procs, ahead[i].key.hashed)

@@ -81,14 +81,19 @@ cdef struct Part:
     uint32_t always_count
     uint32_t* starts            # by rule: first node of its code
 
+# The rules that ask about the process alone; shared by event types that have the same ones.
+cdef struct ProcessPart:
+    Part part
+    uint32_t* by_vector         # by row of a process: row + 1 of the rules that match, 0: not known
+
 cdef struct TypeCode:
     bint in_use
     uint32_t words              # bit by source: its class is part of the key
     bint vector
     bint looks_ahead            # an open whose path decides, or a call whose remote address does
-    uint32_t by_nothing         # row + 1 of the rules that events without any class allow; 0: not known
-    Part process                # rules that ask about the process alone
-    Part event                  # the event parts of the others
+    ProcessPart* process
+    bint has_event              # there are other rules
+    Part event                  # their event parts
     uint32_t* late              # by rule: first node of all, late ones too; compile.TRUE: it has none
     uint32_t late_words         # what those need besides
     bint late_vector
@@ -97,7 +102,7 @@ cdef struct TypeCode:
     uint8_t* by_gate            # by row of a gate's word: GATE_*
     uint32_t* rest              # by rule of event: first node of its process part, or compile.TRUE
     uint32_t* whole             # by rule of event: first node of all; compile.TRUE: its parts decide
-    uint32_t* by_vector         # by row of a process: row + 1 of the rules of process, 0: not known
+    uint32_t* by_vector         # that of process
 
 # A value that rules are computed from or compared with.
 cdef struct Value:
@@ -206,6 +211,8 @@ cdef struct Tables:
     Node* code
     uint32_t code_count
     TypeCode types[VEDETTE_TYPE_COUNT]
+    ProcessPart processes[VEDETTE_TYPE_COUNT]
+    uint32_t processes_count
     uint8_t* is_off             # by rule: it is switched off
     uint32_t* rule_mark
     uint32_t rule_epoch
@@ -343,6 +350,7 @@ cdef class RuleTables:
     cdef uint32_t _cut(self, const TypeCode* code, uint32_t allowed, uint32_t certain, bint whole) noexcept nogil
     cdef uint32_t _verdict_row(self) noexcept nogil
     cdef bint _run(self, uint32_t at) noexcept nogil
+    cdef int _pack_process(self, TypeCode* code, plan, dict shared) except -1
     cdef int _pack_part(self, Part* target, plan) except -1
     cdef void _free_part(self, Part* part) noexcept
     cdef tuple matched(self, uint32_t row)

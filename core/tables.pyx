@@ -1316,6 +1316,7 @@ cdef class RuleTables:
         cdef Tables* t = &self.t
         cdef TypeCode* code
         cdef uint32_t i
+        cdef dict shared = {}
         t.code_count = <uint32_t>len(plan.code)
         t.code = <Node*>_alloc(t.heap, t.code_count * sizeof(Node))
         for i, (predicate, then, otherwise) in enumerate(plan.code):
@@ -1328,8 +1329,7 @@ cdef class RuleTables:
             code.vector = type_plan.vector
             for word in type_plan.words:
                 code.words |= <uint32_t>1 << <uint32_t>plans.WORDS.index(word)
-            self._pack_part(&code.event, type_plan.event)
-            self._pack_part(&code.process, type_plan.process)
+            self._pack_process(code, type_plan.process, shared)
             code.late_vector = type_plan.late_vector
             for word in type_plan.late_words:
                 code.late_words |= <uint32_t>1 << <uint32_t>plans.WORDS.index(word)
@@ -1341,15 +1341,35 @@ cdef class RuleTables:
                 code.has_gate = True
                 self._pack_part(&code.gate, type_plan.gate)
                 code.by_gate = <uint8_t*>_alloc(t.heap, t.classes.rows_size)
-            code.rest = _words(t.heap, [
-                type_plan.rest.get(rule, plans.TRUE) for rule in range(t.rules)])
-            code.whole = _words(t.heap, [
-                type_plan.whole.get(rule, plans.TRUE) for rule in range(t.rules)])
+            if type_plan.event.starts or type_plan.event.always:
+                code.has_event = True
+                self._pack_part(&code.event, type_plan.event)
+                code.rest = _words(t.heap, [
+                    type_plan.rest.get(rule, plans.TRUE) for rule in range(t.rules)])
+                code.whole = _words(t.heap, [
+                    type_plan.whole.get(rule, plans.TRUE) for rule in range(t.rules)])
             code.looks_ahead = (
                 (VEDETTE_OPEN <= number <= VEDETTE_OPENAT2 or number == VEDETTE_CREAT)
                 and code.words >> W_PATH & 1
                 or VEDETTE_CONNECT <= number <= VEDETTE_ACCEPT4 and code.words >> W_IP & 1)
-            code.by_vector = <uint32_t*>_alloc(t.heap, t.classes.rows_size * sizeof(uint32_t))
+        return 0
+
+    cdef int _pack_process(self, TypeCode* code, plan, dict shared) except -1:
+        """Most event types have the same rules about processes: those that name no type.
+
+        shared: what was packed, by what it means
+        """
+        cdef Tables* t = &self.t
+        cdef ProcessPart* made
+        meaning = (frozenset(plan.starts.items()), tuple(plan.always))
+        if meaning not in shared:
+            shared[meaning] = t.processes_count
+            made = &t.processes[t.processes_count]
+            t.processes_count += 1
+            self._pack_part(&made.part, plan)
+            made.by_vector = <uint32_t*>_alloc(t.heap, t.classes.rows_size * sizeof(uint32_t))
+        code.process = &t.processes[<int>shared[meaning]]
+        code.by_vector = code.process.by_vector
         return 0
 
     cdef int _pack_part(self, Part* target, plan) except -1:
@@ -1384,15 +1404,17 @@ cdef class RuleTables:
         for i in range(VEDETTE_TYPE_COUNT):
             code = &t.types[i]
             if code.in_use:
-                self._free_part(&code.event)
-                self._free_part(&code.process)
+                if code.has_event:
+                    self._free_part(&code.event)
+                    _words_del(heap, code.rest, t.rules)
+                    _words_del(heap, code.whole, t.rules)
                 _words_del(heap, code.late, t.rules)
                 if code.has_gate:
                     self._free_part(&code.gate)
                     heap_del(heap, code.by_gate, t.classes.rows_size)
-                _words_del(heap, code.rest, t.rules)
-                _words_del(heap, code.whole, t.rules)
-                heap_del(heap, code.by_vector, t.classes.rows_size * sizeof(uint32_t))
+        for i in range(t.processes_count):
+            self._free_part(&t.processes[i].part)
+            heap_del(heap, t.processes[i].by_vector, t.classes.rows_size * sizeof(uint32_t))
         if t.bytes_index != NULL:
             for i in range(t.bytes_count):
                 bytes_index_free(&t.bytes_index[i], heap)
@@ -1481,12 +1503,11 @@ cdef class RuleTables:
         cache_clear(&t.allowed)
         cache_clear(&t.cut)
         cache_clear(&t.verdict)
+        for i in range(t.processes_count):
+            memset(t.processes[i].by_vector, 0, t.classes.rows_size * sizeof(uint32_t))
         for i in range(VEDETTE_TYPE_COUNT):
-            if t.types[i].in_use:
-                t.types[i].by_nothing = 0
-                memset(t.types[i].by_vector, 0, t.classes.rows_size * sizeof(uint32_t))
-                if t.types[i].has_gate:
-                    memset(t.types[i].by_gate, GATE_UNKNOWN, t.classes.rows_size)
+            if t.types[i].has_gate:
+                memset(t.types[i].by_gate, GATE_UNKNOWN, t.classes.rows_size)
 
     def switch(self, enabled):
         """Switch rules on and off; nothing is compiled. enabled: a truth value by rule."""
@@ -2545,7 +2566,7 @@ cdef class RuleTables:
     cdef uint32_t _by_process(self, TypeCode* code, uint32_t vector) noexcept nogil:
         """The row + 1 of the rules of an event type that a process decides alone."""
         cdef Tables* t = &self.t
-        cdef uint32_t row = self._part(&code.process, &vector, 1)
+        cdef uint32_t row = self._part(&code.process.part, &vector, 1)
         if t.first_only and row != 0:
             hits_begin(&t.verdicts.hits)
             _add_row(&t.verdicts.hits, &t.verdicts, row)
@@ -2566,28 +2587,23 @@ cdef class RuleTables:
         cdef uint32_t by_event
         cdef int i
         # What the event's own values allow …
+        if not code.has_event:
+            return by_process
         count = self._event_rows(table, slot, h, code.words, code, key)
-        by_event = 0
-        if count == 1:
-            if code.by_nothing == 0:
-                code.by_nothing = self._part(&code.event, key, 0) + 1
-            by_event = code.by_nothing - 1
-            key[1] = 0
-            count = 2
-            width = 1
-        elif count != 0:
-            # The last word has its place for the vector; one more makes the number of words even.
-            key[count] = 0
-            key[count + 1] = 0
-            count += 1
-            width = <uint32_t>(count + 1) >> 1
-            hashed = vedette_nh(t.hash_key.nh, event, width)
-            by_event = cache_get(&t.allowed, hashed, event, width)
-            if by_event == 0:
-                t.allowed_misses += 1
-                by_event = self._part(&code.event, key + 1, count - 1) + 1
-                cache_put(&t.allowed, hashed, event, width, by_event)
-            by_event -= 1
+        if count == 0:
+            return by_process
+        # The last word has its place for the vector; one more makes the number of words even.
+        key[count] = 0
+        key[count + 1] = 0
+        count += 1
+        width = <uint32_t>(count + 1) >> 1
+        hashed = vedette_nh(t.hash_key.nh, event, width)
+        by_event = cache_get(&t.allowed, hashed, event, width)
+        if by_event == 0:
+            t.allowed_misses += 1
+            by_event = self._part(&code.event, key + 1, count - 1) + 1
+            cache_put(&t.allowed, hashed, event, width, by_event)
+        by_event -= 1
         if by_event == 0:
             return by_process
         # … and what the process says to what the event allows.

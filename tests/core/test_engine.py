@@ -74,6 +74,7 @@ class Side:
         )
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=1500, deadline=None)
 @given(
     rules=s.rule_lists() | s.rule_lists(s.conditions(s.predicates(full=True))),
