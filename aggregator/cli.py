@@ -28,6 +28,7 @@ from vedette.core import sequence
 from vedette.core.keys import KeyFileError, make_pair, read_pair, write_pair
 from vedette.core.output import clean
 from vedette.core.rules import RuleErrors, load_rules
+from vedette.core.sequenceload import load_sequences
 from vedette.core.signal import PRIORITIES
 
 _T = TypeVar("_T")
@@ -160,7 +161,7 @@ def aggregator_run(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler])
-    found = sequence.load(Path(name) for name in config.sequences.files)
+    found = load_sequences(Path(name) for name in config.sequences.files)
     if found.errors:
         raise UsageError("\n".join(map(str, found.errors)))
     try:
@@ -370,7 +371,7 @@ def sequences_check(
     as_json: JsonOption = False,
 ) -> None:
     """Check sequence files: each error with file, line, column, sequence and step."""
-    found = sequence.load(files)
+    found = load_sequences(files)
     errors = list(found.errors)
     if rule_files:
         errors += _unknown_signals(found.sequences, rule_files)

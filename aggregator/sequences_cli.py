@@ -16,12 +16,13 @@ from vedette.aggregator import views
 from vedette.aggregator.sequences import fleet_of, recompute
 from vedette.aggregator.store import Store
 from vedette.core import recordings
-from vedette.core import sequence as language
 from vedette.core.correlator import Change, Correlator, Incident, Witness, sent_signals
 from vedette.core.output import clean
 from vedette.core.sequence import Sequence, Step
 from vedette.core.sequence_plan import PlanStep, plan
+from vedette.core.sequenceload import load_sequences
 from vedette.core.signal import PRIORITIES
+from vedette.core.windows import Aggregate
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -69,7 +70,7 @@ MixedArgument = Annotated[
 
 
 def _read(files: Iterable[Path]) -> tuple[Sequence, ...]:
-    loaded = language.load(files)
+    loaded = load_sequences(files)
     for error in loaded.errors:
         typer.echo(f"vedette: {clean(str(error).encode('utf-8', 'backslashreplace'))}", err=True)
     if loaded.errors:
@@ -124,11 +125,26 @@ def plan_json(item: Sequence) -> dict[str, Any]:
         "priority": PRIORITIES[item.priority],
         "within_ns": item.within_ns,
         "suppress_ns": item.counted_on_ns,
-        "key": [f"{item.steps[index].name}.{name}" for index, name in item.key_fields],
+        "key": list(item.key_names),
+        "reckoned": None if item.aggregate is None else _reckoned_json(item.aggregate),
         "orders": orders,
         "partials_max": PARTIALS_MAX,
         "partial_bytes": node_bytes,
         "memory_bytes_max": node_bytes * PARTIALS_MAX * len(orders),
+    }
+
+
+def _reckoned_json(aggregate: Aggregate) -> dict[str, Any]:
+    """Return what is reckoned over a window; values and groups by rule."""
+    return {
+        "function": aggregate.function,
+        "percentile": aggregate.percentile if aggregate.function == "percentile" else None,
+        "operator": aggregate.op,
+        "threshold": float(aggregate.threshold),
+        "condition": aggregate.condition,
+        "value": dict(aggregate.value),
+        "by": {rule: list(names) for rule, names in aggregate.by},
+        "when": "the window is over" if aggregate.is_at_end else "each signal",
     }
 
 
@@ -140,11 +156,27 @@ def _step_json(planned: PlanStep, names: list[str]) -> dict[str, Any]:
         "count": step.count,
         "distinct": step.distinct,
         "by": list(step.by),
+        "first_seen": None
+        if step.first_seen is None
+        else {"fields": list(step.first_seen.fields), "for_ns": step.first_seen.for_ns},
         "gap_ns": step.gap_ns,
         "joins": [[own, f"{names[at]}.{name}"] for own, at, name in planned.joins],
         "keeps": [f"{names[at]}.{name}" for at, name in planned.carried],
         "found_by": [f"{names[at]}.{name}" for at, name in planned.probe],
     }
+
+
+def _explain_reckoned(told: dict[str, Any]) -> None:
+    for rule, names in told["by"].items():
+        if names:
+            _say(f"     per {', '.join(names)} of {rule}")
+    of = ", ".join(dict.fromkeys(told["value"].values()))
+    what = f"{told['percentile']}. percentile" if told["percentile"] else told["function"]
+    if told["condition"] is not None:
+        _say(f"     which rules came: {told['condition']}")
+    else:
+        _say(f"     {what} {f'of {of} ' if of else ''}{told['operator']} {told['threshold']:g}")
+    _say(f"     looked at when {told['when']}" if "over" in told["when"] else "     at each signal")
 
 
 def _explain(item: Sequence) -> None:
@@ -163,8 +195,13 @@ def _explain(item: Sequence) -> None:
         _say(f"  {number}. {step['name']}: {many}{step['takes']}")
         if step["by"]:
             _say(f"     per {', '.join(step['by'])}")
+        if told["reckoned"]:
+            _explain_reckoned(told["reckoned"])
         for own, other in step["joins"]:
             _say(f"     where {own} = {other}")
+        if step["first_seen"]:
+            names = ", ".join(step["first_seen"]["fields"])
+            _say(f"     not seen for {_duration(step['first_seen']['for_ns'])}: {names}; on disk")
         if step["gap_ns"] is not None:
             _say(f"     at most {_duration(step['gap_ns'])} after the step before")
         if number < len(order["steps"]):

@@ -16,7 +16,7 @@ from vedette.core.kubearmor import Decision
 from vedette.core.output import clean
 from vedette.core.ruleload import AnyRules
 from vedette.core.rules import Rule
-from vedette.core.sequence import Sequence, Step
+from vedette.core.sequence import OF_SEQUENCE, Sequence, Step
 from vedette.core.signal import PRIORITIES
 
 CONDITION_WIDTH: Final = 90
@@ -86,10 +86,13 @@ def sequence_data(sequence: Sequence) -> dict[str, Any]:
 
 
 def _step(step: Step, sequence: Sequence) -> dict[str, Any]:
-    names = sorted(step.rules)
+    signals = [
+        {"sequence": name.removeprefix(OF_SEQUENCE)} if name.startswith(OF_SEQUENCE) else name
+        for name in sorted(step.rules)
+    ]
     data: dict[str, Any] = {
         "as": step.name,
-        "signal": names[0] if len(names) == 1 else _Flow(names),
+        "signal": signals[0] if len(signals) == 1 else _Flow(signals),
     }
     if step.distinct is not None:
         data["distinct"] = f"{step.distinct} >= {step.count}"
@@ -126,7 +129,12 @@ def converted(found: AnyRules) -> str:
     for rule in found.rules.rules:
         decision = decisions.get(rule.name)
         parts.append(("" if decision is None else _decided(decision)) + _item(rule_data(rule)))
-    parts += [_item(sequence_data(sequence)) for sequence in found.sequences]
+    for sequence in found.sequences:
+        if sequence.aggregate is None:
+            parts.append(_item(sequence_data(sequence)))
+        else:
+            name = clean(sequence.name.encode("utf-8", "replace"))
+            parts.append(f"# Left out, as only Sigma's form can say it: {name}\n")
     return "\n".join(parts)
 
 

@@ -16,8 +16,8 @@ is that of :mod:`vedette.core.sequences_twin`.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,10 +28,13 @@ from vedette.core.first_seen import InMemory, Memory, Seen
 from vedette.core.fleet import PSEUDO_FIELDS, FleetSignal, Order, SignalId
 from vedette.core.sequence import OF_SEQUENCE, Sequence, chained_to
 from vedette.core.signal import FieldValue, Signal
+from vedette.core.windows import Windows
 
 CHUNK_SIGNALS = 10_000
 Witness = tuple[tuple[FleetSignal, ...], ...]
 """Per step, the signals that it took."""
+Completions = list[tuple[int, Witness]]
+"""Number of the sequence, and the witness."""
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,11 +80,13 @@ class MadeSignal(FleetSignal, frozen=True, kw_only=True):
 def made_signal(sequence: Sequence, incident: Incident, witness: Witness) -> MadeSignal:
     """Return the signal that a new incident is to others."""
     last = max((s for taken in witness for s in taken), key=lambda s: s.order)
+    names = [name for _, name in sequence.key_fields]
+    if sequence.aggregate is not None:
+        names = list(sequence.aggregate.by[0][1])
     fields = {
         name: value
-        for index, name in sequence.key_fields
-        if name not in PSEUDO_FIELDS
-        and (value := sequence.read(name, witness[index][-1])) is not None
+        for name, value in zip(names, sequence.key_of(witness), strict=True)
+        if name not in PSEUDO_FIELDS and value is not None
     }
     return MadeSignal(
         host_id=last.host_id,
@@ -117,10 +122,7 @@ def incident_id(sequence: str, steps: Iterable[tuple[FleetSignal, ...]]) -> str:
 
 def incident_key(sequence: Sequence, witness: Witness) -> dict[str, FieldValue]:
     """Return "step.field" -> value: what makes completions the same incident."""
-    return {
-        f"{sequence.steps[index].name}.{name}": sequence.read(name, witness[index][-1])
-        for index, name in sequence.key_fields
-    }
+    return dict(zip(sequence.key_names, sequence.key_of(witness), strict=True))
 
 
 def sent_signals(witness: Witness) -> list[FleetSignal]:
@@ -183,12 +185,18 @@ class Correlator:
         self._tables = TableSet(self._sequences, partials_max, self._seen)
         self._chained = {name for sequence in self._sequences for name in chained_to(sequence)}
         self._open: list[OrderedDict[Key, Incident]] = [OrderedDict() for _ in self._sequences]
-        self._names = [
-            tuple(f"{s.steps[index].name}.{name}" for index, name in s.key_fields)
-            for s in self._sequences
+        self._names = [sequence.key_names for sequence in self._sequences]
+        self._windows = [
+            (number, Windows(sequence, partials_max))
+            for number, sequence in enumerate(self._sequences)
+            if sequence.aggregate is not None
         ]
+        self._windowed: dict[str, list[tuple[int, Windows]]] = {}
+        for number, windows in self._windows:
+            for rule in windows.sequence.steps[0].rules:
+                self._windowed.setdefault(rule, []).append((number, windows))
+        self._last: Order | None = None
         self._by_name = {sequence.name: sequence for sequence in self._sequences}
-        self._fields = [s.key_fields for s in self._sequences]
         self.open_max = open_max
         self._counts = dict.fromkeys(("completions", "incidents", "closed_early"), 0)
 
@@ -221,7 +229,7 @@ class Correlator:
 
     def wants(self, rule: str, tags: tuple[str, ...]) -> bool:
         """Tell whether any step or absence takes signals of a rule; others need not be fed."""
-        return self._tables.wants(rule, tags)
+        return rule in self._windowed or self._tables.wants(rule, tags)
 
     def restore(
         self,
@@ -243,12 +251,10 @@ class Correlator:
             self._seen.answers = firsts or {}
         taking = iter(signals)
         while chunk := list(islice(taking, CHUNK_SIGNALS)):
-            at = 0
-            while at < len(chunk):
-                at, completed = self._tables.run(chunk, at)
-                self._make_again(completed, opened)
+            self._drive(chunk, lambda completed: self._make_again(completed, opened))
         if until_ns is not None:
             self._tables.decide(until_ns)
+            self._decide_windows(until_ns)
         self._seen.answers = None
         numbers = {sequence.name: n for n, sequence in enumerate(self._sequences)}
         for incident in sorted(incidents, key=lambda i: (i.last_completion_ns, i.id)):
@@ -268,18 +274,62 @@ class Correlator:
     def feed_all(self, signals: list[FleetSignal]) -> list[Change]:
         """Take several signals, as :meth:`feed` does; return what changed, in order."""
         changed: list[Change] = []
-        at = 0
-        while at < len(signals):
-            at, completed = self._tables.run(signals, at)
+
+        def complete(completed: Completions) -> None:
             self._complete(completed, changed)
             if self._chained and completed:
                 self._make(changed[-len(completed) :], changed)
+
+        self._drive(signals, complete)
         return changed
+
+    def _drive(self, signals: list[FleetSignal], complete: Callable[[Completions], None]) -> None:
+        """Give signals to the tables and the windows; tell what is completed, as it comes."""
+        if not self._windows:
+            self._run(signals, complete)
+            return
+        at = 0
+        for number, signal in enumerate(signals, 1):
+            windows = self._windowed.get(signal.signal.rule)
+            if windows is None or signal.signal.rule.startswith(OF_SEQUENCE):
+                continue
+            self._run(signals[at:number], complete)
+            at = number
+            if self._last is None or signal.order > self._last:
+                self._last = signal.order
+                complete(self._decide_windows(signal.time_ns - 1))
+                self._window(signal, complete)
+        self._run(signals[at:], complete)
+        if signals:
+            complete(self._decide_windows(signals[-1].time_ns - 1))
+
+    def _run(self, signals: list[FleetSignal], complete: Callable[[Completions], None]) -> None:
+        at = 0
+        while at < len(signals):
+            at, completed = self._tables.run(signals, at)
+            complete(completed)
+
+    def _window(self, signal: FleetSignal, complete: Callable[[Completions], None]) -> None:
+        """Give a signal to the windows that take its rule."""
+        for number, windows in self._windowed.get(signal.signal.rule, ()):
+            witness = windows.feed(signal)
+            if witness is not None:
+                complete([(number, (witness,))])
+
+    def _decide_windows(self, until_ns: int) -> Completions:
+        return [
+            (number, (witness,))
+            for number, windows in self._windows
+            for witness in windows.decide(until_ns)
+        ]
 
     @property
     def evicted_of(self) -> dict[str, int]:
         """Return of which hosts' accounts how many partial matches went at a bound, by id."""
-        return self._tables.evicted_of
+        found = Counter(self._tables.evicted_of)
+        for _, windows in self._windows:
+            found.update(windows.evicted_of)
+        return dict(found)
 
     def _make(self, changes: list[Change], changed: list[Change]) -> None:
         """Give new incidents to the sequences over their sequences, in the order of names."""
@@ -288,12 +338,16 @@ class Correlator:
             if witness is None or incident.sequence not in self._chained:
                 continue
             made = made_signal(self._by_name[incident.sequence], incident, witness)
-            _, completed = self._tables.run([made], 0, True)
-            self._complete(completed, changed)
-            if completed:
-                self._make(changed[-len(completed) :], changed)
 
-    def _make_again(self, completed: list[tuple[int, Witness]], opened: set[str]) -> None:
+            def complete(completed: Completions) -> None:
+                self._complete(completed, changed)
+                if completed:
+                    self._make(changed[-len(completed) :], changed)
+
+            complete(self._tables.run([made], 0, True)[1])
+            self._window(made, complete)
+
+    def _make_again(self, completed: Completions, opened: set[str]) -> None:
         """Do as :meth:`_make` of what was completed before; ids of its incidents are known."""
         if not self._chained:
             return
@@ -303,11 +357,13 @@ class Correlator:
             if incident.id in opened and sequence.name in self._chained:
                 made = made_signal(sequence, incident, witness)
                 self._make_again(self._tables.run([made], 0, True)[1], opened)
+                self._window(made, lambda inner: self._make_again(inner, opened))
 
     def advance(self, until_ns: int) -> list[Change]:
         """Take note that no signal of the time up to here will come any more."""
         changed: list[Change] = []
         self._complete(self._tables.decide(until_ns), changed)
+        self._complete(self._decide_windows(until_ns), changed)
         return changed
 
     def stats(self) -> dict[str, int]:
@@ -316,18 +372,18 @@ class Correlator:
             "signals": self._tables.taken,
             "duplicates": self._tables.duplicates,
             **self._counts,
-            "partials": self._tables.partials,
-            "evicted": self._tables.evicted,
+            "partials": self._tables.partials + sum(w.kept for _, w in self._windows),
+            "evicted": self._tables.evicted + sum(w.evicted for _, w in self._windows),
             "open": sum(len(held) for held in self._open),
             "table_bytes": self._tables.heap_bytes,
             "forgotten": self._seen.memory.forgotten,
         }
 
-    def _complete(self, completed: list[tuple[int, Witness]], changed: list[Change]) -> None:
+    def _complete(self, completed: Completions, changed: list[Change]) -> None:
         for number, witness in completed:
             self._counts["completions"] += 1
             sequence = self._sequences[number]
-            key = tuple(sequence.read(name, witness[at][-1]) for at, name in self._fields[number])
+            key = sequence.key_of(witness)
             last_ns = max(taken[-1].time_ns for taken in witness)
             known = self._open[number].get(key)
             opened: Witness | None = None

@@ -1626,6 +1626,10 @@ cdef class TableSet:
         self.made_cache = {}
         for number, sequence in enumerate(sequences):
             first = len(self.tables)
+            if sequence.aggregate is not None:
+                # Reckoned in core/windows.py.
+                self.spans.append((first, first))
+                continue
             for arrangement in sequence.arrangements():
                 tables = Tables()
                 tables.prepare(&self.heap, self.fields, sequence, arrangement, partials_max, seen)

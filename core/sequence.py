@@ -32,6 +32,7 @@ from vedette.core.fleet import (
     value_of,
 )
 from vedette.core.signal import PRIORITIES, FieldValue
+from vedette.core.windows import Aggregate
 
 FILE_BYTES_MAX = 4 << 20
 SEQUENCES_MAX = 10_000
@@ -203,6 +204,7 @@ class Sequence:
     suppress_ns  further completions with the same key are counted on an incident for so long
                  after the last; None: for ``within_ns``
     suppress_by  (step, field): the key; None: all that joins and ``by`` name
+    aggregate    what is reckoned over the signals of the one step, see core/windows.py
     """
 
     name: str
@@ -217,6 +219,7 @@ class Sequence:
     groups: tuple[tuple[int, int], ...] = ()
     suppress_ns: int | None = None
     suppress_by: tuple[tuple[int, str], ...] | None = None
+    aggregate: Aggregate | None = None
     _readers: dict[str, Callable[[FleetSignal], FieldValue]] = field(
         init=False, compare=False, repr=False
     )
@@ -228,6 +231,7 @@ class Sequence:
         used |= {name for s in self.steps if s.first_seen for name in s.first_seen.fields}
         for step in (*self.steps, *(absence.step for absence in self.absences)):
             used |= {name for join in step.joins for name in (join.own, join.field)}
+        used |= set() if self.aggregate is None else self.aggregate.fields()
         readers = {name: value_of(name) for name in used}
         object.__setattr__(self, "_readers", readers)
 
@@ -251,6 +255,21 @@ class Sequence:
         return tuple(found)
 
     @property
+    def key_names(self) -> tuple[str, ...]:
+        """Return what the values of the key are shown as."""
+        if self.aggregate is not None:
+            return self.aggregate.names
+        return tuple(f"{self.steps[index].name}.{name}" for index, name in self.key_fields)
+
+    def key_of(self, witness: tuple[tuple[FleetSignal, ...], ...]) -> tuple[FieldValue, ...]:
+        """Return the values that make completions the same incident, as ``key_names``."""
+        if self.aggregate is not None:
+            last = witness[0][-1]
+            names = self.aggregate.fields_of(last.signal.rule)
+            return tuple(self.read(name, last) for name in names)
+        return tuple(self.read(name, witness[index][-1]) for index, name in self.key_fields)
+
+    @property
     def counted_on_ns(self) -> int:
         """How long after a completion further ones are counted on its incident."""
         return self.within_ns if self.suppress_ns is None else self.suppress_ns
@@ -258,6 +277,8 @@ class Sequence:
     @property
     def afterwards_ns(self) -> int:
         """How long after its last signal a match is decided; 0 without an absence there."""
+        if self.aggregate is not None:
+            return self.within_ns if self.aggregate.is_at_end else 0
         return max((absence.for_ns for absence in self.absences), default=0)
 
     def arrangements(self) -> Iterator[tuple[int, ...]]:
@@ -321,8 +342,26 @@ def load(paths: Iterable[Path]) -> Loaded:
                         sequence=sequence.name,
                     )
                 )
-                return _chained(sequences, errors)
-    return _chained(sequences, errors)
+                return chained(sequences, errors)
+    return chained(sequences, errors)
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a file is read here, and not one of Sigma's.
+
+    One that cannot be read is, so that :func:`load` says why.
+    """
+    if path.suffix == ".eql":
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(FILE_BYTES_MAX)
+    except OSError:
+        return True
+    lines = (line.strip() for line in head.splitlines())
+    begins = (b"#", b"%", b"---")
+    first = next((line for line in lines if line and not line.startswith(begins)), b"")
+    return not first.startswith(b"title:") and b"\ncorrelation:" not in head
 
 
 def chained_to(sequence: Sequence) -> tuple[str, ...]:
@@ -332,7 +371,7 @@ def chained_to(sequence: Sequence) -> tuple[str, ...]:
     return tuple(sorted(rule.removeprefix(OF_SEQUENCE) for rule in rules))
 
 
-def _chained(sequences: dict[str, Sequence], errors: list[SequenceError]) -> Loaded:
+def chained(sequences: dict[str, Sequence], errors: list[SequenceError]) -> Loaded:
     """Leave out sequences over sequences that are not there, wait, or lead back to them."""
     while True:
         problems = {name: _chain_problem(sequences, name, ()) for name in sequences}

@@ -42,6 +42,7 @@ from itertools import combinations
 
 import msgspec
 
+from vedette.core import windows
 from vedette.core.correlator import Incident, Witness, made_signal, new_incident
 from vedette.core.fleet import FleetSignal, Order
 from vedette.core.sequence import Absence, FirstSeen, Join, Sequence, chained_to
@@ -85,12 +86,16 @@ def incidents(
 def _incidents(
     sequence: Sequence, ordered: list[FleetSignal], until_ns: int
 ) -> list[tuple[Incident, Witness]]:
+    if sequence.aggregate is not None:
+        return _counted_on(
+            sequence, [(taken,) for taken in windows.completions(sequence, ordered, until_ns)]
+        )
     found = [
         (arrangement, match)
         for arrangement in sequence.arrangements()
         for match in matches(sequence, ordered, arrangement, {})
     ]
-    opened: list[tuple[Incident, Witness]] = []
+    witnesses: list[Witness] = []
     for last in ordered:
         if sequence.afterwards_ns and last.time_ns + sequence.afterwards_ns > until_ns:
             break
@@ -99,7 +104,15 @@ def _incidents(
             continue
         # Of equal ones, max takes the first.
         _, match = max(ending, key=lambda item: _in_order(item[1]))
-        witness = tuple(match[i] for i in range(len(sequence.steps)))
+        witnesses.append(tuple(match[i] for i in range(len(sequence.steps))))
+    return _counted_on(sequence, witnesses)
+
+
+def _counted_on(sequence: Sequence, witnesses: Iterable[Witness]) -> list[tuple[Incident, Witness]]:
+    """Return the incidents of completions, which come in their order, with the first's witness."""
+    opened: list[tuple[Incident, Witness]] = []
+    for witness in witnesses:
+        last = max((s for taken in witness for s in taken), key=lambda s: s.order)
         incident = new_incident(sequence, witness)
         for number, (known, first) in enumerate(opened):
             passed_ns = last.time_ns - known.last_completion_ns

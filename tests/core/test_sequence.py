@@ -18,6 +18,7 @@ from vedette.core.sequence import (
     load,
     parse,
 )
+from vedette.core.sequenceload import load_sequences
 from vedette.core.signal import PRIORITIES, Signal
 
 RULES = Path(__file__).parents[2] / "rules"
@@ -400,3 +401,33 @@ def test_a_disabled_sequence_is_checked_and_left_out() -> None:
 def test_no_bytes_raise(source: bytes) -> None:
     loaded = parse(source, "f.yaml")
     assert all(str(error).startswith("f.yaml") for error in loaded.errors)
+
+
+SIGMA = """\
+title: a rule
+name: a
+logsource: {product: linux, category: process_creation}
+detection: {selection: {Image: /x}, condition: selection}
+---
+title: Often
+correlation: {type: event_count, rules: a, group-by: User, timespan: 1m, condition: {gte: 2}}
+"""
+
+
+def test_files_of_every_language_give_sequences(tmp_path: Path) -> None:
+    files = {
+        "ours.yaml": WHOLE,
+        "sigma.yml": SIGMA,
+        "q.eql": "sequence with maxspan=1s [a where true]",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    loaded = load_sequences(tmp_path / name for name in files)
+    assert loaded.errors == ()
+    assert [item.name for item in loaded.sequences] == ["Guessing, then a login", "q", "Often"]
+    (tmp_path / "sigma.yml").write_text(SIGMA.replace("Often", "q").replace("User", "Nope"))
+    (error,) = load_sequences(tmp_path / name for name in files).errors
+    assert "group-by: Nope" in error.problem
+    (tmp_path / "sigma.yml").write_text(SIGMA.replace("Often", "q"))
+    (error,) = load_sequences(tmp_path / name for name in files).errors
+    assert "the name is taken already" in error.problem

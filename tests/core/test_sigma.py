@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.core.machine import Machine
 from vedette.core import documents
+from vedette.core.correlator import Correlator
 from vedette.core.fields import AF_INET, AF_INET6, AF_UNIX, events_of
 from vedette.core.fleet import FleetSignal, has_one_value
 from vedette.core.output import Template
@@ -701,6 +702,99 @@ def test_value_count_is_a_step_that_counts_what_differs() -> None:
     assert len(incidents(made.sequences, [*same, signal("a", 3, proc__ppid=8, **here)])) == 1
 
 
+def reckoned(body: str, *signals: FleetSignal, until_s: int = 10_000) -> list[list[int]]:
+    """Return the numbers of the signals of each incident of a correlation over rules a and b."""
+    made = clean(base("a"), base("b"), correlation(body))
+    correlator = Correlator(made.sequences)
+    changes = correlator.feed_all(list(signals)) + correlator.advance(until_s * 10**9)
+    opened = [change.opened for change in changes if change.opened is not None]
+    return [[s.signal.seq for taken in witness for s in taken] for witness in opened]
+
+
+def a(at_s: int, number: int, user: str = "root") -> FleetSignal:
+    return signal("a", at_s, proc__pid=number, user__name=user)
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition", "found"),
+    [
+        ("value_sum", "{gte: 60, field: ProcessId}", [[1, 2, 3]]),
+        ("value_sum", "{gt: 60, field: ProcessId}", []),
+        ("value_avg", "{gte: 15, field: ProcessId}", [[1, 2]]),
+        ("value_avg", "{gte: 20.5, field: ProcessId}", []),
+        ("value_median", "{gte: 20, field: ProcessId}", [[1, 2, 3]]),
+        ("value_percentile", "{gte: 30, field: ProcessId, percentile: 90}", [[1, 2, 3]]),
+        ("event_count", "{gte: 2.5}", [[1, 2, 3]]),
+        ("event_count", "{eq: 3}", [[1, 2, 3]]),
+        ("event_count", "{lt: 3}", []),
+        ("event_count", "{lte: 3}", [[1, 2, 3]]),
+        ("event_count", "{neq: 2}", [[1, 2, 3]]),
+        ("value_count", "{gte: 1, field: ProcessId}", [[1]]),
+        ("value_count", "{lt: 4, field: ProcessId}", [[1, 2, 3]]),
+    ],
+)
+def test_what_is_reckoned_over_a_window(kind: str, condition: str, found: list[list[int]]) -> None:
+    body = f"{{type: {kind}, rules: a, group-by: User, timespan: 1m, condition: {condition}}}"
+    signals = [a(1, 10), a(2, 20), a(3, 30)]
+    assert reckoned(body, *signals) == found
+    # What is looked at when the window is over is not before.
+    at_once = [numbers for numbers in found if "gt" in condition]
+    assert reckoned(body, *signals, until_s=59) == at_once
+
+
+def test_a_group_can_have_another_field_in_each_rule() -> None:
+    body = """\
+        type: event_count
+        rules: [a, b]
+        group-by: [w]
+        aliases: {w: {a: User, b: Image}}
+        timespan: 1m
+        condition: {gte: 2}
+        """
+    here = (a(1, 1, "x"), signal("b", 2, proc__exepath="x"))
+    assert reckoned(body, *here) == [[1, 2]]
+    assert reckoned(body, a(1, 1, "y"), here[1]) == []
+
+
+def test_a_temporal_can_ask_for_some_of_its_rules_and_for_none_of_others() -> None:
+    both = (signal("a", 1), signal("b", 2))
+    for condition, found in (
+        ("a or b", [[1]]),
+        ("a and b", [[1, 2]]),
+        ("a and not b", [[1]]),
+        ("b and not a", []),
+    ):
+        body = f"{{type: temporal, timespan: 1m, condition: {condition}}}"
+        assert reckoned(body, *both) == found
+    some = "{type: temporal, rules: [a, b], timespan: 1m, condition: {gte: 1}}"
+    assert reckoned(some, *both) == [[1]]
+
+
+def test_a_correlation_can_be_over_correlations() -> None:
+    made = clean(
+        base("a"),
+        correlation(
+            "{type: temporal_ordered, rules: [many, many], group-by: host, timespan: 1h}", "top"
+        ),
+        correlation(
+            "{type: event_count, rules: a, group-by: [User, host], timespan: 1m,"
+            " condition: {gte: 2}}",
+            "lower",
+            "name: many",
+        ),
+    )
+    assert [sequence.name for sequence in made.sequences] == ["lower", "top"]
+    lines_ = [a(1, 1, "x"), a(2, 1, "x"), a(300, 1, "y"), a(301, 1, "y")]
+    found = incidents(made.sequences, lines_)
+    assert sorted(incident.sequence for incident in found) == ["lower", "lower", "top"]
+    looped = load(
+        correlation(
+            "{type: event_count, rules: c, timespan: 1m, condition: {gte: 2}}", "c", "name: c"
+        )
+    )
+    assert "leads back here" in "\n".join(lines(looped, "error"))
+
+
 def test_the_condition_of_a_temporal_ordered_can_ask_for_all() -> None:
     for condition in ("{gte: 2}", "{eq: 2}", "{gt: 1}", "a and b"):
         text = f"{{type: temporal_ordered, rules: [a, b], timespan: 1m, condition: {condition}}}"
@@ -713,22 +807,21 @@ def test_the_condition_of_a_temporal_ordered_can_ask_for_all() -> None:
     ("body", "message"),
     [
         ("{type: temporal, rules: [a, b, a, b, a], timespan: 1m}", "more than 24 orders"),
-        ("{type: temporal, rules: [a, b], timespan: 1m, condition: a or b}", "or, not and"),
         *(
             (
                 f"{{type: {name}, rules: a, timespan: 1m, condition: {{gte: 2, field: User}}}}",
-                f"type: {name} is not evaluated yet",
+                "condition.field: user.name is no number",
             )
-            for name in ("value_sum", "value_avg", "value_percentile")
+            for name in ("value_sum", "value_avg", "value_median")
         ),
-        ("{type: event_count, rules: a, timespan: 1m, condition: {lt: 2}}", "condition.lt: is not"),
-        ("{type: event_count, rules: a, timespan: 1m, condition: {eq: 2}}", "condition.eq: is not"),
-        ("{type: event_count, rules: a, timespan: 1m, condition: {gte: 0}}", "from 1 to 10000"),
-        ("{type: event_count, rules: a, timespan: 1m, condition: {gte: 2.5}}", "a whole number"),
         (
-            "{type: value_count, rules: a, timespan: 1m, condition: {gte: 1, field: User}}",
-            "condition: a count is from 2 to 10000",
+            "{type: value_percentile, rules: a, timespan: 1m,"
+            " condition: {gte: 2, field: ProcessId, percentile: 0}}",
+            "a whole number from 1 to 100",
         ),
+        ("{type: temporal, timespan: 1m, condition: not a}", "asks for no rule"),
+        ("{type: event_count, rules: [late], timespan: 1m, condition: {gte: 2}}", "is over (lt,"),
+        ("{type: event_count, rules: a, timespan: 1m, condition: {gte: 0}}", "from 1 to 10000"),
         (
             "{type: value_count, rules: a, timespan: 1m,"
             " condition: {gte: 2, field: [User, Image]}}",
@@ -740,18 +833,16 @@ def test_the_condition_of_a_temporal_ordered_can_ask_for_all() -> None:
             "condition.field: is one of group-by",
         ),
         (
-            "{type: value_count, rules: [a, b], aliases: {w: {a: User, b: Image}}, timespan: 1m,"
-            " condition: {gte: 2, field: w}}",
-            "condition.field: the rules have it in different fields",
-        ),
-        (
             "{type: temporal, rules: [a, b], aliases: {w: {a: User, b: ProcessId}}, timespan: 1m,"
             " group-by: w}",
             "aliases: proc.pid and user.name have values of different types",
         ),
         ("{type: event_count, rules: a, timespan: 31d, condition: {gte: 2}}", "more than 30 days"),
         ("{type: event_count, rules: x, timespan: 1m, condition: {gte: 2}}", "the id or name x"),
-        ("{type: event_count, rules: d, timespan: 1m, condition: {gte: 2}}", "chains are not"),
+        (
+            "{type: event_count, rules: d, group-by: User, timespan: 1m, condition: {gte: 2}}",
+            "group-by: User is not in the group-by of d",
+        ),
         (
             "{type: event_count, rules: a, group-by: Nope, timespan: 1m, condition: {gte: 2}}",
             "group-by: Nope is no field of process_creation",
@@ -763,17 +854,12 @@ def test_the_condition_of_a_temporal_ordered_can_ask_for_all() -> None:
         ),
         (
             "{type: event_count, rules: [a, b], group-by: w, timespan: 1m, condition: {gte: 2},"
-            " aliases: {w: {a: User, b: Image}}}",
-            "group-by: the rules have it in different fields",
-        ),
-        (
-            "{type: event_count, rules: [a, b], group-by: w, timespan: 1m, condition: {gte: 2},"
             " aliases: {w: {a: User}}}",
             "aliases: w has no field for b",
         ),
-        ("{type: temporal_ordered, rules: [a, b], timespan: 1m, condition: {gte: 1}}", "than all"),
-        ("{type: temporal_ordered, rules: [a, b], timespan: 1m, condition: a or b}", "or, not and"),
-        ("{type: temporal_ordered, timespan: 1m, condition: a and not b}", "or, not and"),
+        ("{type: temporal_ordered, rules: [a, b], timespan: 1m, condition: {gte: 1}}", "for all"),
+        ("{type: temporal_ordered, rules: [a, b], timespan: 1m, condition: a or b}", "for all of"),
+        ("{type: temporal_ordered, timespan: 1m, condition: a and not b}", "for all of"),
         ("{type: frob, rules: a, timespan: 1m}", "no valid Sigma correlation type"),
         ("{type: event_count, rules: a, timespan: 1x, condition: {gte: 2}}", "'1x' is invalid"),
         ("{type: event_count, rules: a, condition: {gte: 2}}", "without timespan"),
@@ -787,8 +873,11 @@ def test_what_sequences_cannot_say_is_refused_by_its_key(body: str, message: str
         correlation(
             "{type: event_count, rules: b, timespan: 1m, condition: {gte: 2}}", "other", "name: d"
         ),
+        correlation(
+            "{type: event_count, rules: b, timespan: 1m, condition: {lt: 2}}", "later", "name: late"
+        ),
     )  # fmt: skip
-    assert [item.name for item in made.sequences] == ["other"]
+    assert sorted(item.name for item in made.sequences) == ["later", "other"]
     assert message in "\n".join(lines(made, "error"))
     assert [item.alert for item in made.rules] == [True, False], "a alerts by itself"
 
