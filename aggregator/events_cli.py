@@ -109,6 +109,7 @@ class _Printer:
             users=header.users,
             groups=header.groups,
             hostname=self._hostname,
+            boot_to_wall_ns=header.boot_to_wall_ns,
             processes_max=header.processes_max,
         )
 
@@ -145,7 +146,9 @@ class _Printer:
     def _show(self, record: bytes, process: Process) -> None:
         header = self.reader.header
         event = decode(record)
-        view = EventView(event, process, header.users, header.groups, self._hostname)
+        view = EventView(
+            event, process, header.users, header.groups, self._hostname, header.boot_to_wall_ns
+        )
         self.shown += 1
         if self.counts is not None:
             name = "<NA>" if process.comm is None else clean(process.comm)

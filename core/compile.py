@@ -457,9 +457,8 @@ class _Compiler:
             return self.types_of_predicate(node)
         if isinstance(node, Not):
             return self.types_of(node.item)[::-1]
-        found = [self.types_of(part) for part in node.items]
-        true, false = found[0]
-        for can_be_true, can_be_false in found[1:]:
+        true, false = (_ALL_TYPES, 0) if isinstance(node, And) else (0, _ALL_TYPES)
+        for can_be_true, can_be_false in map(self.types_of, node.items):
             if isinstance(node, And):
                 true, false = true & can_be_true, false | can_be_false
             else:

@@ -82,6 +82,7 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
         users=header.users,
         groups=header.groups,
         hostname=header.hostname.encode(errors="surrogateescape"),
+        boot_to_wall_ns=header.boot_to_wall_ns,
         processes_max=header.processes_max,
         rule_matching=header.rule_matching,
     )

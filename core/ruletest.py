@@ -988,6 +988,7 @@ def _run_capture(path: Path, rules: Sequence[Rule], matched: set[int]) -> None:
             users=header.users,
             groups=header.groups,
             hostname=header.hostname.encode(errors="surrogateescape"),
+            boot_to_wall_ns=header.boot_to_wall_ns,
             processes_max=header.processes_max,
         )
         try:

@@ -370,3 +370,13 @@ def test_a_ring_reader_that_never_was_closes_nothing() -> None:
     with pytest.raises(OSError, match="BPF map"):
         engine.RingReader(0)
     os.fstat(0)
+
+
+def test_what_is_always_and_what_is_never_true() -> None:
+    trees: list[Any] = [And(()), Or(()), Not(Or(())), Or((And(()), Or(()))), And((And(()), Or(())))]
+    named = [Rule(f"r{number}", tree, "", 0) for number, tree in enumerate(trees)]
+    found: list[tuple[int, ...]] = []
+    for kind in (Engine, Twin):
+        machine = kind(named, on_match=lambda record, indices, process: found.append(indices))
+        machine.feed(build("procexit", pid=5) + build("openat", pid=6, path=b"/x"))
+    assert found == [(0, 2, 3)] * 4
