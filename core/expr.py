@@ -132,7 +132,9 @@ class Predicate:
     @property
     def is_plain(self) -> bool:
         """Whether a field as it is is compared with constants."""
-        return self.field.is_plain and not any(isinstance(v, FieldRef) for v in self.values)
+        # A field that is compared with stands alone.
+        values = self.values
+        return self.field.is_plain and not (values and isinstance(values[0], FieldRef))
 
 
 @dataclass(frozen=True, slots=True)
