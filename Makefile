@@ -26,6 +26,7 @@ help:
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
 	@echo 'make docs      write the tables in docs/ from the code'
 	@echo 'make bench     benchmarks (ARGS=... goes to pytest)'
+	@echo 'make plots     the benchmarks of the core, drawn into docs/plots'
 	@echo 'make clean     remove $(VENV), build/ and caches'
 	@echo
 	@echo 'VEDETTE_BUILD=release|trace|sanitize  build flavour, now $(VEDETTE_BUILD)'
@@ -94,6 +95,12 @@ docs: build
 
 bench: build
 	$(BIN)/pytest bench -o python_files='bench_*.py' $(ARGS)
+
+# What docs/performance.md shows of the core, measured again (some minutes) and drawn.
+plots: build
+	$(BIN)/pytest bench/bench_core.py -o python_files='bench_*.py' -q \
+	    --benchmark-json=build/bench_core.json
+	$(BIN)/python -m bench.plots build/bench_core.json docs/plots
 
 clean:
 	rm -rf $(VENV) build dist vedette.egg-info .mypy_cache .pytest_cache .ruff_cache \

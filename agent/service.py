@@ -27,6 +27,7 @@ from vedette.agent.shipper import Shipper, ShipperError
 from vedette.agent.spool import Spool, SpoolError
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
+from vedette.core.quiet import quiet
 from vedette.core.signal import Signal
 
 _DRAIN_RING_S, _OUTPUTS_STOP_S, _SHIPPER_STOP_S = 0.6, 0.9, 1.2
@@ -191,9 +192,11 @@ class _Reload(threading.Thread):
 
     def run(self) -> None:
         try:
-            settings = config.load(self._path)
-            rules = pipeline.load(settings.rules, settings.host)
-            self.result = (settings, rules, self._running.compile(rules.rules, rules.decisions))
+            with quiet(keep=True):
+                settings = config.load(self._path)
+                rules = pipeline.load(settings.rules, settings.host)
+                compiled = self._running.compile(rules.rules, rules.decisions)
+            self.result = settings, rules, compiled
         except AgentError as error:
             self.error = error
 

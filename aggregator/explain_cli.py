@@ -100,7 +100,8 @@ def _show_cost(found: Cost, limit: int) -> None:
     console = Console(highlight=False)
     console.print(
         f"{found.events} events, {found.ns_per_event:.0f} ns each; "
-        f"{found.slow_share:.1%} took a slow path"
+        f"{found.slow_share:.1%} took a slow path; {found.class_sets} classes of values, "
+        f"{found.settled} events settled one by one"
     )
     table = Table(title="Fields: values that were not known from before")
     for name in ("index", "predicates", "asked", "of events", "us"):
@@ -125,10 +126,13 @@ def _show_cost(found: Cost, limit: int) -> None:
 def _show(shape: RuleShape) -> None:
     console = Console(highlight=False)
     console.print(f"{shape.rule}  ({shape.file}:{shape.line})", markup=False)
-    table = Table("predicate", "index", "filed as", "constants", "rules", title="Predicates")
+    table = Table(title="Predicates; beside: what its index holds, and the classes that this makes")
+    for name in ("predicate", "index", "filed as", "constants", "rules", "beside", "classes"):
+        table.add_column(name, justify="left" if name[0] in "pif" else "right")
     for item in shape.predicates:
         filed = ", ".join(item.filed_as) or "-"
-        table.add_row(item.text, item.index, filed, str(item.constants), str(item.rules))
+        counts = (item.constants, item.rules, item.neighbours, item.classes)
+        table.add_row(item.text, item.index, filed, *(str(count) for count in counts))
     console.print(table)
     table = Table("event", "decided by", "looked at when one of these is true", title="Events")
     for found in shape.events:

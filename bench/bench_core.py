@@ -8,7 +8,6 @@ digest is of all matches of the first pass: it must be the same on every machine
 
 from __future__ import annotations
 
-import hashlib
 import os
 import statistics
 import time
@@ -16,12 +15,23 @@ from typing import Any
 
 import pytest
 
-from bench.workload import Workload, rules, workload
+from bench.core import (
+    engine_of,
+    median_ns,
+    memory_bytes,
+    reference_s,
+    rule_set,
+    stages_ns,
+    stalls_ms,
+)
+from bench.workload import Workload, rule_texts, rules, workload
+from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine
 from vedette.core.floor import header_and_hash
 
 EVENTS = int(os.environ.get("VEDETTE_BENCH_EVENTS", "200000"))
 STREAMS = ("mixed", "open", "exec", "unique", "combinations")
+RULE_SETS = ("falco", 25, 100, 1000, 10000)
 _made: dict[str, Workload] = {}
 
 
@@ -31,37 +41,21 @@ def stream(name: str) -> Workload:
     return _made[name]
 
 
-def floor_ns(made: Workload, rounds: int = 5) -> float:
-    """Return the median nanoseconds per event of the floor pass."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter_ns()
-        header_and_hash(made.records)
-        times.append(time.perf_counter_ns() - start)
-    return statistics.median(times) / made.count
+def chosen_rules(name: str | int) -> Any:
+    try:
+        return rule_set(name)
+    except LookupError as error:
+        pytest.skip(str(error))
 
 
-def pass_over(made: Workload, count: int) -> tuple[Engine, str]:
-    """Return an engine that has seen the stream once, and the digest of its matches."""
-    digest = hashlib.sha256()
-
-    def note(record: bytes, indices: tuple[int, ...], acting: object) -> None:
-        digest.update(record)
-        digest.update(repr(indices).encode())
-
-    engine = Engine(rules(count), on_match=note)
-    for process in made.processes:
-        engine.add_process(process)
-    assert engine.feed(made.records) == len(made.records)
-    return engine, digest.hexdigest()[:16]
-
-
-@pytest.mark.parametrize("count", [25, 100, 1000, 10000])
+@pytest.mark.parametrize("count", RULE_SETS)
 @pytest.mark.parametrize("name", STREAMS)
-def test_core(benchmark: Any, name: str, count: int) -> None:
+def test_core(benchmark: Any, name: str, count: str | int) -> None:
     made = stream(name)
-    engine, digest = pass_over(made, count)
-    floor = floor_ns(made)
+    chosen = chosen_rules(count)
+    digest: list[str] = []
+    engine = engine_of(made, chosen, digest)
+    floor = median_ns(lambda: header_and_hash(made.records), made.count)
     before = engine.stats()
     benchmark.pedantic(engine.feed, args=(made.records,), rounds=5, iterations=1)
     after = engine.stats()
@@ -69,6 +63,7 @@ def test_core(benchmark: Any, name: str, count: int) -> None:
     spent = benchmark.stats.stats.median * 1e9 / made.count
     benchmark.extra_info.update(
         {
+            "rules": len(chosen),
             "events_per_pass": made.count,
             "ns_per_event": round(spent, 1),
             "events_per_s": round(1e9 / spent),
@@ -83,14 +78,24 @@ def test_core(benchmark: Any, name: str, count: int) -> None:
             ),
             "bytes": after["tables_bytes"] + after["processes_bytes"],
             "allocations": after["allocations"] - before["allocations"],
-            "digest": digest,
+            "digest": digest[0],
         }
     )
     assert engine.close() == 0
 
 
+@pytest.mark.parametrize("name", STREAMS)
+def test_stages(benchmark: Any, name: str) -> None:
+    """Where the nanoseconds of an event go, 1,000 rules."""
+    made = stream(name)
+    found = benchmark.pedantic(stages_ns, args=(made, rules(1000), 3), rounds=1, iterations=1)
+    benchmark.extra_info.update({key: round(spent, 1) for key, spent in found.items()})
+
+
 @pytest.mark.parametrize("count", [100, 1000, 10000])
 def test_compile(benchmark: Any, count: int) -> None:
+    """Parsing and compiling apart, also as multiples of a fixed piece of Python in the same run."""
+    texts = rule_texts(count)
     made = rules(count)
 
     def compile_all() -> int:
@@ -99,4 +104,36 @@ def test_compile(benchmark: Any, count: int) -> None:
         engine.close()
         return predicates
 
-    benchmark.extra_info["predicates"] = benchmark.pedantic(compile_all, rounds=3, iterations=1)
+    parse_s = median_ns(lambda: [parse_condition(text) for text in texts], 1, 3) / 1e9
+    reference = statistics.median(reference_s() for _ in range(5))
+    start = time.process_time()
+    compile_all()
+    cpu_s = time.process_time() - start
+    predicates = benchmark.pedantic(compile_all, rounds=3, iterations=1)
+    compile_s = benchmark.stats.stats.median
+    benchmark.extra_info.update(
+        {
+            "predicates": predicates,
+            "parse_s": round(parse_s, 3),
+            "compile_s": round(compile_s, 3),
+            "compile_cpu_s": round(cpu_s, 3),
+            "reference_s": round(reference, 3),
+            "parse_by_reference": round(parse_s / reference, 2),
+            "compile_by_reference": round(compile_s / reference, 2),
+        }
+    )
+
+
+def test_reload(benchmark: Any) -> None:
+    """10,000 rules compiled beside a running feed, and swapped in."""
+    made = stream("mixed")
+    found = benchmark.pedantic(
+        stalls_ms, args=(made, rules(1000), rules(10000)), rounds=1, iterations=1
+    )
+    benchmark.extra_info.update({key: round(value, 3) for key, value in found.items()})
+
+
+def test_memory(benchmark: Any) -> None:
+    """All tables with default limits: 1,000 rules, 10,000 processes."""
+    found = benchmark.pedantic(memory_bytes, args=(rules(1000), 10_000), rounds=1, iterations=1)
+    benchmark.extra_info.update(found)

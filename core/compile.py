@@ -395,7 +395,7 @@ class Plan:
     points, ranges, always   index of ints -> as core.index.int_index_build takes them
     leaves      what values are computed from
     computed    the computed values
-    late        predicate -> place in ``computed``
+    late        predicate -> place in ``computed``; -1: only Python computes it
     settled     rules that have late predicates on some event type
     in_python   rules whose condition only Python can evaluate (a pattern that comes from a field,
                 values beyond any bound): their code holds whenever they match, and then they are
@@ -440,6 +440,7 @@ class _Compiler:
         }
         self.plan = Plan()
         self.numbers: dict[tuple[bool, Predicate], int] = {}
+        self.numbered: dict[tuple[bool, int], tuple[Predicate, int]] = {}
         self.word: list[str | None] = []
         self.costs: list[int] = []
         self.codes: dict[tuple[bool, Expr], int] = {}
@@ -621,6 +622,10 @@ class _Compiler:
     # Predicates
 
     def number(self, predicate: Predicate) -> int:
+        # By identity first: a predicate's hash is that of all its constants.
+        known = self.numbered.get((self.is_call, id(predicate)))
+        if known is not None:
+            return known[1]
         # What is computed of a call is computed in another place.
         key = (self.is_call and not predicate.is_plain, predicate)
         found = self.numbers.get(key)
@@ -628,6 +633,7 @@ class _Compiler:
             found = self.numbers[key] = len(self.numbers)
             self.plan.predicates.append(predicate)
             self.place(predicate, found)
+        self.numbered[self.is_call, id(predicate)] = predicate, found
         return found
 
     def place(self, predicate: Predicate, number: int) -> None:
@@ -707,7 +713,7 @@ class _Compiler:
         self.word.append(word)
         self.costs.append(50)
         if number in self.python:
-            self.plan.late[number] = 0
+            self.plan.late[number] = -1
             return
         numbers = iter([self.leaf_number(leaf) for leaf in leaves])
         steps = tuple((name, next(numbers) if name == "leaf" else arg) for name, arg in left)
@@ -1227,4 +1233,8 @@ def compile_rules(
             except UnsupportedRule as error:
                 error.rule = rule
                 raise
+    # At once, freeing these would hold up the thread that watches the ring for some 40 ms.
+    for table in (compiler.numbered, compiler.codes, compiler.numbers):
+        while table:
+            table.popitem()
     return compiler.plan

@@ -48,6 +48,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """All of it.
 
     ns           of the whole pass, process table and calls for matches included
+    class_sets   classes of values that came up; verdict_sets: sets of rules that matched
+    settled      events for which something had to be computed each time (ARCHITECTURE.md, "late")
     slow_share   lookups of values in class caches that missed, of all events
     complete     whether the capture file had its end
     """
@@ -56,6 +58,9 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     ns: int
     ns_per_event: float
     slow_share: float
+    class_sets: int
+    verdict_sets: int
+    settled: int
     fields: tuple[FieldCost, ...]
     rules: tuple[RuleCost, ...]
     complete: bool
@@ -136,6 +141,9 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
         ns=spent_ns,
         ns_per_event=spent_ns / events if events else 0.0,
         slow_share=stats["class_misses"] / events if events else 0.0,
+        class_sets=stats["class_rows"],
+        verdict_sets=stats["verdict_rows"],
+        settled=stats["settled"],
         fields=tuple(sorted(found_fields, key=lambda item: -item.ns)),
         rules=tuple(sorted(found_rules, key=lambda item: (-item.ns, item.rule))),
         complete=complete,

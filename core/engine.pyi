@@ -9,7 +9,7 @@ from vedette.core.fields import ProcessLike
 from vedette.core.ring import RingReader
 from vedette.core.rules import Rule
 
-__all__ = ["Engine", "Process", "RingReader", "RuleSwitch", "RuleTables"]
+__all__ = ["Engine", "Process", "RingReader", "RuleSwitch", "RuleTables", "check_records"]
 
 class ProcessValues(ProcessLike, Protocol):
     """What add_process and lookup take: Process of the engine or of the twin."""
@@ -94,6 +94,8 @@ class RuleTables:
     conditions: Final[tuple[Expr | None, ...]]
     def switch(self, enabled: Sequence[bool]) -> None:
         """Switch rules on and off; nothing is compiled. Raises ValueError for another number."""
+    def classes(self) -> dict[str, int]:
+        """Return by index how many classes the constants in it make."""
     def profile(self) -> None:
         """Begin to measure the slow paths; from then on they are a little slower."""
     def slow_paths(self) -> dict[str, tuple[int, int]]:
@@ -201,3 +203,6 @@ class Engine:
         """Return counters and sizes, by name."""
     def close(self) -> int:
         """Free all tables; return the bytes still allocated: 0 unless memory leaks."""
+
+def check_records(records: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Return how many whole records and how many malformed ones there are, as feed counts them."""

@@ -20,6 +20,7 @@ from itertools import islice
 
 from vedette.core.compile import UnsupportedRule
 from vedette.core.limits import table_bytes
+from vedette.core.quiet import quiet
 
 import vedette.core.ring
 
@@ -295,25 +296,24 @@ cdef class Engine:
         rules = tuple(rules)
         enabled = [bool(rule.enabled) for rule in rules]
         conditions = [rule.condition for rule in rules]
+        with quiet():
+            made = self._compiled(rules, conditions, enabled)
+        self.compilations += 1
+        return made
+
+    def _compiled(self, rules, conditions, enabled):
         try:
-            made = RuleTables(conditions, enabled, **self.options)
+            return RuleTables(conditions, enabled, **self.options)
         except UnsupportedRule:
             # Perhaps for the sake of a rule that is off: those are only left out.
             conditions = [rule.condition if rule.enabled else None for rule in rules]
             try:
-                made = RuleTables(conditions, enabled, **self.options)
+                return RuleTables(conditions, enabled, **self.options)
             except UnsupportedRule as error:
                 if error.rule is None:
                     raise
                 rule = rules[error.rule]
                 raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
-        self.compilations += 1
-        return made
-
-    @property
-    def plan(self):
-        """What the rules in force compiled to (compile.Plan)."""
-        return self.tables.plan
 
     def prepare(self, rules):
         """What swap needs to put other rules in force: compiled only if a condition changed."""
@@ -982,3 +982,24 @@ cdef class Engine:
 
 def _pid_of(process):
     return process.pid
+
+
+def check_records(records):
+    """How many whole records and how many malformed ones there are, as feed would count them."""
+    cdef bytes kept = records if type(records) is bytes else bytes(records)
+    cdef const uint8_t* data = <const uint8_t*>kept
+    cdef size_t size = len(kept)
+    cdef size_t at = 0
+    cdef uint64_t good = 0
+    cdef uint64_t bad = 0
+    cdef uint32_t length = 0
+    cdef int state
+    with nogil:
+        while at < size:
+            state = _check(data + at, size - at, &length)
+            bad += state != RECORD_OK
+            good += state == RECORD_OK
+            if state == RECORD_STOP:
+                break
+            at += length
+    return good, bad

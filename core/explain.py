@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
 from vedette.core import layout
-from vedette.core.compile import Plan, TypePlan, compile_rules
+from vedette.core.compile import Plan, TypePlan
 from vedette.core.condition import condition_text
-from vedette.core.expr import Predicate, predicates
+from vedette.core.engine import Engine
+from vedette.core.expr import FieldRef, Predicate, predicates
 from vedette.core.rules import Rule
 
 _TYPE_NAMES = {number: name for name, number in layout.TYPES.items()}
@@ -22,10 +24,14 @@ class PredicateShape(msgspec.Struct, frozen=True, kw_only=True):
     text       as a condition
     index      the index that it is filed in: all predicates of an index are found by one look at
                the value
-    filed_as   how: exact, prefix, suffix, inside, component, net, always, pattern (RE2), opaque
-               (compared one by one) or number
+    filed_as   how: exact, prefix, suffix, inside, component, net, always, pattern (RE2), number,
+               compared (with another field), late (computed for each event that the rest of the
+               rule allows) or python (late, and only Python can)
     constants  how many
     rules      how many of the loaded rules share it
+    neighbours  how many predicates the index holds
+    classes    how many classes the constants in the index make, that of all other values included;
+               patterns make more as values come
     """
 
     text: str
@@ -33,6 +39,8 @@ class PredicateShape(msgspec.Struct, frozen=True, kw_only=True):
     filed_as: tuple[str, ...]
     constants: int
     rules: int
+    neighbours: int
+    classes: int
 
 
 class TypeShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,40 +73,66 @@ def explain(rules: Sequence[Rule], number: int) -> RuleShape:
 
     Raises compile.UnsupportedRule.
     """
-    conditions = [rule.condition if rule.enabled else None for rule in rules]
-    conditions[number] = rules[number].condition
-    plan = compile_rules(conditions, users={}, groups={}, hostname=None)
+    chosen = replace(rules[number], enabled=True)
+    others = [rule if place != number else chosen for place, rule in enumerate(rules)]
+    tables = Engine((), on_match=_ignore).compile(others)
+    plan = tables.plan
+    classes = tables.classes()
     shared: Counter[Predicate] = Counter()
-    for condition in conditions:
-        if condition is not None:
-            shared.update(set(predicates(condition)))
-    own = list(dict.fromkeys(predicates(rules[number].condition)))
+    for rule in others:
+        if rule.enabled:
+            shared.update(set(predicates(rule.condition)))
+    own = list(dict.fromkeys(predicates(chosen.condition)))
     filed = _filed(plan)
+    neighbours = Counter(
+        index for found in filed.values() for index in dict.fromkeys(index for index, _ in found)
+    )
     places = {predicate: place for place, predicate in enumerate(plan.predicates)}
-    rule = rules[number]
+
+    def shape(predicate: Predicate) -> PredicateShape:
+        found = [
+            entry for item in _compiled(predicate) for entry in filed.get(places.get(item, -1), ())
+        ]
+        indexes = list(dict.fromkeys(index for index, _ in found))
+        return PredicateShape(
+            text=condition_text(predicate),
+            index=", ".join(indexes) or "the event type or a constant",
+            filed_as=tuple(dict.fromkeys(kind for _, kind in found)),
+            constants=len(predicate.values),
+            rules=shared[predicate],
+            neighbours=sum(neighbours[index] for index in indexes),
+            classes=sum(classes.get(index, 0) for index in indexes),
+        )
+
     return RuleShape(
-        rule=rule.name,
-        file=str(rule.file),
-        line=rule.line,
-        predicates=tuple(
-            PredicateShape(
-                text=condition_text(predicate),
-                index=", ".join(index for index, _ in filed.get(places.get(predicate, -1), ()))
-                or "the event type or a constant",
-                filed_as=tuple(
-                    dict.fromkeys(kind for _, kind in filed.get(places.get(predicate, -1), ()))
-                ),
-                constants=len(predicate.values),
-                rules=shared[predicate],
-            )
-            for predicate in own
-        ),
+        rule=chosen.name,
+        file=str(chosen.file),
+        line=chosen.line,
+        predicates=tuple(shape(predicate) for predicate in own),
         events=tuple(
             _type_shape(plan, number, event, found)
             for event, found in sorted(plan.types.items())
             if _has(found, number)
         ),
     )
+
+
+def _ignore(*match: object) -> None:
+    """Nothing is fed."""
+
+
+def _compiled(predicate: Predicate) -> tuple[Predicate, ...]:
+    """Return what a predicate is in the tables: ``!=`` is the negation of another."""
+    if predicate.op != "!=":
+        return (predicate,)
+    equal = "uniform" if predicate.field == FieldRef("proc.aname") else "="
+    ends = [
+        replace(predicate.field, name=predicate.field.name.replace("fd.", f"fd.{letter}"))
+        for letter in ("l", "r")
+        if predicate.field.name in ("fd.ip", "fd.net", "fd.port")
+    ]
+    refs = ends or [predicate.field]
+    return (predicate, *(Predicate(ref, equal, predicate.values) for ref in refs))
 
 
 def _filed(plan: Plan) -> dict[int, list[tuple[str, str]]]:
@@ -115,6 +149,11 @@ def _filed(plan: Plan) -> dict[int, list[tuple[str, str]]]:
             note(predicate, index, kind)
         for predicate, _ in plan.patterns.get(index, ()):
             note(predicate, index, "pattern")
+    for computed in plan.computed:
+        if not computed.index and computed.group != "late":
+            note(computed.predicate, f"of {computed.group}", "compared")
+    for predicate, place in plan.late.items():
+        note(predicate, "each event", "python" if place < 0 else "late")
     for index, points in plan.points.items():
         for found in points.values():
             for predicate in found:

@@ -62,9 +62,12 @@ cdef struct BytesIndex:
 cdef struct IntIndex:
     Slice always
     int64_t* bounds     # sorted
-    Slice* at           # by bound: predicates true of exactly this value
-    Slice* between      # by bound + 1: true strictly between it and the next; [0]: below the first
     uint32_t count
+    # A segment tree (Bentley, 1977) over the places that a value can have: below the first bound,
+    # on it, between it and the next, and so on. What is true of a place is in the nodes above it,
+    # so that a range is in few nodes however many bounds lie in it.
+    Slice* nodes        # [1]: the root; the children of n: 2n and 2n + 1; [leaves + place]: a place
+    uint32_t leaves
     uint32_t* lists
     uint32_t lists_size
     bint in_use

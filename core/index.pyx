@@ -105,10 +105,10 @@ cdef void int_match(const IntIndex* index, int64_t value, Hits* hits) noexcept n
             low = middle + 1
         else:
             high = middle
-    if low < index.count and index.bounds[low] == value:
-        hits_add_slice(hits, index.lists, index.at[low])
-    else:
-        hits_add_slice(hits, index.lists, index.between[low])
+    middle = index.leaves + 2 * low + (low < index.count and index.bounds[low] == value)
+    while middle:
+        hits_add_slice(hits, index.lists, index.nodes[middle])
+        middle >>= 1
 
 
 cdef int hits_init(Hits* hits, Heap* heap, uint32_t predicates, object random_words) except -1:
@@ -124,6 +124,8 @@ cdef int hits_init(Hits* hits, Heap* heap, uint32_t predicates, object random_wo
     for word in random_words:
         if p == predicates:
             break
+        if p % 1024 == 0:
+            let_others_run()
         hits.key[p] = word
         p += 1
     return 0
@@ -158,7 +160,17 @@ cdef int _pack_lists(uint32_t** target, uint32_t* size, Heap* heap, list lists,
     size[0] = <uint32_t>len(lists)
     target[0] = <uint32_t*>_new(heap, size[0] * sizeof(uint32_t), bytes_)
     for i in range(size[0]):
+        if i % 16384 == 0:
+            let_others_run()
         target[0][i] = lists[i]
+    return 0
+
+
+cdef int _drop(list items) except -1:
+    """Free what a long list holds, a part at a time: at once it would hold up the other threads."""
+    while items:
+        del items[-4096:]
+        let_others_run()
     return 0
 
 
@@ -199,7 +211,9 @@ cdef int _trie_build(Trie* trie, Heap* heap, list lists, dict prefix, dict exact
     trie.prefix = <Slice*>_new(heap, trie.nodes * sizeof(Slice), bytes_)
     trie.exact = <Slice*>_new(heap, trie.nodes * sizeof(Slice), bytes_)
     trie.component = <Slice*>_new(heap, trie.nodes * sizeof(Slice), bytes_)
-    for key, to in edges.items():
+    for count, (key, to) in enumerate(edges.items()):
+        if count % 4096 == 0:
+            let_others_run()
         from_ = key
         if from_ >> 8 == 1:
             trie.root[from_ & 255] = to
@@ -217,6 +231,7 @@ cdef int _trie_build(Trie* trie, Heap* heap, list lists, dict prefix, dict exact
             trie.prefix[node] = _append(lists, end.get("prefix", ()))
             trie.exact[node] = _append(lists, end.get("exact", ()))
             trie.component[node] = _append(lists, end.get("component", ()))
+    _drop(ends)
     return 0
 
 
@@ -272,6 +287,8 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
     automaton.output = <Slice*>_new(heap, automaton.states * sizeof(Slice), bytes_)
     automaton.shorter = <uint32_t*>_new(heap, automaton.states * sizeof(uint32_t), bytes_)
     for state in range(automaton.states):
+        if state % 4096 == 0:
+            let_others_run()
         automaton.output[state] = _append(lists, output[state])
     # Breadth first: a state's row is its failure state's row with its own edges laid over it.
     fail = [0] * len(children)
@@ -293,6 +310,8 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
             if automaton.output[child].count or automaton.shorter[child]:
                 automaton.next[<size_t>state * width + class_] |= OUTPUT
             order.append(child)
+    _drop(children)
+    _drop(output)
     return 0
 
 
@@ -315,7 +334,9 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
     memset(index, 0, sizeof(BytesIndex))
     if not entries:
         return 0
-    for kind, literal, predicate in entries:
+    for count, (kind, literal, predicate) in enumerate(entries):
+        if count % 2048 == 0:
+            let_others_run()
         if kind == "always" or (kind in ("inside", "inside_folded") and not literal):
             always.append(predicate)
         else:
@@ -331,6 +352,7 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
                 &index.bytes)
     _trie_build(&index.nets, heap, lists, tables["net"], {}, {}, &index.bytes)
     _automaton_build(&index.inside, heap, lists, tables["inside"], False, &index.bytes)
+    let_others_run()
     folded = {}
     for literal, found in tables["inside_folded"].items():
         folded.setdefault(literal.lower(), []).extend(found)
@@ -354,7 +376,10 @@ cdef int int_index_build(IntIndex* index, Heap* heap, dict points, list ranges, 
     included, None for no end; always: predicates true of any present number."""
     cdef list lists = []
     cdef set values = set(points)
+    cdef dict nodes
     cdef uint32_t i
+    cdef uint32_t left
+    cdef uint32_t right
     memset(index, 0, sizeof(IntIndex))
     if not points and not ranges and not always:
         return 0
@@ -371,28 +396,41 @@ cdef int int_index_build(IntIndex* index, Heap* heap, dict points, list ranges, 
         if high is not None:
             values.add(high)
     bounds = sorted(values)
-    at = [list(points.get(value, ())) for value in bounds]
-    between = [[] for _ in range(len(bounds) + 1)]
-    for low, high, predicate in ranges:
-        first = 0 if low is None else bisect_left(bounds, low)
-        last = len(bounds) - 1 if high is None else bisect_left(bounds, high)
-        for i in range(first, last + 1):
-            at[i].append(predicate)
-        for i in range(first if low is None else first + 1, last + 1):
-            between[i].append(predicate)
-        if high is None:
-            between[len(bounds)].append(predicate)
     index.in_use = True
     index.count = <uint32_t>len(bounds)
+    index.leaves = 1
+    while index.leaves < 2 * index.count + 1:
+        index.leaves *= 2
+    nodes = {}
+    for i, value in enumerate(bounds):
+        if i % 4096 == 0:
+            let_others_run()
+        if value in points:
+            nodes[index.leaves + 2 * i + 1] = list(points[value])
+    for count, (low, high, predicate) in enumerate(ranges):
+        if count % 256 == 0:
+            let_others_run()
+        first = 0 if low is None else 2 * bisect_left(bounds, low) + 1
+        last = 2 * index.count if high is None else 2 * bisect_left(bounds, high) + 1
+        # The usual walk up from both ends: [left, right) is what is still to be covered.
+        left = index.leaves + <uint32_t>first
+        right = index.leaves + <uint32_t>last + 1
+        while left < right:
+            if left & 1:
+                nodes.setdefault(left, []).append(predicate)
+                left += 1
+            if right & 1:
+                right -= 1
+                nodes.setdefault(right, []).append(predicate)
+            left >>= 1
+            right >>= 1
     index.always = _append(lists, always)
     index.bounds = <int64_t*>_new(heap, index.count * sizeof(int64_t), &index.bytes)
-    index.at = <Slice*>_new(heap, index.count * sizeof(Slice), &index.bytes)
-    index.between = <Slice*>_new(heap, (index.count + 1) * sizeof(Slice), &index.bytes)
+    index.nodes = <Slice*>_new(heap, 2 * index.leaves * sizeof(Slice), &index.bytes)
     for i in range(index.count):
         index.bounds[i] = bounds[i]
-        index.at[i] = _append(lists, at[i])
-    for i in range(index.count + 1):
-        index.between[i] = _append(lists, between[i])
+    for node, predicates in nodes.items():
+        index.nodes[<uint32_t>node] = _append(lists, predicates)
     _pack_lists(&index.lists, &index.lists_size, heap, lists, &index.bytes)
     return 0
 
@@ -401,7 +439,6 @@ cdef void int_index_free(IntIndex* index, Heap* heap) noexcept:
     if not index.in_use:
         return
     heap_del(heap, index.bounds, index.count * sizeof(int64_t) if index.count else 1)
-    heap_del(heap, index.at, index.count * sizeof(Slice) if index.count else 1)
-    heap_del(heap, index.between, (index.count + 1) * sizeof(Slice))
+    heap_del(heap, index.nodes, 2 * index.leaves * sizeof(Slice))
     heap_del(heap, index.lists, index.lists_size * sizeof(uint32_t) if index.lists_size else 1)
     memset(index, 0, sizeof(IntIndex))

@@ -1200,7 +1200,9 @@ cdef class RuleTables:
         t.scratch_value = <uint8_t*>_alloc(t.heap, SCRATCH_BYTES)
         t.call_bytes = <uint8_t*>_alloc(t.heap, CALL_OPS_MAX * SCRATCH_BYTES)
         self._pack_code(plan)
-        self._new_epoch()
+        # It touches all memory for the first time.
+        with nogil:
+            self._new_epoch()
 
     cdef int _pack_computed(self, plan) except -1:
         cdef Tables* t = &self.t
@@ -1320,6 +1322,8 @@ cdef class RuleTables:
         t.code_count = <uint32_t>len(plan.code)
         t.code = <Node*>_alloc(t.heap, t.code_count * sizeof(Node))
         for i, (predicate, then, otherwise) in enumerate(plan.code):
+            if i % 4096 == 0:
+                let_others_run()
             t.code[i].predicate = predicate
             t.code[i].then = then
             t.code[i].otherwise = otherwise
@@ -1858,9 +1862,20 @@ cdef class RuleTables:
         hits_begin(&t.verdicts.hits)
         for i in range(start, start + count):
             rule = t.verdicts.items[i]
-            if code.late[rule] == CODE_TRUE or self._run_late(code.late[rule]):
+            if code.late[rule] == CODE_TRUE or self._settle_rule(rule, code.late[rule]):
                 hits_add(&t.verdicts.hits, rule)
         return _space_row(&t.verdicts)
+
+    cdef bint _settle_rule(self, uint32_t rule, uint32_t at) noexcept nogil:
+        cdef uint64_t start
+        cdef bint held
+        if not self.t.profile:
+            return self._run_late(at)
+        start = _now_ns()
+        held = self._run_late(at)
+        self.t.rule_runs[rule] += 1
+        self.t.rule_ns[rule] += _now_ns() - start
+        return held
 
     cdef bint _run_late(self, uint32_t at) noexcept nogil:
         """_run, with late predicates computed when they are asked for."""
@@ -3057,6 +3072,32 @@ cdef class RuleTables:
             if self.first_settled:
                 break
         return tuple(kept)
+
+    def classes(self):
+        """By index: how many classes the constants in it make, that of all other values included."""
+        cdef Hits* hits = &self.t.classes.hits
+        cdef dict found = {}
+        cdef bytes literal
+        cdef uint32_t i
+        for i, name in enumerate(self.plan.bytes):
+            made = {0}
+            for kind, literal, _ in self.plan.literals.get(name, ()):
+                if kind != "net":
+                    hits_begin(hits)
+                    bytes_match(&self.t.bytes_index[i], <const uint8_t*>literal, len(literal), hits)
+                    made.add(hits.set_hash)
+            found[name] = len(made)
+        for i, name in enumerate(self.plan.ints):
+            made = {0}
+            ends = {end for low, high, _ in self.plan.ranges.get(name, ()) for end in (low, high)}
+            for value in {*self.plan.points.get(name, ()), *ends} - {None}:
+                for near in (value - 1, value, value + 1):
+                    if -(1 << 63) <= near < 1 << 63:
+                        hits_begin(hits)
+                        int_match(&self.t.int_index[i], near, hits)
+                        made.add(hits.set_hash)
+            found[name] = len(made)
+        return found
 
     def profile(self):
         """Begin to measure the slow paths; from then on they are a little slower.

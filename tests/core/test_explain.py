@@ -46,3 +46,23 @@ def test_a_rule_that_is_more_than_its_parts_says_so() -> None:
 def test_patterns_are_told_from_literals() -> None:
     by_text = {item.text: item for item in explain(RULES, 3).predicates}
     assert [item.filed_as for text, item in by_text.items() if "glob" in text] == [("pattern",)]
+
+
+def test_computed_and_late_predicates_say_so() -> None:
+    made = rule(
+        "computed",
+        "evt.type = openat and tolower(fd.name) = /etc/x and proc.name = val(proc.exe)"
+        " and proc.name != val(proc.pname) and fd.name glob val(proc.exe) and proc.aname != sh",
+    )
+    by_text = {item.text: item for item in explain([*RULES, made], 4).predicates}
+    filed = [item.filed_as for item in by_text.values()][1:]
+    assert filed == [("exact",), ("compared",), ("late",), ("python",), ("exact",)]
+    assert by_text["tolower(fd.name) = /etc/x"].index.startswith("tolower(fd.name)")
+
+
+def test_classes_are_those_that_the_constants_make() -> None:
+    texts = ("proc.name = sh", "proc.name in (sh, bash)", "proc.name startswith ba")
+    made = [rule(text, f"evt.type = openat and {text}") for text in texts]
+    by_text = {item.text: item for item in explain(made, 0).predicates}
+    # sh: two of the predicates; bash: two others; ba: one; all else: none.
+    assert (by_text["proc.name = sh"].neighbours, by_text["proc.name = sh"].classes) == (3, 4)

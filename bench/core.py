@@ -1,0 +1,226 @@
+"""What bench_core.py measures: passes over streams, stages of a pass, reload beside a feed."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.workload import Workload, rules
+from vedette.core.condition import parse_condition
+from vedette.core.engine import Engine, Process, check_records
+from vedette.core.floor import header_and_hash
+from vedette.core.quiet import quiet
+from vedette.core.ruleload import load_any
+from vedette.core.rules import Rule
+
+FALCO: Final = (
+    Path(__file__).resolve().parent.parent.parent / "shared/corpora/falco/falco_rules.yaml"
+)
+"""Falco's stable rules, where the machine has them."""
+
+STAGES: Final = ("read and check", "process table", "hash", "classes", "verdict")
+"""What an event costs, in the order in which it is paid."""
+
+# One rule for each value that the generated rules ask about; none of them ever holds.
+_CLASSES: Final = (
+    "evt.type in (open, openat, openat2) and fd.name = /never",
+    "evt.type in (open, openat, openat2) and evt.is_open_write = true and fd.name = /never",
+    "evt.type in (connect, accept, accept4, listen) and fd.sport = 1 and fd.sip = 192.0.2.1",
+    "evt.type = connect and fd.l4proto = icmp",
+    "evt.type in (execve, execveat) and proc.name = never and proc.cmdline contains never",
+)
+
+
+def falco_rules() -> list[Rule] | None:
+    """Falco's stable rules, without those that need what is not captured; None: not there."""
+    if not FALCO.is_file():
+        return None
+    return list(load_any([FALCO], skip_unknown=True).rules.rules)
+
+
+def rule_set(name: str | int) -> list[Rule]:
+    """Return generated rules, or for "falco" Falco's; raises LookupError where there are none."""
+    if name != "falco":
+        return rules(int(name))
+    found = falco_rules()
+    if found is None:
+        raise LookupError(f"{FALCO} is not on this machine")
+    return found
+
+
+def engine_of(made: Workload, chosen: Sequence[Rule], digest: list[str] | None = None) -> Engine:
+    """Return an engine that has seen the stream once; the digest of its matches is appended."""
+    hashed = hashlib.sha256()
+
+    def note(record: bytes, indices: tuple[int, ...], acting: object) -> None:
+        hashed.update(record)
+        hashed.update(repr(indices).encode())
+
+    engine = Engine(chosen, on_match=note)
+    for process in made.processes:
+        engine.add_process(process)
+    assert engine.feed(made.records) == len(made.records)
+    if digest is not None:
+        digest.append(hashed.hexdigest()[:16])
+    return engine
+
+
+def median_ns(action: Callable[[], object], count: int, rounds: int = 5) -> float:
+    """Return the median of some rounds of something, in ns for each of ``count``."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter_ns()
+        action()
+        times.append(time.perf_counter_ns() - start)
+    return statistics.median(times) / count
+
+
+def stages_ns(made: Workload, chosen: Sequence[Rule], rounds: int = 5) -> dict[str, float]:
+    """Return where the nanoseconds of an event go, by STAGES; they add up to a whole pass.
+
+    Each is the difference of two passes that differ in it: reading and checking records alone; no
+    rules (process table); the hash of each record's bytes; rules that want all classes and never
+    hold; the rules themselves.
+    """
+    never = [Rule(text, parse_condition(text), "", 4) for text in _CLASSES]
+    idle, classes, whole = (engine_of(made, some) for some in ((), never, chosen))
+    records = made.records
+
+    def measure(action: Callable[[], object]) -> float:
+        return median_ns(action, made.count, rounds)
+
+    checked = measure(lambda: check_records(records))
+    hashed = max(0.0, measure(lambda: header_and_hash(records)) - checked)
+    with_table = max(checked, measure(lambda: idle.feed(records)))
+    with_classes = max(with_table + hashed, measure(lambda: classes.feed(records)))
+    with_rules = max(with_classes, measure(lambda: whole.feed(records)))
+    for engine in (idle, classes, whole):
+        assert engine.close() == 0
+    return {
+        "read and check": checked,
+        "process table": with_table - checked,
+        "hash": hashed,
+        "classes": with_classes - with_table - hashed,
+        "verdict": with_rules - with_classes,
+    }
+
+
+def reference_s() -> float:
+    """Return the seconds that this machine takes now for a fixed piece of Python."""
+    start = time.perf_counter()
+    total = 0
+    for number in range(3_000_000):
+        total += number & 7
+    assert total == 10_500_000
+    return time.perf_counter() - start
+
+
+def stalls_ms(made: Workload, before: Sequence[Rule], after: Sequence[Rule]) -> dict[str, float]:
+    """Reload beside a running feed; return how long batches had to wait, ms.
+
+    The stream is fed in batches of some 100 us while other rules are compiled in a thread, and
+    swapped in. A stall is a batch's time, the wait for Python's lock included, beyond the median
+    one's without a reload. On a busy machine much of it is the wait for a processor:
+    ``held_ms_max`` is what the compiling thread itself computed within one batch's time.
+    """
+    batches = _batches(made.records, 500)
+    engine = engine_of(made, before)
+    prepared: list[object] = []
+
+    def compile_beside() -> None:
+        with quiet(keep=True):  # as the agent's reload does
+            prepared.append(engine.compile(after))
+
+    thread = threading.Thread(target=compile_beside)
+
+    def feed(cpu_ns: Callable[[], int]) -> list[tuple[int, int]]:
+        """Feed the stream once or until the thread ends: by batch, its time and the thread's."""
+        times: list[tuple[int, int]] = []
+        last, computed = time.perf_counter_ns(), cpu_ns()
+        for batch in batches:
+            engine.feed(batch)
+            now, cpu = time.perf_counter_ns(), cpu_ns()
+            times.append((now - last, cpu - computed))
+            last, computed = now, cpu
+        return times
+
+    alone = [spent for spent, _ in feed(lambda: 0)]
+    usual = statistics.median(alone)
+    periods: list[tuple[int, int]] = []
+    start = time.perf_counter_ns()
+    thread.start()
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)
+    cpu = 0
+
+    def cpu_ns() -> int:
+        nonlocal cpu
+        if thread.is_alive():
+            cpu = time.clock_gettime_ns(clock)
+        return cpu
+
+    while thread.is_alive():
+        periods += feed(cpu_ns)
+    compiled_s = (time.perf_counter_ns() - start) / 1e9
+    thread.join()
+    start = time.perf_counter_ns()
+    engine.swap(prepared[0])  # type: ignore[arg-type]
+    swap_ns = time.perf_counter_ns() - start
+    start = time.perf_counter_ns()
+    engine.feed(batches[0])
+    first_ns = time.perf_counter_ns() - start
+    prepared.clear()
+    gc.unfreeze()
+    waits = sorted(spent - usual for spent, _ in periods)
+    assert engine.close() == 0
+    return {
+        "compile_s": compiled_s,
+        "compile_cpu_s": cpu / 1e9,
+        "batches": len(periods),
+        "stall_ms_max": waits[-1] / 1e6,
+        "stall_ms_p99": waits[len(waits) * 99 // 100] / 1e6,
+        "held_ms_max": max(held for _, held in periods) / 1e6,
+        "alone_stall_ms_max": (max(alone) - usual) / 1e6,
+        "swap_ms": swap_ns / 1e6,
+        "first_batch_ms": (first_ns - usual) / 1e6,
+    }
+
+
+def _batches(records: bytes, count: int) -> list[bytes]:
+    made: list[bytes] = []
+    at = start = 0
+    number = 0
+    while at < len(records):
+        at += int.from_bytes(records[at + 8 : at + 12], "little")
+        number += 1
+        if number % count == 0:
+            made.append(records[start:at])
+            start = at
+    return [*made, records[start:]] if start < at else made
+
+
+def memory_bytes(chosen: Sequence[Rule], processes: int) -> dict[str, int]:
+    """Return what all tables take with default limits, when so many processes have acted."""
+    gc.collect()
+    engine = Engine(chosen, on_match=lambda *match: None)
+    for pid in range(1, processes + 1):
+        engine.add_process(
+            Process(
+                pid=pid, ppid=pid // 4, comm=b"worker%d" % (pid % 300), cwd=b"/srv/data",
+                exe_path=b"/usr/bin/worker%d" % (pid % 300),
+                args=b"worker\0--number\0%d\0" % pid,
+            )
+        )  # fmt: skip
+    stats = engine.stats()
+    assert engine.close() == 0
+    return {
+        "tables_bytes": stats["tables_bytes"],
+        "processes_bytes": stats["processes_bytes"],
+        "bytes": stats["tables_bytes"] + stats["processes_bytes"],
+    }
