@@ -195,7 +195,7 @@ class Live:
         if self._lost:
             # Which entries were asked about since the loss is not in the file, so all are again.
             self.pipeline.engine.note_loss()
-        recorder.restart(list(self.pipeline.engine.processes()))
+        recorder.restart(*self.pipeline.engine.table())
         if self._lost:
             recorder.loss()
 

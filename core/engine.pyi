@@ -168,6 +168,11 @@ class Engine:
         """Return a process with its parents, or None."""
     def processes(self) -> Iterable[Process]:
         """Return all processes, by pid."""
+    def table(self) -> tuple[list[Process], dict[int, bytes]]:
+        """Return all processes, without parents, by pid; and cgroup id -> path, the oldest first.
+
+        Given to another engine, as processes and as records of cgroups, they make it the same.
+        """
     def feed(self, records: bytes | bytearray | memoryview) -> int:
         """Consume whole records from a buffer; return the number of bytes consumed.
 

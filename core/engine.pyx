@@ -555,6 +555,18 @@ cdef class Engine:
         found.sort(key=_pid_of)
         return found
 
+    def table(self):
+        """All processes, without parents, by pid; and the paths of cgroups, the oldest first."""
+        cdef uint32_t slot
+        cdef list found = []
+        self._check_open()
+        self._check_idle()
+        for slot in range(1, self.procs.slots_used):
+            if not self.procs.slots[slot].flags & (PROC_GHOST | PROC_FREE):
+                found.append(self._one_process(slot, None))
+        found.sort(key=_pid_of)
+        return found, dict(self.cgroup_paths)
+
     def note_loss(self):
         """Say that events were lost: each process is looked up again before it is trusted."""
         self._check_open()

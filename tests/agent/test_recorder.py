@@ -25,8 +25,9 @@ from vedette.core.capturefile import (
     Loss,
     Snapshot,
 )
+from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine, Process
-from vedette.core.records import build
+from vedette.core.records import TYPE_NUMBERS, build
 from vedette.core.rules import Rule
 
 HEADER = Header(
@@ -75,7 +76,7 @@ class Run:
         if self.recording.due:
             if self.lost:
                 self.engine.note_loss()
-            self.recording.restart(list(self.engine.processes()))
+            self.recording.restart(*self.engine.table())
             if self.lost:
                 self.recording.loss()
 
@@ -118,7 +119,8 @@ def replayed(path: Path, rules: Sequence[Rule]) -> tuple[list[Match], End]:
 known_processes = st.lists(s.process_values(), max_size=4).map(
     lambda drawn: {values["pid"]: Process(**values) for values in drawn}
 )
-batches = st.lists(s.streams(max_size=6, damage=False) | st.none(), max_size=8)
+events = st.lists(s.records(tuple(TYPE_NUMBERS)), max_size=6).map(b"".join)
+batches = st.lists(events | st.none(), max_size=8)
 
 
 @settings(max_examples=25, deadline=None)
@@ -197,7 +199,7 @@ def test_files_are_rotated_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not recorder.due
     now[0] += 60
     assert recorder.due
-    recorder.restart([])
+    recorder.restart([], {})
     assert not recorder.due and len(recorder.files) == 2
     recorder.end("stopped", {})
 
@@ -283,3 +285,15 @@ def test_blocks_are_packed() -> None:
         writer.batch([], records[at : at + len(records) // 100])
     writer.end(End(reason=""))
     assert len(stream.getvalue()) < len(records) / 8
+
+
+def test_a_cgroup_is_known_in_each_file(tmp_path: Path) -> None:
+    rule = Rule("r", parse_condition("evt.type = openat and proc.unit = web.service"), "", 0)
+    recorder = Recorder(tmp_path / "a.vcap", 1, HEADER, Rotation(bytes_max=1))
+    run = Run([rule], {}, recorder)
+    run.batch(build("cgroup", id=5, path=b"/system.slice/web.service"))
+    run.batch(build("openat", pid=7, cgroup_id=5, path=b"/x"))
+    run.batch(build("openat", pid=8, cgroup_id=5, path=b"/y"))
+    recorder.end("stopped", {})
+    assert len(run.matches) == 2
+    assert [len(replayed(path, [rule])[0]) for path in recorder.files] == [0, 1, 1, 0]
