@@ -18,6 +18,7 @@ from vedette.agent.errors import AgentError
 
 ADDRESSES_MAX = 64
 """Addresses that are told to the aggregator."""
+RESOLVERS_MAX = 64
 NAMES_MAX = 65536
 """Users, and groups, that are kept; what comes later in the databases is left out."""
 
@@ -86,6 +87,30 @@ def _names(entries: Iterable[tuple[int, str]]) -> dict[int, bytes]:
     for number, name in islice(entries, NAMES_MAX):
         names.setdefault(number, os.fsencode(name))
     return names
+
+
+def resolvers(
+    files: Iterable[str] = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"),
+) -> tuple[bytes, ...]:
+    """Return the addresses of the host's name servers (resolv.conf(5)), RESOLVERS_MAX at most.
+
+    Those that systemd-resolved asks count, too. Files that cannot be read have none.
+    """
+    found: dict[bytes, None] = {}
+    for name in files:
+        try:
+            lines = Path(name).read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            words = line.split()
+            if len(words) >= 2 and words[0] == "nameserver":
+                try:
+                    address = ipaddress.ip_address(words[1].partition("%")[0])
+                except ValueError:
+                    continue
+                found[address.packed] = None
+    return tuple(found)[:RESOLVERS_MAX]
 
 
 def addresses() -> list[str]:

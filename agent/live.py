@@ -23,7 +23,7 @@ from vedette.agent.recorder import Recording
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
-from vedette.core.needs import needed
+from vedette.core.needs import NAMES_OF_ADDRESSES, needed
 from vedette.core.rules import Rule
 
 RECORDS_MAX = 4096
@@ -46,6 +46,7 @@ def host_facts(section: config.Host) -> Facts:
         boot_to_wall_ns=identity.boot_to_wall_ns(),
         users=identity.users(),
         groups=identity.groups(),
+        resolvers=identity.resolvers(),
     )
 
 
@@ -61,6 +62,7 @@ def capture_header(
         boot_to_wall_ns=facts.boot_to_wall_ns,
         users=facts.users,
         groups=facts.groups,
+        resolvers=None if facts.resolvers is None else list(facts.resolvers),
         event_digest=hashlib.sha256(EVENT_H.read_bytes()).digest(),
         rule_matching=settings.rules.matching,
         processes_max=settings.limits.processes_max,
@@ -160,7 +162,10 @@ class Live:
 
     def _want(self) -> None:
         if not self._everything:
-            self._capture.want(needed(self.pipeline.engine.plan, self.pipeline.enabled))
+            types = needed(self.pipeline.engine.plan, self.pipeline.enabled)
+            if self.pipeline.shows(NAMES_OF_ADDRESSES):
+                types |= {"dns"}
+            self._capture.want(types)
 
     def wait(self, timeout_ms: int) -> None:
         """Wait until the ring asks to be read, at most timeout_ms."""

@@ -13,7 +13,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -66,12 +66,14 @@ class Facts:
 
     boot_to_wall_ns  added to a record's time (CLOCK_BOOTTIME) it gives the signal's
     users, groups    id -> name
+    resolvers        addresses whose DNS answers are believed; None: all
     """
 
     hostname: str
     boot_to_wall_ns: int
     users: dict[int, bytes] = field(default_factory=dict)
     groups: dict[int, bytes] = field(default_factory=dict)
+    resolvers: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,7 @@ class Pipeline:
                 groups=facts.groups,
                 hostname=self._hostname,
                 boot_to_wall_ns=facts.boot_to_wall_ns,
+                resolvers=facts.resolvers,
                 class_bytes_max=limits.class_bytes_max,
                 verdict_bytes_max=limits.verdict_bytes_max,
                 own_table_bytes={str(name): n for name, n in limits.table_bytes_max.items()},
@@ -275,6 +278,15 @@ class Pipeline:
         """Whether a rule in force is switched on, by its number."""
         return [prepared.rule.enabled for prepared in self._rules]
 
+    def shows(self, names: Collection[str]) -> bool:
+        """Whether the output of a rule that is switched on names one of these fields."""
+        return any(
+            ref.name in names
+            for prepared in self._rules
+            if prepared.rule.enabled
+            for ref in prepared.template.refs
+        )
+
     def take(self) -> list[Signal]:
         """Return the signals since the last call, in order."""
         taken, self._taken = self._taken, []
@@ -284,8 +296,9 @@ class Pipeline:
         event = decode(record)
         facts = self._facts
         view = EventView(
-            event, process, facts.users, facts.groups, self._hostname, facts.boot_to_wall_ns
-        )
+            event, process, facts.users, facts.groups, self._hostname, facts.boot_to_wall_ns,
+            self.engine.names.by_address,
+        )  # fmt: skip
         for index in indices:
             prepared = self._rules[index]
             rule = prepared.rule

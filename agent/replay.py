@@ -40,7 +40,13 @@ class Replay:
         self.records_bytes = 0
         self.pipeline = Pipeline(
             rules,
-            Facts(header.hostname, header.boot_to_wall_ns, header.users, header.groups),
+            Facts(
+                header.hostname,
+                header.boot_to_wall_ns,
+                header.users,
+                header.groups,
+                None if header.resolvers is None else tuple(header.resolvers),
+            ),
             matching=matching or header.rule_matching,
             # How many processes are remembered decides what is forgotten, so it is the file's.
             limits=msgspec.structs.replace(

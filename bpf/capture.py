@@ -42,10 +42,20 @@ _SYSCALLS: Final = {
     "chdir": (80, 12),
     "fchdir": (81, 133),
     "creat": (85, 8),
+    "sendto": (44, 369),
+    "sendmsg": (46, 370),
+    "recvfrom": (45, 371),
+    "recvmsg": (47, 372),
+    "dup": (32, 41),
+    "dup2": (33, 63),
+    "dup3": (292, 330),
 }
 _SOCKETCALL: Final = 102  # i386's one number for all socket calls
 _ACTION_SOCKETCALL: Final = 255
-_SOCKET_TYPES: Final = frozenset({"socket", "connect", "accept", "accept4", "bind", "listen"})
+_SOCKET_TYPES: Final = frozenset(
+    {"socket", "connect", "accept", "accept4", "bind", "listen"}
+    | {"sendto", "sendmsg", "recvfrom", "recvmsg"}
+)
 _OPEN_TYPES: Final = frozenset({"open", "openat", "openat2", "creat"})
 _FORK_TYPES: Final = frozenset({"clone", "fork", "vfork", "clone3"})
 _EXEC_TYPES: Final = frozenset({"execve", "execveat"})
@@ -58,6 +68,7 @@ _HANDLERS: Final = (
     "handle_chdir",
     "handle_call",
     "handle_exec_rest",
+    "handle_datagram",
 )
 # Syscalls that change what a record of type ids has: (x86-64 numbers, i386 numbers) of setsid,
 # setpgid, capset, setuid, setgid, setreuid, setregid, setresuid, setresgid, setfsuid, setfsgid;
@@ -241,6 +252,8 @@ class Capture:
             types |= _OPEN_TYPES  # how a watched file's descriptor is learnt
         else:
             types.discard("write")
+        if "dns" in types:
+            types |= {"recvfrom", "recvmsg"}  # where answers are read
         actions: dict[int, int] = {}
         for name in types & CALLS.keys():
             call = CALLS[name]

@@ -23,13 +23,14 @@
 #endif
 
 /* Bumped whenever the meaning of a byte changes; capture files carry it. */
-#define VEDETTE_RECORD_VERSION 2
+#define VEDETTE_RECORD_VERSION 3
 
 /* Bounds on the variable parts, in bytes. What is longer is cut and flagged. */
 #define VEDETTE_PATH_MAX 4095
 #define VEDETTE_ARGS_MAX 4095
 #define VEDETTE_ENV_MAX 4095
 #define VEDETTE_DATA_MAX 511
+#define VEDETTE_ANSWER_MAX 1023
 #define VEDETTE_COMM_LEN 16
 #define VEDETTE_RECORD_MAX 20736
 
@@ -113,10 +114,20 @@ enum vedette_type {
 	VEDETTE_PRCTL = 75,
 	VEDETTE_SOCKET = 76,
 	VEDETTE_IO_URING_SETUP = 77,
+	/* struct vedette_sock; the first four only of datagrams to or from a peer that the process has
+	 * not met on this socket, the last three only of sockets */
+	VEDETTE_SENDTO = 80,
+	VEDETTE_SENDMSG = 81,
+	VEDETTE_RECVFROM = 82,
+	VEDETTE_RECVMSG = 83,
+	VEDETTE_DUP = 84,
+	VEDETTE_DUP2 = 85,
+	VEDETTE_DUP3 = 86,
 	/* From here on: records that keep the tables right and are no events for rules. */
 	VEDETTE_IDS = 100,    /* struct vedette_ids */
 	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */
-	VEDETTE_TYPE_COUNT = 102 /* one more than the largest; the numbers have gaps */
+	VEDETTE_DNS = 102,    /* struct vedette_dns */
+	VEDETTE_TYPE_COUNT = 103 /* one more than the largest; the numbers have gaps */
 };
 
 /* vedette_header.flags: what the kernel side could not give whole. */
@@ -234,7 +245,10 @@ struct vedette_open {
 	__u16 dir_len;           /* absolute path of dirfd; only where path is relative to one */
 };
 
-/* connect, accept, accept4, bind, listen. Both ends come from the kernel's
+#define VEDETTE_S_KNOWN 1      /* vedette_sock.state: the descriptor is a socket */
+#define VEDETTE_S_CONNECTED 2  /* it has a peer of its own (TCP_ESTABLISHED, of UDP too) */
+
+/* connect, accept, accept4, bind, listen, sends, receives, dups. Both ends come from the kernel's
  * socket where it knows them, else from the address that was passed. IPv4 over
  * an IPv6 socket (::ffff:192.0.2.1) is given as AF_INET. Of a failed connect only
  * the remote end is certain. Raw sockets have no ports. */
@@ -250,8 +264,8 @@ struct vedette_sock {
 	__u8 local_addr[16];     /* IPv4 in the first four bytes; zero when not known */
 	__u8 remote_addr[16];
 	__u16 path_len;          /* AF_UNIX: sun_path; abstract names begin with NUL */
-	__u16 reserved;
-	__u32 listen_fd;         /* accept only: the listening socket; else 0 */
+	__u16 state;             /* VEDETTE_S_* */
+	__u32 listen_fd;         /* accept: the listening socket; dup: the old descriptor; else 0 */
 };
 
 /* write to a watched file (see watch map): the login records of btmp and wtmp.
@@ -316,6 +330,15 @@ struct vedette_cgroup {
 	__u64 id;                /* as header.cgroup_id */
 	__u16 path_len;          /* below the hierarchy's root, with a leading slash */
 	__u16 reserved[3];
+};
+
+/* A datagram from port 53, as it was received: perhaps a DNS answer. Blob: answer. */
+struct vedette_dns {
+	struct vedette_header h;
+	__u8 remote_addr[16];    /* who sent it; as in struct vedette_sock */
+	__u16 family;
+	__u16 answer_len;
+	__u32 reserved;
 };
 
 #endif

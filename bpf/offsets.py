@@ -41,6 +41,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     ),
     "sock": (
         "__sk_common.skc_family",
+        "__sk_common.skc_state",
         "__sk_common.skc_num",
         "__sk_common.skc_dport",
         "__sk_common.skc_rcv_saddr",

@@ -56,6 +56,9 @@
 #define AF_INET_ 2
 #define AF_INET6_ 10
 #define SOCK_RAW_ 3
+#define SOCK_STREAM_ 1
+#define TCP_ESTABLISHED_ 1
+#define DNS_PORT 53
 
 /* The verifier must see the bound of an index at the place where it is used; this keeps the
  * compiler from reasoning the check away. */
@@ -141,6 +144,16 @@ BPF_ARRAY(wanted, u32, 256);
 /* By event type: bpf/calls.py. */
 BPF_ARRAY(shapes, struct shape, 128);
 BPF_PROG_ARRAY(handlers, 16);
+/* Whom a process has exchanged datagrams with, on a socket that has no peer of its own. */
+struct met {
+	u64 socket;
+	u64 inode;
+	u8 address[16];
+	u32 pid;
+	u16 port;
+	u16 is_receiver;
+};
+BPF_TABLE("lru_hash", struct met, u8, met, 16384);
 BPF_TABLE("lru_hash", struct watched_fd, struct watched_file, watched_fds, 4096);
 BPF_TABLE("hash", struct watch_path, u32, watch_numbers, WATCH_PATHS);
 BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
@@ -156,7 +169,8 @@ BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
 
 /* Slots of `handlers`. */
 enum {
-	HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL, HANDLE_EXEC_REST
+	HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL, HANDLE_EXEC_REST,
+	HANDLE_DATAGRAM
 };
 
 static __always_inline void count(u32 counter)
@@ -534,6 +548,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		handler = HANDLE_CHDIR;
 	} else if (what <= VEDETTE_OPENAT2 || what == VEDETTE_CREAT) {
 		handler = HANDLE_OPEN;
+	} else if (what >= VEDETTE_SENDTO && what <= VEDETTE_RECVMSG) {
+		handler = HANDLE_DATAGRAM;
 	} else {
 		handler = HANDLE_SOCK;
 	}
@@ -982,6 +998,14 @@ static __always_inline u32 append_unix(struct scratch *s, u32 end, const void *f
 	return read > 0 ? ((u32)read - 1) & 127 : 0;
 }
 
+static __always_inline u16 socket_state(u64 sk)
+{
+	u8 state = 0;
+
+	READ(state, sk + OFF_sock__skc_state);
+	return VEDETTE_S_KNOWN | (state == TCP_ESTABLISHED_ ? VEDETTE_S_CONNECTED : 0);
+}
+
 int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct scratch *s = scratch_of(0);
@@ -1014,13 +1038,31 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		case 4: s->type = VEDETTE_LISTEN; break;
 		case 5: s->type = VEDETTE_ACCEPT; break;
 		case 18: s->type = VEDETTE_ACCEPT4; break;
+		case 11: s->type = VEDETTE_SENDTO; break;
+		case 12: s->type = VEDETTE_RECVFROM; break;
+		case 16: s->type = VEDETTE_SENDMSG; break;
+		case 17: s->type = VEDETTE_RECVMSG; break;
 		default: return 0;
 		}
-		if (!is_wanted(s->type))
+		if (!is_wanted(s->type) &&
+		    !(s->type >= VEDETTE_RECVFROM && is_wanted(VEDETTE_DNS)))
 			return 0;
+		address = s->call.args[1];
 		s->call.args[0] = words[0];
 		s->call.args[1] = words[1];
 		s->call.args[2] = words[2];
+		if (s->type >= VEDETTE_SENDTO) {
+			s->call.args[4] = s->call.args[5] = 0;
+			if (s->type == VEDETTE_SENDTO || s->type == VEDETTE_RECVFROM) {
+				if (bpf_probe_read_user(words, 8, (const void *)(unsigned long)(address + 16)))
+					return 0;
+				s->call.args[4] = words[0];
+				s->call.args[5] = words[1];
+			}
+			handlers.call(ctx, HANDLE_DATAGRAM);
+			return 0;
+		}
+		address = 0;
 	}
 	type = s->type;
 	r = (void *)s->record;
@@ -1038,6 +1080,10 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 			fd = r->fd = s->call.result;
 	} else if (type == VEDETTE_LISTEN) {
 		r->backlog = s->call.args[1];
+	} else if (type >= VEDETTE_DUP) {
+		r->listen_fd = asked;
+		if (ok)
+			fd = r->fd = s->call.result;
 	} else {
 		length = s->call.args[2];
 		if ((s32)length < 0)
@@ -1054,7 +1100,10 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		}
 	}
 	sk = sock_of(task, fd);
+	if (!sk && type >= VEDETTE_DUP)
+		return 0; /* of sockets only */
 	if (sk) {
+		r->state = socket_state(sk);
 		READ(family, sk + OFF_sock__skc_family);
 		READ(value, sk + OFF_sock__sk_type);
 		r->socktype = value;
@@ -1121,6 +1170,147 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 						  name_length);
 	}
 	submit(s, end + r->path_len);
+	return 0;
+}
+
+/* The first words of struct msghdr (linux/socket.h), of both ABIs: name, its length, the data. */
+struct message {
+	u64 name;
+	u64 data;
+	u32 length;
+};
+
+static __always_inline int read_message(u64 address, u32 compat, struct message *m)
+{
+	u64 wide[3];
+	u32 narrow[3];
+
+	if (compat) {
+		if (READ_USER(narrow, address))
+			return -1;
+		m->name = narrow[0];
+		m->length = narrow[1];
+		m->data = narrow[2];
+		if (READ_USER(narrow[0], m->data))
+			return -1;
+		m->data = narrow[0];
+		return 0;
+	}
+	if (READ_USER(wide, address))
+		return -1;
+	m->name = wide[0];
+	m->length = wide[1];
+	return READ_USER(m->data, wide[2]) ? -1 : 0;
+}
+
+/* sendto, sendmsg, recvfrom, recvmsg: of all but streams, and of sockets without a peer of their own
+ * the first datagram to and from each peer; the others' peer is that of their connect. */
+int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), sk, file, inode = 0;
+	u32 type, length = 0, is_receiver, end = sizeof(struct vedette_sock), size;
+	struct message m = {};
+	struct met key = {};
+	struct vedette_sock *r;
+	struct vedette_dns *d;
+	u16 family = 0, kind = 0, value = 0;
+	u8 one = 1;
+
+	if (!s || s->call.result < 0)
+		return 0;
+	type = s->type;
+	is_receiver = type >= VEDETTE_RECVFROM;
+	sk = sock_of(task, s->call.args[0]);
+	if (!sk || READ(family, sk + OFF_sock__skc_family) ||
+	    (family != AF_INET_ && family != AF_INET6_) || READ(kind, sk + OFF_sock__sk_type) ||
+	    kind == SOCK_STREAM_)
+		return 0;
+	if (type == VEDETTE_SENDTO || type == VEDETTE_RECVFROM) {
+		m.name = s->call.args[4];
+		m.length = s->call.args[5];
+		m.data = s->call.args[1];
+		if (is_receiver && m.name && READ_USER(m.length, s->call.args[5]))
+			m.length = 0;
+	} else if (read_message(s->call.args[1], s->compat, &m)) {
+		return 0;
+	}
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, type, s->call.result))
+		return 0;
+	r->state = socket_state(sk);
+	r->fd = s->call.args[0];
+	r->socktype = kind;
+	READ(value, sk + OFF_sock__sk_protocol);
+	r->l4proto = value;
+	if (kind != SOCK_RAW_)
+		READ(r->local_port, sk + OFF_sock__skc_num);
+	if (family == AF_INET_)
+		bpf_probe_read_kernel(r->local_addr, 4,
+				      (const void *)(unsigned long)(sk + OFF_sock__skc_rcv_saddr));
+#ifdef OFF_sock__skc_v6_daddr
+	else
+		bpf_probe_read_kernel(r->local_addr, 16,
+				      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_rcv_saddr));
+#endif
+	if (m.name && m.length >= 16) {
+		__builtin_memset(s->address, 0, sizeof(s->address));
+		length = m.length >= 28 ? 28 : 16;
+		if (!bpf_probe_read_user(s->address, length == 28 ? 28 : 16,
+					 (const void *)(unsigned long)m.name))
+			end_from_address(s->address, length, r->remote_addr, &r->remote_port);
+	}
+	if (!r->remote_port && (r->state & VEDETTE_S_CONNECTED)) {
+		READ(value, sk + OFF_sock__skc_dport);
+		r->remote_port = swap16(value);
+		if (family == AF_INET_)
+			bpf_probe_read_kernel(r->remote_addr, 4,
+					      (const void *)(unsigned long)(sk + OFF_sock__skc_daddr));
+#ifdef OFF_sock__skc_v6_daddr
+		else
+			bpf_probe_read_kernel(r->remote_addr, 16,
+					      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_daddr));
+#endif
+	}
+	if (kind == SOCK_RAW_)
+		r->remote_port = 0;
+	if (family == AF_INET6_ && (is_mapped(r->local_addr) || is_mapped(r->remote_addr))) {
+		family = AF_INET_;
+		unmap_address(r->local_addr);
+		unmap_address(r->remote_addr);
+	}
+	r->family = family;
+	__builtin_memcpy(key.address, r->remote_addr, 16);
+	key.port = r->remote_port;
+	key.pid = r->h.pid;
+	key.socket = sk;
+	key.is_receiver = is_receiver;
+	file = file_of(task, s->call.args[0]);
+	READ(inode, file + OFF_file__f_inode);
+	READ(key.inode, inode + OFF_inode__i_ino);
+	if (is_wanted(type) && !(r->state & VEDETTE_S_CONNECTED) && m.name && length &&
+	    !met.lookup(&key)) {
+		met.update(&key, &one);
+		submit(s, end);
+	}
+	if (!is_receiver || key.port != DNS_PORT || !is_wanted(VEDETTE_DNS))
+		return 0;
+	/* r is done with: its place is taken. */
+	d = (void *)s->record;
+	__builtin_memset(d, 0, sizeof(*d));
+	if (head(&d->h, task, VEDETTE_DNS, s->call.result))
+		return 0;
+	__builtin_memcpy(d->remote_addr, key.address, 16);
+	d->family = family;
+	size = s->call.result > VEDETTE_ANSWER_MAX ? VEDETTE_ANSWER_MAX : s->call.result;
+	OPAQUE(size);
+	size &= VEDETTE_ANSWER_MAX;
+	s->flags = size < s->call.result ? VEDETTE_F_DATA_CUT : 0;
+	if (bpf_probe_read_user(at(s, sizeof(*d)), size, (const void *)(unsigned long)m.data))
+		return 0;
+	d->answer_len = size;
+	submit(s, sizeof(*d) + size);
 	return 0;
 }
 

@@ -67,6 +67,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     boot_to_wall_ns  CLOCK_REALTIME minus CLOCK_BOOTTIME; added to a record's time it gives the
                      signal's
     users, groups    id -> name
+    resolvers        addresses whose DNS answers were believed; None: all
     event_digest     SHA-256 of the bpf/event.h that the records follow
     rule_matching, processes_max  what the live engine was given
     """
@@ -78,6 +79,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     boot_to_wall_ns: Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
     users: dict[_U32, bytes] = {}
     groups: dict[_U32, bytes] = {}
+    resolvers: list[Annotated[bytes, msgspec.Meta(max_length=16)]] | None = None
     event_digest: bytes = b""
     rule_matching: Literal["all", "first"] = "all"
     processes_max: Annotated[int, msgspec.Meta(ge=2, le=1 << 22)] = 65536

@@ -126,8 +126,6 @@ evt.arg.tuple            string  none   Addresses and ports of a socket
 evt.arg.queuepct         string  none   How full the queue of listen is
 evt.arg.backlog          string  none   Backlog of listen
 # the state of the file descriptor
-fd.connected             bool    none   Whether the socket is connected
-fd.name_changed          bool    none   Whether the event changed the descriptor's name
 fd.is_server             bool    none   Whether the process is the socket's server
 fd.is_upper_layer        bool    none   Whether the file lies in an overlay's upper layer
 fd.is_lower_layer        bool    none   Whether the file lies in an overlay's lower layer
@@ -144,13 +142,6 @@ fd.rproto                string  none   Protocol by the remote port
 fd.containerdirectory    string  none   Container and directory
 fd.containername         string  none   Container and name
 fd.types                 string  key    Types of all descriptors of the process
-# the family of a socket that has no address
-fd.sockfamily            string  none   ip or unix
-# names of addresses, which Falco asks a name server for
-fd.cip.name              string  none   Name of the client's address
-fd.sip.name              string  none   Name of the server's address
-fd.lip.name              string  none   Name of the local address
-fd.rip.name              string  none   Name of the remote address
 # the environment of the process
 proc.aenv                string  key    Environment of an ancestor
 proc.stdin.type          string  none   Type of the standard input

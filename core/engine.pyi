@@ -1,11 +1,12 @@
 """The pipeline in one object: records in, matches out. See ARCHITECTURE.md, "The engine"."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from vedette.core.compile import Plan
 from vedette.core.expr import Expr
 from vedette.core.fields import ProcessLike
+from vedette.core.names import Names
 from vedette.core.ring import RingReader
 from vedette.core.rules import Rule
 
@@ -130,6 +131,8 @@ class Engine:
     own_table_bytes  bounds of single tables in place of their shares (core/limits.py), bytes
     strings_bytes_max  bound of the process table's strings, bytes
     processes_max  bound of the process table
+    resolvers   addresses (4 or 16 bytes) whose DNS answers are believed; None: all
+    names_max   bound of the addresses whose name is kept
     cgroups_max  bound of the cgroups whose path is kept
     rule_matching  "first": only the first matching rule (in order) is reported, or "all"
     seed        at least 16 secret bytes that key the hashes; None: from the system
@@ -156,9 +159,12 @@ class Engine:
         strings_bytes_max: int = ...,
         processes_max: int = ...,
         cgroups_max: int = ...,
+        resolvers: Collection[bytes] | None = None,
+        names_max: int = ...,
         rule_matching: str = "all",
         seed: bytes | None = None,
     ) -> None: ...
+    names: Final[Names]
     def add_process(self, process: ProcessValues) -> None:
         """Put a process into the table, in the place of what has its pid.
 

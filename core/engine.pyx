@@ -20,6 +20,7 @@ from itertools import islice
 
 from vedette.core.compile import UnsupportedRule
 from vedette.core.limits import table_bytes
+from vedette.core.names import Names
 from vedette.core.quiet import quiet
 
 import vedette.core.ring
@@ -142,7 +143,7 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
                 or (<const vedette_open*>data).dir_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_open*>data).path_len + (<const vedette_open*>data).dir_len
-    elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+    elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3:
         fixed = sizeof(vedette_sock)
         if (h.size < fixed or (<const vedette_sock*>data).path_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
@@ -179,6 +180,11 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         if h.size < fixed or (<const vedette_cgroup*>data).path_len > VEDETTE_PATH_MAX:
             return RECORD_SKIP
         blobs = (<const vedette_cgroup*>data).path_len
+    elif h.type == VEDETTE_DNS:
+        fixed = sizeof(vedette_dns)
+        if h.size < fixed or (<const vedette_dns*>data).answer_len > VEDETTE_ANSWER_MAX:
+            return RECORD_SKIP
+        blobs = (<const vedette_dns*>data).answer_len
     else:
         return RECORD_SKIP
     if fixed + blobs > h.size or h.pid >= PID_LIMIT:
@@ -226,6 +232,7 @@ cdef class Engine:
     cdef dict options
     cdef dict cgroup_paths      # cgroup id -> path, cgroups_max at most, the oldest first
     cdef set cgroups_removed    # of these
+    cdef readonly object names  # names.Names
     cdef uint32_t cgroups_max
     cdef bint is_open
     cdef bint is_busy           # in feed or consume: callbacks must not change what they stand on
@@ -251,7 +258,8 @@ cdef class Engine:
                  int64_t boot_to_wall_ns=0, uint64_t class_bytes_max=32 << 20,
                  uint64_t verdict_bytes_max=8 << 20, own_table_bytes=None,
                  uint64_t strings_bytes_max=64 << 20, processes_max=65536,
-                 uint32_t cgroups_max=16384, rule_matching="all", seed=None):
+                 uint32_t cgroups_max=16384, resolvers=None, names_max=16384,
+                 rule_matching="all", seed=None):
         cdef HashKey hash_key
         if self.procs.slots != NULL:
             raise RuntimeError("an engine is initialised once")
@@ -271,6 +279,7 @@ cdef class Engine:
         self.looks_up = lookup is not None
         self.cgroup_paths = {}
         self.cgroups_removed = set()
+        self.names = Names(resolvers, names_max)
         self.cgroups_max = cgroups_max
         self.options = {
             "users": users or {}, "groups": groups or {}, "hostname": hostname,
@@ -283,6 +292,7 @@ cdef class Engine:
         self.is_open = True
         self.tables = self.compile(rules)
         self.tables.cgroup_paths = self.cgroup_paths
+        self.tables.names_of_addresses = self.names.by_address
 
     def __dealloc__(self):
         if self.procs.heap != NULL:
@@ -341,6 +351,7 @@ cdef class Engine:
             raise TypeError("rules to put in force, not None")
         self.tables = tables
         tables.cgroup_paths = self.cgroup_paths
+        tables.names_of_addresses = self.names.by_address
 
     def swap_rules(self, rules):
         """prepare and swap in one."""
@@ -584,6 +595,8 @@ cdef class Engine:
         self.records += 1
         if h.type == VEDETTE_CGROUP:
             return self._cgroup(<const vedette_cgroup*>h)
+        if h.type == VEDETTE_DNS:
+            return self._dns(<const vedette_dns*>h)
         if slot == 0:
             slot = self._learn(h)
         elif procs.slots[slot].checked != self.loss_epoch and self.looks_up:
@@ -763,6 +776,13 @@ cdef class Engine:
             self.cgroups_removed.add(r.id)
             if len(self.cgroups_removed) >= max(1, self.cgroups_max // 16):
                 self._forget_cgroups(self.cgroups_removed)
+        return 0
+
+    cdef int _dns(self, const vedette_dns* r) except -1 with gil:
+        """Keep the names that a DNS answer gives: names.Names."""
+        size = 4 if r.family == 2 else 16
+        self.names.take(r.remote_addr[:size],
+                        (<const uint8_t*>r + sizeof(vedette_dns))[:r.answer_len])
         return 0
 
     cdef int _set_cgroup(self, uint64_t cgroup_id, bytes path) except -1:
@@ -974,6 +994,7 @@ cdef class Engine:
             "process_strings_refused": self.procs.strings_refused,
             "processes_bytes": self.heap.bytes,
             "processes_mapped_bytes": self.heap.mapped,
+            **self.names.stats(),
             "cgroups": len(self.cgroup_paths),
             "cgroups_evicted": self.cgroups_evicted,
             "allocations": self.heap.calls,

@@ -34,8 +34,19 @@ cdef extern from "event.h" nogil:
         VEDETTE_IO_URING_SETUP
         VEDETTE_AT_CWD_PATH
         VEDETTE_AT_CWD_TARGET
+        VEDETTE_SENDTO
+        VEDETTE_SENDMSG
+        VEDETTE_RECVFROM
+        VEDETTE_RECVMSG
+        VEDETTE_DUP
+        VEDETTE_DUP2
+        VEDETTE_DUP3
         VEDETTE_IDS
         VEDETTE_CGROUP
+        VEDETTE_DNS
+        VEDETTE_ANSWER_MAX
+        VEDETTE_S_KNOWN
+        VEDETTE_S_CONNECTED
         VEDETTE_F_PATH_CUT
         VEDETTE_F_ARGS_CUT
         VEDETTE_F_DATA_CUT
@@ -138,7 +149,7 @@ cdef extern from "event.h" nogil:
         uint8_t local_addr[16]
         uint8_t remote_addr[16]
         uint16_t path_len
-        uint16_t reserved
+        uint16_t state
         uint32_t listen_fd
 
     struct vedette_write:
@@ -179,3 +190,9 @@ cdef extern from "event.h" nogil:
         vedette_header h
         uint64_t id
         uint16_t path_len
+
+    struct vedette_dns:
+        vedette_header h
+        uint8_t remote_addr[16]
+        uint16_t family
+        uint16_t answer_len

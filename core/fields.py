@@ -10,7 +10,7 @@ import difflib
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Final, Literal, Protocol
 
@@ -112,12 +112,16 @@ _F_DATA_FAULT: Final = layout.FLAGS["data_fault"]
 _F_ADDR_FAULT: Final = layout.FLAGS["addr_fault"]
 _FCHDIR: Final = layout.TYPES["fchdir"]
 _CONNECT: Final = layout.TYPES["connect"]
-_ACCEPTS: Final = (layout.TYPES["accept"], layout.TYPES["accept4"])
+_SENDS: Final = (layout.TYPES["sendto"], layout.TYPES["sendmsg"])
+_DUPS: Final = (layout.TYPES["dup"], layout.TYPES["dup2"], layout.TYPES["dup3"])
+_NAMELESS: Final = (layout.TYPES["bind"], layout.TYPES["listen"])
 
 ALL: Final = tuple(layout.TYPES)
 OPENS: Final = ("open", "openat", "openat2", "creat")
-SOCKS: Final = ("connect", "accept", "accept4", "bind", "listen")
-CONNECTIONS: Final = ("connect", "accept", "accept4")
+DATAGRAMS: Final = ("sendto", "sendmsg", "recvfrom", "recvmsg")
+DUPS: Final = ("dup", "dup2", "dup3")
+CONNECTIONS: Final = ("connect", "accept", "accept4", *DATAGRAMS, *DUPS)
+SOCKS: Final = (*CONNECTIONS, "bind", "listen")
 EXECS: Final = ("execve", "execveat")
 
 
@@ -193,6 +197,7 @@ class EventView:
     users     uid -> name, groups: gid -> name
     hostname  evt.hostname; None: missing
     boot_to_wall_ns  added to a time since boot it gives the time since the epoch
+    names     address (4 or 16 bytes) -> name, from the host's own DNS answers
     """
 
     record: Record
@@ -201,6 +206,7 @@ class EventView:
     groups: Mapping[int, bytes]
     hostname: bytes | None = None
     boot_to_wall_ns: int = 0
+    names: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,10 +477,23 @@ def _fd(view: EventView) -> int | None:
     return number if number >= 0 else None
 
 
+def has_peer(record: Record) -> bool:
+    """Whether a socket's event has a remote end; of a dup, if the socket has one."""
+    if record.type in _DUPS:
+        return record.remote_port != 0
+    return record.type not in _NAMELESS
+
+
+def is_client(record: Record) -> bool:
+    """Whether the process is the client; of a dup the higher port is taken for the client's."""
+    if record.type in _DUPS:
+        return 0 < record.remote_port < record.local_port
+    return record.type == _CONNECT or record.type in _SENDS
+
+
 def _is_mapped(record: Record) -> bool:
     """Whether an IPv6 socket talks IPv4: the far end, or where it is bound, is v4-mapped."""
-    connected = record.type == _CONNECT or record.type in _ACCEPTS
-    address = record.remote_addr if connected else record.local_addr
+    address = record.remote_addr if has_peer(record) else record.local_addr
     return address.startswith(_V4_MAPPED)
 
 
@@ -529,7 +548,7 @@ def _ends(record: Record) -> tuple[End | None, End | None]:
     else:
         return None, None
     local = (record.local_addr[part], record.local_port)
-    if record.type == _CONNECT or record.type in _ACCEPTS:
+    if has_peer(record):
         return local, (record.remote_addr[part], record.remote_port)
     return local, None
 
@@ -537,9 +556,40 @@ def _ends(record: Record) -> tuple[End | None, End | None]:
 def _roles(record: Record) -> tuple[End | None, End | None]:
     """Return the client's and the server's end."""
     local, remote = _ends(record)
-    if record.type == _CONNECT:
+    if is_client(record):
         return local, remote
     return remote, local
+
+
+def _state(of: Callable[[Record], Scalar | None]) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        return of(view.record) if struct_of(view.record) == "sock" else None
+
+    return get
+
+
+def _is_connected(record: Record) -> int | None:
+    if not record.state & layout.SOCKET_KNOWN:
+        return None
+    return int(record.state & layout.SOCKET_CONNECTED != 0)
+
+
+def _is_renamed(record: Record) -> int:
+    return int(record.type in _DATAGRAMS or (record.type == _CONNECT and record.result >= 0))
+
+
+_DATAGRAMS: Final = tuple(layout.TYPES[name] for name in DATAGRAMS)
+_FAMILIES: Final = {AF_UNIX: b"unix", AF_INET: b"ip", AF_INET6: b"ip"}
+
+
+def _name_of(which: str) -> Callable[[EventView], Raw]:
+    address = _end(which, 0)
+
+    def get(view: EventView) -> Raw:
+        found = address(view)
+        return view.names.get(found) if isinstance(found, bytes) else None
+
+    return get
 
 
 def _end(which: str, index: int) -> Callable[[EventView], Raw]:
@@ -1009,6 +1059,20 @@ def _fill() -> None:
         "f (file), d (directory), 4, 6 or u (unix)",
         (*files, *SOCKS),
     )
+    states: tuple[tuple[str, FieldType, Callable[[Record], Scalar | None], str], ...] = (
+        (
+            "connected", "bool", _is_connected,
+            "Whether the socket has a peer of its own, also of UDP",
+        ),
+        (
+            "name_changed", "bool", _is_renamed,
+            "Whether the event gave the descriptor another name: a datagram to or from a new peer, "
+            "a connect",
+        ),
+        ("sockfamily", "string", lambda record: _FAMILIES.get(record.family), "ip or unix"),
+    )  # fmt: skip
+    for state, kind_of, get_state, meaning in states:
+        _add(f"fd.{state}", kind_of, "event", "socket", _state(get_state), meaning, SOCKS)
     _add("fd.l4proto", "string", "event", "kind", _l4proto, "tcp, udp, icmp or raw", SOCKS)
     for letter, word, events in (
         ("l", "local", SOCKS),
@@ -1041,6 +1105,15 @@ def _fill() -> None:
             f"{letter}port",
             _end(letter, 1),
             f"The {word} port",
+            events,
+        )
+        _add(
+            f"fd.{letter}ip.name",
+            "string",
+            "event",
+            f"{letter}ip",
+            _name_of(letter),
+            f"Name of the {word} address, as this host last heard it from its resolvers",
             events,
         )
     _add(
@@ -1228,13 +1301,13 @@ def _fill() -> None:
             continue
         # What is asked of the leaders of the session and the group.
         session = "proc.sname" if suffix == "name" else f"proc.sid.{suffix}"
-        for field, which, whose in (
+        for named, which, whose in (
             (session, "sid", "the session's leader"),
             (f"proc.pgid.{suffix}", "pgid", "the process group's leader"),
             (f"proc.vpgid.{suffix}", "pgid", "the process group's leader"),
         ):
             get = _leader(which, of)
-            _add(field, "string", "process", f"{which}_leader", get, f"{meaning} of {whose}")
+            _add(named, "string", "process", f"{which}_leader", get, f"{meaning} of {whose}")
     _add(
         "proc.exeline", "string", "process", "command", _proc(_exeline),
         "All arguments, argv[0] first, joined by blanks",
@@ -1556,7 +1629,7 @@ def events_of(name: str) -> tuple[str, ...]:
 
 
 _GROUPS: Final = (
-    ("opens", OPENS), ("sockets", SOCKS), ("connect, accept, accept4", CONNECTIONS),
+    ("opens", OPENS), ("sockets", SOCKS), ("connections", CONNECTIONS),
     ("execve, execveat", EXECS),
 )  # fmt: skip
 

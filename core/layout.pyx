@@ -17,6 +17,9 @@ RECORD_VERSION = VEDETTE_RECORD_VERSION
 PATH_MAX = VEDETTE_PATH_MAX
 ARGS_MAX = VEDETTE_ARGS_MAX
 ENV_MAX = VEDETTE_ENV_MAX
+ANSWER_MAX = VEDETTE_ANSWER_MAX
+SOCKET_KNOWN = VEDETTE_S_KNOWN
+SOCKET_CONNECTED = VEDETTE_S_CONNECTED
 DATA_MAX = VEDETTE_DATA_MAX
 RECORD_MAX = VEDETTE_RECORD_MAX
 
@@ -49,7 +52,11 @@ CALLS = (
 TYPES.update((name, VEDETTE_UNLINK + i) for i, name in enumerate(CALLS))
 assert TYPES["io_uring_setup"] == VEDETTE_IO_URING_SETUP
 
-STATE_TYPES = {"ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP}
+TYPES.update({
+    "sendto": VEDETTE_SENDTO, "sendmsg": VEDETTE_SENDMSG, "recvfrom": VEDETTE_RECVFROM,
+    "recvmsg": VEDETTE_RECVMSG, "dup": VEDETTE_DUP, "dup2": VEDETTE_DUP2, "dup3": VEDETTE_DUP3,
+})
+STATE_TYPES = {"ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS}
 assert max(*TYPES.values(), *STATE_TYPES.values()) == VEDETTE_TYPE_COUNT - 1
 
 FLAGS = {
@@ -86,6 +93,7 @@ cdef vedette_chdir _chdir
 cdef vedette_call _call
 cdef vedette_ids _ids
 cdef vedette_cgroup _cgroup
+cdef vedette_dns _dns
 
 cdef size_t _off(const void* base, const void* field) noexcept:
     return <size_t>(<const char*>field - <const char*>base)
@@ -149,6 +157,7 @@ STRUCTS = {
         "local_addr": ("V16", _off(&_sock, &_sock.local_addr)),
         "remote_addr": ("V16", _off(&_sock, &_sock.remote_addr)),
         "path_len": ("u2", _off(&_sock, &_sock.path_len)),
+        "state": ("u2", _off(&_sock, &_sock.state)),
         "listen_fd": ("u4", _off(&_sock, &_sock.listen_fd)),
     },
     "write": {
@@ -182,6 +191,11 @@ STRUCTS = {
         **_HEADER, "id": ("u8", _off(&_cgroup, &_cgroup.id)),
         "path_len": ("u2", _off(&_cgroup, &_cgroup.path_len)),
     },
+    "dns": {
+        **_HEADER, "remote_addr": ("V16", _off(&_dns, &_dns.remote_addr)),
+        "family": ("u2", _off(&_dns, &_dns.family)),
+        "answer_len": ("u2", _off(&_dns, &_dns.answer_len)),
+    },
 }
 
 SIZES = {
@@ -190,6 +204,7 @@ SIZES = {
     "write": sizeof(vedette_write), "chdir": sizeof(vedette_chdir),
     "call": sizeof(vedette_call),
     "ids": sizeof(vedette_ids), "cgroup": sizeof(vedette_cgroup),
+    "dns": sizeof(vedette_dns),
 }
 
 STRUCT_OF_TYPE = {
@@ -198,5 +213,7 @@ STRUCT_OF_TYPE = {
     VEDETTE_OPENAT: "open", VEDETTE_OPENAT2: "open", VEDETTE_CONNECT: "sock", VEDETTE_ACCEPT: "sock",
     VEDETTE_ACCEPT4: "sock", VEDETTE_BIND: "sock", VEDETTE_LISTEN: "sock", VEDETTE_WRITE: "write",
     VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir", VEDETTE_IDS: "ids", VEDETTE_CGROUP: "cgroup",
+    VEDETTE_SENDTO: "sock", VEDETTE_SENDMSG: "sock", VEDETTE_RECVFROM: "sock", VEDETTE_RECVMSG: "sock",
+    VEDETTE_DUP: "sock", VEDETTE_DUP2: "sock", VEDETTE_DUP3: "sock", VEDETTE_DNS: "dns",
     VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
 }

@@ -10,10 +10,14 @@ from vedette.core.compile import PartPlan, Plan
 
 BASE: Final = frozenset(
     ("execve", "execveat", "clone", "fork", "vfork", "clone3", "procexit", "chdir", "fchdir")
-) | frozenset(layout.STATE_TYPES)
+) | (frozenset(layout.STATE_TYPES) - {"dns"})
 """Types of records that the process table is kept by, whatever the rules are."""
 
 _NAMES: Final[Mapping[int, str]] = {number: name for name, number in layout.TYPES.items()}
+
+
+NAMES_OF_ADDRESSES: Final = frozenset(f"fd.{letter}ip.name" for letter in "lrcs")
+"""Fields that DNS answers are read for."""
 
 
 def asked(plan: Plan) -> dict[str, frozenset[int]]:
@@ -30,6 +34,9 @@ def asked(plan: Plan) -> dict[str, frozenset[int]]:
 
 def needed(plan: Plan, enabled: Sequence[bool]) -> frozenset[str]:
     """Return the event types to capture for compiled rules; enabled: by rule."""
-    return BASE | {
-        name for name, rules in asked(plan).items() if any(enabled[rule] for rule in rules)
-    }
+    names = any(p.field.name in NAMES_OF_ADDRESSES for p in plan.predicates)
+    return (
+        BASE
+        | ({"dns"} if names else frozenset())
+        | {name for name, rules in asked(plan).items() if any(enabled[rule] for rule in rules)}
+    )

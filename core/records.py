@@ -28,6 +28,7 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "call": ("path", "dir", "target", "target_dir", "data"),
     "ids": (),
     "cgroup": ("path",),
+    "dns": ("answer",),
 }
 _FORMATS: Final[dict[str, str]] = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "S16": "16s", "V16": "16s",
@@ -45,6 +46,7 @@ BLOB_BYTES_MAX: Final[dict[str, int]] = {
     "args": layout.ARGS_MAX,
     "cwd": layout.PATH_MAX,
     "env": layout.ENV_MAX,
+    "answer": layout.ANSWER_MAX,
     "data": layout.DATA_MAX,
 }
 """The longest that each variable part can be."""
@@ -69,9 +71,9 @@ class Record:
 
     The names are those of bpf/event.h, which has the words on each. ``comm`` ends before its
     first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes; path, filename, args, dir, target,
-    target_dir, data, cwd and env are the blobs; ``arg0`` to ``arg5`` are the registers of a call.
-    ``type`` is a number of TYPE_NUMBERS, ``size`` counts the whole record in bytes (0 in a record
-    that was built and never encoded).
+    target_dir, data, cwd, env and answer are the blobs; ``arg0`` to ``arg5`` are the registers of a
+    call. ``type`` is a number of TYPE_NUMBERS, ``size`` counts the whole record in bytes (0 in a
+    record that was built and never encoded).
     """
 
     type: int
@@ -120,6 +122,7 @@ class Record:
     socktype: int = 0
     local_addr: bytes = bytes(16)
     remote_addr: bytes = bytes(16)
+    state: int = 0
     listen_fd: int = 0
     path: bytes = b""
     filename: bytes = b""
@@ -137,6 +140,7 @@ class Record:
     data: bytes = b""
     cwd: bytes = b""
     env: bytes = b""
+    answer: bytes = b""
 
     @property
     def type_name(self) -> str:

@@ -285,6 +285,7 @@ cdef class RuleTables:
     cdef void look_closer(self, KeyAhead* ahead, const vedette_header* h, const Proc* p) noexcept nogil
     cdef void look_at_exec(self, const ProcTable* table, const vedette_exec* r, const Image* image, uint32_t slot) noexcept nogil
     cdef dict cgroup_paths      # the engine's
+    cdef dict names_of_addresses
     cdef void _match_more(self, const Image* image) noexcept nogil
     cdef bint _is_used(self, int index) noexcept nogil
     cdef void _add_leader(self, uint32_t row, uint8_t role) noexcept nogil

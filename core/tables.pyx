@@ -641,9 +641,28 @@ cdef inline bint _is_mapped(const uint8_t* address) noexcept nogil:
     return memcmp(address, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
 
 
+cdef inline bint _is_sock(const vedette_header* h) noexcept nogil:
+    return VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3
+
+
+cdef inline bint _has_peer(const vedette_sock* r) noexcept nogil:
+    """fields.has_peer."""
+    if VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3:
+        return r.remote_port != 0
+    return r.h.type != VEDETTE_BIND and r.h.type != VEDETTE_LISTEN
+
+
+cdef inline bint _is_client(const vedette_sock* r) noexcept nogil:
+    """fields.is_client."""
+    if VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3:
+        return r.remote_port != 0 and r.local_port > r.remote_port
+    return (r.h.type == VEDETTE_CONNECT or r.h.type == VEDETTE_SENDTO
+            or r.h.type == VEDETTE_SENDMSG)
+
+
 cdef int _socket_kind(const vedette_sock* r) noexcept nogil:
     """compile.KINDS: 3 IPv4, 4 IPv6, 5 Unix, 0 none."""
-    cdef bint connected = r.h.type != VEDETTE_BIND and r.h.type != VEDETTE_LISTEN
+    cdef bint connected = _has_peer(r)
     if r.family == AF_UNIX:
         return 5
     if r.family == AF_INET:
@@ -670,14 +689,14 @@ cdef int _ends(const vedette_sock* r, End* local, End* remote) noexcept nogil:
         remote.address = &r.remote_addr[12]
     local.port = r.local_port
     remote.port = r.remote_port
-    if r.h.type == VEDETTE_CONNECT:
+    if _is_client(r):
         local.roles = END_LOCAL | END_CLIENT | END_EITHER
         remote.roles = END_REMOTE | END_SERVER | END_EITHER
         remote.size = local.size
     else:
         local.roles = END_LOCAL | END_SERVER | END_EITHER
         remote.roles = END_REMOTE | END_CLIENT | END_EITHER
-        if r.h.type == VEDETTE_ACCEPT or r.h.type == VEDETTE_ACCEPT4:
+        if _has_peer(r):
             remote.size = local.size
     return 1
 
@@ -761,7 +780,7 @@ cdef int64_t _record_fd(const vedette_header* h) noexcept nogil:
     """fd.num; negative: missing."""
     if _is_open(h):
         return h.result
-    if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+    if _is_sock(h):
         return (<const vedette_sock*>h).fd
     if _is_call(h):
         if _shapes[h.type].fd < 0:
@@ -774,7 +793,7 @@ cdef int _record_kind(const vedette_header* h) noexcept nogil:
     """compile.KINDS | compile.PROTOCOLS << 8 of what an event's descriptor is of."""
     if _is_open(h):
         return _open_kind((<const vedette_open*>h).open_flags)
-    if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+    if _is_sock(h):
         return _socket_kind_number(<const vedette_sock*>h)
     return 1 if h.type == VEDETTE_WRITE else 0
 
@@ -1139,7 +1158,7 @@ cdef class RuleTables:
         t.rules = <uint32_t>len(conditions)
         self.in_python = {rule: conditions[rule] for rule in plan.in_python}
         self.view = lambda record, process: EventView(
-            decode(record), process, users, groups, hostname, boot_to_wall_ns)
+            decode(record), process, users, groups, hostname, boot_to_wall_ns, self.names_of_addresses)
         # Which is the first is known only once what is late is settled.
         t.first_only = first_only and not plan.settled and not plan.in_python
         self.first_settled = first_only and not t.first_only
@@ -1166,6 +1185,7 @@ cdef class RuleTables:
             t.uses_cgroups |= name in plan.literals or name in plan.patterns
         t.uses_leaders = (plans.SESSION_LEADER in plan.roles) or (plans.GROUP_LEADER in plan.roles)
         self.cgroup_paths = {}
+        self.names_of_addresses = {}
         t.roles = <uint8_t*>_alloc(t.heap, t.predicates)
         for i in range(t.predicates):
             t.roles[i] = plan.roles[i]
@@ -1355,7 +1375,8 @@ cdef class RuleTables:
             code.looks_ahead = (
                 (VEDETTE_OPEN <= number <= VEDETTE_OPENAT2 or number == VEDETTE_CREAT)
                 and code.words >> W_PATH & 1
-                or VEDETTE_CONNECT <= number <= VEDETTE_ACCEPT4 and code.words >> W_IP & 1)
+                or (VEDETTE_CONNECT <= number <= VEDETTE_ACCEPT4
+                    or VEDETTE_SENDTO <= number <= VEDETTE_DUP3) and code.words >> W_IP & 1)
         return 0
 
     cdef int _pack_process(self, TypeCode* code, plan, dict shared) except -1:
@@ -1716,7 +1737,7 @@ cdef class RuleTables:
             login = _login_data(<const vedette_write*>h)
         local.size = 0
         remote.size = 0
-        if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+        if _is_sock(h):
             _ends(<const vedette_sock*>h, &local, &remote)
         end = &local if local.size and local.roles & leaf.role else &remote
         if leaf.is_number:
@@ -1797,11 +1818,11 @@ cdef class RuleTables:
                 _set_bytes(value, <const uint8_t*>h + sizeof(vedette_exec)
                            + (<const vedette_exec*>h).path_len, size)
             return
-        if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+        if _is_sock(h):
             if _ends(<const vedette_sock*>h, &local, &remote):
                 if index == B_NAME:
                     _set_bytes(value, buffer, _socket_name(<char*>buffer, &local, &remote,
-                                                           h.type == VEDETTE_CONNECT))
+                                                           _is_client(<const vedette_sock*>h)))
                 return
             size = self._socket_path(<const vedette_sock*>h, buffer)
             if size:
@@ -2656,7 +2677,7 @@ cdef class RuleTables:
         key[0] = h.type
         if _is_open(h):
             return self._open_key(table, slot, <const vedette_open*>h, words, gate, key, count)
-        if VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN:
+        if _is_sock(h):
             return self._sock_key(<const vedette_sock*>h, words, gate, key, count)
         if words >> W_RESULT & 1:
             key[count] = self._number_row(SMALL_RESULT, I_RESULT, h.result)
@@ -2736,7 +2757,7 @@ cdef class RuleTables:
             if has_ends:
                 if (t.bytes_index[B_SOCKNAME].in_use or t.has_patterns[B_SOCKNAME]
                         or t.groups[G_PATH + 1] > t.groups[G_PATH]):
-                    name = self._sockname_row(&local, &remote, r.h.type == VEDETTE_CONNECT)
+                    name = self._sockname_row(&local, &remote, _is_client(r))
             else:
                 size = self._socket_path(r, t.scratch)
                 if size:

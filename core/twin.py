@@ -6,13 +6,14 @@ means where words are not enough. It is not for live use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from vedette.core import layout
 from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate, Value
 from vedette.core.fields import (
+    AF_INET,
     ANCESTORS_MAX,
     LOGINUID_UNSET,
     EventView,
@@ -20,6 +21,7 @@ from vedette.core.fields import (
     Scalar,
     extract,
 )
+from vedette.core.names import Names
 from vedette.core.patterns import compile_glob, compile_regex
 from vedette.core.records import Record, RecordError, decode
 from vedette.core.rules import Rule
@@ -211,6 +213,8 @@ class Twin:
         own_table_bytes: Mapping[str, int] | None = None,
         processes_max: int = 65536,
         cgroups_max: int = 16384,
+        resolvers: Collection[bytes] | None = None,
+        names_max: int = 16384,
         rule_matching: str = "all",
         seed: bytes | None = None,
     ) -> None:
@@ -234,6 +238,7 @@ class Twin:
         self._cgroups: dict[int, bytes] = {}
         self._cgroups_removed: set[int] = set()
         self._cgroups_max = cgroups_max
+        self._names = Names(resolvers, names_max)
         self._stats = dict.fromkeys(
             (
                 "records", "malformed", "matches", "lookups", "lookups_failed",
@@ -264,7 +269,7 @@ class Twin:
 
     def stats(self) -> dict[str, int]:
         """Return the counters, and how many processes there are."""
-        return {**self._stats, "processes": len(self._table)}
+        return {**self._stats, "processes": len(self._table), **self._names.stats()}
 
     def feed(self, records: bytes | bytearray | memoryview) -> int:
         """Consume whole records from a buffer; return the number of bytes consumed.
@@ -291,14 +296,19 @@ class Twin:
         if layout.STRUCT_OF_TYPE[record.type] == "cgroup":
             self._cgroup(record)
             return
+        if layout.STRUCT_OF_TYPE[record.type] == "dns":
+            server = record.remote_addr[: 4 if record.family == AF_INET else 16]
+            self._names.take(server, record.answer)
+            return
         self._act(record)
         self._apply(record)
         if record.type in _STATES:
             return
         acting = self._snapshot(self._table[record.pid])
         view = EventView(
-            record, acting, self._users, self._groups, self._hostname, self._boot_to_wall_ns
-        )
+            record, acting, self._users, self._groups, self._hostname, self._boot_to_wall_ns,
+            self._names.by_address,
+        )  # fmt: skip
         matched: list[int] = []
         for index, rule in enumerate(self._rules):
             if rule.enabled and evaluate(rule.condition, view):

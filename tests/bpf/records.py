@@ -24,6 +24,7 @@ _BLOBS = {
     "exit": (),
     "ids": (),
     "cgroup": ("path",),
+    "dns": ("answer",),
 }
 
 

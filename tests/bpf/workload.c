@@ -136,6 +136,46 @@ static int compat(const char *folder, int port)
 	return 0;
 }
 
+/* sendto and recvfrom through socketcall, sendmsg and recvmsg by their own numbers. */
+static int datagrams(void)
+{
+	char *low = mmap(NULL, 8192, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	struct sockaddr_in *address = (void *)(low + 1024);
+	uint32_t *args = (void *)(low + 1400), *message = (void *)(low + 1600);
+	uint32_t *vector = (void *)(low + 1800), *size = (void *)(low + 1900);
+	uint32_t data = (uint32_t)(uintptr_t)low, at = (uint32_t)(uintptr_t)address;
+	socklen_t length = sizeof(*address);
+	int one = socket(AF_INET, SOCK_DGRAM, 0), other = socket(AF_INET, SOCK_DGRAM, 0);
+	int server = socket(AF_INET, SOCK_DGRAM, 0);
+
+	if (low == MAP_FAILED)
+		return 1;
+	address->sin_family = AF_INET;
+	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	if (bind(server, (void *)address, sizeof(*address)) ||
+	    getsockname(server, (void *)address, &length))
+		return 1;
+	printf("%d\n", ntohs(address->sin_port));
+	struct sockaddr_in served = *address;
+	uint32_t call[] = {one, data, 1, 0, at, sizeof(*address)};
+	memcpy(args, call, sizeof(call));
+	if (call32(102, 11, (long)args, 0, 0) != 1)
+		return 1;
+	args[0] = server;
+	args[5] = (uint32_t)(uintptr_t)size;
+	*size = sizeof(*address);
+	if (call32(102, 12, (long)args, 0, 0) != 1)
+		return 1;
+	*address = served;
+	uint32_t header[] = {at, sizeof(*address), (uint32_t)(uintptr_t)vector, 1, 0, 0, 0};
+	vector[0] = data;
+	vector[1] = 1;
+	memcpy(message, header, sizeof(header));
+	return call32(370, other, (long)message, 0, 0) != 1 ||
+	       call32(372, server, (long)message, 0, 0) != 1;
+}
+
 static int bad(void)
 {
 	char *nowhere = (char *)8;
@@ -163,6 +203,8 @@ int main(int argc, char **argv)
 		return threads();
 	if (!strcmp(mode, "compat") && argc == 4)
 		return compat(argv[2], atoi(argv[3]));
+	if (!strcmp(mode, "datagrams"))
+		return datagrams();
 	if (!strcmp(mode, "bad"))
 		return bad();
 	return 2;

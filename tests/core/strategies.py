@@ -58,6 +58,7 @@ OTHER_TEXTS = [
     b"<f>/etc/passwd", b"4294967295", b"-2147483648", b"9223372036854775808", b"BPF_PROG_LOAD",
     b"pts/0", b"ssh:notty", b"CAP_SYS_ADMIN", b"CAP_CHOWN CAP_SYS_ADMIN", b"0123456789ab",
     b"ssh.service", b"system.slice", b"-.slice", b"sh:3", b"PATH=/bin A=1 ", b"A=1", b"1",
+    b"ip", b"db.example", b"web.example", b"six.example",
 ]  # fmt: skip
 TEXTS = (
     ENV_TEXTS
@@ -91,6 +92,24 @@ ADDRESSES = [
     bytes(10) + b"\xff\xff" + bytes([10, 0, 0, 1]),
     bytes(10) + b"\xff\xff" + bytes([10, 0, 0, 2]),
     bytes.fromhex("20010db8000000000000000000000001"),
+]
+
+
+def dns_answer(name: str, *records: tuple[int, bytes], asked: int = 1) -> bytes:
+    """A DNS answer (RFC 1035) about a name, with records of (type, data)."""
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
+    head = struct.pack(">HHHHHH", 7, 0x8180, 1, len(records), 0, 0)
+    body = labels + b"\0" + struct.pack(">HH", asked, 1)
+    for kind, data in records:
+        body += struct.pack(">HHHIH", 0xC00C, kind, 1, 60, len(data)) + data
+    return head + body
+
+
+DNS_ANSWERS = [
+    dns_answer("db.example", (1, bytes([10, 0, 0, 1]))),
+    dns_answer("web.example", (5, b"\x01x\0"), (1, bytes([10, 0, 0, 2])), (1, bytes(4))),
+    dns_answer("six.example", (28, ADDRESSES[-1]), asked=28),
+    dns_answer("other.example", (1, bytes([10, 0, 0, 1])))[:-2],
 ]
 PORTS = st.sampled_from([0, 1, 22, 80, 443, 50000, 65535])
 
@@ -391,6 +410,11 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         **_IDS,
     },
     "ids": {"session": PIDS, **_IDS},
+    "dns": {
+        "remote_addr": st.sampled_from(ADDRESSES),
+        "family": st.sampled_from([AF_INET, AF_INET6]),
+        "answer": st.sampled_from(DNS_ANSWERS) | st.binary(max_size=40),
+    },
     "cgroup": {"id": st.integers(0, 2), "path": st.sampled_from(CGROUP_TEXTS)},
     "fork": {
         "start_time_ns": st.integers(0, 3),
@@ -425,6 +449,7 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "remote_addr": st.sampled_from(ADDRESSES),
         "path": st.sampled_from(SUN_TEXTS),
         "listen_fd": st.integers(0, 3),
+        "state": st.integers(0, 3),
     },
     "write": {
         "fd": _FDS,

@@ -33,6 +33,9 @@ SHARED_COUNTERS = (
     "processes_replaced",
     "processes_evicted",
     "processes_repaired",
+    "names",
+    "names_evicted",
+    "names_refused",
 )
 SHOWN = tuple(
     field.name
@@ -109,7 +112,8 @@ def test_engine_is_its_twin(
     seed: bytes,
 ) -> None:
     options = {"rules": rules, "processes_max": processes_max, "rule_matching": matching}
-    options |= {"cgroups_max": cgroups_max, "boot_to_wall_ns": 5}
+    options |= {"cgroups_max": cgroups_max, "boot_to_wall_ns": 5, "names_max": 2}
+    options |= {"resolvers": None if cgroups_max == 2 else [bytes([10, 0, 0, 1]), bytes(16)]}
     oracle = Side(twin, Twin, known, **options)
     tables = Side(
         engine,

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from vedette.core import layout, rulefile
 from vedette.core.catalogue import DEPRECATED
 from vedette.core.condition import UNKNOWN, condition_text, parse_condition
+from vedette.core.engine import Engine
 from vedette.core.expr import FALSE, TRUE, And, FieldRef, Predicate, predicates
 from vedette.core.fields import FIELDS, markdown
 from vedette.core.output import Template
@@ -1106,3 +1107,15 @@ def test_the_guides_example_loads(tmp_path: Path) -> None:
 def test_the_guide_has_the_catalogue() -> None:
     guide = (ROOT / "docs" / "rules.md").read_text()
     assert guide.endswith(markdown())
+
+
+@pytest.mark.parametrize("name", ["falco_rules.yaml", "falco-incubating_rules.yaml"])
+def test_all_of_the_published_rules_load_and_compile(name: str) -> None:
+    folder = ROOT.parent / "shared" / "corpora" / "falco"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: Falco's published rules")
+    result = rulefile.load([folder / name])
+    assert not result.errors
+    assert not result.failed
+    under_test = Engine(result.rules, on_match=lambda *match: None)
+    assert under_test.close() == 0
