@@ -238,7 +238,7 @@ class Twin:
         self._cgroups: dict[int, bytes] = {}
         self._cgroups_removed: set[int] = set()
         self._cgroups_max = cgroups_max
-        self._names = Names(resolvers, names_max)
+        self.names = Names(resolvers, names_max)
         self._stats = dict.fromkeys(
             (
                 "records", "malformed", "matches", "lookups", "lookups_failed",
@@ -269,7 +269,7 @@ class Twin:
 
     def stats(self) -> dict[str, int]:
         """Return the counters, and how many processes there are."""
-        return {**self._stats, "processes": len(self._table), **self._names.stats()}
+        return {**self._stats, "processes": len(self._table), **self.names.stats()}
 
     def feed(self, records: bytes | bytearray | memoryview) -> int:
         """Consume whole records from a buffer; return the number of bytes consumed.
@@ -298,7 +298,7 @@ class Twin:
             return
         if layout.STRUCT_OF_TYPE[record.type] == "dns":
             server = record.remote_addr[: 4 if record.family == AF_INET else 16]
-            self._names.take(server, record.answer)
+            self.names.take(server, record.answer)
             return
         self._act(record)
         self._apply(record)
@@ -307,7 +307,7 @@ class Twin:
         acting = self._snapshot(self._table[record.pid])
         view = EventView(
             record, acting, self._users, self._groups, self._hostname, self._boot_to_wall_ns,
-            self._names.by_address,
+            self.names.by_address,
         )  # fmt: skip
         matched: list[int] = []
         for index, rule in enumerate(self._rules):
