@@ -27,6 +27,7 @@ from vedette.agent.shipper import Shipper, ShipperError
 from vedette.agent.spool import Spool, SpoolError
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
+from vedette.core.notify import Notifier
 from vedette.core.quiet import quiet
 from vedette.core.signal import Signal
 
@@ -215,6 +216,7 @@ class Service:
         self._record_bytes_max = record_bytes_max
         self._settings = config.load(path)
         self._requests = Requests()
+        self._notifier = Notifier()
         self._writers: list[outputs.LineWriter] = []
         self._shipper: Shipper | None = None
         self._spool: Spool | None = None
@@ -279,7 +281,9 @@ class Service:
             processes=live.pipeline.engine.stats()["processes"],
         )
         self._requests.begun = True
+        self._notifier.ready(f"watching, {rules} rules")
         self._loop(live)
+        self._notifier.stopping()
         self._stop(live)
 
     def _loop(self, live: Live) -> None:
@@ -291,6 +295,7 @@ class Service:
                 live.wait(poll_ms)
             more = live.step()
             self._deliver(live)
+            self._notifier.beat()
             if self._reloading is not None and not self._reloading.is_alive():
                 reload, self._reloading = self._reloading, None
                 self._end_reload(live, reload)

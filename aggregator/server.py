@@ -47,6 +47,7 @@ from vedette.core import wire
 from vedette.core.clock import HostClock
 from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
+from vedette.core.notify import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -324,6 +325,7 @@ class Server:
         self._refusals_since_s = 0.0
         self._stop = False
         self._reload = False
+        self._notifier = Notifier()
         self._started_ns = time.time_ns()
         self._tick_s = 0.0
         self._report_s = 0.0
@@ -467,9 +469,11 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_OBJECTS, 20, 50)
+        self._notifier.ready(f"listening on {self.endpoint}")
         try:
             while not self._stop:
                 self.step()
+            self._notifier.stopping()
             with self._store_errors_counted():
                 self._write_report()
         finally:
@@ -811,6 +815,7 @@ class Server:
             return
         self._tick_s = now_s + TICK_S
         self._ticked_s = now_s
+        self._notifier.beat()
         watermark_ns = self._progress.advance(time.time_ns(), now_s)
         report_due = now_s >= self._report_s
         # Without signals behind the watermark there is nothing to release but time, and that is
@@ -913,7 +918,7 @@ class Server:
 
     def _collect(self) -> Iterator[Metric]:
         of_sequences = self._of_sequences
-        values = dict(self.counters) | self._gauges | of_sequences
+        values = dict.fromkeys(COUNTERS, 0) | self.counters | self._gauges | of_sequences
         gauges = [*self._gauges, *(f"sequences.{name}" for name in SEQUENCE_GAUGES)]
         yield from families(
             "vedette_aggregator",

@@ -62,6 +62,10 @@ def families(
             metric = found[plain] = Metric(f"{prefix}_{plain}", name, kind)
         suffix = "_total" if metric.type == "counter" else ""
         metric.add_sample(f"{metric.name}{suffix}", labels, value)
+    for item in labelled:
+        # Its name is there before its first value is, for whoever writes queries.
+        plain = _NAME.sub("_", item.metric).strip("_").lower()
+        found.setdefault(plain, Metric(f"{prefix}_{plain}", item.prefix, "counter"))
     yield from found.values()
 
 

@@ -11,7 +11,7 @@
 set -eu
 
 PACKAGES="gcc libc6-dev make python3 python3-venv python3-dev python3-bpfcc linux-headers-amd64
-openssh-server openssh-client sshpass iproute2 util-linux"
+openssh-server openssh-client sshpass iproute2 util-linux postgresql"
 
 say() { printf 'machine-setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }

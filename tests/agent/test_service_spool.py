@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import dashboard
 from tests.agent.test_service import Agent, WaitUntil
 from tests.aggregator.service import aggregator
 from vedette.aggregator.store import Host, Store
@@ -69,7 +70,11 @@ def test_alerts_of_agents_that_were_killed_arrive_once_each(
 
 
 def test_metrics_of_a_running_agent(tmp_path: Path, cgroup: Path, wait_until: WaitUntil) -> None:
-    agent = Agent(tmp_path, cgroup, wait_until, "metrics: {listen: '127.0.0.1:39771'}\n")
+    extra = (
+        "metrics: {listen: '127.0.0.1:39771'}\n"
+        f"ship: {{endpoint: 'ipc://{tmp_path}/nobody', spool_path: spool}}\n"
+    )
+    agent = Agent(tmp_path, cgroup, wait_until, extra)
     try:
         agent.start("run", "--config", str(agent.config))
         agent.does(f"echo x > {agent.secret}/one")
@@ -81,6 +86,8 @@ def test_metrics_of_a_running_agent(tmp_path: Path, cgroup: Path, wait_until: Wa
 
         wait_until(lambda: 'signals_total{rule="Reads a secret"} 1' in get("metrics"))
         assert "vedette_agent_capture_" in get("metrics")
+        wait_until(lambda: dashboard.missing("vedette_agent_", get("metrics")) == set())
+        assert dashboard.names("vedette_agent_")
         assert get("healthz") == "ok\n"
         agent.stop()
     finally:

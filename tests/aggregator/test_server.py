@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from tests import dashboard
 from tests.aggregator.postgres import MISSING, Postgres, programs
 from tests.aggregator.service import (
     RawAgent,
@@ -424,6 +425,9 @@ def test_metrics_and_health_over_http(tmp_path: Path) -> None:
         shown = get(f"{url}/metrics")
         assert "vedette_aggregator_stored_total 5" in shown
         assert 'vedette_host_silent{host_id="a"} 0' in shown
+        assert dashboard.names("vedette_aggregator_")
+        assert dashboard.missing("vedette_aggregator_", shown) == set()
+        assert dashboard.missing("vedette_host_", shown) == set()
         assert get(f"{url}/healthz") == "ok\n"
     server.close()
 
