@@ -15,12 +15,13 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
              tests/core/test_tables_stateful.py tests/fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test sanitize demo docs bench clean
+.PHONY: help machine build lint test soak sanitize demo docs bench clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
 	@echo 'make test      lint, then all tests (root; ARGS=... goes to pytest)'
 	@echo 'make demo      three hosts, one attack, one incident (root; HOLD=1 keeps it up)'
+	@echo 'make soak      faults and kills at random moments, 50 times each (root; about an hour)'
 	@echo 'make sanitize  the core under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make fuzz      any bytes into the record decoder (clang, libFuzzer; SECONDS=60)'
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
@@ -86,6 +87,11 @@ fuzz: machine $(VENV)/.installed
 	VEDETTE_FUZZ=tests.fuzz.records:one ASAN_OPTIONS=detect_leaks=0 \
 	build/fuzz/driver -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
 	    -artifact_prefix=build/fuzz/ -verbosity=0 -print_final_stats=1 build/fuzz/found tests/fuzz/corpus
+
+# Each fault of the network, the disks and the processes, again and again.
+soak: export VEDETTE_FAULT_RUNS := 50
+soak: build
+	$(BIN)/pytest -q tests/fleet/test_faults.py $(ARGS)
 
 demo: build
 	$(BIN)/python -m tests.fleet.demo

@@ -15,44 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
-
 from vedette.agent.logs import log
-from vedette.core.signal import PRIORITIES, Signal
+from vedette.core.alert import alert_line
+
+__all__ = ["LineWriter", "alert_line", "file_writer", "stdout_writer"]
 
 _COMPLAIN_EVERY_S = 60.0
-
-
-def rfc3339(time_ns: int) -> str:
-    """Return nanoseconds since 1970 as UTC with nine digits: 2026-01-31T23:59:59.000000001Z."""
-    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{moment}.{nanoseconds:09d}Z"
-
-
-def alert_line(signal: Signal, hostname: str) -> bytes:
-    """Return a signal as one line of JSON, newline included, keys as Falco names and orders them.
-
-    https://falco.org/docs/concepts/outputs/formatting/ (json_output); times are always UTC.
-    """
-    moment = rfc3339(signal.time_ns)
-    priority = PRIORITIES[signal.priority].capitalize()
-    return (
-        msgspec.json.encode(
-            {
-                "hostname": hostname,
-                "output": f"{moment[11:-1]}: {priority} {signal.output}",
-                "output_fields": signal.fields,
-                "priority": priority,
-                "rule": signal.rule,
-                "source": "syscall",
-                "tags": signal.tags,
-                "time": moment,
-            },
-            order="sorted",
-        )
-        + b"\n"
-    )
 
 
 class LineWriter:

@@ -115,6 +115,80 @@ class Metrics(_Section, frozen=True):
     ) = None
 
 
+class Output(_Section, frozen=True):
+    """Where alerts and incidents are brought to.
+
+    name          for metrics and the log; NUMBER-TYPE where it is none
+    type          stdout, file: JSON lines in Falco's form; syslog: RFC 5424; webhook: an HTTP POST
+                  each, in Falco's JSON form
+    what, priority, rules, tags  the filter: kinds; as urgent as this or more; any of these rules
+                  (or sequences); any of these tags
+    queue_max     alerts that wait; what comes beyond is dropped and counted
+    path, rotate_bytes, rotate_keep  file: rotated before it is longer; full ones that are kept
+    address, facility  syslog: udp://HOST[:514], tcp://HOST[:601] or unix:///dev/log
+    url, headers, ca_file, retries  webhook: attempts after the first, further and further apart
+    timeout_s     for each attempt
+    """
+
+    type: Literal["stdout", "file", "syslog", "webhook"]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
+    what: tuple[Literal["alerts", "incidents"], ...] = ("alerts", "incidents")
+    priority: Literal[
+        "emergency", "alert", "critical", "error", "warning", "notice", "informational", "debug"
+    ] = "debug"
+    rules: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=10_000)] = ()
+    tags: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=10_000)] = ()
+    queue_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    path: _Text | None = None
+    rotate_bytes: Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 40)] = 100 << 20
+    rotate_keep: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 5
+    address: Annotated[str, msgspec.Meta(pattern=r"^((udp|tcp)://[^\s/]+|unix:///\S+)$")] | None = (
+        None
+    )
+    facility: Literal[
+        "kern",
+        "user",
+        "daemon",
+        "auth",
+        "authpriv",
+        "local0",
+        "local1",
+        "local2",
+        "local3",
+        "local4",
+        "local5",
+        "local6",
+        "local7",
+    ] = "authpriv"
+    url: Annotated[str, msgspec.Meta(pattern=r"^https?://\S+$")] | None = None
+    headers: Annotated[dict[str, str], msgspec.Meta(max_length=64)] = {}
+    ca_file: _Text | None = None
+    retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 8
+    timeout_s: _Seconds = 5.0
+
+    def __post_init__(self) -> None:
+        needed = {"file": "path", "syslog": "address", "webhook": "url"}
+        of_type = {
+            **dict.fromkeys(("path", "rotate_bytes", "rotate_keep"), "file"),
+            **dict.fromkeys(("address", "facility"), "syslog"),
+            **dict.fromkeys(("url", "headers", "ca_file", "retries"), "webhook"),
+        }
+        name = needed.get(self.type)
+        if name is not None and getattr(self, name) is None:
+            raise ValueError(f"type {self.type} needs `{name}`")
+        plain = self.__struct_fields__[1:]
+        defaults = dict(zip(plain, self.__struct_defaults__, strict=True))
+        for key, kind in of_type.items():
+            if kind != self.type and getattr(self, key) != _default(defaults[key]):
+                raise ValueError(f"`{key}` is for type {kind}")
+
+
+def _default(value: Any) -> Any:
+    """Return what msgspec makes of a default: that of a mapping comes from a factory."""
+    factory = getattr(value, "factory", None)
+    return value if factory is None else factory()
+
+
 class Log(_Section, frozen=True):
     """What the aggregator says about itself, on the standard error."""
 
@@ -128,6 +202,7 @@ class Config(_Section, frozen=True):
     store: Store = Store()
     sequences: Sequences = Sequences()
     limits: Limits = Limits()
+    outputs: Annotated[tuple[Output, ...], msgspec.Meta(max_length=64)] = ()
     metrics: Metrics = Metrics()
     log: Log = Log()
 
@@ -214,6 +289,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "store": Store,
     "sequences": Sequences,
     "limits": Limits,
+    "outputs": Output,
     "metrics": Metrics,
     "log": Log,
 }
@@ -226,7 +302,7 @@ def _explain(message: str, path: Path, lines: dict[str, int]) -> str:
     """Turn msgspec's `Expected ... - at `$.a.b`` into file, line, key, expectation and cure."""
     match = _WHERE.fullmatch(message)
     what, key = (match[1], match[2].replace("[...]", "")) if match else (message, "")
-    section = _SECTIONS.get(key)
+    section = _SECTIONS.get(re.sub(r"\[\d+\]$", "", key))
     known = list(section.__struct_fields__) if section else []
     if unknown := _UNKNOWN.fullmatch(what):
         near = difflib.get_close_matches(unknown[1], known, n=1)
@@ -263,6 +339,14 @@ def _resolve(config: Config, folder: Path) -> Config:
         config,
         listen=listen,
         store=replace(config.store, path=str(folder / config.store.path)),
+        outputs=tuple(
+            replace(
+                output,
+                path=None if output.path is None else str(folder / output.path),
+                ca_file=None if output.ca_file is None else str(folder / output.ca_file),
+            )
+            for output in config.outputs
+        ),
         sequences=replace(
             config.sequences, files=tuple(str(folder / name) for name in config.sequences.files)
         ),

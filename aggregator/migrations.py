@@ -71,6 +71,7 @@ def _keep_batches(connection: sa.Connection) -> None:
         f"CREATE TABLE batch_rules (batch_id {number} NOT NULL, bucket {number} NOT NULL, "
         f"rule {key} NOT NULL, PRIMARY KEY (batch_id, bucket, rule)){tail}",
         "CREATE INDEX batch_rules_by_rule ON batch_rules (rule, bucket, batch_id)",
+        "CREATE INDEX incidents_by_writing ON incidents (written_ns, id)",
         "ALTER TABLE incident_signals RENAME TO incident_signals_2",
         f"CREATE TABLE incident_signals (incident_id {key} NOT NULL "
         f"REFERENCES incidents (id) ON DELETE CASCADE, position {number} NOT NULL, "

@@ -194,6 +194,7 @@ incidents_table = sa.Table(
     sa.Column("details", sa.Text, nullable=False),
     sa.Column("written_ns", _Number, nullable=False),
     sa.Index("incidents_by_time", "end_ns", "id"),
+    sa.Index("incidents_by_writing", "written_ns", "id"),
 )
 
 incident_signals_table = sa.Table(

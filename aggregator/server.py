@@ -42,6 +42,7 @@ from zmq.utils.monitor import parse_monitor_message
 from vedette import __version__
 from vedette.aggregator.config import Config
 from vedette.aggregator.correlating import Correlating, Correlator
+from vedette.aggregator.outputs import Outputs, OutputsError
 from vedette.aggregator.store import FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.clock import HostClock
@@ -105,6 +106,10 @@ LABELLED: Final = (
     Labelled("hung_up.", "hung_up", "why"),
     Labelled("expired.", "expired_signals", "bound"),
     Labelled("sequences.evicted_of.", "sequences_evicted_of", "host_id"),
+    *(
+        Labelled(f"output_{name}.", f"output_{name}", "output")
+        for name in ("sent", "dropped", "filtered", "failed", "retried")
+    ),
 )
 SEQUENCE_GAUGES: Final = ("partials", "open", "table_bytes")
 WATERMARK_KEY: Final = "watermark_ns"
@@ -373,6 +378,13 @@ class Server:
                 self._correlating = Correlating(self._store, correlator)
                 self._correlating.advance(self._released_ns)
                 undo.callback(self._correlating.close)
+            self._outputs: Outputs | None = None
+            if config.outputs:
+                try:
+                    self._outputs = Outputs(config.outputs, self._store)
+                except OutputsError as error:
+                    raise ServerError(str(error)) from None
+                undo.callback(self._outputs.close)
             self._gauges: dict[str, int] = {}
             self._of_sequences: dict[str, int] = {}
             self._ticked_s = time.monotonic()
@@ -918,7 +930,10 @@ class Server:
 
     def _collect(self) -> Iterator[Metric]:
         of_sequences = self._of_sequences
+        outputs = {} if self._outputs is None else self._outputs.stats()
+        queues = {name: n for name, n in outputs.items() if name.startswith("output_queued.")}
         values = dict.fromkeys(COUNTERS, 0) | self.counters | self._gauges | of_sequences
+        values |= {name: value for name, value in outputs.items() if name not in queues}
         gauges = [*self._gauges, *(f"sequences.{name}" for name in SEQUENCE_GAUGES)]
         yield from families(
             "vedette_aggregator",
@@ -927,6 +942,10 @@ class Server:
             gauges=gauges,
             labelled=LABELLED,
         )
+        queued = Metric("vedette_aggregator_output_queued", "alerts that wait", "gauge")
+        for name, value in queues.items():
+            queued.add_sample(queued.name, {"output": name.removeprefix("output_queued.")}, value)
+        yield queued
         info = Metric("vedette_aggregator", "version", "info")
         info.add_sample("vedette_aggregator_info", {"version": __version__}, 1)
         yield info

@@ -1188,6 +1188,24 @@ class Store:
                 for row in connection.execute(query)
             ][::-1]
 
+    def incidents_written(self, after_ns: int, after_id: str, limit: int) -> list[Incident]:
+        """Incidents without their signals in the order in which they were first written."""
+        c = incidents_table.c
+        query = (
+            sa.select(incidents_table)
+            .where(
+                sa.tuple_(c.written_ns, c.id)
+                > sa.tuple_(sa.literal(after_ns), sa.literal(after_id))
+            )
+            .order_by(c.written_ns, c.id)
+            .limit(min(limit, QUERY_ROWS_MAX))
+        )
+        with self.reading() as connection:
+            return [
+                _struct(row, Incident, ("hosts", "reasons", "details"))
+                for row in connection.execute(query)
+            ]
+
     def incident(self, incident_id: str) -> Incident | None:
         """One incident with its signals, by its id or a beginning of it that fits only one."""
         c = incidents_table.c
