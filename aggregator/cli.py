@@ -23,7 +23,14 @@ from vedette.aggregator import events_cli, fleet_cli, rules_cli, sequences_cli, 
 from vedette.aggregator.config import Config, ConfigError
 from vedette.aggregator.config import load as load_config
 from vedette.aggregator.sequences import Correlator, Fleet, fleet_of
-from vedette.aggregator.store import Incident, Store, StoredSignal, StoreError
+from vedette.aggregator.store import (
+    FLEET_RULES,
+    FLEET_TAGS,
+    Incident,
+    Store,
+    StoredSignal,
+    StoreError,
+)
 from vedette.core import sequence
 from vedette.core.keys import KeyFileError, make_pair, read_pair, write_pair
 from vedette.core.output import clean
@@ -406,6 +413,9 @@ def _unknown_signals(
         raise UsageError(str(error)) from None
     names = {rule.name for rule in rules}
     tags = {tag for rule in rules for tag in rule.tags}
+    # Signals that the aggregator makes itself.
+    names |= FLEET_RULES
+    tags |= FLEET_TAGS
     for item in sequences:
         for step in item.steps:
             # EQL's names mean either.

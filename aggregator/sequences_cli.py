@@ -123,6 +123,8 @@ def plan_json(item: Sequence) -> dict[str, Any]:
         "file": item.file,
         "line": item.line,
         "priority": PRIORITIES[item.priority],
+        "tags": list(item.tags),
+        "references": list(item.references),
         "within_ns": item.within_ns,
         "suppress_ns": item.counted_on_ns,
         "key": list(item.key_names),
@@ -182,6 +184,8 @@ def _explain_reckoned(told: dict[str, Any]) -> None:
 def _explain(item: Sequence) -> None:
     told = plan_json(item)
     _say(f"{item.name}  ({item.file}:{item.line}, {told['priority']})")
+    for reference in told["references"]:
+        _say(f"  see {reference}")
     _say(f"  all within {_duration(item.within_ns)}, from the first signal to the last")
     key = ", ".join(told["key"]) or "no value"
     _say(f"  one incident per {key}; more within {_duration(item.counted_on_ns)} are counted on it")

@@ -77,6 +77,8 @@ ADDRESSES_PER_HOST_MAX: Final = 1024
 QUERY_ROWS_MAX: Final = 100_000
 FLEET_BOOT: Final = "aggregator"
 """The numbering of signals that the aggregator makes itself, about a host."""
+FLEET_RULES: Final = frozenset(("Host fell silent", "Host heard again"))
+FLEET_TAGS: Final = frozenset(("fleet", "host_silent", "host_heard"))
 FLEET_SIGNALS_MAX: Final = 500
 """Hosts whose silence is written down in one transaction."""
 EXPIRE_SIGNALS: Final = 50_000

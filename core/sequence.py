@@ -62,7 +62,7 @@ _RULE_ITEMS = frozenset(
 _DISTINCT = re.compile(r"\s*([^\s>=]+)\s*>=\s*([0-9]{1,9})\s*")
 _FIELD_OF_STEP = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*)\.(\S+)\s*")
 _SEQUENCE_KEYS = (
-    *("sequence", "desc", "within", "priority", "tags"),
+    *("sequence", "desc", "within", "priority", "tags", "references"),
     *("enabled", "suppress", "steps", "eql"),
 )
 _STEP_KEYS = (
@@ -204,6 +204,7 @@ class Sequence:
     suppress_ns  further completions with the same key are counted on an incident for so long
                  after the last; None: for ``within_ns``
     suppress_by  (step, field): the key; None: all that joins and ``by`` name
+    references   where what is looked for is described
     aggregate    what is reckoned over the signals of the one step, see core/windows.py
     """
 
@@ -220,6 +221,7 @@ class Sequence:
     suppress_ns: int | None = None
     suppress_by: tuple[tuple[int, str], ...] | None = None
     aggregate: Aggregate | None = None
+    references: tuple[str, ...] = ()
     _readers: dict[str, Callable[[FleetSignal], FieldValue]] = field(
         init=False, compare=False, repr=False
     )
@@ -533,6 +535,9 @@ class _Reader:
                 raise self.error(keys["priority"], f"expected one of {', '.join(PRIORITIES)}")
             priority = PRIORITIES.index(name)
         tags = self.texts(keys["tags"], "a tag", SIGNALS_MAX) if "tags" in keys else ()
+        references: tuple[str, ...] = ()
+        if "references" in keys:
+            references = self.texts(keys["references"], "a reference", SIGNALS_MAX)
         enabled = True
         if "enabled" in keys:
             enabled = self.boolean(keys["enabled"])
@@ -560,6 +565,7 @@ class _Reader:
             groups=groups,
             suppress_ns=suppress_ns,
             suppress_by=suppress_by,
+            references=references,
         )
 
     def steps(

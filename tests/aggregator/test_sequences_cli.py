@@ -76,6 +76,27 @@ def test_a_sequence_is_explained(file: str) -> None:
     assert "100000 partial matches per order, 104 bytes each, so 21 MB" in result.stdout
 
 
+def test_what_is_reckoned_and_what_is_remembered_is_explained(tmp_path: Path) -> None:
+    sigma = tmp_path / "sum.yml"
+    sigma.write_text(
+        "title: a rule\nname: a\nlogsource: {product: linux, category: process_creation}\n"
+        "detection: {selection: {Image: /x}, condition: selection}\n---\ntitle: much\n"
+        "correlation: {type: value_sum, rules: a, group-by: User, timespan: 1m,"
+        " condition: {gte: 5, field: ProcessId}}\n"
+    )
+    text = run("sequences", "explain", "much", str(sigma)).stdout
+    assert "per user.name of a rule" in text
+    assert "sum of proc.pid gte 5" in text
+    ours = tmp_path / "first.yaml"
+    ours.write_text(
+        "- sequence: first\n  within: 1m\n  steps:\n    - {as: run, signal: a, "
+        "first_seen: {fields: [proc.name], for: 7d}, runs: 2, by: [host.name]}\n"
+    )
+    text = run("sequences", "explain", "first", str(ours)).stdout
+    assert "not seen for 7d: proc.name; on disk" in text
+    assert "1. run#1: a" in text
+
+
 def test_the_plan_as_json_has_each_order(file: str) -> None:
     told = json.loads(run("sequences", "explain", "hosts", file, "--json").stdout)
     names = [[step["name"] for step in order["steps"]] for order in told["orders"]]
