@@ -1657,11 +1657,11 @@ cdef class TableSet:
 
     @property
     def partials(self):
-        """Partial matches, and groups that are being counted, of all sequences."""
+        """Partial matches, and signals that are being counted, of all sequences."""
         cdef Tables tables
         found = 0
         for tables in self.tables:
-            found += tables.nodes.linked + tables.ringed.linked
+            found += tables.nodes.linked + tables.entries
         return found
 
     @property

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from vedette.bench.sequences import digest, make_signals, run, sequences
+from vedette.bench.sequences import (
+    beside_eql,
+    digest,
+    flooded,
+    make_shipped_signals,
+    make_signals,
+    out_of_order,
+    run,
+    run_reordered,
+    sequences,
+    shipped_sequences,
+)
 from vedette.core import sequences_twin
 
 
@@ -30,3 +41,32 @@ def test_what_is_measured_is_what_the_twin_finds() -> None:
     twin = sequences_twin.incidents(sequences(1), signals)
     assert sorted(incidents, key=lambda i: i.id) == sorted(twin, key=lambda i: i.id)
     assert incidents
+
+
+def test_out_of_order_the_same_is_found() -> None:
+    signals = make_signals(5003, 50, 2)
+    arriving = out_of_order(signals)
+    assert arriving != signals
+    correlator, incidents = run_reordered(arriving, sequences(2))
+    assert correlator.stats()["signals"] == len(signals)
+    assert digest(incidents) == digest(run(signals, sequences(2))[1])
+
+
+def test_the_shipped_sequences_find_something_in_their_stream() -> None:
+    correlator, incidents = run(make_shipped_signals(3000, 20), shipped_sequences())
+    assert correlator.stats()["signals"] == 3000
+    assert len({incident.sequence for incident in incidents}) > 5
+
+
+def test_a_flood_takes_nothing_from_the_others() -> None:
+    signals = make_signals(2003, 20, 20)
+    correlator, incidents = run(flooded(signals, 3), sequences(20), 5000, 200)
+    assert set(correlator.evicted_of) == {"zz-hostile"}
+    assert digest(incidents) == digest(run(signals, sequences(20))[1])
+
+
+def test_beside_eql_where_it_is_installed() -> None:
+    pytest.importorskip("eql", reason="PyPI's eql is not installed: pip install 'vedette[bench]'")
+    found = beside_eql(2000, 50)
+    assert found["completions"] > 0
+    assert found["eql_completions"] > 0
