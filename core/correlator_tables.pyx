@@ -130,6 +130,7 @@ cdef enum:
     CONTEXTS = 8          # more than those whose values are read before it
     GLANCES = 4           # look-ups that are prepared, of each
     HOSTS = 65536         # accounts; the hosts that come last share one
+    SPARES_MAX = 64
     IN_RINGS = 1
     IN_GROUPS = 2
     IN_CLASSES = 3
@@ -218,6 +219,8 @@ cdef struct Plan:
     int* probe            # places in carried that the next step compares
     Chains table
     Chains rings
+    uint32_t* spare       # arrays of `count` slots that nobody uses, each naming the next
+    uint32_t spares
 
 
 cdef struct Glance:
@@ -527,6 +530,7 @@ cdef class Tables:
         cdef uint32_t place
         cdef Node* node
         cdef Ring* ring
+        cdef uint32_t* spare
         if self.plans == NULL:
             return
         # All at once: whom a node names goes too, so counts of names need no care.
@@ -539,6 +543,10 @@ cdef class Tables:
             if ring.entries != NULL:
                 self._forget_ring(ring)
         for position in range(self.steps):
+            while self.plans[position].spare != NULL:
+                spare = self.plans[position].spare
+                self.plans[position].spare = (<uint32_t**>spare)[0]
+                heap_del(self.heap, spare, self.plans[position].count * sizeof(uint32_t))
             self._chains_del(&self.plans[position].table)
             self._chains_del(&self.plans[position].rings)
         heap_del(self.heap, self.accounts, self.accounts_size * sizeof(uint32_t))
@@ -674,6 +682,27 @@ cdef class Tables:
             taken = <uint32_t*>node.taken
             for i in range(plan.count):
                 self._let_go(taken[i])
+            self._taken_del(plan, taken)
+
+    cdef uint32_t* _taken_new(self, Plan* plan) except NULL:
+        """Return an array for the slots of a counting step's signals."""
+        cdef uint32_t* made = plan.spare
+        if made != NULL:
+            plan.spare = (<uint32_t**>made)[0]
+            plan.spares -= 1
+            return made
+        made = <uint32_t*>heap_new(self.heap, plan.count * sizeof(uint32_t))
+        if made == NULL:
+            raise MemoryError
+        return made
+
+    cdef void _taken_del(self, Plan* plan, uint32_t* taken) noexcept:
+        """Give such an array back; in steady state each signal makes one and lets one go."""
+        if plan.spares < SPARES_MAX:
+            (<uint32_t**>taken)[0] = plan.spare
+            plan.spare = taken
+            plan.spares += 1
+        else:
             heap_del(self.heap, taken, plan.count * sizeof(uint32_t))
 
     cdef void _drop(self, uint32_t place) noexcept:
@@ -1191,9 +1220,7 @@ cdef class Tables:
         first = &ring.entries[ring.at]
         if self.now_ns - first.start_ns > self.within_ns:
             return 0
-        taken = <uint32_t*>heap_new(self.heap, plan.count * sizeof(uint32_t))
-        if taken == NULL:
-            raise MemoryError
+        taken = self._taken_new(plan)
         for i in range(plan.count):
             at = (ring.at + <uint32_t>i) % ring.capacity
             taken[i] = ring.entries[at].slot

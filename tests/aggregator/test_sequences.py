@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vedette.aggregator.store import Store
 from vedette.core import sequences_twin
 from vedette.core.clock import HostClock
 from vedette.core.fleet import FleetSignal
-from vedette.core.sequence import Sequence, parse
+from vedette.core.sequence import Sequence, load, parse
 from vedette.core.signal import Signal
 from vedette.core.wire import PROTOCOL, Batch, Hello
 
@@ -409,3 +410,73 @@ def test_incidents_are_signals_of_other_sequences(tmp_path: Path, restart: bool)
         ]
         assert whole.hosts == ["id-a", "id-b"]
         assert (whole.start_ns, whole.end_ns) == (110 * 10**9, 140 * 10**9)
+
+
+def test_a_hundred_arrival_orders_give_the_same_incidents(tmp_path: Path) -> None:
+    """The attack three times over, with all that ships: whatever comes when, not a byte differs."""
+    found = load([attack.SEQUENCES, attack.SEQUENCES.parent / "sequences_fleet.yaml"]).sequences
+    again = parse(
+        b"""
+- sequence: the intrusion again
+  within: 1h
+  steps:
+    - {as: one, signal: {sequence: SSH intrusion that moves on to a second host}}
+    - {as: other, signal: {sequence: SSH intrusion that moves on to a second host}}
+""",
+        "again.yaml",
+    ).sequences
+    told = [(after_s + 1000 * turn, *rest) for turn in range(3) for after_s, *rest in attack.ATTACK]
+    queues: dict[str, list[Signal]] = {host: [] for host in ADDRESSES}
+    for item in sorted(told, key=lambda item: item[0]):
+        host = str(item[1])
+        queues[host].append(attack.signal(len(queues[host]) + 1, item))  # type: ignore[arg-type]
+    with Store.open(tmp_path / "at-once") as store:
+        attack.fill(store, ())
+        for host, signals in queues.items():
+            if signals:
+                store.commit(f"id-{host}", attack.BOOT, Batch(signals=signals), 1, 0)
+        Correlator(store, (*found, *again), clock_ns=lambda: 7).advance(attack.LATEST_NS)
+        expected = dump(store)
+        names = {incident.sequence for incident in store.incidents()}
+    assert {"the intrusion again", "Login from a new address that moves on"} & names
+    assert len(names) >= 4
+    for seed in range(100):
+        source = random.Random(seed)
+        with Store.open(tmp_path / f"{seed}") as store:
+            attack.fill(store, ())
+            with store.transaction():
+                _arrive(store, (*found, *again), queues, source)
+            assert dump(store) == expected, f"seed {seed}"
+
+
+def _arrive(
+    store: Store,
+    found: tuple[Sequence, ...],
+    queues: dict[str, list[Signal]],
+    source: random.Random,
+) -> None:
+    """Let hosts' signals come in some order, in batches, some twice, with restarts in between."""
+
+    def make() -> Correlator:
+        return Correlator(store, found, batch_signals=source.choice((1, 3, 50)), clock_ns=lambda: 7)
+
+    correlator = make()
+    at = dict.fromkeys(queues, 0)
+    released_ns = 0
+    while any(at[host] < len(queues[host]) for host in queues):
+        host = source.choice([host for host in queues if at[host] < len(queues[host])])
+        first = max(0, at[host] - source.randrange(3))
+        end = min(len(queues[host]), at[host] + source.randrange(1, 6))
+        batch = Batch(signals=queues[host][first:end])
+        store.commit(f"id-{host}", attack.BOOT, batch, 1, released_ns)
+        at[host] = end
+        if source.random() < 0.5:
+            following = [
+                queues[h][at[h]].time_ns - 1 if at[h] < len(queues[h]) else attack.LATEST_NS
+                for h in queues
+            ]
+            released_ns = max(released_ns, min(following))
+            correlator.advance(released_ns)
+        if source.random() < 0.2:
+            correlator = make()
+    correlator.advance(attack.LATEST_NS)

@@ -36,7 +36,7 @@ def test_tables_give_what_the_twin_gives(sequence: Sequence, stream: list[FleetS
     assert correlator.stats()["evicted"] == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(chain=chains(), stream=streams(most=9), cut=st.integers(0))
 def test_sequences_over_sequences_give_what_the_twin_gives(
     chain: list[Sequence], stream: list[FleetSignal], cut: int
