@@ -124,9 +124,9 @@ static inline void vedette_key_masked(uint64_t *words, uint32_t count, const uin
 
 		memcpy(&word, from + 8 * i, 8);
 		memcpy(&kept, mask + 8 * i, 8);
-		words[i] = word & kept;
+		/* In a register: a store of two bytes would hold up the load of the whole word. */
+		words[i] = i == 0 ? (word & kept & ~(uint64_t)0xFFFF) | label : word & kept;
 	}
-	memcpy(words, &label, 2);
 }
 
 #endif

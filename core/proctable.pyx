@@ -87,9 +87,9 @@ cdef void image_content(const Image* image, Content* content) noexcept nogil:
         content.args_len = -1
         content.env_len = -1
         return
-    content.comm = image.comm
+    content.comm = &image.comm[0]
     content.comm_len = image.comm_len
-    content.path = image.data
+    content.path = &image.data[0]
     content.path_len = image.path_len
     content.args = content.path + _length(image.path_len)
     content.args_len = image.args_len

@@ -703,10 +703,14 @@ cdef int _ends(const vedette_sock* r, End* local, End* remote) noexcept nogil:
 
 cdef inline void _end_key(const End* end, uint64_t* key) noexcept nogil:
     """The key of an end's address: its roles and size, then the address."""
+    cdef uint32_t short
     key[0] = end.roles | end.size << 8
-    key[1] = 0
-    key[2] = 0
-    memcpy(key + 1, end.address, end.size)
+    if end.size == 4:
+        memcpy(&short, end.address, 4)
+        key[1] = short
+        key[2] = 0
+    else:
+        memcpy(key + 1, end.address, 16)
 
 
 cdef size_t _number_text(char* target, uint32_t number) noexcept nogil:
