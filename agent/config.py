@@ -152,6 +152,7 @@ class Ship(_Section, frozen=True):
 
     endpoint           ZeroMQ endpoint of the aggregator, such as tcp://aggregator:7710
     server_key         the aggregator's public CURVE key, Z85
+    server_key_next    the key that it will have, while its key is being exchanged
     client_key_file    this host's own key pair, mode 0600
     insecure           speak in clear to another machine; needed where there are no keys
     queue_signals_max, queue_bytes_max  bounds of what waits for an acknowledgement; beyond them
@@ -163,6 +164,7 @@ class Ship(_Section, frozen=True):
 
     endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp://[^\s/]+:\d{1,5}|ipc://\S+)$")]
     server_key: str | None = None
+    server_key_next: str | None = None
     client_key_file: _Text | None = None
     insecure: bool = False
     queue_signals_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
@@ -174,6 +176,8 @@ class Ship(_Section, frozen=True):
     def __post_init__(self) -> None:
         if self.client_key_file is not None and self.server_key is None:
             raise ValueError("client_key_file is of no use without server_key; set both or neither")
+        if self.server_key_next is not None and self.server_key is None:
+            raise ValueError("server_key_next is of no use without server_key")
         if self.server_key is not None:
             if self.client_key_file is None:
                 raise ValueError(
@@ -181,6 +185,8 @@ class Ship(_Section, frozen=True):
                 )
             try:
                 check_key(self.server_key, "server_key")
+                if self.server_key_next is not None:
+                    check_key(self.server_key_next, "server_key_next")
             except KeyFileError as error:
                 raise ValueError(str(error).replace(":", "", 1)) from None
 

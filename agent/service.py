@@ -155,7 +155,8 @@ def make_shipper(
     try:
         curve = None
         if ship.server_key is not None and ship.client_key_file is not None:
-            curve = CurveKeys(ship.server_key, read_pair(ship.client_key_file))
+            own = read_pair(ship.client_key_file)
+            curve = CurveKeys(ship.server_key, own, ship.server_key_next)
         return Shipper(
             ship.endpoint,
             host_id=host_id,

@@ -300,6 +300,7 @@ class Shipper:
         self._counters: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
         self._sent_seq = 0
+        self._attempts = 0
         self._connected = False
         self._reason = "not started"
         self._drain_until_s: float | None = None
@@ -424,6 +425,9 @@ class Shipper:
                     session.close()
                 if session.welcomed:
                     backoff_s = self._backoff_s
+                else:
+                    # The next attempt is with the other key, where the aggregator's is exchanged.
+                    self._attempts += 1
                 if self._done():
                     break
                 if delivered:
@@ -516,7 +520,8 @@ class _Session:
         socket.set(zmq.CONNECT_TIMEOUT, timeout_ms)
         socket.set(zmq.HANDSHAKE_IVL, timeout_ms)
         if shipper._curve is not None:
-            socket.curve_serverkey = shipper._curve.server_public.encode()
+            server_keys = shipper._curve.server_keys
+            socket.curve_serverkey = server_keys[shipper._attempts % len(server_keys)].encode()
             socket.curve_publickey = shipper._curve.own.public.encode()
             socket.curve_secretkey = shipper._curve.own.secret.encode()
 

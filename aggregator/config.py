@@ -97,7 +97,7 @@ class Limits(_Section, frozen=True):
 
     message_bytes_max: Annotated[int, msgspec.Meta(ge=MESSAGE_BYTES_MIN, le=1 << 28)] = 1 << 20
     hosts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
-    credit_signals: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 2 * BATCH_SIGNALS_MAX
+    credit_signals: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 16 * BATCH_SIGNALS_MAX
     host_signals_per_s: Annotated[int, msgspec.Meta(ge=100, le=100_000_000)] = 100_000
     silent_after_s: _Seconds = 15.0
     lag_s_max: _Seconds = 60.0

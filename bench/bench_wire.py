@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from vedette.agent.spool import Spool
-from vedette.bench.wire import batches, deliver, digest, fleet, make_signals
+from vedette.bench.wire import (
+    attack,
+    batches,
+    deliver,
+    digest,
+    drain,
+    fleet,
+    make_signals,
+    recovery,
+)
 from vedette.core import wire
 
 SIGNALS = int(os.environ.get("VEDETTE_BENCH_SIGNALS", "50000"))
+DRAINED = int(os.environ.get("VEDETTE_BENCH_DRAIN", "200000"))
+RECOVERED = int(os.environ.get("VEDETTE_BENCH_RECOVERY", "200000"))
 AGENTS = int(os.environ.get("VEDETTE_BENCH_AGENTS", "300"))
 
 
@@ -65,6 +77,68 @@ def test_into_the_store(
         "signals_per_s": sorted(delivery.signals_per_s for delivery in runs)[len(runs) // 2],
         "digest": runs[0].digest,
     }
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("curve", [False, True], ids=["plain", "curve"])
+def test_through_the_shipped_sequences(
+    benchmark: BenchmarkFixture, tmp_path: Path, curve: bool
+) -> None:
+    """From four agents into the store and through every sequence that ships, sender included."""
+    rounds = iter(range(1000))
+    runs = []
+
+    def run() -> None:
+        start_ns = time.time_ns()
+        made = make_signals(SIGNALS // 4, start_ns=start_ns, step_ns=1000)
+        folder = tmp_path / str(next(rounds))
+        runs.append(deliver(folder, made, 4, curve, sequences=True, start_ns=start_ns))
+
+    benchmark.pedantic(run, rounds=3)  # type: ignore[no-untyped-call]
+    assert len({(delivery.digest, delivery.incidents) for delivery in runs}) == 1
+    best = max(runs, key=lambda delivery: delivery.signals_per_s)
+    benchmark.extra_info |= best._asdict() | {
+        "signals_per_s": best.signals_per_s,
+        "agents_cpu_us": best.agents_cpu_s / best.signals * 1e6,
+        "aggregator_cpu_us": best.aggregator_cpu_s / best.signals * 1e6,
+    }
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("curve", [False, True], ids=["plain", "curve"])
+def test_draining_a_spool(benchmark: BenchmarkFixture, tmp_path: Path, curve: bool) -> None:
+    """VEDETTE_BENCH_DRAIN=10000000 is a day's outage."""
+    runs = []
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda: runs.append(drain(tmp_path / "drain", DRAINED, curve)), rounds=1
+    )
+    benchmark.extra_info |= runs[0]._asdict() | {
+        "put_per_s": runs[0].put_per_s,
+        "drained_per_s": runs[0].drained_per_s,
+    }
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.timeout(7200)
+def test_recovery_of_the_sequences(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """VEDETTE_BENCH_RECOVERY=5000000 is a large fleet's minute under attack."""
+    runs = []
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda: runs.append(recovery(tmp_path / "recovery", RECOVERED)), rounds=1
+    )
+    benchmark.extra_info |= runs[0]._asdict()
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.timeout(600)
+def test_honest_agents_beside_attackers(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    runs = []
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda: runs.append(attack(tmp_path / "attack", SIGNALS)), rounds=1
+    )
+    benchmark.extra_info |= runs[0]._asdict() | {"share": runs[0].share}
     print(f"\n{benchmark.extra_info}")
 
 

@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from vedette.agent.shipper import Shipper
 from vedette.agent.spool import Spool
 from vedette.aggregator.config import Config, parse
 from vedette.aggregator.sequences import POSITION, Correlator
-from vedette.aggregator.server import Server
+from vedette.aggregator.server import REPORT_KEY, Server
 from vedette.aggregator.store import Store
 from vedette.core import keys, wire
 from vedette.core.ruleload import load_any
@@ -37,6 +38,9 @@ from vedette.core.signal import Signal
 SEED = 7710
 START_NS = 1_700_000_000 * 10**9
 DEADLINE_S = 300.0
+SPOOL_SIGNALS = 50_000
+ATTACK_S = 0.02
+"""Between one attacker's attempts and the next."""
 SEND_SIGNALS = 500
 """Handed over at a time, as by an agent under load."""
 _LIMITS = "\nlimits: {host_signals_per_s: 100000000}"
@@ -127,6 +131,7 @@ class Delivery(NamedTuple):
                  acknowledgement, after which all is on disk; until the sequences took the last
     agents_cpu_s, aggregator_cpu_s  CPU time, all threads
     incidents    that the sequences found
+    refused      handshakes that the aggregator refused
     """
 
     signals: int
@@ -136,6 +141,7 @@ class Delivery(NamedTuple):
     agents_cpu_s: float
     aggregator_cpu_s: float
     incidents: int
+    refused: int
     digest: str
 
     @property
@@ -151,12 +157,14 @@ def deliver(
     spool: bool = False,
     *,
     sequences: bool = False,
+    attackers: bool = False,
     start_ns: int = START_NS,
 ) -> Delivery:
     """Send signals from each of some agents to an aggregator in a process of its own.
 
     spool      whether they wait on disk for their acknowledgement, or in memory
     sequences  whether they go through the shipped sequences; they should be of now then
+    attackers  whether a process beside them does ill to the aggregator
     start_ns   as in make_signals
 
     Raises TimeoutError where that takes longer than DEADLINE_S.
@@ -191,6 +199,9 @@ def deliver(
             for number in range(agents)
         ]
         _wait(lambda: all(s.stats()["connected"] for s in shippers))
+        if attackers:
+            assert curves[0] is not None
+            stack.enter_context(_attackers(endpoint, curves[0].server_public))
         end_ns = signals[-1].time_ns
         before_s, aggregator_before_s = time.process_time(), _cpu_s(pid)
         start_s = time.perf_counter()
@@ -210,6 +221,8 @@ def deliver(
         aggregator_cpu_s = _cpu_s(pid) - aggregator_before_s
     with Store.open(folder / "vedette.db", read_only=True) as store:
         incidents = len(store.incidents(limit=100_000))
+        report = msgspec.json.decode(store.meta(REPORT_KEY) or "{}")
+        refused = report.get("counters", {}).get("handshakes_failed", 0)
         found = [
             digest(
                 list(store.signals(host=f"host-{number}", after_id=0, limit=len(signals) + 1)),
@@ -225,6 +238,7 @@ def deliver(
         agents_cpu_s,
         aggregator_cpu_s,
         incidents,
+        refused,
         hashlib.sha256("".join(found).encode()).hexdigest()[:16],
     )
 
@@ -238,6 +252,20 @@ def _position_ns(store: Store) -> int:
 def _cpu_s(pid: int) -> float:
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def _attackers(endpoint: str, server_key: str) -> Iterator[None]:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_attack, args=(endpoint, server_key), daemon=True)
+    process.start()
+    time.sleep(1.0)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+        process.close()
 
 
 @contextmanager
@@ -280,6 +308,175 @@ def _serve(config: Config, sequences: bool, ready: Connection) -> None:
     ready.send(server.endpoint)
     ready.close()
     server.run()
+
+
+class Drain(NamedTuple):
+    """An agent that was cut off comes back. put_s: into the spool; drain_s: until all is stored."""
+
+    signals: int
+    put_s: float
+    drain_s: float
+    spool_bytes: int
+
+    @property
+    def put_per_s(self) -> float:
+        return self.signals / self.put_s
+
+    @property
+    def drained_per_s(self) -> float:
+        return self.signals / self.drain_s
+
+
+def drain(folder: Path, count: int, curve: bool) -> Drain:
+    """Spool signals without an aggregator, then deliver them. Raises TimeoutError."""
+    folder.mkdir()
+    made = make_signals(SPOOL_SIGNALS)
+    with ExitStack() as stack:
+        spool = stack.enter_context(
+            Spool.open(folder / "spool", "bench", bytes_max=1 << 40, age_s_max=1e9)
+        )
+        put_s = 0.0
+        for start in range(0, count, SPOOL_SIGNALS):
+            some = [
+                msgspec.structs.replace(signal, seq=start + signal.seq)
+                for signal in made[: count - start]
+            ]
+            before_s = time.perf_counter()
+            for at in range(0, len(some), SEND_SIGNALS):
+                spool.current.put(some[at : at + SEND_SIGNALS])
+            put_s += time.perf_counter() - before_s
+        spool_bytes = spool.gauges()["spool_bytes"]
+        endpoint, curves, _ = stack.enter_context(_aggregator_with_pid(folder, 1, curve))
+        start_s = time.perf_counter()
+        shipper = stack.enter_context(
+            Shipper(
+                endpoint,
+                host_id="host-0",
+                hostname="host-0",
+                boot_id="bench",
+                curve=curves[0],
+                spool=spool,
+            )
+        )
+        _wait(lambda: shipper.stats()["acknowledged"] == count, DEADLINE_S + count / 10_000)
+        drain_s = time.perf_counter() - start_s
+    return Drain(count, put_s, drain_s, spool_bytes)
+
+
+class Recovery(NamedTuple):
+    """A killed aggregator's sequences come back.
+
+    window_signals  stored within the time that the sequences look back
+    restored_s      until the tables are as they were, from the store alone
+    """
+
+    window_signals: int
+    stored_s: float
+    restored_s: float
+    incidents: int
+
+
+def recovery(folder: Path, count: int) -> Recovery:
+    """Store signals that lie within a minute, take them, and make the tables again."""
+    folder.mkdir()
+    each = min(count, SPOOL_SIGNALS)
+    made = make_signals(each, start_ns=START_NS, step_ns=60 * 10**9 // each)
+    sequences = shipped_sequences()
+    end_ns = START_NS + 61 * 10**9
+    with Store.open(folder / "vedette.db") as store:
+        before_s = time.perf_counter()
+        for number in range(count // each):
+            host_id = f"host-{number}"
+            hello = wire.Hello(
+                protocol=wire.PROTOCOL,
+                host_id=host_id,
+                hostname=host_id,
+                boot_id="bench",
+                addresses=[],
+                labels={},
+                version="",
+                rules_digest="",
+                time_ns=0,
+            )
+            store.hello(hello, 1, 1 << 20)
+            with store.transaction():
+                for batch in batches(made, 1024):
+                    store.commit(host_id, "bench", batch, 1, 0)
+        stored_s = time.perf_counter() - before_s
+        Correlator(store, sequences).advance(end_ns)
+        incidents = len(store.incidents(limit=100_000))
+        before_s = time.perf_counter()
+        again = Correlator(store, sequences)
+        again.advance(end_ns + 1)
+        restored_s = time.perf_counter() - before_s
+        assert len(store.incidents(limit=100_000)) == incidents
+    return Recovery(count, stored_s, restored_s, incidents)
+
+
+class Attack(NamedTuple):
+    """Honest agents' signals a second, alone and beside attackers.
+
+    alone_cpu_s, attacked_cpu_s  what the aggregator took for them, attacks included. Attackers and
+                                 agents share this machine's cores, so this says what attacks cost
+                                 the aggregator, and the two above what they cost altogether
+    refused                      handshakes
+    """
+
+    alone_per_s: float
+    attacked_per_s: float
+    alone_cpu_s: float
+    attacked_cpu_s: float
+    refused: int
+
+    @property
+    def share(self) -> float:
+        return self.alone_cpu_s / self.attacked_cpu_s
+
+
+def attack(folder: Path, count: int) -> Attack:
+    """Deliver signals from two agents under CURVE, without and with attackers at the same port."""
+    folder.mkdir()
+    made = make_signals(count)
+    alone = deliver(folder / "alone", made, 2, True)
+    under = deliver(folder / "attacked", made, 2, True, attackers=True)
+    assert alone.digest == under.digest
+    return Attack(
+        alone.signals_per_s,
+        under.signals_per_s,
+        alone.aggregator_cpu_s,
+        under.aggregator_cpu_s,
+        under.refused,
+    )
+
+
+def _attack(endpoint: str, server_key: str) -> None:
+    """Be several attackers: no key, a wrong key, garbage, a claim of 1 GB, slow readers."""
+    host, _, port = endpoint.removeprefix("tcp://").partition(":")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    slow: list[socket.socket] = []
+    while True:
+        plain = context.socket(zmq.DEALER)
+        plain.linger = 0
+        plain.connect(endpoint)
+        plain.send(b"garbage", zmq.NOBLOCK)
+        stranger = context.socket(zmq.DEALER)
+        stranger.linger = 0
+        pair = keys.make_pair()
+        stranger.curve_serverkey = server_key.encode()
+        stranger.curve_publickey = pair.public.encode()
+        stranger.curve_secretkey = pair.secret.encode()
+        stranger.connect(endpoint)
+        stranger.send(b"\1garbage", zmq.NOBLOCK)
+        for greeting in (os.urandom(64), b"\xff" + bytes(8) + b"\x7f\x03" + bytes(53)):
+            raw = socket.create_connection((host, int(port)))
+            # A greeting, then a frame that says it is 1 GB long.
+            raw.sendall(greeting + b"\x02" + (1 << 30).to_bytes(8, "big"))
+            slow.append(raw)
+        time.sleep(ATTACK_S)
+        plain.close()
+        stranger.close()
+        while len(slow) > 200:
+            slow.pop(0).close()
 
 
 class Fleet(NamedTuple):
@@ -336,9 +533,9 @@ def _rss_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + DEADLINE_S
+def _wait(condition: Callable[[], bool], longest_s: float = DEADLINE_S) -> None:
+    end_s = time.monotonic() + longest_s
     while not condition():
         if time.monotonic() > end_s:
-            raise TimeoutError(f"not delivered within {DEADLINE_S:g} s")
+            raise TimeoutError(f"not delivered within {longest_s:g} s")
         time.sleep(0.002)

@@ -51,10 +51,19 @@ class KeyPair(NamedTuple):
 
 
 class CurveKeys(NamedTuple):
-    """What an agent needs to speak CURVE: the aggregator's public key and its own pair."""
+    """What an agent needs to speak CURVE: the aggregator's public key and its own pair.
+
+    next_public  the key that the aggregator will have, while its key is being exchanged
+    """
 
     server_public: str
     own: KeyPair
+    next_public: str | None = None
+
+    @property
+    def server_keys(self) -> tuple[str, ...]:
+        """The keys that the aggregator may have."""
+        return tuple(key for key in (self.server_public, self.next_public) if key is not None)
 
 
 def make_pair() -> KeyPair:

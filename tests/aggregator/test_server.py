@@ -317,6 +317,28 @@ def test_a_host_that_is_taken_off_the_allow_list_is_out(tmp_path: Path) -> None:
         assert stays.stats()["broken"] == 0
 
 
+def test_the_aggregators_own_key_is_exchanged_without_cutting_agents_off(tmp_path: Path) -> None:
+    old, new, own = keys.make_pair(), keys.make_pair(), keys.make_pair()
+    keys.write_pair(tmp_path / "old", old)
+    keys.write_pair(tmp_path / "new", new)
+    (tmp_path / "allow").write_text(f"{own.public} a\n")
+    endpoint = f"ipc://{tmp_path}/socket"
+
+    def text(key_file: str) -> str:
+        return (
+            f"listen: {{endpoint: '{endpoint}', key_file: {tmp_path}/{key_file}, "
+            f"allow_list: {tmp_path}/allow}}"
+        )
+
+    curve = keys.CurveKeys(old.public, own, new.public)
+    with shipper(endpoint, curve=curve) as agent:
+        for number, name in enumerate(("old", "new", "old"), start=1):
+            with aggregator(tmp_path / "service", text(name)) as service:
+                agent.send(signals(number, number))
+                until(lambda: agent.stats()["kept"] == 0, f"delivery to the {name} key")
+        assert stored_numbers(service.store_path, "a") == [1, 2, 3]
+
+
 def test_keys_come_and_go_without_restart_or_signal(tmp_path: Path) -> None:
     """enroll, rotate with an overlap, revoke: each takes effect on the running aggregator."""
     first, second = keys.make_pair(), keys.make_pair()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vedette.bench.wire import batches, deliver, digest, make_signals
+from vedette.bench.wire import batches, deliver, digest, drain, make_signals, recovery
 from vedette.core import wire
 from vedette.core.signal import Signal
 
@@ -31,3 +31,8 @@ def test_what_agents_send_is_what_the_store_has(tmp_path: Path) -> None:
     curve = deliver(tmp_path / "curve", made, agents=2, curve=True)
     assert plain.signals == curve.signals == 2018
     assert plain.digest == curve.digest
+
+
+def test_a_spool_is_drained_and_sequences_recover(tmp_path: Path) -> None:
+    assert drain(tmp_path / "drain", 3000, curve=True).signals == 3000
+    assert recovery(tmp_path / "recovery", 3000).window_signals == 3000
