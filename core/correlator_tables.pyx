@@ -131,6 +131,7 @@ cdef enum:
     GLANCES = 4           # look-ups that are prepared, of each
     HOSTS = 65536         # accounts; the hosts that come last share one
     SPARES_MAX = 64
+    CONDITIONS = 1024     # whose answers are kept for a signal
     IN_RINGS = 1
     IN_GROUPS = 2
     IN_CLASSES = 3
@@ -221,6 +222,7 @@ cdef struct Plan:
     Chains rings
     uint32_t* spare       # arrays of `count` slots that nobody uses, each naming the next
     uint32_t spares
+    int condition         # number; -1: none
 
 
 cdef struct Glance:
@@ -275,6 +277,8 @@ cdef class Fields:
     cdef dict hosts               # host id -> number
     cdef list host_ids
     cdef int host[CONTEXTS]       # number of the signal's host; -1: not asked for yet
+    cdef dict conditions          # condition -> number
+    cdef uint64_t judged[CONTEXTS][CONDITIONS]  # twice `begun`, and 1 more where it is true
     cdef PyObject* value[CONTEXTS][1024]
     cdef uint64_t stamp[CONTEXTS][1024]
 
@@ -282,6 +286,8 @@ cdef class Fields:
         self.places = {}
         self.names = []
         self.readers = []
+        self.conditions = {}
+        memset(self.judged, 0, sizeof(self.judged))
         self.hosts = {}
         self.host_ids = []
         memset(self.signals, 0, sizeof(self.signals))
@@ -327,6 +333,29 @@ cdef class Fields:
         self.begun[context] = self.now
         self.host[context] = -1
         return True
+
+    cdef int condition(self, condition) except -2:
+        """Return the number of a condition, so that equal ones are judged once a signal; -1: none.
+        """
+        if condition is None:
+            return -1
+        if condition not in self.conditions and len(self.conditions) == CONDITIONS:
+            return CONDITIONS
+        return self.conditions.setdefault(condition, len(self.conditions))
+
+    cdef inline bint is_true(self, int number, condition) except -1:
+        """Tell whether a condition is true of the signal."""
+        cdef uint64_t begun
+        if number < 0:
+            return True
+        if number == CONDITIONS:
+            return holds(condition, <object>self.signals[self.at])
+        begun = self.begun[self.at]
+        if self.judged[self.at][number] >> 1 != begun:
+            self.judged[self.at][number] = (
+                begun << 1 | holds(condition, <object>self.signals[self.at])
+            )
+        return self.judged[self.at][number] & 1
 
     cdef inline int host_now(self) except -1:
         """Return the number of the signal's host."""
@@ -490,6 +519,7 @@ cdef class Tables:
             self._chains_new(&plan.table, True)
             self._chains_new(&plan.rings, False)
             self.conditions.append(step.condition)
+            plan.condition = fields.condition(step.condition)
             first = step.first_seen
             self.firsts.append(
                 None if first is None
@@ -1240,7 +1270,7 @@ cdef class Tables:
         cdef uint32_t place = self._take(&self.ringed)
         cdef Ring* ring = self._ring(place)
         cdef int i
-        ring.capacity = min(4, self.plans[position].count)
+        ring.capacity = 2
         ring.entries = <Entry*>heap_new(self.heap, ring.capacity * sizeof(Entry))
         if ring.entries == NULL:
             raise MemoryError
@@ -1413,8 +1443,9 @@ cdef class Tables:
         self._expire(time_ns - self.within_ns)
         for position in range(self.steps - 1, -1, -1):
             if wanted >> position & 1:
-                condition = self.conditions[position]
-                if (condition is None or holds(condition, signal)) and (
+                if self.fields.is_true(
+                    self.plans[position].condition, self.conditions[position]
+                ) and (
                     self.firsts[position] is None or self._is_first(self.firsts[position], signal)
                 ):
                     self._feed_step(position)
