@@ -83,6 +83,15 @@ _PSEUDO: dict[str, Callable[[FleetSignal], FieldValue]] = {
 }
 
 
+CARRIED_FIELDS: dict[str, fields.Field] = {
+    name: fields.Field(name, "string", "constant", ("host",), description)
+    for name, description in (
+        ("proc.exe_sha256", "SHA-256 of the program that runs, hex"),
+        ("login.key", "Fingerprint of the key that let a user in, SHA256:…"),
+    )
+}
+"""Fields that signals of some sources carry, and conditions of rules do not know (yet)."""
+
 LABEL = "host.label."
 """Begins the fields that are labels of the host, whose names follow."""
 
@@ -153,6 +162,8 @@ def lookup(ref: FieldRef) -> fields.Field:
         description = f"Label {ref.name.removeprefix(LABEL)} of the host's configuration"
         pseudo = fields.Field(ref.name, "string", "constant", ("host",), description)
     if pseudo is None:
+        if ref.name in CARRIED_FIELDS and ref.name not in fields.FIELDS and ref.arg is None:
+            return CARRIED_FIELDS[ref.name]
         return fields.lookup(ref)
     if ref.arg is not None:
         raise fields.UnknownField(f"{ref.name} takes no argument in brackets")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -431,3 +432,24 @@ def test_files_of_every_language_give_sequences(tmp_path: Path) -> None:
     (tmp_path / "sigma.yml").write_text(SIGMA.replace("Often", "q"))
     (error,) = load_sequences(tmp_path / name for name in files).errors
     assert "the name is taken already" in error.problem
+
+
+def test_labels_hashes_and_keys_are_fields_of_signals() -> None:
+    found = only(
+        """\
+- sequence: s
+  within: 1m
+  steps:
+    - {as: one, signal: a, condition: host.label.rack = r7 and proc.exe_sha256 startswith ab}
+    - {as: two, signal: b, join: two.login.key = one.login.key}
+"""
+    )
+    signal = a_signal(**{"proc.exe_sha256": "abc", "login.key": "SHA256:x"})
+    signal = msgspec.structs.replace(
+        signal,
+        labels={"rack": "r7"},
+        signal=msgspec.structs.replace(signal.signal, rule="a"),
+    )
+    assert found.steps[0].takes(signal)
+    assert not found.steps[0].takes(msgspec.structs.replace(signal, labels={}))
+    assert found.read("login.key", signal) == "SHA256:x"

@@ -18,7 +18,7 @@ from vedette.core.correlator import Correlator
 from vedette.core.fleet import FleetSignal, remote_address
 from vedette.core.rules import Rule, load_rules
 from vedette.core.sequence import Sequence, load
-from vedette.core.signal import Signal
+from vedette.core.signal import PRIORITIES, Signal
 
 RULES = Path(__file__).parents[2] / "rules"
 HOSTS = {f"10.0.0.{number}": host for number, host in enumerate("abcdef", 1)}
@@ -297,6 +297,14 @@ def test_steps_find_their_rules_and_these_carry_what_is_joined() -> None:
                 if carried & {"fd.rip", "login.ip"}:
                     carried.add("peer.host")
                 assert wanted <= carried, (sequence.name, step.name, rule)
+
+
+def test_the_documentation_lists_what_ships() -> None:
+    listed = (RULES.parent / "docs" / "sequences.md").read_text()
+    for sequence in load(sorted(RULES.glob("sequences*.yaml"))).sequences:
+        techniques = ", ".join(tag for tag in sequence.tags if re.fullmatch(r"T[0-9.]+", tag))
+        row = f"| {sequence.name} | {PRIORITIES[sequence.priority]} | {techniques} |"
+        assert row in listed.splitlines()
 
 
 def test_every_technique_has_its_number() -> None:
