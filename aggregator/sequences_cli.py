@@ -88,7 +88,7 @@ def _duration(span_ns: int) -> str:
 
 def _takes(step: Step) -> str:
     names = [*sorted(step.rules), *(f"tag {tag}" for tag in sorted(step.tags))]
-    text = " or ".join(names)
+    text = "any signal" if step.any_rule else " or ".join(names)
     if step.condition is not None:
         text += ", if its condition holds"
     return text
@@ -221,7 +221,8 @@ def _explain(item: Sequence) -> None:
                     _say(f"       where {own} = {other}")
     _say(
         f"  at most {PARTIALS_MAX} partial matches per order, {told['partial_bytes']} bytes each, "
-        f"so {told['memory_bytes_max'] / 1e6:.0f} MB; beyond, the oldest go, counted"
+        f"so {told['memory_bytes_max'] / 1e6:.0f} MB; beyond, the hosts that have most lose their "
+        "oldest, counted"
     )
 
 
