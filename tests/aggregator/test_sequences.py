@@ -480,3 +480,12 @@ def _arrive(
         if source.random() < 0.2:
             correlator = make()
     correlator.advance(attack.LATEST_NS)
+
+
+def test_a_host_that_was_silent_is_a_doubt(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        store.note_silence({"id-b": True}, 15)
+        Correlator(store, logins()).advance(FOREVER_NS)
+        reasons = {tuple(i.hosts): (i.complete, i.reasons) for i in store.incidents()}
+    doubt = (False, ["b: silent since before the last signal"])
+    assert reasons == {("id-a", "id-b"): doubt, ("id-b", "id-c"): doubt}
