@@ -52,6 +52,8 @@ class Capture(_Section, frozen=True):
     poll_ms       the agent looks at the ring at least this often: the latency of a quiet host
     watched_paths files whose writes are events
     environment   whether the environment of processes is captured (proc.env): it may hold secrets
+    process_per_s, cgroup_per_s  events of files and connections that a process, and all processes
+                  of a cgroup together, may cause in a second on each CPU; 0: any number
     """
 
     scope: _Text = "host"
@@ -63,6 +65,8 @@ class Capture(_Section, frozen=True):
         "/var/log/wtmp",
     )
     environment: bool = False
+    process_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 100_000
+    cgroup_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 200_000
 
     def __post_init__(self) -> None:
         if self.ring_bytes & (self.ring_bytes - 1):

@@ -106,6 +106,8 @@ class Live:
                     watched_paths=settings.capture.watched_paths,
                     exclude_pid=os.getpid(),
                     environment=settings.capture.environment,
+                    process_per_s=settings.capture.process_per_s,
+                    cgroup_per_s=settings.capture.cgroup_per_s,
                 )
             )
             self._procfs = procfs.ProcFS(

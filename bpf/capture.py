@@ -112,6 +112,9 @@ class CaptureConfig:
     watched_paths  absolute paths of files whose writes are reported (16 at most)
     exclude_pid    process that is never reported (the agent itself); None: none
     environment    whether an exec's record has the environment
+    process_per_s, cgroup_per_s  records of files and connections that a process, and all processes
+                   of a cgroup together, may cause in a second on each CPU; what is more is counted
+                   and told by records of type suppressed. 0: any number
 
     Raises CaptureError where a value is out of range.
     """
@@ -123,6 +126,8 @@ class CaptureConfig:
     watched_paths: tuple[str, ...] = field(default=("/var/log/btmp", "/var/log/wtmp"))
     exclude_pid: int | None = None
     environment: bool = False
+    process_per_s: int = 0
+    cgroup_per_s: int = 0
 
     def __post_init__(self) -> None:
         page = os.sysconf("SC_PAGESIZE")
@@ -131,6 +136,9 @@ class CaptureConfig:
                 f"ring_bytes={self.ring_bytes}: expected a power of two from {page} to "
                 f"{_RING_BYTES_MAX}"
             )
+        for name in ("process_per_s", "cgroup_per_s"):
+            if not 0 <= getattr(self, name) < 1 << 31:
+                raise CaptureError(f"{name}={getattr(self, name)}: expected 0 to {(1 << 31) - 1}")
         if not 0 < self.wakeup_bytes <= self.ring_bytes:
             raise CaptureError(
                 f"wakeup_bytes={self.wakeup_bytes}: expected 1 to ring_bytes ({self.ring_bytes})"
@@ -283,6 +291,8 @@ class Capture:
             "RING_FD": self._descriptor("ring"),
             "WAKEUP_BYTES": config.wakeup_bytes,
             "ENVIRONMENT": int(config.environment),
+            "BUDGET_PROCESS": config.process_per_s,
+            "BUDGET_CGROUP": config.cgroup_per_s,
             "EXCLUDE_PID": config.exclude_pid or 0,
             "SCOPE_CGROUP_ID": scope[0],
             "SCOPE_LEVEL": scope[1],

@@ -123,6 +123,7 @@ enum vedette_type {
 	VEDETTE_DUP = 84,
 	VEDETTE_DUP2 = 85,
 	VEDETTE_DUP3 = 86,
+	VEDETTE_SUPPRESSED = 87, /* struct vedette_suppressed */
 	/* From here on: records that keep the tables right and are no events for rules. */
 	VEDETTE_IDS = 100,    /* struct vedette_ids */
 	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */
@@ -163,6 +164,7 @@ enum vedette_counter {
 	VEDETTE_C_LOST_ABI,          /* a watched syscall through an ABI we do not decode */
 	VEDETTE_C_PARTIAL_FAULT,     /* submitted, but with a *_FAULT flag */
 	VEDETTE_C_CUT,               /* submitted, but with a *_CUT flag */
+	VEDETTE_C_SUPPRESSED,        /* not made: its process or cgroup was over its budget */
 	VEDETTE_C_COUNT
 };
 
@@ -338,6 +340,16 @@ struct vedette_dns {
 	__u8 remote_addr[16];    /* who sent it; as in struct vedette_sock */
 	__u16 family;
 	__u16 answer_len;
+	__u32 reserved;
+};
+
+/* Records that were not made since the process of the header, or its cgroup, was over its budget:
+ * told at the first, and then once in each second in which the process makes one that is in budget.
+ * The counter `suppressed` is exact; the sum of these is at most that. */
+struct vedette_suppressed {
+	struct vedette_header h;
+	__u64 count;
+	__u32 of_cgroup;         /* 1: the cgroup's budget, 0: the process's */
 	__u32 reserved;
 };
 

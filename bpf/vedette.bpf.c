@@ -9,6 +9,8 @@
  * Macros from capture.py, besides OFF_*:
  *   RING_FD            descriptor of the ring buffer map in the compiling process
  *   WAKEUP_BYTES       fill from which the reader is woken
+ *   BUDGET_PROCESS     records that a process may cause in a second, on each CPU; 0: any number
+ *   BUDGET_CGROUP      the same for the processes of a cgroup together
  *   ENVIRONMENT        1: an exec's record has the environment
  *   EXCLUDE_PID        thread group that is never reported; 0: none
  *   SCOPE_CGROUP_ID    cgroup v2 subtree to report; 0: the whole host
@@ -248,6 +250,73 @@ static __always_inline void output(struct scratch *s, void *record, u64 size, u1
 	if (flags & (VEDETTE_F_PATH_CUT | VEDETTE_F_ARGS_CUT | VEDETTE_F_DATA_CUT |
 		     VEDETTE_F_ENV_CUT))
 		count(VEDETTE_C_CUT);
+}
+
+/* A budget is for a second and a CPU, so that nothing is shared: what one CPU does costs and
+ * disturbs no other. */
+struct budget {
+	u64 second;
+	u64 used;
+	u64 suppressed;
+};
+BPF_TABLE("lru_percpu_hash", u64, struct budget, process_budgets, 8192);
+BPF_TABLE("lru_percpu_hash", u64, struct budget, cgroup_budgets, 4096);
+
+static __always_inline void report_suppressed(struct scratch *s, u64 amount, u32 of_cgroup)
+{
+	struct vedette_suppressed r = {};
+
+	if (!amount || !is_wanted(VEDETTE_SUPPRESSED) ||
+	    head(&r.h, bpf_get_current_task(), VEDETTE_SUPPRESSED, 0))
+		return;
+	r.h.size = sizeof(r);
+	r.count = amount;
+	r.of_cgroup = of_cgroup;
+	output(s, &r, sizeof(r), 0);
+}
+
+/* Take one from a budget; 1 where there is none left. */
+static __always_inline int is_spent(struct scratch *s, struct budget *b, u64 limit, u32 of_cgroup)
+{
+	u64 second = bpf_ktime_get_boot_ns() / 1000000000ull, before;
+
+	if (b->second != second) {
+		/* The first of those that were suppressed was told at once. */
+		before = b->suppressed ? b->suppressed - 1 : 0;
+		b->second = second;
+		b->used = 1;
+		b->suppressed = 0;
+		report_suppressed(s, before, of_cgroup);
+		return 0;
+	}
+	if (b->used < limit) {
+		b->used++;
+		return 0;
+	}
+	count(VEDETTE_C_SUPPRESSED);
+	if (b->suppressed++ == 0)
+		report_suppressed(s, 1, of_cgroup);
+	return 1;
+}
+
+/* Whether a record is not to be made, of a type that nothing else depends on: never asked for execs,
+ * forks, exits, changes of ids and rights, modules, ptrace and their like. */
+static __always_inline int is_over_budget(struct scratch *s)
+{
+	u64 pid = bpf_get_current_pid_tgid() >> 32, cgroup = bpf_get_current_cgroup_id();
+	struct budget fresh = {}, *b;
+
+#if BUDGET_PROCESS
+	b = process_budgets.lookup_or_try_init(&pid, &fresh);
+	if (b && is_spent(s, b, BUDGET_PROCESS, 0))
+		return 1;
+#endif
+#if BUDGET_CGROUP
+	b = cgroup_budgets.lookup_or_try_init(&cgroup, &fresh);
+	if (b && is_spent(s, b, BUDGET_CGROUP, 1))
+		return 1;
+#endif
+	return 0;
 }
 
 /* Close a record of `end` bytes in s->record: pad it, and put it into the ring. */
@@ -686,7 +755,7 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 	if (s->call.result >= 0 && (r->open_flags & O_ACCMODE_) && r->path_len < WATCH_PATH_MAX &&
 	    s->record[sizeof(*r)] == '/' && is_wanted(VEDETTE_WRITE))
 		watch_opened(s, task, s->call.result, s->record + sizeof(*r));
-	if (!is_wanted(s->type))
+	if (!is_wanted(s->type) || is_over_budget(s))
 		return 0;
 	end += r->path_len;
 	if (r->dirfd != AT_FDCWD_ && r->path_len && s->record[sizeof(*r)] != '/') {
@@ -768,6 +837,9 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 	type = s->type;
 	shape = shapes.lookup(&type);
 	if (!shape)
+		return 0;
+	/* Of paths, beside opens; what is about rights and other processes is always told. */
+	if (type <= VEDETTE_FTRUNCATE && is_over_budget(s))
 		return 0;
 	if (shape->other_only != NONE) {
 		READ(leader, task + OFF_task_struct__group_leader);
@@ -1065,6 +1137,8 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		address = 0;
 	}
 	type = s->type;
+	if (type != VEDETTE_LISTEN && type != VEDETTE_BIND && is_over_budget(s))
+		return 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
@@ -1292,7 +1366,8 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 	if (is_wanted(type) && !(r->state & VEDETTE_S_CONNECTED) && m.name && length &&
 	    !met.lookup(&key)) {
 		met.update(&key, &one);
-		submit(s, end);
+		if (!is_over_budget(s))
+			submit(s, end);
 	}
 	if (!is_receiver || key.port != DNS_PORT || !is_wanted(VEDETTE_DNS))
 		return 0;

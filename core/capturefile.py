@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Annotated, BinaryIO, Literal, TypeVar
+from typing import Annotated, BinaryIO, Final, Literal, TypeVar
 
 import msgspec
 import zstandard
@@ -127,6 +127,9 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     vpgid: _U32
     vsid: _U32
 
+
+PROCESS_FIELDS: Final = _Row.__struct_fields__
+"""What is stored of a process: all that it has but its parents and leaders."""
 
 Answer = tuple[int, Process | None]
 """A pid that was looked up, and what was found."""

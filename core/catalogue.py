@@ -248,9 +248,9 @@ META_EVENTS: Final = _words("""
     procexit switch drop notification infra container page_fault signaldeliver cpu_hotplug
     k8s mesos tracer procinfo userevent useradded userdeleted groupadded groupdeleted
     pluginevent asyncevent syscall fcntl64 fstat64 fstatat64 llseek lstat64 nice pread prlimit
-    pwrite recv send sigaction stat64 ugetrlimit waitpid
+    suppressed pwrite recv send sigaction stat64 ugetrlimit waitpid
 """)
-"""Events of Falco that are no syscalls, and its own names of some that are."""
+"""Events that are no syscalls, and Falco's own names of some that are."""
 
 EVENTS: Final = SYSCALLS | META_EVENTS
 """What ``evt.type`` can be compared with."""

@@ -180,6 +180,10 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         if h.size < fixed or (<const vedette_cgroup*>data).path_len > VEDETTE_PATH_MAX:
             return RECORD_SKIP
         blobs = (<const vedette_cgroup*>data).path_len
+    elif h.type == VEDETTE_SUPPRESSED:
+        fixed = sizeof(vedette_suppressed)
+        if h.size < fixed:
+            return RECORD_SKIP
     elif h.type == VEDETTE_DNS:
         fixed = sizeof(vedette_dns)
         if h.size < fixed or (<const vedette_dns*>data).answer_len > VEDETTE_ANSWER_MAX:

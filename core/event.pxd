@@ -41,6 +41,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_DUP
         VEDETTE_DUP2
         VEDETTE_DUP3
+        VEDETTE_SUPPRESSED
         VEDETTE_IDS
         VEDETTE_CGROUP
         VEDETTE_DNS
@@ -73,6 +74,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_C_LOST_ABI
         VEDETTE_C_PARTIAL_FAULT
         VEDETTE_C_CUT
+        VEDETTE_C_SUPPRESSED
         VEDETTE_C_COUNT
 
     struct vedette_header:
@@ -196,3 +198,8 @@ cdef extern from "event.h" nogil:
         uint8_t remote_addr[16]
         uint16_t family
         uint16_t answer_len
+
+    struct vedette_suppressed:
+        vedette_header h
+        uint64_t count
+        uint32_t of_cgroup

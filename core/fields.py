@@ -836,6 +836,12 @@ def _loginname(view: EventView) -> bytes | None:
     return None if loginuid == LOGINUID_UNSET else view.users.get(loginuid)
 
 
+def _suppressed_by(view: EventView) -> bytes | None:
+    if struct_of(view.record) != "suppressed":
+        return None
+    return b"cgroup" if view.record.of_cgroup else b"process"
+
+
 def _constant(value: bytes) -> Callable[[EventView], Raw]:
     return lambda view: value
 
@@ -1004,6 +1010,17 @@ def _fill() -> None:
         "Always <: events are seen when the syscall returns",
     )
     numbered = (*files, *SOCKS, *calls.FD_ARGUMENT, *calls.FD_RESULT)
+    _add(
+        "evt.suppressed", "int", "event", "suppressed",
+        lambda view: view.record.count if struct_of(view.record) == "suppressed" else None,
+        "How many events of the process were not captured since it was over its budget",
+        ("suppressed",),
+    )  # fmt: skip
+    _add(
+        "evt.suppressed.by", "string", "event", "suppressed", _suppressed_by,
+        "Whose budget it was: process or cgroup",
+        ("suppressed",),
+    )  # fmt: skip
     _add("fd.num", "int", "event", "fd", _fd, "Number of the file descriptor", numbered)
     _add(
         "fd.name",

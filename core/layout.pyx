@@ -55,6 +55,7 @@ assert TYPES["io_uring_setup"] == VEDETTE_IO_URING_SETUP
 TYPES.update({
     "sendto": VEDETTE_SENDTO, "sendmsg": VEDETTE_SENDMSG, "recvfrom": VEDETTE_RECVFROM,
     "recvmsg": VEDETTE_RECVMSG, "dup": VEDETTE_DUP, "dup2": VEDETTE_DUP2, "dup3": VEDETTE_DUP3,
+    "suppressed": VEDETTE_SUPPRESSED,
 })
 STATE_TYPES = {"ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS}
 assert max(*TYPES.values(), *STATE_TYPES.values()) == VEDETTE_TYPE_COUNT - 1
@@ -79,7 +80,7 @@ COUNTERS = {
     "submitted": VEDETTE_C_SUBMITTED, "lost_ring_full": VEDETTE_C_LOST_RING_FULL,
     "lost_scratch": VEDETTE_C_LOST_SCRATCH, "lost_read_fault": VEDETTE_C_LOST_READ_FAULT,
     "lost_abi": VEDETTE_C_LOST_ABI, "partial_fault": VEDETTE_C_PARTIAL_FAULT,
-    "cut": VEDETTE_C_CUT,
+    "cut": VEDETTE_C_CUT, "suppressed": VEDETTE_C_SUPPRESSED,
 }
 assert len(COUNTERS) == VEDETTE_C_COUNT
 
@@ -94,6 +95,7 @@ cdef vedette_call _call
 cdef vedette_ids _ids
 cdef vedette_cgroup _cgroup
 cdef vedette_dns _dns
+cdef vedette_suppressed _suppressed
 
 cdef size_t _off(const void* base, const void* field) noexcept:
     return <size_t>(<const char*>field - <const char*>base)
@@ -196,6 +198,10 @@ STRUCTS = {
         "family": ("u2", _off(&_dns, &_dns.family)),
         "answer_len": ("u2", _off(&_dns, &_dns.answer_len)),
     },
+    "suppressed": {
+        **_HEADER, "count": ("u8", _off(&_suppressed, &_suppressed.count)),
+        "of_cgroup": ("u4", _off(&_suppressed, &_suppressed.of_cgroup)),
+    },
 }
 
 SIZES = {
@@ -204,7 +210,7 @@ SIZES = {
     "write": sizeof(vedette_write), "chdir": sizeof(vedette_chdir),
     "call": sizeof(vedette_call),
     "ids": sizeof(vedette_ids), "cgroup": sizeof(vedette_cgroup),
-    "dns": sizeof(vedette_dns),
+    "dns": sizeof(vedette_dns), "suppressed": sizeof(vedette_suppressed),
 }
 
 STRUCT_OF_TYPE = {
@@ -215,5 +221,6 @@ STRUCT_OF_TYPE = {
     VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir", VEDETTE_IDS: "ids", VEDETTE_CGROUP: "cgroup",
     VEDETTE_SENDTO: "sock", VEDETTE_SENDMSG: "sock", VEDETTE_RECVFROM: "sock", VEDETTE_RECVMSG: "sock",
     VEDETTE_DUP: "sock", VEDETTE_DUP2: "sock", VEDETTE_DUP3: "sock", VEDETTE_DNS: "dns",
+    VEDETTE_SUPPRESSED: "suppressed",
     VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
 }

@@ -29,6 +29,7 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "ids": (),
     "cgroup": ("path",),
     "dns": ("answer",),
+    "suppressed": (),
 }
 _FORMATS: Final[dict[str, str]] = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "S16": "16s", "V16": "16s",
@@ -105,6 +106,8 @@ class Record:
     vpgid: int = 0
     vsid: int = 0
     id: int = 0
+    count: int = 0
+    of_cgroup: int = 0
     child_pid: int = 0
     child_uid: int = 0
     child_gid: int = 0

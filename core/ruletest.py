@@ -33,7 +33,15 @@ from typing import Any, Final
 import yaml
 
 from vedette.core import calls, layout
-from vedette.core.capturefile import Answer, Batch, CaptureFileError, CaptureReader, Loss, Snapshot
+from vedette.core.capturefile import (
+    PROCESS_FIELDS,
+    Answer,
+    Batch,
+    CaptureFileError,
+    CaptureReader,
+    Loss,
+    Snapshot,
+)
 from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine, Process
 from vedette.core.expr import FieldRef
@@ -42,6 +50,7 @@ from vedette.core.fields import (
     AF_INET,
     AF_INET6,
     AF_UNIX,
+    CAPABILITIES,
     ERRNO_NAMES,
     L4_NAMES,
     O_CREAT,
@@ -359,6 +368,38 @@ def _ancestor_names(values: _Values) -> list[bytes]:
     return [named.get(number, b"sh") for number in range(1, last + 1)]
 
 
+_EXE_FLAGS: Final = {
+    "proc.is_exe_setuid": layout.EXE_FLAGS["setuid"],
+    "proc.is_exe_setgid": layout.EXE_FLAGS["setgid"],
+    "proc.is_exe_writable": layout.EXE_FLAGS["writable"],
+    "proc.is_exe_upper_layer": layout.EXE_FLAGS["upper_layer"],
+    "proc.is_exe_lower_layer": layout.EXE_FLAGS["lower_layer"],
+    "proc.is_exe_from_memfd": layout.EXE_FLAGS["memfd"],
+    "proc.is_exe_deleted": layout.EXE_FLAGS["deleted"],
+}
+
+
+def _capabilities(values: _Values, kind: str) -> int:
+    names = (values.bytes(f"thread.cap_{kind}") or b"").split()
+    unknown = [name for name in names if name not in CAPABILITIES]
+    if unknown:
+        raise BuildError(f"thread.cap_{kind}", f"no capability {clean(unknown[0])}")
+    return sum(1 << CAPABILITIES.index(name) for name in names)
+
+
+def _cgroup(values: _Values) -> bytes:
+    """Return a cgroup's path that gives container.id, proc.unit and proc.slice."""
+    path = values.bytes("thread.cgroups")
+    if path is not None:
+        return path
+    container = values.bytes("container.id")
+    if container not in (None, b"host"):
+        return b"/lxc.payload." + container
+    unit, below = values.bytes("proc.unit"), values.bytes("proc.slice")
+    parts = [part for part in (below if unit is None or below else b"system.slice", unit) if part]
+    return b"/" + b"/".join(parts)
+
+
 def _processes(
     values: _Values, users: Mapping[int, bytes], groups: Mapping[int, bytes]
 ) -> list[Process]:
@@ -407,6 +448,15 @@ def _processes(
         ),
         args=_arguments(name, *(values.bytes(f"proc.{key}") for key in ("exe", "args", "cmdline"))),
         cwd=None if values.is_missing("proc.cwd") else home.rstrip(b"/") or b"/",
+        env=b"".join(part + b"\0" for part in _split(values.bytes("proc.env"))) or None,
+        cgroup_id=1,
+        cgroup=_cgroup(values),
+        exe_flags=layout.EXE_FLAGS["known"]
+        | sum(bit for name, bit in _EXE_FLAGS.items() if values.number(name, 0, 0, 1)),
+        tty=values.number("proc.tty", 0),
+        cap_inheritable=_capabilities(values, "inheritable"),
+        cap_permitted=_capabilities(values, "permitted"),
+        cap_effective=_capabilities(values, "effective"),
     )
     chain = [acting]
     for number, (own, known) in enumerate(zip(pids, names, strict=True)):
@@ -613,6 +663,9 @@ def _record(
         record.path = acting.exe_path or b""
         record.filename = values.bytes("evt.arg.filename") or record.path
         record.args = acting.args or b""
+        record.env = acting.env or b""
+        for key in ("exe_flags", "tty", "cap_inheritable", "cap_permitted", "cap_effective"):
+            setattr(record, key, getattr(acting, key))
         if acting.exe_path is None:
             record.flags |= layout.FLAGS["path_fault"]
     elif kind == "fork":
@@ -638,6 +691,9 @@ def _record(
         record.fd = values.number("fd.num", 3)
         record.data = _login_record(values)
         record.result = _result(values, UTMP_SIZE)
+    elif kind == "suppressed":
+        record.count = values.number("evt.suppressed", 1)
+        record.of_cgroup = values.bytes("evt.suppressed.by") == b"cgroup"
     elif kind == "call":
         _call(name, record, values, users, groups)
     else:
@@ -650,21 +706,8 @@ def _linked(chain: Sequence[Process]) -> Process:
     """Return the acting process with its parents attached."""
     parent: Process | None = None
     for process in reversed(chain):
-        parent = Process(
-            pid=process.pid,
-            ppid=process.ppid,
-            uid=process.uid,
-            gid=process.gid,
-            loginuid=process.loginuid,
-            session=process.session,
-            start_time_ns=process.start_time_ns,
-            cgroup_id=process.cgroup_id,
-            comm=process.comm,
-            exe_path=process.exe_path,
-            args=process.args,
-            cwd=process.cwd,
-            parent=parent,
-        )
+        own = {name: getattr(process, name) for name in PROCESS_FIELDS}
+        parent = Process(**own, parent=parent)
     assert parent is not None
     return parent
 

@@ -25,6 +25,7 @@ _BLOBS = {
     "ids": (),
     "cgroup": ("path",),
     "dns": ("answer",),
+    "suppressed": (),
 }
 
 

@@ -410,6 +410,7 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         **_IDS,
     },
     "ids": {"session": PIDS, **_IDS},
+    "suppressed": {"count": st.integers(0, 3), "of_cgroup": st.integers(0, 2)},
     "dns": {
         "remote_addr": st.sampled_from(ADDRESSES),
         "family": st.sampled_from([AF_INET, AF_INET6]),
