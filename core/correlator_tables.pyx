@@ -218,6 +218,8 @@ cdef struct Plan:
     int* required         # of these, what steps' joins need; an absence's may be missing
     int* carried          # each value: >= 0: the place before; < 0: ~place in needed
     int* probe            # places in carried that the next step compares
+    int* known            # each needed value: where an equal one stands already, or -1: of a
+                          # counting step in `by`, else in the values of the node before
     Chains table
     Chains rings
     uint32_t* spare       # arrays of `count` slots that nobody uses, each naming the next
@@ -513,6 +515,15 @@ cdef class Tables:
             plan.probe_count = len(planned.probe)
             plan.probe = self._ints([carried.index(item) for item in planned.probe])
             plan.before_count = len(before)
+            own = [name for name, _, _ in planned.joins]
+            if step.count > 1:
+                known = [step.by.index(name) for name in needed]
+            else:
+                known = [
+                    self.plans[position - 1].probe[own.index(name)] if name in own else -1
+                    for name in needed
+                ]
+            plan.known = self._ints(known)
             most_values = max(most_values, len(carried))
             if step.count > 1:
                 most_ring_values = max(most_ring_values, len(step.by) + len(before))
@@ -1069,7 +1080,7 @@ cdef class Tables:
         if position == 0:
             if plan.count > 1:
                 return self._feed_ring(position, 0)
-            return self._make(position, 0, 0, self.now_no, self.now_ns)
+            return self._make(position, 0, 0, NULL, self.now_no, self.now_ns)
         for i in range(plan.own_count):
             value = self.fields.get(plan.own[i])
             if value == <PyObject*>None:
@@ -1093,7 +1104,7 @@ cdef class Tables:
                     elif plan.count > 1:
                         self._feed_ring(position, place)
                     else:
-                        self._make(position, place, 0, node.start_no, node.link.start_ns)
+                        self._make(position, place, 0, NULL, node.start_no, node.link.start_ns)
             place = following
         return 0
 
@@ -1104,17 +1115,26 @@ cdef class Tables:
         return self.now_ns - <int64_t>(<object>self._slot(last).signal).time_ns <= gap_ns
 
     cdef int _make(
-        self, int position, uint32_t before, size_t taken, uint64_t start_no, int64_t start_ns
+        self,
+        int position,
+        uint32_t before,
+        size_t taken,
+        PyObject** group,
+        uint64_t start_no,
+        int64_t start_ns,
     ) except -1:
         """Make the node that the signal ends, and keep it if it is the best of its class.
 
-        taken  address of a counting step's slots
+        taken, group  address of a counting step's slots, and the values of its ring
+
+        Of values that are equal, the object is taken that stands in the tables already: then most
+        comparisons end at the address, and nobody has to look at the texts.
         """
         cdef Plan* plan = &self.plans[position]
         cdef uint32_t place = self._take(&self.nodes)
         cdef Node* node = self._node(place)
         cdef PyObject* value
-        cdef int i, from_
+        cdef int i, from_, known
         node.link.step = position
         node.link.host = self._payer()
         node.refs = 1
@@ -1127,8 +1147,11 @@ cdef class Tables:
             self._node(before).refs += 1
         for i in range(plan.carried_count):
             from_ = plan.carried[i]
-            if from_ >= 0:
-                value = self._node(before).values[from_]
+            known = -1 if from_ >= 0 else plan.known[~from_]
+            if group != NULL:
+                value = group[plan.by_count + from_] if from_ >= 0 else group[known]
+            elif from_ >= 0 or known >= 0:
+                value = self._node(before).values[from_ if from_ >= 0 else known]
             else:
                 value = self.fields.get(plan.needed[~from_])
             incref(value)
@@ -1259,6 +1282,7 @@ cdef class Tables:
             position,
             first.before,
             <size_t>taken,
+            ring.values,
             self._node(first.before).start_no if first.before else first.no,
             first.start_ns,
         )
