@@ -218,8 +218,9 @@ cdef struct Plan:
     int* required         # of these, what steps' joins need; an absence's may be missing
     int* carried          # each value: >= 0: the place before; < 0: ~place in needed
     int* probe            # places in carried that the next step compares
-    int* known            # each needed value: where an equal one stands already, or -1: of a
-                          # counting step in `by`, else in the values of the node before
+    # Each needed value: where an equal one stands already, of a counting step in `by`, else in the
+    # values of the node before; -1: nowhere.
+    int* known
     Chains table
     Chains rings
     uint32_t* spare       # arrays of `count` slots that nobody uses, each naming the next
