@@ -367,21 +367,31 @@ def _with_rules(settings: config.Config, rule_files: list[Path]) -> config.Confi
 def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     """Return what would be captured for rules: each event type, and who needs it."""
     from vedette.core.compile import compile_rules
+    from vedette.core.kernelfilter import derive
     from vedette.core.layout import STATE_TYPES, TYPES
     from vedette.core.needs import BASE, asked
 
     settings = _with_rules(config.Config(), rule_files)
     rules = pipeline.load(settings.rules, settings.host).rules
     conditions = [rule.condition if rule.enabled else None for rule in rules]
-    plan = compile_rules(
-        conditions,
-        users=identity.users(),
-        groups=identity.groups(),
-        hostname=os.uname().nodename.encode(),
+    users, groups, hostname = (
+        identity.users(),
+        identity.groups(),
+        os.uname().nodename.encode(),
     )
+    plan = compile_rules(conditions, users=users, groups=groups, hostname=hostname)
     found = asked(plan)
+    filters = derive(conditions, users=users, groups=groups, hostname=hostname)
+    for name in BASE & filters.keys():
+        # What changes the table of processes is not dropped.
+        filters[name] = filters[name].but_successes()
     return [
-        {"event": name, "process_table": name in BASE, "rules": len(found.get(name, ()))}
+        {
+            "event": name,
+            "process_table": name in BASE,
+            "rules": len(found.get(name, ())),
+            "dropped": filters[name].words(name) if name in filters else "",
+        }
         for name in (*TYPES, *STATE_TYPES)
         if name in BASE or name in found
     ]
@@ -420,9 +430,12 @@ def doctor(
             return
         table = Table("event", "process table", box=None)
         table.add_column("rules", justify="right")
+        table.add_column("dropped in the kernel", overflow="fold")
         for event in events:
             mark = "needs it" if event["process_table"] else ""
-            table.add_row(str(event["event"]), mark, str(event["rules"] or ""))
+            table.add_row(
+                str(event["event"]), mark, str(event["rules"] or ""), str(event["dropped"])
+            )
         Console().print(table)
         typer.echo(f"{len(events)} event types are captured for these rules.")
         return

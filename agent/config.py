@@ -51,6 +51,7 @@ class Capture(_Section, frozen=True):
     wakeup_bytes  fill above which the kernel wakes the agent
     poll_ms       the agent looks at the ring at least this often: the latency of a quiet host
     watched_paths files whose writes are events
+    kernel_filter whether events that no rule can match are dropped in the kernel
     environment   whether the environment of processes is captured (proc.env): it may hold secrets
     process_per_s, cgroup_per_s  events of files and connections that a process, and all processes
                   of a cgroup together, may cause in a second on each CPU; 0: any number
@@ -64,6 +65,7 @@ class Capture(_Section, frozen=True):
         "/var/log/btmp",
         "/var/log/wtmp",
     )
+    kernel_filter: bool = True
     environment: bool = False
     process_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 100_000
     cgroup_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 200_000

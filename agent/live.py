@@ -20,7 +20,7 @@ from vedette.agent.errors import AgentError
 from vedette.agent.logs import log
 from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline
 from vedette.agent.recorder import Recording
-from vedette.bpf.capture import Capture, CaptureConfig, CaptureError
+from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
 from vedette.core.needs import NAMES_OF_ADDRESSES, needed
@@ -156,18 +156,29 @@ class Live:
 
     def swap(self, compiled: Compiled) -> None:
         """Put other rules in force, and capture what they need from now on."""
-        self.pipeline.swap(compiled)
         try:
+            if not self._everything:
+                # What the old rules could not match, the new ones may.
+                self._capture.pass_all()
+            self.pipeline.swap(compiled)
             self._want()
         except CaptureError as error:
             log(logging.ERROR, "capture cannot follow the rules", error=error)
 
     def _want(self) -> None:
-        if not self._everything:
-            types = needed(self.pipeline.engine.plan, self.pipeline.enabled)
-            if self.pipeline.shows(NAMES_OF_ADDRESSES):
-                types |= {"dns"}
-            self._capture.want(types)
+        if self._everything:
+            return
+        types = needed(self.pipeline.engine.plan, self.pipeline.enabled)
+        if self.pipeline.shows(NAMES_OF_ADDRESSES):
+            types |= {"dns"}
+        drops: dict[str, Drop] = {}
+        # What is recorded may be judged by other rules than these.
+        if self._settings.capture.kernel_filter and self._recorder is None:
+            for name, found in self.pipeline.filters.items():
+                drops[name] = Drop(
+                    ~found.outcomes & 0xFFFFFF, found.others, found.uids, found.prefixes
+                )
+        self._capture.want(types, drops)
 
     def wait(self, timeout_ms: int) -> None:
         """Wait until the ring asks to be read, at most timeout_ms."""

@@ -25,6 +25,7 @@ from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine, Process, RuleSwitch, RuleTables
 from vedette.core.expr import FieldRef
 from vedette.core.fields import EventView, FieldType, extract, lookup
+from vedette.core.kernelfilter import Filter, derive
 from vedette.core.output import Template, display
 from vedette.core.records import Record, decode
 from vedette.core.ruleload import load_any
@@ -202,6 +203,7 @@ class Compiled:
 
     prepared: list[_Prepared]
     tables: RuleTables | RuleSwitch
+    filters: dict[str, Filter]
 
     @property
     def is_switch(self) -> bool:
@@ -235,6 +237,7 @@ class Pipeline:
         self.signals = 0
         self._taken: list[Signal] = []
         self._rules = _prepare(rules, decisions or {})
+        self._filters: dict[str, Filter] | None = None
         try:
             self.engine = Engine(
                 rules,
@@ -254,6 +257,15 @@ class Pipeline:
         except UnsupportedRule as error:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
+    def _derive(self, rules: Sequence[Rule]) -> dict[str, Filter]:
+        """What the kernel may drop while these rules are in force."""
+        return derive(
+            [rule.condition if rule.enabled else None for rule in rules],
+            users=self._facts.users,
+            groups=self._facts.groups,
+            hostname=self._hostname,
+        )
+
     def compile(self, rules: Sequence[Rule], decisions: Decisions | None = None) -> Compiled:
         """Prepare other rules for swap. May be called from any thread. Raises ConfigError.
 
@@ -261,17 +273,25 @@ class Pipeline:
         """
         prepared = _prepare(rules, decisions or {})
         try:
-            return Compiled(prepared, self.engine.prepare(rules))
+            return Compiled(prepared, self.engine.prepare(rules), self._derive(rules))
         except UnsupportedRule as error:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
     def swap(self, compiled: Compiled) -> None:
         """Put other rules in force from the next record on; the process table carries over."""
         self.engine.swap(compiled.tables)
+        self._filters = compiled.filters
         self._rules = compiled.prepared
         names = {prepared.rule.name for prepared in compiled.prepared}
         for name in self.by_rule.keys() - names:
             del self.by_rule[name]
+
+    @property
+    def filters(self) -> dict[str, Filter]:
+        """What the kernel may drop while the rules in force are, by event type."""
+        if self._filters is None:
+            self._filters = self._derive([prepared.rule for prepared in self._rules])
+        return self._filters
 
     @property
     def enabled(self) -> list[bool]:

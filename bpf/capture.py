@@ -6,7 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -92,13 +92,51 @@ _MAPS: Final = (
     "handlers",
     "wanted",
     "shapes",
+    "filters",
+    "filter_uids",
+    "filter_paths",
     "watch_numbers",
     "watch_paths",
 )
 
 
+# In vedette.bpf.c: flags of struct filter, and how many entries its two maps have.
+_FILTER_UIDS: Final = 1
+_FILTER_OTHERS: Final = 2
+_FILTER_PATHS: Final = 4
+_FILTER_ENTRIES_MAX: Final = 4096
+_FILTER_PATH_BYTES: Final = 127
+
+
 class CaptureError(Exception):
     """Capture cannot start; the text has the cause and the cure."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What of an event type is dropped before a record is made.
+
+    outcomes  bit by outcome (8: the call failed with ENOENT, 16: with another error; of an open
+              also 1: it reads, 2: writes, 4: may create): what is dropped
+    others    whether users that are not in ``uids`` pass; those in it are the other way round
+    uids      effective users
+    prefixes  an absolute path passes that begins with one of them; None: paths are not looked at
+    """
+
+    outcomes: int = 0
+    others: bool = True
+    uids: frozenset[int] = frozenset()
+    prefixes: frozenset[bytes] | None = None
+
+    @property
+    def flags(self) -> int:
+        """The flags of struct filter."""
+        uids = _FILTER_UIDS if self.uids or not self.others else 0
+        return (
+            uids
+            | (_FILTER_OTHERS if self.others else 0) * bool(uids)
+            | (_FILTER_PATHS if self.prefixes is not None else 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -212,6 +250,7 @@ class Capture:
     def __init__(self, config: CaptureConfig | None = None) -> None:
         self.config: Final = config or CaptureConfig()
         self._types: frozenset[str] = self.config.types
+        self._drops: dict[str, Drop] = {}
         self._descriptors: dict[str, int] = {}
         self._links: dict[str, int] = {}
 
@@ -339,6 +378,7 @@ class Capture:
         for number, shape in SHAPES.items():
             kernel.map_update(descriptors["shapes"], struct.pack("<I", number), shape)
         self._tell({})
+        self._tell_drops({})
 
     def _tell(self, before: dict[int, int]) -> None:
         """Tell the programs which events are asked for; ``before`` is what `actions` has."""
@@ -351,30 +391,61 @@ class Capture:
                 descriptors["actions"], struct.pack("<I", number), struct.pack("<I", action)
             )
 
-    def want(self, types: Iterable[str]) -> None:
+    def _tell_drops(self, before: Mapping[str, Drop]) -> None:
+        """Tell the programs what is dropped; ``before`` is what their maps have."""
+        descriptors = self._descriptors
+        old, new = _entries(before), _entries(self._drops)
+        # While the maps change, everything passes.
+        for name in before:
+            key = struct.pack("<I", TYPES[name])
+            kernel.map_update(descriptors["filters"], key, bytes(8))
+        for table in ("filter_uids", "filter_paths"):
+            for entry in old[table] - new[table]:
+                kernel.map_delete(descriptors[table], entry)
+            for entry in new[table] - old[table]:
+                kernel.map_update(descriptors[table], entry, struct.pack("<I", 1))
+        for name, drop in self._drops.items():
+            key = struct.pack("<I", TYPES[name])
+            value = struct.pack("<II", drop.outcomes, drop.flags)
+            kernel.map_update(descriptors["filters"], key, value)
+
+    def want(self, types: Iterable[str], drops: Mapping[str, Drop] | None = None) -> None:
         """Report these event types from now on, and no others.
+
+        drops  by event type what is dropped before a record is made; where that is more than the
+               maps hold, the types at the end are not filtered by users and paths
 
         What is attached follows. Raises CaptureError for an unknown type, and where the kernel
         refuses.
         """
         wanted = frozenset(types)
+        before, self._drops = self._drops, _within_bounds(drops or {})
+        if self._descriptors and before != self._drops:
+            try:
+                self._tell_drops(before)
+            except OSError as error:
+                raise CaptureError(f"the kernel refuses: {error}") from error
         if wanted == self._types:
             return
         unknown = sorted(wanted - TYPES.keys())
         if unknown:
             raise CaptureError(f"unknown event type {unknown[0]!r}")
-        before = self._numbers()
+        actions = self._numbers()
         self._types = wanted
         if not self._descriptors:
             return
         try:
-            self._tell(before)
+            self._tell(actions)
         except OSError as error:
             raise CaptureError(f"the kernel refuses: {error}") from error
         if self._links:
             for name in self._links.keys() - set(self._tracepoints()):
                 os.close(self._links.pop(name))
             self._attach()
+
+    def pass_all(self) -> None:
+        """Drop nothing that is asked for, until the next ``want``. Raises CaptureError."""
+        self.want(self._types)
 
     @property
     def attached(self) -> tuple[str, ...]:
@@ -431,6 +502,34 @@ class Capture:
         self.detach()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+
+def _entries(drops: Mapping[str, Drop]) -> dict[str, set[bytes]]:
+    """The keys of filter_uids and filter_paths."""
+    uids: set[bytes] = set()
+    paths: set[bytes] = set()
+    for name, drop in drops.items():
+        uids |= {struct.pack("<II", TYPES[name], uid) for uid in drop.uids}
+        for prefix in drop.prefixes or ():
+            kept = prefix[:_FILTER_PATH_BYTES]
+            bits = 8 + 8 * len(kept)
+            paths.add(struct.pack("<IB127s", bits, TYPES[name], kept))
+    return {"filter_uids": uids, "filter_paths": paths}
+
+
+def _within_bounds(drops: Mapping[str, Drop]) -> dict[str, Drop]:
+    """The same, without users and paths of those that the maps have no more room for."""
+    kept: dict[str, Drop] = {}
+    uids = paths = 0
+    for name, drop in drops.items():
+        uids += len(drop.uids)
+        paths += len(drop.prefixes or ())
+        if max(uids, paths) > _FILTER_ENTRIES_MAX:
+            uids -= len(drop.uids)
+            paths -= len(drop.prefixes or ())
+            drop = Drop(drop.outcomes)
+        kept[name] = drop
+    return kept
 
 
 def _cure() -> str:

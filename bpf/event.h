@@ -165,6 +165,7 @@ enum vedette_counter {
 	VEDETTE_C_PARTIAL_FAULT,     /* submitted, but with a *_FAULT flag */
 	VEDETTE_C_CUT,               /* submitted, but with a *_CUT flag */
 	VEDETTE_C_SUPPRESSED,        /* not made: its process or cgroup was over its budget */
+	VEDETTE_C_FILTERED,          /* no record made: no rule can match the event */
 	VEDETTE_C_COUNT
 };
 

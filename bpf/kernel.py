@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 _SYS_BPF: Final = 321  # x86-64
-_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _PROG_LOAD = 0, 1, 2, 5
+_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 0, 1, 2, 3, 5
 _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 15, 17
 _PROG_TYPE_RAW_TRACEPOINT = 17
 _MAP_TYPE_RINGBUF = 27
@@ -42,6 +42,12 @@ def map_update(map_fd: int, key: bytes, value: bytes) -> None:
     value_buffer = ctypes.create_string_buffer(value, len(value))
     addresses = ctypes.addressof(key_buffer), ctypes.addressof(value_buffer)
     _bpf(_MAP_UPDATE_ELEM, struct.pack("<IxxxxQQQ", map_fd, *addresses, 0))
+
+
+def map_delete(map_fd: int, key: bytes) -> None:
+    """Remove one element. Raises OSError where there is none."""
+    buffer = ctypes.create_string_buffer(key, len(key))
+    _bpf(_MAP_DELETE_ELEM, struct.pack("<IxxxxQQQ", map_fd, ctypes.addressof(buffer), 0, 0))
 
 
 def map_lookup(map_fd: int, key: bytes, value_bytes: int) -> bytes:

@@ -40,6 +40,7 @@
 #define O_CREAT_ 0x40u
 #define O_TRUNC_ 0x200u
 #define O_TMPFILE_ 0x400000u
+#define O_TMPFILE_ALL_ 0x410000u /* with O_DIRECTORY, as user space passes it */
 #define S_IFMT_ 0170000u
 #define S_ISUID_ 04000u
 #define S_ISGID_ 02000u
@@ -53,6 +54,7 @@
 #define CTIME_NSEC_MASK 0x3fffffffu /* above: flags of the file system (I_CTIME_QUERIED) */
 #define S_IFSOCK_ 0140000u
 #define SIGNAL_GROUP_EXIT_ 4u
+#define ENOENT_ 2
 #define EINPROGRESS_ 115
 #define AF_UNIX_ 1
 #define AF_INET_ 2
@@ -99,12 +101,36 @@ struct shape {
 	u8 reserved[2];
 };
 
+/* core/kernelfilter.py, Filter: what of an event type is dropped before a record is made. */
+#define FILTER_ABSENT 8u       /* ENOENT */
+#define FILTER_FAILED 16u
+#define FILTER_UIDS 1u         /* users are looked up: those in filter_uids pass, or … */
+#define FILTER_OTHERS 2u       /* … with this, those that are not */
+#define FILTER_PATHS 4u        /* paths are looked up: what has no prefix in filter_paths is dropped */
+#define FILTER_PATH_MAX 126u   /* of longer paths nothing is asked */
+struct filter {
+	u32 dropped; /* bit by outcome */
+	u32 flags;
+};
+
+struct filter_uid {
+	u32 type;
+	u32 uid;
+};
+
+struct filter_path {
+	u32 prefix; /* bits that count, of what follows */
+	u8 type;
+	u8 bytes[127];
+};
+
 struct scratch {
 	/* What is read behind a blob's bound before it is cut fits, too. */
 	u8 record[VEDETTE_RECORD_MAX + VEDETTE_PATH_MAX + 1];
 	u8 path[PATH_BUFFER + NAME_MASK + 1];
 	u8 name[WATCH_PATH_MAX];
 	u8 address[128];
+	struct filter_path sought;
 	struct call call;
 	u32 type;
 	u32 compat;
@@ -145,6 +171,9 @@ BPF_ARRAY(actions, u32, SYSCALL_NUMBERS);
 BPF_ARRAY(wanted, u32, 256);
 /* By event type: bpf/calls.py. */
 BPF_ARRAY(shapes, struct shape, 128);
+BPF_ARRAY(filters, struct filter, 128);
+BPF_TABLE("hash", struct filter_uid, u32, filter_uids, 4096);
+BPF_LPM_TRIE(filter_paths, struct filter_path, u32, 4096);
 BPF_PROG_ARRAY(handlers, 16);
 /* Whom a process has exchanged datagrams with, on a socket that has no peer of its own. */
 struct met {
@@ -186,6 +215,30 @@ static __always_inline int is_wanted(u32 type)
 {
 	u32 *value = wanted.lookup(&type);
 	return value && *value;
+}
+
+static __always_inline struct filter *filter_of(u32 type)
+{
+	struct filter *filter = filters.lookup(&type);
+	return filter && (filter->dropped || filter->flags) ? filter : 0;
+}
+
+static __always_inline u32 outcome_of(s64 result)
+{
+	return result >= 0 ? 0 : result == -ENOENT_ ? FILTER_ABSENT : FILTER_FAILED;
+}
+
+/* Whether no rule can match an event of this outcome by this user. */
+static __always_inline int is_filtered(const struct filter *filter, u32 type, u32 outcome, u32 uid)
+{
+	struct filter_uid key = {type, uid};
+
+	if (!filter)
+		return 0;
+	if (filter->dropped >> (outcome & 31) & 1)
+		return 1;
+	return (filter->flags & FILTER_UIDS) &&
+	       !filter_uids.lookup(&key) == !(filter->flags & FILTER_OTHERS);
 }
 
 static __always_inline struct scratch *scratch_of(u32 index)
@@ -356,6 +409,35 @@ static __always_inline u32 append_user_path(struct scratch *s, u32 end, u64 addr
 		return VEDETTE_PATH_MAX;
 	}
 	return (u32)length - 1;
+}
+
+/* Whether no rule can match for the path at `path`, as it was passed. A path that is not plainly
+ * absolute is not judged. */
+static __always_inline int is_path_filtered(struct scratch *s, const struct filter *filter, u32 type,
+					    const u8 *path, u32 length)
+{
+	struct filter_path *sought = &s->sought;
+	u8 before = 0, byte;
+
+	if (!filter || !(filter->flags & FILTER_PATHS) || !length || length > FILTER_PATH_MAX ||
+	    path[0] != '/')
+		return 0;
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < FILTER_PATH_MAX; i++) {
+		if (i >= length)
+			break;
+		byte = path[i];
+		if (before == '/' && (byte == '/' || byte == '.'))
+			return 0;
+		before = byte;
+	}
+	OPAQUE(length);
+	length &= 127;
+	sought->prefix = 8 + 8 * length;
+	sought->type = type;
+	if (bpf_probe_read_kernel(sought->bytes, length, path))
+		return 0;
+	return !filter_paths.lookup(sought);
 }
 
 /* Append the absolute path of (mount, dentry): names from the leaf to the root go into s->path from
@@ -573,7 +655,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 address = ctx->args[0], number = 0, task;
 	s64 result = ctx->args[1];
-	u32 index, *action, what, compat, handler, ids;
+	u32 index, *action, what, compat, handler, ids, outcome;
+	struct filter *filter;
 	struct regs regs;
 	struct scratch *s;
 
@@ -605,6 +688,13 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (!what)
 		return 0;
+	/* Of opens only those that failed: of the others, watched files may be learnt. */
+	filter = filter_of(what);
+	outcome = outcome_of(compat ? (s32)result : result);
+	if (filter && outcome && !(~filter->dropped >> outcome & 0xff)) {
+		count(VEDETTE_C_FILTERED);
+		return 0;
+	}
 	if (what >= VEDETTE_UNLINK && what <= VEDETTE_IO_URING_SETUP) {
 		handler = HANDLE_CALL;
 	} else if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
@@ -717,8 +807,9 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct scratch *s = scratch_of(0);
 	u64 task = bpf_get_current_task(), file, path_address, how[2] = {};
+	struct filter *filter;
 	struct vedette_open *r;
-	u32 faults, end = sizeof(*r);
+	u32 faults, end = sizeof(*r), access, outcome, dropped, is_watched;
 
 	if (!s)
 		return 0;
@@ -751,12 +842,23 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (!(r->open_flags & (O_CREAT_ | O_TMPFILE_)))
 		r->mode = 0;
+	filter = filter_of(s->type);
+	access = r->open_flags & O_ACCMODE_;
+	outcome = outcome_of(s->call.result);
+	outcome |= (access != 1) | (access == 1 || access == 2) << 1;
+	if ((r->open_flags & O_CREAT_) || (r->open_flags & O_TMPFILE_ALL_) == O_TMPFILE_ALL_)
+		outcome |= 4;
+	dropped = is_filtered(filter, s->type, outcome, r->h.uid);
+	is_watched = s->call.result >= 0 && access && is_wanted(VEDETTE_WRITE);
+	if (dropped && !is_watched)
+		goto filtered;
 	r->path_len = append_user_path(s, end, path_address);
-	if (s->call.result >= 0 && (r->open_flags & O_ACCMODE_) && r->path_len < WATCH_PATH_MAX &&
-	    s->record[sizeof(*r)] == '/' && is_wanted(VEDETTE_WRITE))
+	if (is_watched && r->path_len < WATCH_PATH_MAX && s->record[sizeof(*r)] == '/')
 		watch_opened(s, task, s->call.result, s->record + sizeof(*r));
 	if (!is_wanted(s->type) || is_over_budget(s))
 		return 0;
+	if (dropped || is_path_filtered(s, filter, s->type, s->record + sizeof(*r), r->path_len))
+		goto filtered;
 	end += r->path_len;
 	if (r->dirfd != AT_FDCWD_ && r->path_len && s->record[sizeof(*r)] != '/') {
 		file = file_of(task, r->dirfd);
@@ -770,6 +872,9 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 		}
 	}
 	submit(s, end);
+	return 0;
+filtered:
+	count(VEDETTE_C_FILTERED);
 	return 0;
 }
 
@@ -828,6 +933,7 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 	struct scratch *s = scratch_of(0);
 	u64 task = bpf_get_current_task(), leader = 0, file, size;
 	struct vedette_call *r;
+	struct filter *filter;
 	struct shape *shape;
 	u32 end = sizeof(*r), length, type;
 	long read;
@@ -851,6 +957,11 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
 		return 0;
+	filter = filter_of(type);
+	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid)) {
+		count(VEDETTE_C_FILTERED);
+		return 0;
+	}
 	if (s->number_flags & NUMBER_WIDE)
 		s->call.args[1] = (u32)s->call.args[1] | s->call.args[2] << 32;
 #pragma unroll
@@ -867,6 +978,10 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 	if (shape->path != NONE) {
 		end = append_path(s, task, end, shape->path, shape->path_at, &r->path_len,
 				  &r->dir_len, &r->at_cwd, VEDETTE_AT_CWD_PATH);
+		if (is_path_filtered(s, filter, type, s->record + sizeof(*r), r->path_len)) {
+			count(VEDETTE_C_FILTERED);
+			return 0;
+		}
 	} else if (shape->file != NONE) {
 		file = file_of(task, argument(s, shape->file));
 		if (file)
@@ -1143,6 +1258,10 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
 		return 0;
+	if (is_filtered(filter_of(type), type, outcome_of(s->call.result), r->h.uid)) {
+		count(VEDETTE_C_FILTERED);
+		return 0;
+	}
 	ok = s->call.result >= 0 || (type == VEDETTE_CONNECT && s->call.result == -EINPROGRESS_);
 	asked = s->call.args[0];
 	fd = asked;

@@ -28,7 +28,7 @@ combination of classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Final
@@ -1238,3 +1238,26 @@ def compile_rules(
         while table:
             table.popitem()
     return compiler.plan
+
+
+class Specialiser:
+    """What an event type leaves of conditions, once what it decides is put in."""
+
+    def __init__(
+        self,
+        conditions: Iterable[Expr],
+        users: Mapping[int, bytes],
+        groups: Mapping[int, bytes],
+        hostname: bytes | None,
+    ) -> None:
+        self._compiler = _Compiler(users, groups, hostname)
+        self._conditions = [(self._compiler.types_of(one)[0], one) for one in conditions]
+
+    def left(self, name: str) -> Iterator[Expr | bool]:
+        """Give what is left of each condition that can be true of a type: a tree, or True."""
+        number = layout.TYPES[name]
+        for types, condition in self._conditions:
+            if types >> number & 1:
+                rest = self._compiler.specialise(condition, name.encode())
+                if rest is not False:
+                    yield rest

@@ -75,6 +75,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_C_PARTIAL_FAULT
         VEDETTE_C_CUT
         VEDETTE_C_SUPPRESSED
+        VEDETTE_C_FILTERED
         VEDETTE_C_COUNT
 
     struct vedette_header:

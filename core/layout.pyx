@@ -81,6 +81,7 @@ COUNTERS = {
     "lost_scratch": VEDETTE_C_LOST_SCRATCH, "lost_read_fault": VEDETTE_C_LOST_READ_FAULT,
     "lost_abi": VEDETTE_C_LOST_ABI, "partial_fault": VEDETTE_C_PARTIAL_FAULT,
     "cut": VEDETTE_C_CUT, "suppressed": VEDETTE_C_SUPPRESSED,
+    "filtered": VEDETTE_C_FILTERED,
 }
 assert len(COUNTERS) == VEDETTE_C_COUNT
 

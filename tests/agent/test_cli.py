@@ -134,6 +134,8 @@ def test_doctor_shows_what_rules_capture(agent: RunAgent, tmp_path: Path) -> Non
     asked = {name: event["rules"] for name, event in events.items() if event["rules"]}
     assert asked == {"symlink": 1, "link": 1}
     assert {name for name, event in events.items() if event["process_table"]} == BASE
+    assert events["symlink"]["dropped"] == ""
+    assert events["chdir"]["dropped"] == "failures"
     assert events.keys() == BASE | asked.keys()
     for name in events:
         assert name in table.out

@@ -1,0 +1,373 @@
+"""What can be dropped in the kernel: events of a captured type that no rule can match all the same.
+
+For each event type it is asked, of all rules at once, whether any can be true
+
+- of a call that failed, or succeeded; of an open also by whether it reads, writes and may create;
+- where the effective user is one of those that rules name, or any other;
+- where the path does not begin with one of some prefixes.
+
+The answers are exact in one direction: what is dropped matches no rule, whatever else the event and
+its process are. The programs of bpf/ look at the answers before a record is made; ``Filter.passes``
+is the same in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from vedette.core import calls, fields, layout
+from vedette.core.compile import Specialiser
+from vedette.core.expr import And, Expr, Not, Predicate
+from vedette.core.records import Record
+from vedette.core.twin import holds
+
+PREFIX_BYTES_MAX: Final = 126
+"""Of a longer prefix the beginning counts; of a longer path nothing is asked."""
+UIDS_MAX: Final = 1024
+PREFIXES_MAX: Final = 1024
+"""Users and prefixes of one event type that are looked up; where there are more, all pass."""
+
+ABSENT: Final = 8
+FAILED: Final = 16
+"""Bits of an outcome: ENOENT, which most calls that fail fail with, and any other error. The lower
+ones: an open reads, writes, may create."""
+OUTCOMES: Final = 24
+_EVERY: Final = (1 << OUTCOMES) - 1
+_OPENS: Final = frozenset(fields.OPENS)
+# Outcomes of opens: those that do not write, whatever the result; those that do.
+_READS_ONLY: Final = sum(1 << index for index in range(OUTCOMES) if not index & 2)
+_WRITES: Final = _EVERY & ~_READS_ONLY
+_RESULTS: Final = frozenset(("evt.rawres", "evt.res", "evt.failed"))
+_OPEN_BITS: Final = ("evt.is_open_read", "evt.is_open_write", "evt.is_open_create")
+_ENOENT: Final = 2
+_SUCCESS: Final = (0, (1 << 63) - 1)
+_FAILURE: Final = (-(1 << 63), -1)
+_F_PATH_FAULT: Final = layout.FLAGS["path_fault"]
+
+Truth = tuple[bool, bool]
+"""Whether something can be true, and whether it can be false."""
+_EITHER: Final[Truth] = (True, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What passes, of one event type.
+
+    outcomes   bit by outcome: it passes
+    others     whether users pass that are not in ``uids``; those in it are the other way round
+    uids       users that rules name
+    prefixes   an absolute path passes that begins with one of them; None: all pass
+    """
+
+    outcomes: int = _EVERY
+    others: bool = True
+    uids: frozenset[int] = frozenset()
+    prefixes: frozenset[bytes] | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything can be dropped."""
+        return self != _PASS
+
+    def but_successes(self) -> Filter:
+        """Return the filter that drops no call that succeeded, and looks at nothing else."""
+        return Filter(self.outcomes | 0xFF)
+
+    def words(self, name: str) -> str:
+        """Return what is dropped of an event type, in words."""
+        found: list[str] = []
+        dropped = ~self.outcomes & _EVERY
+        for bits, text in ((0xFFFFFF, "all"), (0xFFFF00, "failures"), (0xFF, "successes")):
+            if dropped & bits == bits:
+                found.append(text)
+                dropped &= ~bits
+                break
+        if dropped & 0xFF00 == 0xFF00:
+            found.append("ENOENT")
+            dropped &= ~0xFF00
+        if dropped & 0xFF0000 == 0xFF0000:
+            found.append("errors but ENOENT")
+            dropped &= ~0xFF0000
+        if name in _OPENS:
+            for kinds, text in ((_READS_ONLY, "reading only"), (_WRITES, "writing")):
+                if dropped and dropped & kinds == dropped:
+                    found.append(text)
+                    dropped = 0
+        if dropped:
+            found.append("some ways of opening")
+        if not self.others:
+            found.append("users but " + ", ".join(map(str, sorted(self.uids))))
+        elif self.uids:
+            found.append("users " + ", ".join(map(str, sorted(self.uids))))
+        if self.prefixes is not None:
+            found.append(f"paths outside of {len(self.prefixes)} prefixes")
+        return "; ".join(found)
+
+    def passes(self, record: Record) -> bool:
+        """Whether a record of the type can match a rule, as the kernel side decides it."""
+        if not self.outcomes >> outcome(record) & 1:
+            return False
+        if (record.uid in self.uids) == self.others:
+            return False
+        if self.prefixes is None:
+            return True
+        path = record.path
+        if record.flags & _F_PATH_FAULT or not is_plain_path(path):
+            return True
+        return any(path.startswith(prefix) for prefix in self.prefixes)
+
+
+_PASS: Final = Filter()
+
+
+def outcome(record: Record) -> int:
+    """Return the outcome of a record, an index of ``Filter.outcomes``."""
+    found = ABSENT if record.result == -_ENOENT else FAILED if record.result < 0 else 0
+    if record.type_name in _OPENS:
+        found |= open_bits(record.open_flags)
+    return found
+
+
+def open_bits(flags: int) -> int:
+    """Return whether an open reads (1), writes (2) and may create (4)."""
+    access = flags & 3
+    creates = bool(flags & fields.O_CREAT) or flags & fields.O_TMPFILE == fields.O_TMPFILE
+    return (access != 1) | (access in (1, 2)) << 1 | creates << 2
+
+
+def is_plain_path(path: bytes) -> bool:
+    """Whether a path as passed is the absolute path that it means, but for a slash at its end."""
+    is_short = 0 < len(path) <= PREFIX_BYTES_MAX
+    return is_short and path.startswith(b"/") and b"//" not in path and b"/." not in path
+
+
+def derive(
+    conditions: Sequence[Expr | None],
+    *,
+    users: Mapping[int, bytes],
+    groups: Mapping[int, bytes],
+    hostname: bytes | None,
+) -> dict[str, Filter]:
+    """Return the filter of each event type on which something can be dropped.
+
+    conditions  those of the rules in force, None for a rule that is switched off
+    """
+    used = (condition for condition in conditions if condition is not None)
+    specialiser = Specialiser(used, users, groups, hostname)
+    found: dict[str, Filter] = {}
+    for name, number in layout.TYPES.items():
+        if layout.STRUCT_OF_TYPE[number] in ("fork", "exit", "write"):
+            continue
+        made = _derive(name, partial(specialiser.left, name), users)
+        if made.drops:
+            found[name] = made
+    return found
+
+
+def _derive(
+    name: str, left: Callable[[], Iterator[Expr | bool]], users: Mapping[int, bytes]
+) -> Filter:
+    """Derive the filter of one type; ``left`` gives what is left of each rule on it, each time."""
+    outcomes = 0
+    for rest in left():
+        for index in range(OUTCOMES):
+            if not outcomes >> index & 1 and _can(rest, _of_outcome(name, index)):
+                outcomes |= 1 << index
+        if outcomes == _EVERY:
+            break
+    if not outcomes:
+        return Filter(0)
+    named = _uids(left(), users)
+    passing: set[int | None] = set()
+    if named is None:
+        passing.add(None)
+        named = frozenset()
+    else:
+        everybody = {None, *named}
+        for rest in left():
+            passing |= {uid for uid in everybody - passing if _can(rest, _of_uid(uid, users))}
+            if passing == everybody:
+                break
+    others = None in passing
+    uids = frozenset(uid for uid in named if (uid in passing) != others)
+    return Filter(outcomes, others, uids, _prefixes_of_all(name, left()))
+
+
+# Whether a tree can be true, once some of its checks are decided
+
+
+def _can(tree: Expr | bool, truth: Callable[[Predicate], Truth]) -> bool:
+    return tree if isinstance(tree, bool) else _truth(tree, truth)[0]
+
+
+def _truth(tree: Expr, truth: Callable[[Predicate], Truth]) -> Truth:
+    if isinstance(tree, Predicate):
+        return truth(tree) if tree.is_plain else _EITHER
+    if isinstance(tree, Not):
+        can_be_true, can_be_false = _truth(tree.item, truth)
+        return can_be_false, can_be_true
+    found = [_truth(item, truth) for item in tree.items]
+    trues, falses = [one[0] for one in found], [one[1] for one in found]
+    return (all(trues), any(falses)) if isinstance(tree, And) else (any(trues), all(falses))
+
+
+def _exactly(check: Predicate, value: bytes | int | None) -> Truth:
+    """The truth of a check of a value that is known; None: it is missing."""
+    is_true = value is not None and holds(check.op, value, check.values)
+    return is_true, not is_true
+
+
+def _of_outcome(name: str, index: int) -> Callable[[Predicate], Truth]:
+    failed = bool(index & (FAILED | ABSENT))
+
+    def truth(check: Predicate) -> Truth:
+        field = check.field.name
+        if field in _RESULTS:
+            return _of_result(check, index)
+        if field in _OPEN_BITS:
+            return _exactly(check, index >> _OPEN_BITS.index(field) & 1)
+        if field == "fd.num" and failed and (name in _OPENS or name in calls.FD_RESULT):
+            return False, True
+        return _EITHER
+
+    return truth
+
+
+def _of_result(check: Predicate, index: int) -> Truth:
+    field = check.field.name
+    if field == "evt.failed":
+        return _exactly(check, int(index >= ABSENT))
+    if index & ABSENT:
+        return _exactly(check, b"ENOENT" if field == "evt.res" else -_ENOENT)
+    if field == "evt.res":
+        if index < ABSENT:
+            return _exactly(check, b"SUCCESS")
+        # Some other error's name, or none.
+        known = (b"SUCCESS", b"ENOENT")
+        return check.op not in ("=", "in") or any(v not in known for v in check.values), True
+    return _of_interval(check, *(_SUCCESS if index < ABSENT else _FAILURE))
+
+
+def _of_interval(check: Predicate, low: int, high: int) -> Truth:
+    values = [value for value in check.values if isinstance(value, int)]
+    match check.op:
+        case "exists":
+            return True, False
+        case "=" | "in":
+            return any(low <= value <= high for value in values), True
+        case "<":
+            return low < values[0], high >= values[0]
+        case "<=":
+            return low <= values[0], high > values[0]
+        case ">":
+            return high > values[0], low <= values[0]
+        case ">=":
+            return high >= values[0], low < values[0]
+    return _EITHER
+
+
+def _of_uid(uid: int | None, users: Mapping[int, bytes]) -> Callable[[Predicate], Truth]:
+    """uid: the effective user; None: one that no check names."""
+
+    def truth(check: Predicate) -> Truth:
+        if check.field.name not in ("user.uid", "user.name"):
+            return _EITHER
+        if uid is not None:
+            return _exactly(check, uid if check.field.name == "user.uid" else users.get(uid))
+        if check.op in ("=", "in"):
+            return False, True
+        if check.op == "exists" and check.field.name == "user.uid":
+            return True, False
+        return _EITHER
+
+    return truth
+
+
+def _uids(left: Iterable[Expr | bool], users: Mapping[int, bytes]) -> frozenset[int] | None:
+    """The users that rules name; None where it is not worth asking, or there are too many."""
+    found: set[int] = set()
+    by_name: dict[bytes, list[int]] = {}
+    for uid, name in users.items():
+        by_name.setdefault(name, []).append(uid)
+    for rest in left:
+        if isinstance(rest, bool):
+            return None
+        named = False
+        for check in _checks(rest):
+            if check.field.name == "user.uid":
+                found.update(value for value in check.values if isinstance(value, int))
+                named = True
+            elif check.field.name == "user.name":
+                for value in check.values:
+                    if isinstance(value, bytes):
+                        found.update(by_name.get(value, ()))
+                named = True
+        if not named or len(found) > UIDS_MAX:
+            return None
+    return frozenset(found)
+
+
+def _checks(tree: Expr) -> Iterator[Predicate]:
+    if isinstance(tree, Predicate):
+        yield tree
+    elif isinstance(tree, Not):
+        yield from _checks(tree.item)
+    else:
+        for item in tree.items:
+            yield from _checks(item)
+
+
+# Prefixes of paths
+
+
+def _path_fields(name: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The fields that are the path that a syscall was given, and those that are its directory."""
+    if name in _OPENS:
+        return frozenset(("fd.name", "evt.arg.name", "fs.path.name")), frozenset(("fd.directory",))
+    values = calls.CALLS.get(name, {})
+    if any(value.op == "file" for value in values.values()):
+        return frozenset(), frozenset()
+    return frozenset(f for f, value in values.items() if value.op == "path"), frozenset()
+
+
+def _prefixes_of_all(name: str, left: Iterable[Expr | bool]) -> frozenset[bytes] | None:
+    paths, directories = _path_fields(name)
+    if not paths:
+        return None
+    found: set[bytes] = set()
+    for rest in left:
+        one = None if isinstance(rest, bool) else _prefixes(rest, paths, directories)
+        if one is None:
+            return None
+        found |= one
+        if len(found) > PREFIXES_MAX:
+            return None
+    return frozenset(found)
+
+
+def _prefixes(
+    tree: Expr, paths: frozenset[str], directories: frozenset[str]
+) -> frozenset[bytes] | None:
+    """Prefixes of which one begins the path wherever a tree is true; None: there are none such."""
+    if isinstance(tree, Predicate):
+        by_path = tree.field.name in paths and tree.op in ("=", "in", "startswith", "pmatch")
+        by_directory = tree.field.name in directories and tree.op in ("=", "in")
+        if not tree.is_plain or not (by_path or by_directory):
+            return None
+        # A path that is asked about is absolute: what begins otherwise is none of its prefixes.
+        values = [value for value in tree.values if isinstance(value, bytes)]
+        if b"" in values:
+            return None
+        return frozenset(value[:PREFIX_BYTES_MAX] for value in values if value.startswith(b"/"))
+    if isinstance(tree, Not):
+        return None
+    parts = [_prefixes(item, paths, directories) for item in tree.items]
+    known = [part for part in parts if part is not None]
+    if isinstance(tree, And):
+        return min(known, key=len) if known else None
+    if len(known) < len(parts):
+        return None
+    return frozenset().union(*known)

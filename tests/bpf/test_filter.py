@@ -1,0 +1,143 @@
+"""What the kernel drops is what core/kernelfilter.py says, and is counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bpf.conftest import Watch
+from tests.bpf.records import ALL, split
+from vedette.bench.scope import Scope, compile_c
+from vedette.bpf.capture import Drop
+from vedette.core.condition import parse_condition
+from vedette.core.expr import Expr
+from vedette.core.kernelfilter import Filter, derive
+from vedette.core.records import Record, decode
+
+pytestmark = pytest.mark.bpf
+
+TYPES = ("open", "openat", "openat2", "creat", "unlink", "chdir", "execve", "connect", "socket",
+         "setuid")  # fmt: skip
+# Each opens for reading and for writing, by several forms of a path, what is there and what is not.
+PATHS = ("/etc/passwd", "/etc/absent", "//etc/passwd", "/etc/./passwd", "/etc/../etc/passwd",
+         "/usr/bin/env", "/usr", "file", "../file", "/etc/" + "x" * 130, "/dev/null")  # fmt: skip
+CALLS = [
+    *(f"native 2 s{path} n{flags}" for path in PATHS for flags in (0, 1, 2, 0x10000)),
+    *(f"native 257 n-100 s{path} n0" for path in PATHS),
+    *(f"compat 5 s{path} n0 n0" for path in PATHS[:4]),
+    "native 257 n-100 n8 n0",
+    "native 437 n-100 s/etc/passwd x" + "00" * 24 + " n24",
+    "native 437 n-100 s/etc/passwd n8 n24",
+    "native 2 snew n0x41 n0644",
+    "native 2 snew n0xc1 n0644",
+    "native 85 smade n0644",
+    "native 85 sabsent/made n0644",
+    "native 2 s. n0x410001 n0600",
+    "native 87 smade",
+    "native 87 s/etc/absent",
+    "native 87 s/usr/absent",
+    "native 80 s/",
+    "native 80 s/absent",
+    "native 59 s/absent n0 n0",
+    "native 41 n2 n1 n0",
+    "native 41 n2 n99 n0",
+    "native 42 n99 n8 n16",
+    "native 105 n1",
+    "native 2 s/etc/passwd n0",
+    "native 2 s/etc/shadow n0",
+    "native 87 s/etc/passwd",
+    "native 105 n0",
+]
+CONDITIONS = {
+    "outcomes": "evt.type in (open, openat, openat2, creat) and evt.is_open_write = true "
+    "and fd.num >= 0",
+    "errors": "evt.type in (open, openat, unlink, execve) and evt.res in (EACCES, EPERM)",
+    "absent": "evt.type in (open, openat, chdir, connect) and evt.res = ENOENT",
+    "root": "evt.type in (open, unlink, setuid, socket) and user.uid = 0",
+    "others": "evt.type in (open, unlink, setuid) and user.uid != 0",
+    "paths": "evt.type in (open, openat, unlink) and (fd.name startswith /etc/ or "
+    "fs.path.name in (/usr/bin/env, /usr/absent))",
+    "all at once": "evt.type in (open, openat) and fd.directory = /etc and evt.failed = false "
+    "and user.name = root",
+    "never": "evt.type = openat and fd.num = 1 and evt.failed = true",
+}
+
+
+def drops(filters: dict[str, Filter]) -> dict[str, Drop]:
+    return {
+        name: Drop(~one.outcomes & 0xFFFFFF, one.others, one.uids, one.prefixes)
+        for name, one in filters.items()
+    }
+
+
+def taken(watch: Watch) -> list[Record]:
+    return [decode(data) for data in split(watch.ring.read(ALL))]
+
+
+def without_times(records: list[Record]) -> list[Record]:
+    for record in records:
+        record.time_ns = 0
+    return records
+
+
+def passes(filters: dict[str, Filter], record: Record) -> bool:
+    """As the programs decide it: of exec and chdir, only failures can be dropped, all or none."""
+    found = filters.get(record.type_name)
+    if found is None:
+        return True
+    if record.type_name in ("execve", "chdir"):
+        bits = 0xFF00 if record.result == -2 else 0xFF0000
+        return record.result >= 0 or bool(found.outcomes & bits)
+    return found.passes(record)
+
+
+def test_the_kernel_drops_what_no_rule_can_match(
+    watch: Callable[..., Watch], scope: Scope, tmp_path: Path
+) -> None:
+    program = compile_c(Path(__file__).parent / "calls.c")
+    everything, filtered = watch(*TYPES), watch(*TYPES)
+    (tmp_path / "file").touch()
+
+    def run() -> None:
+        for start in range(0, len(CALLS), 30):
+            scope.run(program, tmp_path, *" -- ".join(CALLS[start : start + 30]).split(" "))
+
+    dropped_at_all = 0
+    for text in CONDITIONS.values():
+        condition: Expr = parse_condition(text)
+        filters = derive([condition], users={0: b"root"}, groups={}, hostname=None)
+        before = filtered.capture.counters()["filtered"]
+        filtered.capture.want(TYPES, drops(filters))
+        run()
+        seen, kept = taken(everything), taken(filtered)
+        assert len(seen) > len(CALLS) / 2
+        assert without_times(kept) == without_times([r for r in seen if passes(filters, r)])
+        dropped = filtered.capture.counters()["filtered"] - before
+        assert dropped == len(seen) - len(kept)
+        dropped_at_all += dropped
+    assert dropped_at_all > 2 * len(CALLS)
+    filtered.capture.pass_all()
+    run()
+    assert without_times(taken(filtered)) == without_times(taken(everything))
+    assert not any(n for name, n in filtered.capture.counters().items() if name.startswith("lost_"))
+
+
+def test_more_users_and_paths_than_there_is_room_for_are_not_asked_about(
+    watch: Callable[..., Watch], scope: Scope, tmp_path: Path
+) -> None:
+    program = compile_c(Path(__file__).parent / "calls.c")
+    seen = watch("open", "unlink")
+    two = ["native", "2", "s/etc/passwd", "n0", "--", "native", "87", "s/etc/absent"]
+    many = frozenset(os.fsencode(f"/{number}") for number in range(4000))
+    seen.capture.want(
+        ("open", "unlink"), {"open": Drop(prefixes=many), "unlink": Drop(prefixes=many)}
+    )
+    scope.run(program, tmp_path, *two)
+    assert [record.type for record in seen.records()] == ["unlink"]
+    assert seen.capture.counters()["filtered"] == 1
+    seen.capture.want(("open", "unlink"))
+    scope.run(program, tmp_path, *two)
+    assert [record.type for record in seen.records()] == ["open", "unlink"]

@@ -1,0 +1,184 @@
+"""What the kernel may drop: never a verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.core import strategies as s
+from vedette.bench.workload import rules as made_rules
+from vedette.bench.workload import workload
+from vedette.core import layout
+from vedette.core.condition import parse_condition, predicate
+from vedette.core.engine import Engine, Process
+from vedette.core.expr import And, Expr, FieldRef, Predicate
+from vedette.core.fields import FIELDS, OPENS
+from vedette.core.kernelfilter import Filter, derive, is_plain_path, outcome
+from vedette.core.records import build, decode, iter_records
+from vedette.core.rules import Rule
+
+DECIDING = (
+    "evt.rawres", "evt.res", "evt.failed", "evt.is_open_read", "evt.is_open_write",
+    "evt.is_open_create", "user.uid", "user.name", "fd.num", "fd.name", "fd.directory",
+    "fs.path.name", "evt.arg.path", "evt.arg.name",
+)  # fmt: skip
+FILTERED = (*OPENS, "connect", "execve", "chdir", "unlink", "rename", "chmod", "memfd_create")
+
+
+def filters(conditions: list[Expr]) -> dict[str, Filter]:
+    return derive(conditions, users=s.USERS, groups=s.GROUPS, hostname=s.HOSTNAME)
+
+
+def of_types() -> st.SearchStrategy[Predicate]:
+    named = st.lists(st.sampled_from(FILTERED), min_size=1, max_size=3)
+    return named.map(
+        lambda names: predicate(
+            FieldRef("evt.type"), FIELDS["evt.type"], "in", [name.encode() for name in names]
+        )
+    )
+
+
+def conditions() -> st.SearchStrategy[Expr]:
+    """Conditions of which something can be known before the record is made."""
+    anything = s.predicates(DECIDING) | s.predicates(DECIDING) | s.predicates(full=True)
+    return st.tuples(of_types(), s.conditions(anything, 4)).map(And) | s.conditions(anything, 3)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    rules=s.rule_lists(conditions(), max_size=4),
+    processes=st.lists(s.process_values(), max_size=4),
+    stream=st.lists(s.records((*FILTERED, *FILTERED, *layout.TYPES)), max_size=8),
+)
+def test_verdicts_are_the_same_with_and_without_what_is_dropped(
+    rules: list[Rule], processes: list[dict[str, Any]], stream: list[bytes]
+) -> None:
+    drop = filters([rule.condition for rule in rules if rule.enabled])
+    known = {values["pid"]: values for values in processes}
+    found: list[list[Any]] = []
+    for is_on in (False, True):
+        matches: list[Any] = []
+        engine = Engine(
+            rules,
+            on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
+            # The first event of a process may be one that is dropped.
+            lookup=lambda pid: Process(**(known.get(pid, {}) | {"pid": pid})),
+            users=s.USERS,
+            groups=s.GROUPS,
+            hostname=s.HOSTNAME,
+        )
+        for raw in stream:
+            record = decode(raw)
+            made = drop.get(record.type_name)
+            keeps = record.type_name in ("execve", "execveat", "chdir", "fchdir")
+            may_drop = is_on and made is not None and not (keeps and record.result >= 0)
+            if not may_drop or made is None or made.passes(record):
+                engine.feed(raw)
+        found.append(matches)
+        assert engine.close() == 0
+    assert found[0] == found[1]
+
+
+def one(text: str, name: str = "openat") -> Filter:
+    return filters([parse_condition(text)]).get(name, Filter())
+
+
+def outcomes(**fields: Any) -> int:
+    return 1 << outcome(decode(build("openat", **fields)))
+
+
+def test_what_is_derived() -> None:
+    opens = one("evt.type = openat and evt.is_open_write = true and fd.num >= 0")
+    assert opens.outcomes & outcomes(open_flags=1, result=3)
+    assert opens.outcomes & outcomes(open_flags=0o102, result=3)
+    assert not opens.outcomes & outcomes(open_flags=0, result=3)
+    assert not opens.outcomes & outcomes(open_flags=1, result=-2)
+    denied = one("evt.type = openat and evt.res in (EACCES, EPERM)")
+    assert not denied.outcomes & outcomes(result=3)
+    assert denied.outcomes & outcomes(result=-13)
+    assert one("evt.type = openat and not evt.failed = true").outcomes == 0xFF
+    absent = one("evt.type = openat and evt.res = ENOENT")
+    assert absent.outcomes == 0xFF00
+    assert denied.outcomes & outcomes(result=-2) == 0
+    assert one("evt.type = openat and evt.rawres < -20").outcomes == 0xFF0000
+    assert one("evt.type = openat and evt.rawres >= -20") == Filter()
+    assert one("evt.type = openat and evt.failed = true and evt.failed = false") == Filter(0)
+
+
+def test_what_is_dropped_is_said_in_words() -> None:
+    for text, words in (
+        ("fd.num >= 0", "failures"),
+        ("evt.failed = true", "successes"),
+        ("evt.failed = true and evt.failed = false", "all"),
+        ("evt.is_open_write = true and fd.num >= 0", "failures; reading only"),
+        ("evt.is_open_write = true", "reading only"),
+        ("evt.res = EACCES", "ENOENT"),
+        ("evt.res in (EACCES, ENOENT) and user.uid = 0", "users but 0"),
+        ("user.uid != 0 and fd.name startswith /x", "users 0; paths outside of 1 prefixes"),
+    ):
+        found = one(f"evt.type = openat and {text}").words("openat")
+        assert words in found, (text, found)
+
+
+def test_users_that_no_rule_can_be_about() -> None:
+    root = one("evt.type = openat and user.uid = 0")
+    assert (root.others, root.uids) == (False, frozenset({0}))
+    not_root = one("evt.type = openat and user.name != root")
+    assert not_root.uids == {0}
+    assert not_root.others
+    assert one("evt.type = openat and user.uid >= 1000") == Filter()
+    assert one("evt.type = openat and (user.uid = 0 or proc.name = x)") == Filter()
+
+
+def test_prefixes() -> None:
+    opens = one(
+        "evt.type = openat and (fd.name startswith /etc/ or fd.name in (/a, /b) or "
+        "fd.directory = /srv) and proc.name != x"
+    )
+    assert opens.prefixes == {b"/etc/", b"/a", b"/b", b"/srv"}
+    assert one("evt.type = openat and (fd.name startswith /etc or fd.name contains x)") == Filter()
+    assert one("evt.type = openat and not fd.name startswith /etc") == Filter()
+    both = one("evt.type = unlink and fs.path.name pmatch (/etc, /usr)", "unlink")
+    assert both.prefixes == {b"/etc", b"/usr"}
+    # A descriptor's path is not what was passed.
+    assert one("evt.type = fchmod and fs.path.name startswith /etc", "fchmod") == Filter()
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        (b"/etc/passwd", True), (b"/", True), (b"/etc/", True), (b"etc", False), (b"", False),
+        (b"//etc", False), (b"/etc/../x", False), (b"/etc/./x", False), (b"/etc/.x", False),
+        (b"/" + b"x" * 125, True), (b"/" + b"x" * 126, False),
+    ],
+)  # fmt: skip
+def test_paths_that_mean_themselves(path: bytes, plain: bool) -> None:
+    assert is_plain_path(path) == plain
+
+
+def test_over_a_recorded_host_nothing_is_lost_and_much_is_dropped() -> None:
+    rules = [
+        Rule(f"r{i}", parse_condition(text), "", 4)
+        for i, text in enumerate(
+            (
+                "evt.type in (open, openat) and evt.is_open_write = true and fd.num >= 0",
+                "evt.type = connect and user.uid = 0",
+                "evt.type = execve and evt.rawres = 0 and proc.name = sh",
+            )
+        )
+    ]
+    stream = workload("mixed", 4000, seed=3)
+    made = derive([r.condition for r in rules], users={}, groups={}, hostname=None)
+    kept = [
+        record
+        for record in iter_records(stream.records)
+        if record.type_name not in made or made[record.type_name].passes(record)
+    ]
+    assert len(kept) < len(list(iter_records(stream.records)))
+    assert (
+        derive([r.condition for r in made_rules(50)], users={}, groups={}, hostname=None)
+        is not None
+    )
