@@ -855,10 +855,12 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 	r->path_len = append_user_path(s, end, path_address);
 	if (is_watched && r->path_len < WATCH_PATH_MAX && s->record[sizeof(*r)] == '/')
 		watch_opened(s, task, s->call.result, s->record + sizeof(*r));
-	if (!is_wanted(s->type) || is_over_budget(s))
+	if (!is_wanted(s->type))
 		return 0;
 	if (dropped || is_path_filtered(s, filter, s->type, s->record + sizeof(*r), r->path_len))
 		goto filtered;
+	if (is_over_budget(s))
+		return 0;
 	end += r->path_len;
 	if (r->dirfd != AT_FDCWD_ && r->path_len && s->record[sizeof(*r)] != '/') {
 		file = file_of(task, r->dirfd);
@@ -944,9 +946,6 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 	shape = shapes.lookup(&type);
 	if (!shape)
 		return 0;
-	/* Of paths, beside opens; what is about rights and other processes is always told. */
-	if (type <= VEDETTE_FTRUNCATE && is_over_budget(s))
-		return 0;
 	if (shape->other_only != NONE) {
 		READ(leader, task + OFF_task_struct__group_leader);
 		if ((u32)argument(s, shape->other_only) ==
@@ -989,6 +988,9 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 		else
 			s->flags |= VEDETTE_F_PATH_FAULT;
 	}
+	/* Of paths, beside opens; what is about rights and other processes is always told. */
+	if (type <= VEDETTE_FTRUNCATE && is_over_budget(s))
+		return 0;
 	if (shape->target != NONE)
 		end = append_path(s, task, end, shape->target, shape->target_at, &r->target_len,
 				  &r->target_dir_len, &r->at_cwd, VEDETTE_AT_CWD_TARGET);
@@ -1252,8 +1254,6 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		address = 0;
 	}
 	type = s->type;
-	if (type != VEDETTE_LISTEN && type != VEDETTE_BIND && is_over_budget(s))
-		return 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
@@ -1262,6 +1262,8 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}
+	if (type != VEDETTE_LISTEN && type != VEDETTE_BIND && is_over_budget(s))
+		return 0;
 	ok = s->call.result >= 0 || (type == VEDETTE_CONNECT && s->call.result == -EINPROGRESS_);
 	asked = s->call.args[0];
 	fd = asked;
