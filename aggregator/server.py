@@ -43,7 +43,7 @@ from vedette import __version__
 from vedette.aggregator.config import Config
 from vedette.aggregator.correlating import Correlating, Correlator
 from vedette.aggregator.outputs import Outputs, OutputsError
-from vedette.aggregator.store import FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
+from vedette.aggregator.store import EVENTS_RATE, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.clock import HostClock
 from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
@@ -112,6 +112,8 @@ LABELLED: Final = (
     ),
 )
 SEQUENCE_GAUGES: Final = ("partials", "open", "table_bytes")
+EVENTS_COUNTER: Final = "engine.records"
+"""The agent's counter of the kernel's events that it has judged."""
 WATERMARK_KEY: Final = "watermark_ns"
 REPORT_KEY: Final = "aggregator"
 
@@ -218,6 +220,7 @@ class _Peer:
     """
 
     __slots__ = (
+        "_events",
         "boot_id",
         "committed_seq",
         "heartbeats",
@@ -236,7 +239,20 @@ class _Peer:
         self.unacked = 0
         self.unacked_messages = 0
         self.held_until_s = 0.0
+        self._events: tuple[float, int] | None = None
         self.heartbeats = _Bucket(HEARTBEATS_PER_S, HEARTBEATS_PER_S * 4)
+
+    def with_rate(self, beat: wire.Heartbeat) -> wire.Heartbeat:
+        """Add to a heartbeat's counters how many events its host has judged in a second since."""
+        events = beat.counters.get(EVENTS_COUNTER)
+        if events is None:
+            return beat
+        now_s = time.monotonic()
+        before, self._events = self._events, (now_s, events)
+        if before is None or events < before[1] or now_s - before[0] < 0.1:
+            return beat
+        rate = int((events - before[1]) / (now_s - before[0]))
+        return msgspec.structs.replace(beat, counters=beat.counters | {EVENTS_RATE: rate})
 
 
 class _Advance:
@@ -623,6 +639,7 @@ class Server:
                 raise _Refused("rate", f"more than {HEARTBEATS_PER_S} heartbeats a second")
             if message.clock is not None and not clock.measure(*message.clock):
                 self.counters["clock_refused"] += 1
+            message = peer.with_rate(message)
             committed_seq = self._store.heartbeat(
                 peer.host_id, peer.boot_id, message, received_ns, clock
             )

@@ -79,8 +79,11 @@ FLEET_BOOT: Final = "aggregator"
 """The numbering of signals that the aggregator makes itself, about a host."""
 FLEET_RULES: Final = frozenset(("Host fell silent", "Host heard again"))
 FLEET_TAGS: Final = frozenset(("fleet", "host_silent", "host_heard"))
+EVENTS_RATE: Final = "events_per_s"
+"""Among a host's counters: what the aggregator reckons from its heartbeats."""
 FLEET_SIGNALS_MAX: Final = 500
 """Hosts whose silence is written down in one transaction."""
+EXPIRE_BATCHES: Final = 2000
 EXPIRE_SIGNALS: Final = 50_000
 """Signals that one call of `expire` deletes, until it has so many."""
 
@@ -455,7 +458,7 @@ class Store:
         self._boots.clear()
         self._addresses.clear()
         self._last_batch = None
-        self._names.version += 1
+        self._hostnames = (-1, {})
         self._reader.forget()
 
     @contextmanager
@@ -899,7 +902,9 @@ class Store:
                     )
                 )
             oldest = connection.execute(
-                sa.select(b.id, b.count, b.received_ns).order_by(b.id).limit(count_max)
+                sa.select(b.id, b.count, b.received_ns)
+                .order_by(b.id)
+                .limit(min(count_max, EXPIRE_BATCHES))
             )
             count = last = 0
             for row in oldest:

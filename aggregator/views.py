@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vedette.aggregator.sequences import Fleet
-from vedette.aggregator.store import Host, Incident, StoredSignal
+from vedette.aggregator.store import EVENTS_RATE, Host, Incident, StoredSignal
 from vedette.core.fleet import remote_address
 from vedette.core.output import clean
 from vedette.core.signal import PRIORITIES
@@ -130,6 +130,7 @@ def host_json(host: Host, *, utc: bool) -> dict[str, Any]:
             "bytes": host.counters.get("ship.spool_bytes", 0),
             "age_s": host.counters.get("ship.spool_age_s", 0),
         },
+        "events_per_s": host.counters.get(EVENTS_RATE),
         "lost_by_cause": _losses_by_cause(host),
         "counters": host.counters,
     }
@@ -213,7 +214,7 @@ def hosts_table(hosts: Iterable[Host], now_ns: int) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("host", "addresses", "state", "last seen"):
         table.add_column(name, overflow="fold")
-    for name in ("signals", "late", "lost", "events lost", "spool"):
+    for name in ("events/s", "signals", "late", "lost", "events lost", "spool"):
         table.add_column(name, justify="right")
     table.add_column("rules")
     table.add_column("version")
@@ -224,6 +225,7 @@ def hosts_table(hosts: Iterable[Host], now_ns: int) -> RenderableType:
             Text(shown(" ".join(a for a in host.addresses if not a.startswith(("127.", "::1"))))),
             Text(*_host_state(host)),
             Text(f"{span_text(ago_ns)} ago", style="red" if ago_ns > 60 * 10**9 else "green"),
+            str(host.counters.get(EVENTS_RATE, "")),
             str(host.signals_stored),
             _count(host.signals_late),
             _count(host.signals_lost + host.signals_missing),

@@ -702,6 +702,23 @@ def test_heartbeats_say_how_a_host_is(tmp_path: Path) -> None:
     assert (loss.cause, loss.count) == ("capture", 3)
 
 
+def test_how_many_events_a_host_judges_is_reckoned_from_its_heartbeats(tmp_path: Path) -> None:
+    with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
+        raw.ask(hello("a"))
+        raw.ask(beat(0, counters={"engine.records": 1000}))
+        began_s = time.monotonic()
+        time.sleep(0.3)
+        raw.ask(beat(0, counters={"engine.records": 4000}))
+        took_s = time.monotonic() - began_s
+        with Store.open(service.store_path, read_only=True) as store:
+            (host,) = store.hosts()
+        assert 3000 / took_s * 0.9 <= host.counters["events_per_s"] <= 3000 / 0.3
+        # The agent was started again: nothing is reckoned over that.
+        raw.ask(beat(0, counters={"engine.records": 5}))
+        with Store.open(service.store_path, read_only=True) as store:
+            assert "events_per_s" not in store.hosts()[0].counters
+
+
 def test_signals_are_corrected_by_the_measured_offset_of_their_host(tmp_path: Path) -> None:
     behind_ns = 1000 * 10**9
     with aggregator(tmp_path) as service, RawAgent(service.endpoint) as raw:
