@@ -329,6 +329,11 @@ cdef class Engine:
                 rule = rules[error.rule]
                 raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
 
+    @property
+    def plan(self):
+        """What the rules in force compiled to (compile.Plan)."""
+        return self.tables.plan
+
     def prepare(self, rules):
         """What swap needs to put other rules in force: compiled only if a condition changed."""
         cdef RuleTables tables = self.tables
