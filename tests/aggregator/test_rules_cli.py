@@ -41,7 +41,7 @@ GOOD = """\
 """
 BAD = """\
 - rule: typed
-  condition: evt.type = open and proc.tty != 0
+  condition: evt.type = open and proc.fdlimit != 0
   output: x
   priority: debug
 - rule: wrong
@@ -81,7 +81,7 @@ def test_good_files_are_told_in_numbers(good: Path) -> None:
 def test_errors_are_told_with_their_places_and_the_rules_that_fail(bad: Path, good: Path) -> None:
     done = run("rules", "check", good, bad)
     assert done.returncode == 2
-    assert f'{bad}:2:34: rule "typed": proc.tty is not captured yet' in done.stderr
+    assert f'{bad}:2:34: rule "typed": proc.fdlimit is not captured yet' in done.stderr
     assert (
         f'{bad}:6:34: rule "wrong": unknown field proc.nme; did you mean proc.name?' in done.stderr
     )
@@ -90,7 +90,7 @@ def test_errors_are_told_with_their_places_and_the_rules_that_fail(bad: Path, go
     assert lines[0].startswith(f"{good}: 3 rules")
     assert lines[1].startswith(f"{bad}: 0 rules (falco), 3 errors")
     assert lines[2] == "3 of 5 rules can be used; these cannot:"
-    assert lines[3].startswith("  typed: proc.tty is not captured yet (missing: ")
+    assert lines[3].startswith("  typed: proc.fdlimit is not captured yet (missing: ")
     assert "\x1b" not in done.stdout + done.stderr
     skipped = run("rules", "check", bad, "--skip-unknown")
     assert skipped.returncode == 0
@@ -107,14 +107,14 @@ def test_json_has_falcos_form(bad: Path, good: Path) -> None:
     assert error.keys() == {"code", "codedesc", "message", "context"}
     assert error["codedesc"] == CODES[error["code"]]
     assert error["context"]["snippet"] == (
-        "      condition: evt.type = open and proc.tty != 0\n"
+        "      condition: evt.type = open and proc.fdlimit != 0\n"
         + " " * 37 + "^\n"
     )  # fmt: skip
     assert [place["item_type"] for place in error["context"]["locations"]] == [
         "rules content", "rule", "rule condition",
     ]  # fmt: skip
     offset = error["context"]["locations"][-1]["position"]["offset"]
-    assert bad.read_text()[offset:].startswith("proc.tty")
+    assert bad.read_text()[offset:].startswith("proc.fdlimit")
     assert error["context"]["locations"][-1]["position"] == {
         "name": str(bad), "line": 2, "column": 34, "offset": offset,
     }  # fmt: skip
@@ -170,7 +170,7 @@ output:
     assert "no rule read shadow; did you mean reads shadow?" in missing.stderr
     failed = run("rules", "show", "typed", bad)
     assert failed.returncode == 1
-    assert "the rule typed cannot be used: proc.tty is not captured yet" in failed.stderr
+    assert "the rule typed cannot be used: proc.fdlimit is not captured yet" in failed.stderr
 
 
 def test_fields_are_listed_with_what_they_need() -> None:
@@ -179,17 +179,17 @@ def test_fields_are_listed_with_what_they_need() -> None:
     assert found["proc.aname"]["name"] == "proc.aname[n]"
     assert found["proc.env"]["name"] == "proc.env[name]"
     assert found["peer.host"]["for"] == "sequences"
-    tty = found["proc.tty"]
-    assert (tty["captured"], tty["absent"], tty["needs"]) == (
+    limit = found["proc.fdlimit"]
+    assert (limit["captured"], limit["absent"], limit["needs"]) == (
         False,
         False,
-        "the terminal of the process",
+        "this value of the process",
     )
     image = found["container.image.repository"]
     assert (image["captured"], image["absent"], image["of"]) == (True, True, "missing on a host")
     captured = {row["field"] for row in rows("fields", "--captured")}
-    assert "proc.name" in captured and not captured & {"proc.tty", "k8s.ns.name"}
-    assert "missing: the terminal of the process" in run("fields", "proc.tty").stdout
+    assert "proc.name" in captured and not captured & {"proc.fdlimit", "k8s.ns.name"}
+    assert "missing: this value of the process" in run("fields", "proc.fdlimit").stdout
     assert run("fields", "--markdown").stdout == markdown()
 
 
