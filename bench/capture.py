@@ -7,6 +7,10 @@ the machine's drift meets all of them:
     off        no capture is attached
     elsewhere  a capture of everything is attached, scoped to another cgroup
     captured   each call becomes a record, consumed by the engine without rules
+    filtered   openat is captured, and these calls are dropped in the kernel: no rule can match one
+               that fails with ENOENT
+
+And getppid, which nobody asks about, without capture and beside a capture of openat (unasked).
 """
 
 import statistics
@@ -18,12 +22,14 @@ from pathlib import Path
 from typing import Final
 
 from vedette.bench.scope import Scope, compile_c
-from vedette.bpf.capture import Capture, CaptureConfig
+from vedette.bpf.capture import Capture, CaptureConfig, Drop
 from vedette.core.engine import Engine, RingReader
 
 CALLS: Final = 1_000_003
 _PATH: Final = "/vedette/absent"
 _SOURCE: Final = Path(__file__).resolve().parent / "openat_load.c"
+_UNASKED: Final = Path(__file__).resolve().parent / "getppid_load.c"
+_ABSENT: Final = Drop(0xFF00)
 _WAIT_MS: Final = 1
 
 
@@ -49,6 +55,9 @@ class Cost:
     off_ns: float
     elsewhere_ratio: float
     captured_ratio: float
+    filtered_ratio: float
+    unasked_off_ns: float
+    unasked_ratio: float
     lost_share: float
     loads: tuple[Load, ...]
 
@@ -58,6 +67,9 @@ class Cost:
             "off_ns": round(self.off_ns, 1),
             "elsewhere_ratio": round(self.elsewhere_ratio, 3),
             "captured_ratio": round(self.captured_ratio, 3),
+            "filtered_ratio": round(self.filtered_ratio, 3),
+            "unasked_off_ns": round(self.unasked_off_ns, 1),
+            "unasked_ratio": round(self.unasked_ratio, 3),
             "lost_share": round(self.lost_share, 6),
         }
 
@@ -80,6 +92,17 @@ def run_off(scope: Scope, calls: int) -> float:
     """Nanoseconds a call without capture."""
     done = subprocess.run(
         scope.command([compile_c(_SOURCE), str(calls), _PATH]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return int(done.stdout) / calls
+
+
+def run_unasked(scope: Scope, calls: int) -> float:
+    """Nanoseconds a call of getppid."""
+    done = subprocess.run(
+        scope.command([compile_c(_UNASKED), str(calls)]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         check=True,
@@ -114,7 +137,10 @@ def run_captured(scope: Scope, calls: int, config: CaptureConfig) -> Load:
 
 
 def measure(calls: int = CALLS, rounds: int = 5) -> Cost:
-    """Run the three ways `rounds` times."""
+    """Run all ways `rounds` times. Raises AssertionError where a dropped call was not counted."""
+    filtered: list[float] = []
+    unasked_offs: list[float] = []
+    unasked: list[float] = []
     offs: list[float] = []
     elsewhere: list[float] = []
     loads: list[Load] = []
@@ -126,6 +152,14 @@ def measure(calls: int = CALLS, rounds: int = 5) -> Cost:
                 idle.attach()
                 elsewhere.append(run_off(scope, calls))
             config = CaptureConfig(cgroup=scope.folder, event_types=frozenset({"openat"}))
+            unasked_offs.append(run_unasked(scope, calls))
+            with Capture(config) as capture:
+                capture.load()
+                capture.attach()
+                unasked.append(run_unasked(scope, calls))
+                capture.want(config.types, {"openat": _ABSENT})
+                filtered.append(run_off(scope, calls))
+                assert capture.counters()["filtered"] == calls
             loads.append(run_captured(scope, calls, config))
     return Cost(
         off_ns=statistics.median(offs),
@@ -134,6 +168,13 @@ def measure(calls: int = CALLS, rounds: int = 5) -> Cost:
         ),
         captured_ratio=statistics.median(
             load.call_ns / off for load, off in zip(loads, offs, strict=True)
+        ),
+        filtered_ratio=statistics.median(
+            one / off for one, off in zip(filtered, offs, strict=True)
+        ),
+        unasked_off_ns=statistics.median(unasked_offs),
+        unasked_ratio=statistics.median(
+            one / off for one, off in zip(unasked, unasked_offs, strict=True)
         ),
         lost_share=statistics.median(load.lost / calls for load in loads),
         loads=tuple(loads),

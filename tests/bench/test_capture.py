@@ -14,3 +14,4 @@ def test_the_benchmark_accounts_for_every_call() -> None:
     assert load.submitted + load.lost == calls
     assert cost.lost_share == load.lost / calls
     assert cost.off_ns > 0
+    assert cost.unasked_off_ns > 0
