@@ -565,27 +565,22 @@ cdef class Engine:
 
     def processes(self):
         """All processes, by pid."""
-        cdef uint32_t slot
-        cdef list found = []
-        self._check_open()
-        self._check_idle()
-        for slot in range(1, self.procs.slots_used):
-            if not self.procs.slots[slot].flags & (PROC_GHOST | PROC_FREE):
-                found.append(self._snapshot(slot))
-        found.sort(key=_pid_of)
-        return found
+        return self._every(True)
 
     def table(self):
         """All processes, without parents, by pid; and the paths of cgroups, the oldest first."""
+        return self._every(False), dict(self.cgroup_paths)
+
+    cdef list _every(self, bint with_parents):
         cdef uint32_t slot
         cdef list found = []
         self._check_open()
         self._check_idle()
         for slot in range(1, self.procs.slots_used):
             if not self.procs.slots[slot].flags & (PROC_GHOST | PROC_FREE):
-                found.append(self._one_process(slot, None))
+                found.append(self._snapshot(slot) if with_parents else self._one_process(slot, None))
         found.sort(key=_pid_of)
-        return found, dict(self.cgroup_paths)
+        return found
 
     def note_loss(self):
         """Say that events were lost: each process is looked up again before it is trusted."""

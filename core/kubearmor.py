@@ -75,19 +75,45 @@ ENTRY_KEYS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
 }
 _ELSEWHERE: Final = ("apparmor", "selinux", "presets", "device")
 _PROTOCOLS: Final = ("tcp", "udp", "icmp", "raw")
-_CONNECTING: Final = ("connect", "accept", "accept4", "bind")
+_CONNECTING: Final = tuple(
+    name
+    for name in ("connect", "accept", "accept4", "bind", "sendto", "sendmsg")
+    if name in fields.events_of("fd.l4proto")
+)
+_MADE: Final = "socket"
+_SOCKETS: Final[dict[str, tuple[tuple[str, ...], int, tuple[int, ...]]]] = {
+    "tcp": (("AF_INET", "AF_INET6"), 1, (0, 6)),
+    "udp": (("AF_INET", "AF_INET6"), 2, (0, 17)),
+    "icmp": (("AF_INET", "AF_INET6"), 2, (1, 58)),
+    "raw": (("AF_INET", "AF_INET6", "AF_PACKET"), 3, ()),
+}
+"""Protocol -> domains, type and protocol numbers (none: any) that make such a socket."""
+_TYPE_FLAGS: Final = (0, 0o4000, 0o2000000, 0o2004000)
+"""SOCK_NONBLOCK and SOCK_CLOEXEC, which a type can have with it."""
 _NOT_ACCESSED: Final = ("symlink", "symlinkat")
 """Calls whose fs.path.target is what a link is to point to, which nothing is done to."""
 
 
-def _file_places() -> tuple[tuple[tuple[str, ...], str], ...]:
-    """Return (events, the field with a path that they work on), each path by itself."""
+_FILE_CALLS: Final = (
+    "unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2", "link", "linkat", "symlink",
+    "symlinkat", "mkdir", "mkdirat", "mknod", "mknodat", "chmod", "fchmod", "fchmodat", "fchmodat2",
+    "chown", "lchown", "fchown", "fchownat", "truncate", "ftruncate",
+)  # fmt: skip
+"""What KubeArmor's hooks decide about besides opens (path_unlink and its like)."""
+
+
+def _places(*, accesses: bool) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Return (events, the field with a path that they work on), each path by itself.
+
+    accesses  only those that are an access to a file, as KubeArmor's hooks see it
+    """
     made: list[tuple[tuple[str, ...], str]] = [(fields.OPENS, "fd.name")]
     for name in ("fs.path.name", "fs.path.source", "fs.path.target"):
         left = tuple(
             event
             for event in fields.events_of(name)
             if event not in fields.OPENS
+            and (event in _FILE_CALLS or not accesses)
             and not (name == "fs.path.target" and event in _NOT_ACCESSED)
         )
         if left:
@@ -95,16 +121,11 @@ def _file_places() -> tuple[tuple[tuple[str, ...], str], ...]:
     return tuple(made)
 
 
-FILE_PLACES: Final = _file_places()
+FILE_PLACES: Final = _places(accesses=True)
 _PATH_FIELDS: Final = (
-    *FILE_PLACES, (fields.EXECS, "evt.arg.filename"), (("chdir",), "evt.arg.path"),
+    *_places(accesses=False), (fields.EXECS, "evt.arg.filename"), (("chdir",), "evt.arg.path"),
 )  # fmt: skip
 _WATCHED_ONLY: Final = ("write",)
-_FILE_CALLS: Final = (
-    "unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2", "link", "linkat", "symlink",
-    "symlinkat", "mkdir", "mkdirat", "mknod", "mknodat", "chmod", "truncate",
-)  # fmt: skip
-"""What KubeArmor's hooks decide about besides opens (path_unlink and its like)."""
 _SYSCALL = re.compile(r"[a-z0-9_]{1,64}")
 _LABEL_REGEX: Final = "kubearmor.io/hostnamereg"
 _LABEL_HOSTNAME: Final = "kubearmor.io/hostname"
@@ -420,12 +441,6 @@ class _Reader:
             unseen = [call for call in _FILE_CALLS if call not in layout.TYPES]
             if unseen:
                 self.warn(f"file: {', '.join(unseen)}: not captured yet", node)
-        if section == "network" and entries:
-            self.warn(
-                f"network: seen are {', '.join(_CONNECTING)}; a socket that is only made, or sends"
-                " without connecting, is not captured yet",
-                node,
-            )
         return entries
 
     def entry(
@@ -878,7 +893,8 @@ _OUTPUTS: Final[dict[Class, str]] = {
     "file": "%evt.type "
     + " ".join(f"%{name}" for _, name in FILE_PLACES)
     + f" (%evt.arg.flags) by {_PROCESS}",
-    "network": f"%evt.type %fd.l4proto %fd.name by {_PROCESS}",
+    "network": "%evt.type %fd.l4proto %fd.name (domain=%evt.arg.domain type=%evt.arg.type) by "
+    + _PROCESS,
     "capabilities": _PROCESS,
     "syscalls": f"%evt.type %fd.name by {_PROCESS}",
 }
@@ -953,7 +969,10 @@ def _accesses(section: Class) -> list[tuple[Expr, tuple[str, ...]]]:
             succeeded = check("evt.failed", "=", 0)
             return [(all_of(_types(events), succeeded), (name,)) for events, name in FILE_PLACES]
         case "network":
-            return [(all_of(_types(_CONNECTING), check("fd.l4proto", "exists")), ())]
+            return [
+                (all_of(_types(_CONNECTING), check("fd.l4proto", "exists")), ("fd.l4proto",)),
+                (all_of(_types((_MADE,)), any_of(*map(_socket, _PROTOCOLS))), (_MADE,)),
+            ]
     return [(all_of(), ())]
 
 
@@ -999,7 +1018,10 @@ def _key_checks(entries: Sequence[_Entry], names: tuple[str, ...]) -> list[Expr]
     if section == "syscalls":
         return [_syscall(entry) for entry in entries]
     if section == "network":
-        return [one_of("fd.l4proto", [entry.values[0].encode() for entry in entries])]
+        protocols = [entry.values[0] for entry in entries]
+        if names == (_MADE,):
+            return [_socket(protocol) for protocol in protocols]
+        return [one_of("fd.l4proto", [protocol.encode() for protocol in protocols])]
     paths = [value.encode() for e in entries if e.key == "path" for value in e.values]
     for name in names:
         if paths:
@@ -1013,6 +1035,18 @@ def _key_checks(entries: Sequence[_Entry], names: tuple[str, ...]) -> list[Expr]
             elif entry.key == "pattern":
                 found.append(regex(name, pattern_regex(value)))
     return found
+
+
+def _socket(protocol: str) -> Expr:
+    """Return the check that a socket of a protocol is made."""
+    domains, kind, numbers = _SOCKETS[protocol]
+    found: list[Expr] = [
+        one_of("evt.arg.domain", [domain.encode() for domain in domains]),
+        one_of("evt.arg.type", [b"%d" % (kind | flags) for flags in _TYPE_FLAGS]),
+    ]
+    if numbers:
+        found.append(one_of("evt.arg.proto", [b"%d" % number for number in numbers]))
+    return all_of(*found)
 
 
 def _syscall(entry: _Entry) -> Expr:
@@ -1052,7 +1086,7 @@ def tables() -> str:
     rows = [
         ("process", ", ".join(fields.EXECS), "proc.exepath, evt.arg.filename"),
         *(("file", ", ".join(events), name) for events, name in FILE_PLACES),
-        ("network", ", ".join(_CONNECTING), ""),
+        ("network", ", ".join((_MADE, *_CONNECTING)), ""),
         ("syscalls", calls, ""),
         *(("syscalls.matchPaths", ", ".join(events), name) for events, name in _PATH_FIELDS),
     ]
