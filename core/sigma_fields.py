@@ -707,16 +707,22 @@ FILE_EVENT: Final = LogSource(
     },
 )
 
+_SEEN: Final = catalogue.events_of("fd.sip")
+_BEGUN: Final = tuple(name for name in ("connect", "sendto", "sendmsg") if name in _SEEN)
+_TAKEN: Final = tuple(
+    name for name in ("accept", "accept4", "recvfrom", "recvmsg") if name in _SEEN
+)
+
 NETWORK_CONNECTION: Final = LogSource(
     "network_connection",
-    all_of(_types(*catalogue.CONNECTIONS), one_of("fd.type", [b"ipv4", b"ipv6"]), _COMPLETED),
-    "connect (also where it goes on in the background: EINPROGRESS), accept and accept4 that"
-    " succeeded, over IPv4 or IPv6",
+    all_of(_types(*_BEGUN, *_TAKEN), one_of("fd.type", [b"ipv4", b"ipv6"]), _COMPLETED),
+    f"{_listed((*_BEGUN, *_TAKEN))} that succeeded (connect also where it goes on in the"
+    " background: EINPROGRESS), over IPv4 or IPv6; of datagrams the first to or from a peer",
     "%fd.l4proto %fd.name by %proc.cmdline (executable %proc.exepath, user %user.name)",
     {
         "Initiated": Choice(
-            "true: connect; false: accept and accept4",
-            {"true": _types("connect"), "false": _types("accept", "accept4")},
+            f"true: {_listed(_BEGUN)}; false: {_listed(_TAKEN)}",
+            {"true": _types(*_BEGUN), "false": _types(*_TAKEN)},
         ),
         "DestinationIp": Address("fd.sip, the server's", "fd.sip", "fd.snet", signal="fd.sip"),
         "DestinationPort": _number("fd.sport, the server's", "fd.sport", 0, 65535),

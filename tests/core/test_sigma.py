@@ -328,7 +328,6 @@ def test_addresses(value: str, matched: str | None, other: str) -> None:
         ("DestinationIp: '300.*'", "by their first bytes"),
         ("DestinationPort: 70000", "70000 is not within 0 to 65535"),
         ("Initiated: perhaps", "expected one of true, false"),
-        ("DestinationHostname: x", "selection.DestinationHostname: fd.sip.name is not"),
         ("Image|cidr: 10.0.0.0/8", "cidr goes with fields that hold an address"),
         ("Image|gt: 5", "go with fields that hold a number"),
         ("Initiated|re: t", "a regular expression cannot be compared with this field"),
