@@ -22,6 +22,7 @@ from typing import Final, Literal
 import yaml
 
 from vedette.core import fields, layout
+from vedette.core.catalogue import SYSCALLS
 from vedette.core.documents import Finding, NodeError, mapping, place, shown
 from vedette.core.expr import Expr
 from vedette.core.patterns import PatternError, compile_regex
@@ -533,7 +534,7 @@ class _Reader:
                 raise NodeError(f"syscall: {shown(call)} is no syscall's name", item)
             if call in _WATCHED_ONLY:
                 unseen.setdefault("captured for login records only", []).append(call)
-            elif call not in layout.TYPES or call == "procexit":
+            elif call not in layout.TYPES or call not in SYSCALLS:
                 unseen.setdefault("not captured yet", []).append(call)
             elif name == "matchPaths" and not _path_fields(call):
                 unseen.setdefault("captured without a path", []).append(call)
@@ -1082,12 +1083,11 @@ def _passes(entry: _Entry) -> Expr:
 
 def tables() -> str:
     """Return what the classes are about as docs/kubearmor.md has it, in Markdown."""
-    calls = ", ".join(name for name in layout.TYPES if name not in ("procexit", *_WATCHED_ONLY))
     rows = [
         ("process", ", ".join(fields.EXECS), "proc.exepath, evt.arg.filename"),
         *(("file", ", ".join(events), name) for events, name in FILE_PLACES),
         ("network", ", ".join((_MADE, *_CONNECTING)), ""),
-        ("syscalls", calls, ""),
+        ("syscalls", "every syscall that is captured, but write", ""),
         *(("syscalls.matchPaths", ", ".join(events), name) for events, name in _PATH_FIELDS),
     ]
     lines = ["| class | syscalls | path |", "|---|---|---|"]

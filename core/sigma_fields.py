@@ -33,6 +33,7 @@ from sigma.types import (
 
 from vedette.core import fields as catalogue
 from vedette.core import layout
+from vedette.core.catalogue import SYSCALLS as KNOWN
 from vedette.core.documents import shown
 from vedette.core.expr import Expr
 from vedette.core.sigma_words import Unlimited, word_regex
@@ -562,7 +563,7 @@ def _places(*wanted: tuple[tuple[str, ...] | str, str]) -> tuple[tuple[tuple[str
     return tuple(found)
 
 
-SYSCALLS: Final = tuple(name for name in layout.TYPES if name not in ("procexit", "write"))
+SYSCALLS: Final = tuple(name for name in layout.TYPES if name in KNOWN and name != "write")
 """Names of the syscalls that are captured; write is captured of login records only."""
 
 EXEC: Final = all_of(_types(*catalogue.EXECS), check("evt.rawres", "=", 0))
