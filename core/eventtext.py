@@ -40,7 +40,12 @@ def fields_of(type_name: str) -> tuple[str, ...]:
 def _told(type_name: str) -> tuple[str, ...]:
     """Return the fields that a line has of an event of this type, in their order."""
     names = [name for name in fields_of(type_name) if name not in (*_RESULT, *_SAME)]
-    return tuple(name for first in _FIRST for name in names if name.startswith(first))
+    return tuple(
+        name
+        for first in _FIRST
+        for name in names
+        if name == first or (first.endswith(".") and name.startswith(first))
+    )
 
 
 def _value(name: str, view: EventView) -> str | int | bool | None:
