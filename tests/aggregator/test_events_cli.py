@@ -84,7 +84,7 @@ def test_a_line_says_who_did_what_and_what_came_of_it(capture: Path) -> None:
         " = -13 EACCES",
         "--- 2024-10-05 db1",
         "00:00:00.000000 40 x\\x1b\\xff www-data connect 0.0.0.0:0->192.0.2.1:443"
-        " name_changed=false l4proto=tcp = -115 EINPROGRESS",
+        " l4proto=tcp = -115 EINPROGRESS",
         "00:00:00.000000 40 x\\x1b\\xff www-data procexit",
     ]
 
