@@ -18,12 +18,12 @@ from pathlib import Path
 from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
 from vedette.agent.logs import log
-from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline
+from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline, Retired
 from vedette.agent.recorder import Recording
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
-from vedette.core.needs import NAMES_OF_ADDRESSES, needed
+from vedette.core.needs import NAMES_OF_ADDRESSES
 from vedette.core.rules import Rule
 
 RECORDS_MAX = 4096
@@ -154,21 +154,23 @@ class Live:
         if self._recorder is not None:
             self._recorder.snapshot(processes)
 
-    def swap(self, compiled: Compiled) -> None:
-        """Put other rules in force, and capture what they need from now on."""
+    def swap(self, compiled: Compiled) -> Retired:
+        """Put other rules in force, and capture what they need from now on; return the old ones."""
+        retired = Retired([], None)
         try:
             if not self._everything:
                 # What the old rules could not match, the new ones may.
                 self._capture.pass_all()
-            self.pipeline.swap(compiled)
+            retired = self.pipeline.swap(compiled)
             self._want()
         except CaptureError as error:
             log(logging.ERROR, "capture cannot follow the rules", error=error)
+        return retired
 
     def _want(self) -> None:
         if self._everything:
             return
-        types = needed(self.pipeline.engine.plan, self.pipeline.enabled)
+        types = self.pipeline.engine.needs()
         if self.pipeline.shows(NAMES_OF_ADDRESSES):
             types |= {"dns"}
         drops: dict[str, Drop] = {}

@@ -25,6 +25,7 @@ from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine, Process, RuleSwitch, RuleTables
 from vedette.core.expr import FieldRef
 from vedette.core.fields import EventView, FieldType, extract, lookup
+from vedette.core.index import drop
 from vedette.core.kernelfilter import Filter, derive
 from vedette.core.output import Template, display
 from vedette.core.records import Record, decode
@@ -211,6 +212,23 @@ class Compiled:
         return isinstance(self.tables, RuleSwitch)
 
 
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """Rules that were in force.
+
+    tables  None: there are none to free, as where rules were only switched on and off
+    """
+
+    prepared: list[_Prepared]
+    tables: RuleTables | None
+
+    def release(self) -> None:
+        """Free what they take, a part at a time. May be called from any thread."""
+        if self.tables is not None:
+            self.tables.close()
+        drop(self.prepared)
+
+
 class Pipeline:
     """An engine with its rules, and the signals of its matches.
 
@@ -277,14 +295,18 @@ class Pipeline:
         except UnsupportedRule as error:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
-    def swap(self, compiled: Compiled) -> None:
-        """Put other rules in force from the next record on; the process table carries over."""
-        self.engine.swap(compiled.tables)
+    def swap(self, compiled: Compiled) -> Retired:
+        """Put other rules in force from the next record on; the process table carries over.
+
+        The old ones are for the caller to release.
+        """
+        retired = Retired(self._rules, self.engine.swap(compiled.tables))
         self._filters = compiled.filters
         self._rules = compiled.prepared
         names = {prepared.rule.name for prepared in compiled.prepared}
         for name in self.by_rule.keys() - names:
             del self.by_rule[name]
+        return retired
 
     @property
     def filters(self) -> dict[str, Filter]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 
 from prometheus_client.core import Metric
@@ -180,6 +181,9 @@ def make_shipper(
 class _Reload(threading.Thread):
     """Reads the configuration and its rules and compiles them, while the loop goes on.
 
+    Then it frees the rules that were in force, which the loop hands back with `release`.
+
+    ready   the loop can go on with it
     error   why it failed; None: `result` is there
     result  the configuration, the rules and what was made of them
     """
@@ -190,9 +194,25 @@ class _Reload(threading.Thread):
         super().__init__(name="reload", daemon=True)
         self._path = path
         self._running = running
+        self.ready = threading.Event()
         self.error: AgentError | None = None
+        self._retired: SimpleQueue[pipeline.Retired] = SimpleQueue()
+
+    def release(self, retired: pipeline.Retired) -> None:
+        """Free rules that were in force, away from the loop."""
+        self._retired.put(retired)
 
     def run(self) -> None:
+        try:
+            self._compile()
+        finally:
+            self.ready.set()
+        if self.error is None:
+            retired = self._retired.get()
+            del self.result
+            retired.release()
+
+    def _compile(self) -> None:
         try:
             with quiet(keep=True):
                 settings = config.load(self._path)
@@ -297,7 +317,7 @@ class Service:
             more = live.step()
             self._deliver(live)
             self._notifier.beat()
-            if self._reloading is not None and not self._reloading.is_alive():
+            if self._reloading is not None and self._reloading.ready.is_set():
                 reload, self._reloading = self._reloading, None
                 self._end_reload(live, reload)
             if requests.reload and self._reloading is None:
@@ -348,7 +368,7 @@ class Service:
             log(logging.ERROR, "reload failed, the rules in force stay", error=reload.error)
             return
         settings, rules, compiled = reload.result
-        live.swap(compiled)
+        reload.release(live.swap(compiled))
         changed = [
             name
             for name in config.Config.__struct_fields__

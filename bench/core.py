@@ -13,7 +13,7 @@ from typing import Final
 
 from bench.workload import Workload, rules
 from vedette.core.condition import parse_condition
-from vedette.core.engine import Engine, Process, check_records
+from vedette.core.engine import Engine, Process, RuleTables, check_records
 from vedette.core.floor import header_and_hash
 from vedette.core.quiet import quiet
 from vedette.core.ruleload import load_any
@@ -127,17 +127,16 @@ def stalls_ms(made: Workload, before: Sequence[Rule], after: Sequence[Rule]) -> 
     The stream is fed in batches of some 100 us while other rules are compiled in a thread, and
     swapped in. A stall is a batch's time, the wait for Python's lock included, beyond the median
     one's without a reload. On a busy machine much of it is the wait for a processor:
-    ``held_ms_max`` is what the compiling thread itself computed within one batch's time.
+    ``held_ms_max`` is what the compiling thread itself computed within one batch's time. Then they
+    are replaced in turn, and freed in a thread; the fields ``release_…`` say the same of that.
     """
     batches = _batches(made.records, 500)
     engine = engine_of(made, before)
-    prepared: list[object] = []
+    prepared: list[RuleTables] = []
 
     def compile_beside() -> None:
         with quiet(keep=True):  # as the agent's reload does
             prepared.append(engine.compile(after))
-
-    thread = threading.Thread(target=compile_beside)
 
     def feed(cpu_ns: Callable[[], int]) -> list[tuple[int, int]]:
         """Feed the stream once or until the thread ends: by batch, its time and the thread's."""
@@ -152,43 +151,67 @@ def stalls_ms(made: Workload, before: Sequence[Rule], after: Sequence[Rule]) -> 
 
     alone = [spent for spent, _ in feed(lambda: 0)]
     usual = statistics.median(alone)
-    periods: list[tuple[int, int]] = []
-    start = time.perf_counter_ns()
-    thread.start()
-    assert thread.ident is not None
-    clock = time.pthread_getcpuclockid(thread.ident)
-    cpu = 0
 
-    def cpu_ns() -> int:
-        nonlocal cpu
-        if thread.is_alive():
-            cpu = time.clock_gettime_ns(clock)
-        return cpu
+    def beside(action: Callable[[], object]) -> tuple[list[tuple[int, int]], float, float]:
+        """Do something in a thread beside the feed; return its periods, seconds and CPU seconds."""
+        going = threading.Event()
 
-    while thread.is_alive():
-        periods += feed(cpu_ns)
-    compiled_s = (time.perf_counter_ns() - start) / 1e9
-    thread.join()
-    start = time.perf_counter_ns()
-    engine.swap(prepared[0])  # type: ignore[arg-type]
-    swap_ns = time.perf_counter_ns() - start
+        def run() -> None:
+            going.wait()
+            action()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert thread.ident is not None
+        clock = time.pthread_getcpuclockid(thread.ident)
+        cpu = 0
+
+        def cpu_ns() -> int:
+            nonlocal cpu
+            if thread.is_alive():
+                cpu = time.clock_gettime_ns(clock)
+            return cpu
+
+        start = time.perf_counter_ns()
+        going.set()
+        periods = feed(cpu_ns)
+        while thread.is_alive():
+            periods += feed(cpu_ns)
+        thread.join()
+        return periods, (time.perf_counter_ns() - start) / 1e9, cpu / 1e9
+
+    def swap(tables: RuleTables) -> tuple[RuleTables, int]:
+        start = time.perf_counter_ns()
+        old = engine.swap(tables)
+        swap_ns = time.perf_counter_ns() - start
+        assert old is not None
+        return old, swap_ns
+
+    again = engine.compile(before)
+    periods, compiled_s, compile_cpu_s = beside(compile_beside)
+    gc.unfreeze()
+    old, swap_ns = swap(prepared.pop())
     start = time.perf_counter_ns()
     engine.feed(batches[0])
     first_ns = time.perf_counter_ns() - start
-    prepared.clear()
-    gc.unfreeze()
+    old.close()
+    old, replaced_ns = swap(again)
+    released, released_s, _ = beside(old.close)
     waits = sorted(spent - usual for spent, _ in periods)
     assert engine.close() == 0
     return {
         "compile_s": compiled_s,
-        "compile_cpu_s": cpu / 1e9,
+        "compile_cpu_s": compile_cpu_s,
         "batches": len(periods),
         "stall_ms_max": waits[-1] / 1e6,
         "stall_ms_p99": waits[len(waits) * 99 // 100] / 1e6,
         "held_ms_max": max(held for _, held in periods) / 1e6,
         "alone_stall_ms_max": (max(alone) - usual) / 1e6,
-        "swap_ms": swap_ns / 1e6,
+        "swap_ms": max(swap_ns, replaced_ns) / 1e6,
         "first_batch_ms": (first_ns - usual) / 1e6,
+        "release_s": released_s,
+        "release_stall_ms_max": (max(spent for spent, _ in released) - usual) / 1e6,
+        "release_held_ms_max": max(held for _, held in released) / 1e6,
     }
 
 

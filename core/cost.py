@@ -91,7 +91,7 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
         processes_max=header.processes_max,
         rule_matching=header.rule_matching,
     )
-    tables = engine.compile(rules)
+    tables = engine.compile(rules, keep_plan=True)
     tables.profile()
     engine.swap(tables)
     spent_ns = 0
@@ -112,6 +112,7 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
             complete = True
     stats = engine.stats()
     events = stats["records"]
+    assert tables.plan is not None
     filed: Counter[str] = Counter()
     for index, entries in tables.plan.literals.items():
         filed[index] += len({predicate for _, _, predicate in entries})

@@ -91,12 +91,14 @@ class Process:
 class RuleTables:
     """Compiled rules: what Engine.compile makes and Engine.swap takes."""
 
-    plan: Final[Plan]
+    plan: Final[Plan | None]
     conditions: Final[tuple[Expr | None, ...]]
+    def close(self) -> int:
+        """Free the tables; return the bytes that are still allocated: 0 unless memory leaks."""
     def switch(self, enabled: Sequence[bool]) -> None:
         """Switch rules on and off; nothing is compiled. Raises ValueError for another number."""
     def classes(self) -> dict[str, int]:
-        """Return by index how many classes the constants in it make."""
+        """Return by index how many classes the constants in it make. The plan must be kept."""
     def profile(self) -> None:
         """Begin to measure the slow paths; from then on they are a little slower."""
     def slow_paths(self) -> dict[str, tuple[int, int]]:
@@ -189,15 +191,14 @@ class Engine:
         """Consume what the ring holds, at most records_max; return the number of records."""
     def note_loss(self) -> None:
         """Say that events were lost: each process is looked up again before it is trusted."""
-    @property
-    def plan(self) -> Plan:
-        """What the rules in force compiled to."""
-    def compile(self, rules: Sequence[Rule]) -> RuleTables:
+    def needs(self) -> frozenset[str]:
+        """Return the event types to capture for the rules that are on."""
+    def compile(self, rules: Sequence[Rule], *, keep_plan: bool = False) -> RuleTables:
         """Make the tables of other rules, for swap. May be called from any thread.
 
         Rules that are off are compiled too, so that they can be switched on; one of them that the
-        tables cannot hold is left out. Raises compile.UnsupportedRule, with the rule's name in its
-        text, and MemoryError.
+        tables cannot hold is left out. keep_plan: their plan stays in them.
+        Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
         """
     def prepare(self, rules: Sequence[Rule]) -> RuleTables | RuleSwitch:
         """Return what swap needs to put other rules in force. May be called from any thread.
@@ -206,10 +207,14 @@ class Engine:
         priorities, outputs and tags are none of the tables' business, and which rules are on is
         switched. Raises as compile.
         """
-    def swap(self, prepared: RuleTables | RuleSwitch) -> None:
-        """Put rules in force between two records; the process table carries over."""
+    def swap(self, prepared: RuleTables | RuleSwitch) -> RuleTables | None:
+        """Put rules in force between two records; the process table carries over.
+
+        Returns the tables that were in force, or None where they still are. Who has them frees
+        them with ``close``, from what thread it likes. Raises ValueError for closed tables.
+        """
     def swap_rules(self, rules: Sequence[Rule]) -> None:
-        """prepare and swap in one; where it raises, the old rules stay."""
+        """prepare and swap in one; the old tables are freed. Where it raises, they stay."""
     def stats(self) -> dict[str, int]:
         """Return counters and sizes, by name."""
     def close(self) -> int:

@@ -21,6 +21,7 @@ from itertools import islice
 from vedette.core.compile import UnsupportedRule
 from vedette.core.limits import table_bytes
 from vedette.core.names import Names
+from vedette.core.needs import needed
 from vedette.core.quiet import quiet
 
 import vedette.core.ring
@@ -40,6 +41,8 @@ cdef enum:
     # for should have come when the second begins, and hashing a path takes some 5 ns.
     AHEAD = 64
     CONSUME_STEP = 256          # records between two reports to the kernel of how far we are
+    CARRY_PROCESSES = 128       # whose vectors are made again in one call after a reload, at most
+    CARRY_SLOTS = 4096          # that are looked at for them
 
 
 @cython.final
@@ -252,6 +255,8 @@ cdef class Engine:
     cdef uint64_t incomplete
     cdef uint64_t compilations
     cdef uint64_t switches
+    cdef uint64_t carried
+    cdef uint32_t carry_end     # vectors of slots below it are to be made again; 0: none
     cdef uint64_t cgroups_evicted
 
     def __cinit__(self):
@@ -302,37 +307,33 @@ cdef class Engine:
         if self.procs.heap != NULL:
             pt_free(&self.procs)
 
-    def compile(self, rules):
+    def compile(self, rules, *, keep_plan=False):
         """Make the tables of other rules, for swap. May be called from any thread.
 
+        keep_plan: their plan (compile.Plan) is kept in them
         Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
         """
         rules = tuple(rules)
         enabled = [bool(rule.enabled) for rule in rules]
         conditions = [rule.condition for rule in rules]
         with quiet():
-            made = self._compiled(rules, conditions, enabled)
+            made = self._compiled(rules, conditions, enabled, keep_plan)
         self.compilations += 1
         return made
 
-    def _compiled(self, rules, conditions, enabled):
+    def _compiled(self, rules, conditions, enabled, keep_plan):
         try:
-            return RuleTables(conditions, enabled, **self.options)
+            return RuleTables(conditions, enabled, keep_plan=keep_plan, **self.options)
         except UnsupportedRule:
             # Perhaps for the sake of a rule that is off: those are only left out.
             conditions = [rule.condition if rule.enabled else None for rule in rules]
             try:
-                return RuleTables(conditions, enabled, **self.options)
+                return RuleTables(conditions, enabled, keep_plan=keep_plan, **self.options)
             except UnsupportedRule as error:
                 if error.rule is None:
                     raise
                 rule = rules[error.rule]
                 raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
-
-    @property
-    def plan(self):
-        """What the rules in force compiled to (compile.Plan)."""
-        return self.tables.plan
 
     def prepare(self, rules):
         """What swap needs to put other rules in force: compiled only if a condition changed."""
@@ -346,25 +347,43 @@ cdef class Engine:
         return self.compile(rules)
 
     def swap(self, prepared):
-        """Put rules in force between two records; the process table carries over."""
+        """Put rules in force between two records; the process table carries over.
+
+        Returns the tables that were in force, or None where they still are. Who has them frees
+        them with close, from what thread it likes: for many rules that takes a while.
+        """
         cdef RuleTables tables
+        cdef RuleTables old = self.tables
         self._check_open()
         self._check_idle()
         if isinstance(prepared, RuleSwitch):
             tables = prepared.tables
-            tables.switch(prepared.enabled)
-            self.switches += 1
         else:
             tables = prepared
         if tables is None:
             raise TypeError("rules to put in force, not None")
+        if tables.t.heap == NULL:
+            raise ValueError("these tables are closed")
+        if isinstance(prepared, RuleSwitch):
+            tables.switch(prepared.enabled)
+            self.switches += 1
+        elif tables.uses_vectors:
+            self.carry_end = self.procs.slots_used
         self.tables = tables
         tables.cgroup_paths = self.cgroup_paths
         tables.names_of_addresses = self.names.by_address
+        return old if old is not tables else None
 
     def swap_rules(self, rules):
-        """prepare and swap in one."""
-        self.swap(self.prepare(rules))
+        """prepare and swap in one; the old tables are freed."""
+        old = self.swap(self.prepare(rules))
+        if old is not None:
+            old.close()
+
+    def needs(self):
+        """The event types to capture for the rules that are on."""
+        self._check_open()
+        return needed(self.tables.event_types(), self.tables.asks_names)
 
     cdef int _check_idle(self) except -1:
         if self.is_busy:
@@ -888,6 +907,27 @@ cdef class Engine:
             self._one(ahead[i].record)
         return 0
 
+    cdef void _carry(self) noexcept nogil:
+        """Make vectors of some processes again, for rules that were put in force.
+
+        A few with each call, so that not all processes take the slow path when they act next. Where
+        there is no room for more classes, the others' are made when they act.
+        """
+        cdef uint32_t slots = CARRY_SLOTS
+        cdef uint32_t processes = CARRY_PROCESSES
+        cdef Proc* p
+        while self.carry_end != 0 and slots != 0 and processes != 0:
+            self.carry_end -= 1
+            slots -= 1
+            p = &self.procs.slots[self.carry_end]
+            if self.tables.t.classes.is_full:
+                self.carry_end = 0
+            elif (self.carry_end != 0 and not p.flags & (PROC_GHOST | PROC_FREE)
+                    and p.vector_epoch != self.tables.t.epoch):
+                self.tables._vector(&self.procs, self.carry_end)
+                self.carried += p.vector_epoch == self.tables.t.epoch
+                processes -= 1
+
     def feed(self, records):
         """Consume whole records from a buffer; return the number of bytes consumed.
 
@@ -908,6 +948,8 @@ cdef class Engine:
         self.is_busy = True
         try:
             with nogil:
+                if self.carry_end != 0:
+                    self._carry()
                 while at < size and not stopped:
                     count = 0
                     while count < AHEAD and at < size:
@@ -948,6 +990,8 @@ cdef class Engine:
         reader.is_busy = True
         try:
             with nogil:
+                if self.carry_end != 0:
+                    self._carry()
                 while taken < records_max:
                     count = 0
                     while count < AHEAD and taken + count < records_max:
@@ -1004,6 +1048,7 @@ cdef class Engine:
             "allocations": self.heap.calls,
             "rules_compiled": self.compilations,
             "rules_switched": self.switches,
+            "vectors_carried": self.carried,
             **self.tables.stats(),
         }
 

@@ -75,8 +75,9 @@ def explain(rules: Sequence[Rule], number: int) -> RuleShape:
     """
     chosen = replace(rules[number], enabled=True)
     others = [rule if place != number else chosen for place, rule in enumerate(rules)]
-    tables = Engine((), on_match=_ignore).compile(others)
+    tables = Engine((), on_match=_ignore).compile(others, keep_plan=True)
     plan = tables.plan
+    assert plan is not None
     classes = tables.classes()
     shared: Counter[Predicate] = Counter()
     for rule in others:

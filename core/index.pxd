@@ -116,7 +116,8 @@ cdef void bytes_match(const BytesIndex* index, const uint8_t* value, size_t size
 cdef void int_match(const IntIndex* index, int64_t value, Hits* hits) noexcept nogil
 cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -1
 cdef int int_index_build(IntIndex* index, Heap* heap, dict points, list ranges, list always) except -1
-cdef void bytes_index_free(BytesIndex* index, Heap* heap) noexcept
-cdef void int_index_free(IntIndex* index, Heap* heap) noexcept
+cdef void bytes_index_free(BytesIndex* index, Heap* heap) noexcept nogil
+cdef void int_index_free(IntIndex* index, Heap* heap) noexcept nogil
 cdef int hits_init(Hits* hits, Heap* heap, uint32_t predicates, object random_words) except -1
-cdef void hits_free(Hits* hits, Heap* heap) noexcept
+cdef void hits_free(Hits* hits, Heap* heap) noexcept nogil
+cpdef int drop(object items) except -1

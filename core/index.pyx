@@ -131,7 +131,7 @@ cdef int hits_init(Hits* hits, Heap* heap, uint32_t predicates, object random_wo
     return 0
 
 
-cdef void hits_free(Hits* hits, Heap* heap) noexcept:
+cdef void hits_free(Hits* hits, Heap* heap) noexcept nogil:
     heap_del(heap, hits.found, (hits.predicates + 1) * sizeof(uint32_t))
     heap_del(heap, hits.mark, (hits.predicates + 1) * sizeof(uint32_t))
     heap_del(heap, hits.key, (hits.predicates + 1) * sizeof(uint64_t))
@@ -166,11 +166,19 @@ cdef int _pack_lists(uint32_t** target, uint32_t* size, Heap* heap, list lists,
     return 0
 
 
-cdef int _drop(list items) except -1:
-    """Free what a long list holds, a part at a time: at once it would hold up the other threads."""
+cpdef int drop(object items) except -1:
+    """Free what a list or dict holds, a part at a time: at once it would hold up other threads."""
+    cdef uint32_t count = 0
+    if isinstance(items, list):
+        while items:
+            del (<list>items)[max(0, len(<list>items) - 256):]
+            let_others_run()
+        return 0
     while items:
-        del items[-4096:]
-        let_others_run()
+        (<dict>items).popitem()
+        count += 1
+        if count % 256 == 0:
+            let_others_run()
     return 0
 
 
@@ -231,11 +239,11 @@ cdef int _trie_build(Trie* trie, Heap* heap, list lists, dict prefix, dict exact
             trie.prefix[node] = _append(lists, end.get("prefix", ()))
             trie.exact[node] = _append(lists, end.get("exact", ()))
             trie.component[node] = _append(lists, end.get("component", ()))
-    _drop(ends)
+    drop(ends)
     return 0
 
 
-cdef void _trie_free(Trie* trie, Heap* heap) noexcept:
+cdef void _trie_free(Trie* trie, Heap* heap) noexcept nogil:
     if trie.nodes == 0:
         return
     heap_del(heap, trie.edges, (trie.edge_mask + 1) * sizeof(Edge))
@@ -310,12 +318,12 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
             if automaton.output[child].count or automaton.shorter[child]:
                 automaton.next[<size_t>state * width + class_] |= OUTPUT
             order.append(child)
-    _drop(children)
-    _drop(output)
+    drop(children)
+    drop(output)
     return 0
 
 
-cdef void _automaton_free(Automaton* automaton, Heap* heap) noexcept:
+cdef void _automaton_free(Automaton* automaton, Heap* heap) noexcept nogil:
     if automaton.states == 0:
         return
     heap_del(heap, automaton.next,
@@ -361,7 +369,7 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
     return 0
 
 
-cdef void bytes_index_free(BytesIndex* index, Heap* heap) noexcept:
+cdef void bytes_index_free(BytesIndex* index, Heap* heap) noexcept nogil:
     _trie_free(&index.forward, heap)
     _trie_free(&index.backward, heap)
     _trie_free(&index.nets, heap)
@@ -435,7 +443,7 @@ cdef int int_index_build(IntIndex* index, Heap* heap, dict points, list ranges, 
     return 0
 
 
-cdef void int_index_free(IntIndex* index, Heap* heap) noexcept:
+cdef void int_index_free(IntIndex* index, Heap* heap) noexcept nogil:
     if not index.in_use:
         return
     heap_del(heap, index.bounds, index.count * sizeof(int64_t) if index.count else 1)

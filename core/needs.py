@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from vedette.core import layout
@@ -32,11 +32,9 @@ def asked(plan: Plan) -> dict[str, frozenset[int]]:
     }
 
 
-def needed(plan: Plan, enabled: Sequence[bool]) -> frozenset[str]:
-    """Return the event types to capture for compiled rules; enabled: by rule."""
-    names = any(p.field.name in NAMES_OF_ADDRESSES for p in plan.predicates)
-    return (
-        BASE
-        | ({"dns"} if names else frozenset())
-        | {name for name, rules in asked(plan).items() if any(enabled[rule] for rule in rules)}
-    )
+def needed(types: Iterable[int], names: bool) -> frozenset[str]:
+    """Return the event types to capture for rules that can match these.
+
+    names: whether a rule asks for the name of an address
+    """
+    return BASE | ({"dns"} if names else frozenset()) | {_NAMES[number] for number in types}

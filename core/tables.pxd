@@ -274,10 +274,13 @@ cdef class RuleTables:
     cdef Tables t
     cdef Heap own_heap
     cdef list patterns          # by bytes index: (RE2 set, (predicate, regex) by place) or None
-    cdef readonly object plan
+    cdef readonly object plan   # compile.Plan, where it is kept; else None
+    cdef tuple index_names      # those of bytes, then those of ints
+    cdef readonly bint asks_names   # a rule asks for the name of an address
+    cdef bint uses_vectors      # a rule asks about a process
     cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate
-    cdef object view            # (record, process) -> fields.EventView
+    cdef object view            # (record, process, names of addresses) -> fields.EventView
     cdef dict names             # user names by number, and group names by ~number
     cdef bint first_settled     # of the settled rules only the first is reported
     cdef readonly uint64_t refuted
@@ -295,11 +298,13 @@ cdef class RuleTables:
     cdef uint32_t _own_row(self, ProcTable* table, uint32_t slot, bint* is_kept) noexcept nogil
     cdef uint32_t _leader_row(self, ProcTable* table, uint32_t slot, bint of_session, bint* is_kept) noexcept nogil
     cdef int _pack_code(self, plan) except -1
-    cdef void _free(self) noexcept
+    cdef void _free(self) noexcept nogil
+    cdef void _free_part(self, Part* part) noexcept nogil
+    cdef bint _has_rule(self, const Part* part) noexcept nogil
     cdef void _new_epoch(self) noexcept nogil
     cdef void _new_verdicts(self) noexcept nogil
     cdef int _pack_computed(self, plan) except -1
-    cdef void _free_computed(self) noexcept
+    cdef void _free_computed(self) noexcept nogil
     cdef void _match_patterns(self, int index, const uint8_t* value, size_t size, Hits* hits) noexcept with gil
     cdef void _match_to(self, int index, const uint8_t* value, size_t size, Hits* hits) noexcept nogil
     cdef void _match_int_to(self, int index, int64_t value, Hits* hits) noexcept nogil
@@ -354,6 +359,5 @@ cdef class RuleTables:
     cdef bint _run(self, uint32_t at) noexcept nogil
     cdef int _pack_process(self, TypeCode* code, plan, dict shared) except -1
     cdef int _pack_part(self, Part* target, plan) except -1
-    cdef void _free_part(self, Part* part) noexcept
     cdef tuple matched(self, uint32_t row)
     cdef tuple confirm(self, tuple rules, bytes record, process)

@@ -8,7 +8,7 @@ from vedette.core.cache cimport (CACHE_WAYS, Cache, cache_clear, cache_free, cac
                                  cache_look, cache_prefetch_set, cache_prefetch_small, cache_put)
 from vedette.core.event cimport *
 from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
-                                 bytes_match, hits_add, hits_begin, hits_free, hits_init,
+                                 bytes_match, drop, hits_add, hits_begin, hits_free, hits_init,
                                  int_index_build, int_index_free, int_match,
                                  let_others_run)
 from vedette.core.mem cimport Heap, heap_del, heap_new
@@ -24,6 +24,7 @@ from vedette.core import compile as plans
 from vedette.core import patterns
 from vedette.core.cgroups import NOWHERE, placement
 from vedette.core.fields import CAPABILITIES, EventView
+from vedette.core.needs import NAMES_OF_ADDRESSES
 from vedette.core.records import decode
 from vedette.core.twin import evaluate
 
@@ -408,7 +409,7 @@ cdef int _space_init(SetSpace* space, Heap* heap, uint32_t members, uint64_t byt
     return 0
 
 
-cdef void _space_free(SetSpace* space, Heap* heap) noexcept:
+cdef void _space_free(SetSpace* space, Heap* heap) noexcept nogil:
     hits_free(&space.hits, heap)
     heap_del(heap, space.rows, space.rows_size * sizeof(SetRow))
     heap_del(heap, space.items, <size_t>space.items_size * sizeof(uint32_t))
@@ -475,7 +476,7 @@ cdef int _class_cache_init(ClassCache* cache, Heap* heap, uint64_t bytes_max) ex
     return 0
 
 
-cdef void _class_cache_free(ClassCache* cache, Heap* heap) noexcept:
+cdef void _class_cache_free(ClassCache* cache, Heap* heap) noexcept nogil:
     cdef int i
     for i in range(3):
         if cache.tier[i].sets != NULL:
@@ -1132,7 +1133,7 @@ cdef uint32_t* _words(Heap* heap, list values) except NULL:
     return target
 
 
-cdef void _words_del(Heap* heap, uint32_t* block, size_t count) noexcept:
+cdef void _words_del(Heap* heap, uint32_t* block, size_t count) noexcept nogil:
     heap_del(heap, block, count * sizeof(uint32_t) if count else 1)
 
 
@@ -1144,25 +1145,29 @@ cdef class RuleTables:
     enabled     by rule: whether it is switched on
     bounds      limits.table_bytes
     seed        at least 16 random bytes: the secret of the hashes
+    keep_plan   keep the plan (compile.Plan), for who wants to know what the rules compiled to
 
     Raises compile.UnsupportedRule, MemoryError.
     """
 
     def __cinit__(self, conditions, enabled, *, users, groups, hostname, dict bounds,
-                  bint first_only, bytes seed, int64_t boot_to_wall_ns=0):
+                  bint first_only, bytes seed, int64_t boot_to_wall_ns=0, bint keep_plan=False):
         cdef Tables* t = &self.t
         cdef uint32_t i
         memset(t, 0, sizeof(Tables))
         memset(&self.own_heap, 0, sizeof(Heap))
         t.heap = &self.own_heap
         plan = plans.compile_rules(conditions, users=users, groups=groups, hostname=hostname)
-        self.plan = plan
+        self.plan = plan if keep_plan else None
+        self.index_names = (*plan.bytes, *plan.ints)
+        self.asks_names = any([p.field.name in NAMES_OF_ADDRESSES for p in plan.predicates])
         self.conditions = tuple(conditions)
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
         self.in_python = {rule: conditions[rule] for rule in plan.in_python}
-        self.view = lambda record, process: EventView(
-            decode(record), process, users, groups, hostname, boot_to_wall_ns, self.names_of_addresses)
+        # Not of self: in a circle it would be freed by a collection, or never (gc.freeze).
+        self.view = lambda record, process, names: EventView(
+            decode(record), process, users, groups, hostname, boot_to_wall_ns, names)
         # Which is the first is known only once what is late is settled.
         t.first_only = first_only and not plan.settled and not plan.in_python
         self.first_settled = first_only and not t.first_only
@@ -1227,6 +1232,8 @@ cdef class RuleTables:
         # It touches all memory for the first time.
         with nogil:
             self._new_epoch()
+        if not keep_plan:
+            _dismantle(plan)
 
     cdef int _pack_computed(self, plan) except -1:
         cdef Tables* t = &self.t
@@ -1313,7 +1320,7 @@ cdef class RuleTables:
             t.leaf_bytes = <uint8_t*>_alloc(t.heap, <size_t>t.leaf_count * SCRATCH_BYTES)
         return 0
 
-    cdef void _free_computed(self) noexcept:
+    cdef void _free_computed(self) noexcept nogil:
         cdef Tables* t = &self.t
         cdef Leaf* leaf
         cdef uint32_t i
@@ -1355,6 +1362,7 @@ cdef class RuleTables:
             code = &t.types[<int>number]
             code.in_use = True
             code.vector = type_plan.vector
+            self.uses_vectors |= code.vector
             for word in type_plan.words:
                 code.words |= <uint32_t>1 << <uint32_t>plans.WORDS.index(word)
             self._pack_process(code, type_plan.process, shared)
@@ -1421,9 +1429,10 @@ cdef class RuleTables:
         return 0
 
     def __dealloc__(self):
-        self._free()
+        with nogil:
+            self._free()
 
-    cdef void _free(self) noexcept:
+    cdef void _free(self) noexcept nogil:
         cdef Tables* t = &self.t
         cdef Heap* heap = t.heap
         cdef TypeCode* code
@@ -1489,7 +1498,7 @@ cdef class RuleTables:
         heap_del(heap, t.code, t.code_count * sizeof(Node) if t.code_count else 1)
         memset(t, 0, sizeof(Tables))
 
-    cdef void _free_part(self, Part* part) noexcept:
+    cdef void _free_part(self, Part* part) noexcept nogil:
         cdef Tables* t = &self.t
         _words_del(t.heap, part.cover_start, t.predicates + 1)
         _words_del(t.heap, part.cover_rules, part.cover_count)
@@ -1498,9 +1507,45 @@ cdef class RuleTables:
         _words_del(t.heap, part.starts, t.rules)
 
     def close(self):
-        """Free the tables; return the bytes that are still allocated (0 unless memory leaks)."""
-        self._free()
+        """Free the tables; return the bytes that are still allocated (0 unless memory leaks).
+
+        Other threads run meanwhile: the memory is given back without the GIL, the conditions of
+        the rules a part at a time.
+        """
+        cdef list conditions = list(self.conditions)
+        with nogil:
+            self._free()
+        self.plan = None
+        self.patterns = []
+        self.in_python = {}
+        self.conditions = ()
+        drop(conditions)
         return self.own_heap.bytes
+
+    def event_types(self):
+        """The numbers of the event types that a rule which is switched on can match."""
+        cdef TypeCode* code
+        cdef int i
+        cdef list found = []
+        for i in range(VEDETTE_TYPE_COUNT):
+            code = &self.t.types[i]
+            if code.in_use and (self._has_rule(&code.process.part)
+                                or (code.has_event and self._has_rule(&code.event))):
+                found.append(i)
+        return found
+
+    cdef bint _has_rule(self, const Part* part) noexcept nogil:
+        cdef uint32_t i
+        for i in range(part.cover_count):
+            if not self.t.is_off[part.cover_rules[i]]:
+                return True
+        for i in range(part.residual_count):
+            if not self.t.is_off[part.residual[i]]:
+                return True
+        for i in range(part.always_count):
+            if not self.t.is_off[part.always[i]]:
+                return True
+        return False
 
     cdef void _new_epoch(self) noexcept nogil:
         """Forget every row and what was derived from rows. Verdicts stay what they were."""
@@ -3089,7 +3134,7 @@ cdef class RuleTables:
             condition = self.in_python.get(rule)
             if condition is not None:
                 if view is None:
-                    view = self.view(record, process)
+                    view = self.view(record, process, self.names_of_addresses)
                 if not evaluate(condition, view):
                     self.refuted += 1
                     continue
@@ -3099,7 +3144,10 @@ cdef class RuleTables:
         return tuple(kept)
 
     def classes(self):
-        """By index: how many classes the constants in it make, that of all other values included."""
+        """By index: how many classes the constants in it make, that of all other values included.
+
+        It needs the plan: keep_plan.
+        """
         cdef Hits* hits = &self.t.classes.hits
         cdef dict found = {}
         cdef bytes literal
@@ -3135,7 +3183,7 @@ cdef class RuleTables:
         """By index (Plan.bytes and ints): how often it was asked, and for how many ns in all."""
         cdef dict found = {}
         cdef uint32_t i
-        for i, name in enumerate((*self.plan.bytes, *self.plan.ints)):
+        for i, name in enumerate(self.index_names):
             found[name] = (self.t.index_calls[i], self.t.index_ns[i])
         return found
 
@@ -3208,6 +3256,23 @@ cdef int _cache_stats(dict found, str name, const Cache* cache, int tiers) excep
 cdef inline size_t _text_size(const uint8_t* text, size_t size) noexcept nogil:
     cdef const uint8_t* end = <const uint8_t*>memchr(text, 0, size)
     return size if end == NULL else <size_t>(end - text)
+
+
+cdef int _dismantle(plan) except -1:
+    """Free a plan's tables, a part at a time; patterns stay (_pattern_set)."""
+    for table in (plan.code, plan.predicates, plan.roles):
+        drop(table)
+    for by_index in (plan.literals, plan.points, plan.ranges, plan.always):
+        for table in by_index.values():
+            drop(table)
+    for type_plan in plan.types.values():
+        for table in (type_plan.rest, type_plan.whole, type_plan.late):
+            drop(table)
+        for part in (type_plan.process, type_plan.event, type_plan.gate):
+            if part is not None:
+                for table in (part.starts, part.cover, part.residual, part.always):
+                    drop(table)
+    return 0
 
 
 def _pattern_set(list entries):

@@ -74,6 +74,7 @@ def test_stages_add_up_and_a_reload_is_beside_the_feed() -> None:
     found = stalls_ms(made, rules(20), rules(500))
     assert found["batches"] > 5, "the feed went on while rules were compiled"
     assert 0 < found["held_ms_max"] <= 1000 * found["compile_cpu_s"]
+    assert 0 <= found["release_held_ms_max"] <= 1000 * found["release_s"]
 
 
 def test_memory_at_default_limits_is_within_its_bound() -> None:

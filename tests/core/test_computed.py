@@ -104,7 +104,7 @@ WHEN = [
 @pytest.mark.parametrize(("text", "when"), WHEN)
 def test_python_is_asked_for_patterns_out_of_fields_alone(text: str, when: str) -> None:
     engine = Engine([rule(f"evt.type = openat and ({text})")], on_match=lambda *match: None)
-    plan = engine.compile([rule(f"evt.type = openat and ({text})")]).plan
+    plan = engine.compile([rule(f"evt.type = openat and ({text})")], keep_plan=True).plan
     assert bool(plan.in_python) == (when == "python")
     assert bool(plan.settled) == (when == "late")
     machine = Machine([rule(f"evt.type = openat and ({text})", "found")])
@@ -117,7 +117,8 @@ def test_one_value_is_computed_once_however_many_rules_ask() -> None:
     texts = [f"evt.type = openat and tolower(fd.name) = /etc/{n}" for n in range(200)]
     texts += [f"evt.type = openat and tolower(fd.name) startswith /opt/{n}/" for n in range(200)]
     engine = Engine([rule(text, text) for text in texts], on_match=lambda *match: None)
-    compiled = engine.compile([rule(text, text) for text in texts])
+    compiled = engine.compile([rule(text, text) for text in texts], keep_plan=True)
+    assert compiled.plan is not None
     assert len(compiled.plan.computed) == 1
     compiled.profile()
     engine.swap(compiled)
@@ -138,7 +139,7 @@ def test_many_names_that_no_ancestor_is_to_have_cost_a_look_up() -> None:
     rules = [rule(f"evt.type = openat and proc.aname != {name}", name) for name in names]
     matched: list[tuple[int, ...]] = []
     engine = Engine(rules, on_match=lambda record, indices, acting: matched.append(indices))
-    plan = engine.compile(rules).plan
+    plan = engine.compile(rules, keep_plan=True).plan
     assert {kind for kind, _, _ in plan.literals["comm"]} == {"exact", "always"}
     engine.add_process(Process(pid=5, comm=b"name7"))
     engine.add_process(Process(pid=6, ppid=5, comm=b"cat"))
@@ -151,7 +152,8 @@ def test_many_names_that_no_ancestor_is_to_have_cost_a_look_up() -> None:
 def test_values_beyond_any_bound_are_left_to_python() -> None:
     many = ", ".join(["fd.name"] * 70)
     text = f"concat({many}, proc.name) endswith /etc/passwdcat"
-    (plan,) = [Engine([rule(text)], on_match=lambda *m: None).compile([rule(text)]).plan]
+    engine = Engine([rule(text)], on_match=lambda *m: None)
+    plan = engine.compile([rule(text)], keep_plan=True).plan
     assert plan.in_python == {0}
     machine = Machine([rule(text)])
     assert machine.open(b"/etc/passwd") == {"rule"}

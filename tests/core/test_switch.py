@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine, Process, RuleSwitch
 from vedette.core.expr import FieldRef, Or, Predicate
 from vedette.core.limits import TABLES, table_bytes
+from vedette.core.needs import BASE
+from vedette.core.records import build
 from vedette.core.rules import Rule
 from vedette.core.twin import Process as TwinProcess
 from vedette.core.twin import Twin
@@ -132,3 +135,107 @@ def test_each_table_keeps_to_its_own_bound() -> None:
         Engine([], own_table_bytes={"paths": 1}, **options)
     with pytest.raises(ValueError, match="at least 0"):
         Engine([], own_table_bytes={"path": -1}, **options)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    made=st.lists(
+        s.rule_lists(s.conditions() | s.conditions(s.predicates(full=True)), max_size=4),
+        min_size=2,
+        max_size=3,
+    ),
+    processes=st.lists(s.process_values(), min_size=1, max_size=4),
+    turns=st.lists(st.tuples(st.integers(0, 2), s.streams(max_size=6)), max_size=5),
+    class_bytes_max=st.sampled_from([0, 4096, 1 << 20]),
+)
+def test_vectors_that_carry_over_are_those_of_the_twin(
+    made: list[list[Rule]],
+    processes: list[dict[str, Any]],
+    turns: list[tuple[int, bytes]],
+    class_bytes_max: int,
+) -> None:
+    found: list[list[Any]] = []
+    for make, process in ((Twin, TwinProcess), (Engine, Process)):
+        matches: list[Any] = []
+        side: Any = make(
+            made[0],
+            on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
+            users=s.USERS,
+            groups=s.GROUPS,
+            hostname=s.HOSTNAME,
+            class_bytes_max=class_bytes_max,
+        )
+        for values in processes:
+            side.add_process(process(**values))
+        for number, stream in turns:
+            side.swap_rules(made[number % len(made)])
+            side.feed(b"")
+            side.feed(stream)
+        found.append(matches)
+    assert found[0] == found[1]
+
+
+def test_vectors_are_made_again_a_few_at_a_time_and_none_is_missed_when_processes_act() -> None:
+    stream = workload("mixed", 100)
+    engine = Engine(rules(50), on_match=lambda *match: None)
+    for process in stream.processes:
+        engine.add_process(process)
+    opens = b"".join(
+        build("openat", pid=process.pid, path=b"/etc/hosts", uid=process.uid, gid=process.gid,
+              cgroup_id=process.cgroup_id)
+        for process in stream.processes
+    )  # fmt: skip
+    engine.feed(opens)
+    tables = engine.compile(rules(200))
+    tables.profile()
+    old = engine.swap(tables)
+    assert old is not None
+    count = len(stream.processes)
+    carried = []
+    while not carried or carried[-1] < count:
+        engine.feed(b"")
+        carried.append(engine.stats()["vectors_carried"])
+        assert len(carried) < count
+    assert carried[0] == 128
+    assert all(later - earlier <= 128 for earlier, later in pairwise(carried))
+    before = engine.stats()
+    asked = tables.slow_paths()["comm"]
+    assert before["vector_misses"] > 0
+    engine.feed(opens)
+    after = engine.stats()
+    for name in ("vector_misses", "vectors_misses", "lineages_misses"):
+        assert after[name] == before[name], name
+    assert tables.slow_paths()["comm"] == asked
+    assert after["vectors_carried"] == count
+    assert old.close() == 0
+
+
+def test_tables_that_were_replaced_are_handed_back_and_closed_ones_refused() -> None:
+    engine = Engine(rules(20), on_match=lambda *match: None)
+    before = engine.prepare(rules(20))
+    assert isinstance(before, RuleSwitch)
+    assert engine.swap(before) is None
+    old = engine.swap(engine.compile(rules(30)))
+    assert old is before.tables
+    assert old.plan is None
+    assert old.close() == 0
+    assert old.conditions == ()
+    for closed in (before, old):
+        with pytest.raises(ValueError, match="closed"):
+            engine.swap(closed)
+    assert engine.stats()["rules"] == 30
+    assert engine.close() == 0
+
+
+def test_what_is_captured_follows_the_rules_that_are_on() -> None:
+    made = [
+        Rule("opens", parse_condition("evt.type = openat and fd.name = /etc/shadow"), "", 4),
+        Rule("names", parse_condition("evt.type = connect and fd.sip.name = example.org"), "", 4),
+        Rule("root", parse_condition("evt.type = mount and user.uid = 0"), "", 4),
+    ]
+    engine = Engine(made, on_match=lambda *match: None)
+    assert engine.needs() - BASE == {"dns", "openat", "connect", "mount"}
+    engine.swap_rules(switched(made, [True, True, False]))
+    assert engine.needs() - BASE == {"dns", "openat", "connect"}
+    engine.swap_rules(made[:1])
+    assert engine.needs() - BASE == {"openat"}
