@@ -267,7 +267,12 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
     cdef bytes literal
     if not literals:
         return 0
-    alphabet = sorted({byte for literal in literals for byte in literal})
+    seen = set()
+    for count, literal in enumerate(literals):
+        if count % 256 == 0:
+            let_others_run()
+        seen.update(literal)
+    alphabet = sorted(seen)
     automaton.classes = <uint32_t>len(alphabet) + 1
     for class_, byte in enumerate(alphabet):
         automaton.class_of[byte] = class_ + 1
@@ -301,8 +306,8 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
     # Breadth first: a state's row is its failure state's row with its own edges laid over it.
     fail = [0] * len(children)
     order = [0]
-    for state in order:
-        if state % 1024 == 0:
+    for count, state in enumerate(order):
+        if count % 256 == 0:
             let_others_run()
         if state:
             for class_ in range(width):
@@ -343,7 +348,7 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
     if not entries:
         return 0
     for count, (kind, literal, predicate) in enumerate(entries):
-        if count % 2048 == 0:
+        if count % 512 == 0:
             let_others_run()
         if kind == "always" or (kind in ("inside", "inside_folded") and not literal):
             always.append(predicate)
@@ -355,14 +360,18 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
     index.always = _append(lists, always)
     _trie_build(&index.forward, heap, lists, tables["prefix"], tables["exact"],
                 tables["component"], &index.bytes)
-    _trie_build(&index.backward, heap, lists,
-                {literal[::-1]: found for literal, found in tables["suffix"].items()}, {}, {},
-                &index.bytes)
+    backward = {}
+    for count, (literal, found) in enumerate(tables["suffix"].items()):
+        if count % 512 == 0:
+            let_others_run()
+        backward[literal[::-1]] = found
+    _trie_build(&index.backward, heap, lists, backward, {}, {}, &index.bytes)
     _trie_build(&index.nets, heap, lists, tables["net"], {}, {}, &index.bytes)
     _automaton_build(&index.inside, heap, lists, tables["inside"], False, &index.bytes)
-    let_others_run()
     folded = {}
-    for literal, found in tables["inside_folded"].items():
+    for count, (literal, found) in enumerate(tables["inside_folded"].items()):
+        if count % 512 == 0:
+            let_others_run()
         folded.setdefault(literal.lower(), []).extend(found)
     _automaton_build(&index.inside_folded, heap, lists, folded, True, &index.bytes)
     _pack_lists(&index.lists, &index.lists_size, heap, lists, &index.bytes)
@@ -403,7 +412,9 @@ cdef int int_index_build(IntIndex* index, Heap* heap, dict points, list ranges, 
             values.add(low)
         if high is not None:
             values.add(high)
+    let_others_run()
     bounds = sorted(values)
+    let_others_run()
     index.in_use = True
     index.count = <uint32_t>len(bounds)
     index.leaves = 1
@@ -437,7 +448,9 @@ cdef int int_index_build(IntIndex* index, Heap* heap, dict points, list ranges, 
     index.nodes = <Slice*>_new(heap, 2 * index.leaves * sizeof(Slice), &index.bytes)
     for i in range(index.count):
         index.bounds[i] = bounds[i]
-    for node, predicates in nodes.items():
+    for count, (node, predicates) in enumerate(nodes.items()):
+        if count % 1024 == 0:
+            let_others_run()
         index.nodes[<uint32_t>node] = _append(lists, predicates)
     _pack_lists(&index.lists, &index.lists_size, heap, lists, &index.bytes)
     return 0

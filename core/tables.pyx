@@ -1198,6 +1198,7 @@ cdef class RuleTables:
         t.roles = <uint8_t*>_alloc(t.heap, t.predicates)
         for i in range(t.predicates):
             t.roles[i] = plan.roles[i]
+        let_others_run()
         t.ip_roles = plan.end_roles.get("ip", 0)
         t.port_roles = plan.end_roles.get("port", 0)
         t.ancestor_count = <uint32_t>len(plan.ancestors)
@@ -1399,6 +1400,7 @@ cdef class RuleTables:
         cdef Tables* t = &self.t
         cdef ProcessPart* made
         meaning = (frozenset(plan.starts.items()), tuple(plan.always))
+        let_others_run()
         if meaning not in shared:
             shared[meaning] = t.processes_count
             made = &t.processes[t.processes_count]
@@ -1415,6 +1417,8 @@ cdef class RuleTables:
         cdef list rules = []
         cdef uint32_t predicate
         for predicate in range(t.predicates):
+            if predicate % 1024 == 0:
+                let_others_run()
             starts.append(len(rules))
             rules.extend(plan.cover.get(predicate, ()))
         starts.append(len(rules))
@@ -3286,7 +3290,9 @@ def _pattern_set(list entries):
     # RE2 shares this among the program and the states it makes; too little and it refuses the set.
     options.max_mem = min(1 << 30, (8 << 20) + (len(entries) << 16))
     found = re2.Set.FullMatchSet(options)
-    for _, regex in entries:
+    for place, (_, regex) in enumerate(entries):
+        if place % 32 == 0:
+            let_others_run()
         found.Add(regex)
     # One that always matches: without it no match and a failure of RE2 would look the same.
     found.Add(b".*")
