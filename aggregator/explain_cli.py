@@ -103,15 +103,17 @@ def _show_cost(found: Cost, limit: int) -> None:
         f"{found.slow_share:.1%} took a slow path; {found.class_sets} classes of values, "
         f"{found.settled} events settled one by one"
     )
-    table = Table(title="Fields: values that were not known from before")
-    for name in ("index", "predicates", "asked", "of events", "us"):
+    table = Table(title="Fields: classes looked up, found, or made by asking the index")
+    for name in ("index", "predicates", "looked up", "found", "slow", "asked", "us"):
         table.add_column(name, justify="left" if name == "index" else "right")
     for item in found.fields:
         table.add_row(
             item.index,
             str(item.predicates),
+            str(item.looked_up),
+            str(item.found),
+            f"{item.slow_share:.1%}",
             str(item.asked),
-            f"{item.asked_share:.1%}",
             f"{item.ns / 1000:.0f}",
         )
     console.print(table)

@@ -178,7 +178,7 @@ for _letter, _role in (("l", LOCAL), ("r", REMOTE), ("c", CLIENT), ("s", SERVER)
     PLACES[f"fd.{_letter}port"] = ("port", _role)
 
 # The part of an event's key (core/tables.pyx) that an index's class goes into, by event source.
-_WORD_OF_INDEX: Final[dict[str, str]] = {
+WORD_OF_INDEX: Final[dict[str, str]] = {
     "result": "result", "fd": "fd", "kind": "kind", "openbits": "open", "flags": "open",
     "name": "path", "directory": "path", "filename": "path",
     "nameraw": "raw", "argpath": "raw", "argfilename": "raw",
@@ -188,7 +188,7 @@ _WORD_OF_INDEX: Final[dict[str, str]] = {
     "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
 }  # fmt: skip
 for _name in calls.DESCRIPTIONS:
-    _WORD_OF_INDEX.setdefault(_name, "call")
+    WORD_OF_INDEX.setdefault(_name, "call")
 WORDS: Final = ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call")
 _CALLS: Final = frozenset(layout.TYPES[name] for name in layout.CALLS)
 # Of a call, all that is not in one of these is in one word.
@@ -662,7 +662,7 @@ class _Compiler:
         self.plan.roles.append(role)
         if index in ("ip", "port"):
             self.plan.end_roles[index] = self.plan.end_roles.get(index, 0) | role
-        self.word.append(_WORD_OF_INDEX.get(index))
+        self.word.append(WORD_OF_INDEX.get(index))
         if index in INTS:
             self.costs.append(self.place_int(index, ref.name, predicate, number))
         else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vedette.core.capturefile import Answer, Batch, CaptureReader, Loss, Snapshot
+from vedette.core.capturefile import Answer, Batch, CaptureReader, Header, Loss, Snapshot
 from vedette.core.engine import Engine, Process
 from vedette.core.rules import Rule
 
@@ -18,13 +18,19 @@ class FieldCost(msgspec.Struct, frozen=True, kw_only=True):
 
     index        its name (core/compile.py, BYTES and INTS)
     predicates   how many it holds
-    asked        how often a value went through it; other values were known from before
+    looked_up    events that looked up the class of its value, a missing one's too
+    found        of these, events whose class was known; for the others the index was asked
+    slow_share   the others' share
+    asked        how often a value went through it: for ancestors, too, and each end of a socket
     asked_share  of all events
     ns           nanoseconds that this took in all
     """
 
     index: str
     predicates: int
+    looked_up: int
+    found: int
+    slow_share: float
     asked: int
     asked_share: float
     ns: int
@@ -66,51 +72,65 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
 
 
-def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
-    """Judge a capture and say what that cost. The measuring itself adds some 50 ns a slow path.
+class _Pass:
+    """An engine that judges a capture."""
 
-    Raises CaptureFileError where the file is damaged, compile.UnsupportedRule.
-    """
-    matches: Counter[int] = Counter()
-    answers: deque[Answer] = deque()
-    header = reader.header
+    def __init__(self, header: Header, rules: Sequence[Rule], *, profile: bool) -> None:
+        self.matches: Counter[int] = Counter()
+        self._answers: deque[Answer] = deque()
+        self.ns = 0
+        self.engine = Engine(
+            (),
+            on_match=lambda record, indices, acting: self.matches.update(indices),
+            lookup=self._lookup,
+            users=header.users,
+            groups=header.groups,
+            hostname=header.hostname.encode(errors="surrogateescape"),
+            boot_to_wall_ns=header.boot_to_wall_ns,
+            processes_max=header.processes_max,
+            rule_matching=header.rule_matching,
+        )
+        self.tables = self.engine.compile(rules, keep_plan=profile)
+        if profile:
+            self.tables.profile()
+        self.engine.swap(self.tables)
 
-    def lookup(pid: int) -> Process | None:
-        if answers and answers[0][0] == pid:
-            return answers.popleft()[1]
+    def _lookup(self, pid: int) -> Process | None:
+        if self._answers and self._answers[0][0] == pid:
+            return self._answers.popleft()[1]
         return None
 
-    engine = Engine(
-        (),
-        on_match=lambda record, indices, acting: matches.update(indices),
-        lookup=lookup,
-        users=header.users,
-        groups=header.groups,
-        hostname=header.hostname.encode(errors="surrogateescape"),
-        boot_to_wall_ns=header.boot_to_wall_ns,
-        processes_max=header.processes_max,
-        rule_matching=header.rule_matching,
-    )
-    tables = engine.compile(rules, keep_plan=True)
-    tables.profile()
-    engine.swap(tables)
-    spent_ns = 0
+    def feed(self, batch: Batch) -> None:
+        self._answers.clear()
+        self._answers.extend(batch.answers)
+        start = time.perf_counter_ns()
+        self.engine.feed(batch.records)
+        self.ns += time.perf_counter_ns() - start
+
+
+def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
+    """Judge a capture and say what that cost.
+
+    It is judged twice: once as the agent does it, for the time of the whole pass, and once with
+    records taken one by one and measured, which adds some 50 ns to each slow path.
+    Raises CaptureFileError where the file is damaged, compile.UnsupportedRule.
+    """
+    whole = _Pass(reader.header, rules, profile=False)
+    measured = _Pass(reader.header, rules, profile=True)
     complete = False
     for block in reader:
-        if isinstance(block, Batch):
-            answers.clear()
-            answers.extend(block.answers)
-            start = time.perf_counter_ns()
-            engine.feed(block.records)
-            spent_ns += time.perf_counter_ns() - start
-        elif isinstance(block, Snapshot):
-            for process in block.processes:
-                engine.add_process(process)
-        elif isinstance(block, Loss):
-            engine.note_loss()
-        else:
-            complete = True
-    stats = engine.stats()
+        for one in (whole, measured):
+            if isinstance(block, Batch):
+                one.feed(block)
+            elif isinstance(block, Snapshot):
+                for process in block.processes:
+                    one.engine.add_process(process)
+            elif isinstance(block, Loss):
+                one.engine.note_loss()
+            else:
+                complete = True
+    stats = measured.engine.stats()
+    tables = measured.tables
     events = stats["records"]
     assert tables.plan is not None
     filed: Counter[str] = Counter()
@@ -122,10 +142,14 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
         numbers = {predicate for found in points.values() for predicate in found}
         numbers.update(predicate for _, _, predicate in tables.plan.ranges.get(index, ()))
         filed[index] += len(numbers | set(tables.plan.always.get(index, ())))
+    looks = tables.looks()
     found_fields = tuple(
         FieldCost(
             index=index,
             predicates=filed[index],
+            looked_up=looks[index][0],
+            found=looks[index][0] - looks[index][1],
+            slow_share=looks[index][1] / looks[index][0] if looks[index][0] else 0.0,
             asked=asked,
             asked_share=asked / events if events else 0.0,
             ns=ns,
@@ -134,13 +158,13 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
         if filed[index]
     )
     found_rules = tuple(
-        RuleCost(rule=rule.name, matches=matches[number], runs=runs, ns=ns)
+        RuleCost(rule=rule.name, matches=measured.matches[number], runs=runs, ns=ns)
         for number, (rule, (runs, ns)) in enumerate(zip(rules, tables.rule_runs(), strict=True))
     )
     return Cost(
         events=events,
-        ns=spent_ns,
-        ns_per_event=spent_ns / events if events else 0.0,
+        ns=whole.ns,
+        ns_per_event=whole.ns / events if events else 0.0,
         slow_share=stats["class_misses"] / events if events else 0.0,
         class_sets=stats["class_rows"],
         verdict_sets=stats["verdict_rows"],

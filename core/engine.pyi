@@ -100,7 +100,9 @@ class RuleTables:
     def classes(self) -> dict[str, int]:
         """Return by index how many classes the constants in it make. The plan must be kept."""
     def profile(self) -> None:
-        """Begin to measure the slow paths; from then on they are a little slower."""
+        """Begin to measure the slow paths; from then on records are taken one by one, not ahead."""
+    def looks(self) -> dict[str, tuple[int, int]]:
+        """Return by index how many events wanted the class of its value, and how many slowly."""
     def slow_paths(self) -> dict[str, tuple[int, int]]:
         """Return by index how often it was asked, and for how many ns in all."""
     def rule_runs(self) -> list[tuple[int, int]]:

@@ -942,6 +942,7 @@ cdef class Engine:
         cdef uint32_t count
         cdef uint32_t done
         cdef bint stopped = False
+        cdef uint32_t ahead_max = 1 if self.tables.t.profile else AHEAD
         cdef Ahead ahead[AHEAD]
         self._check_open()
         self._check_idle()
@@ -952,7 +953,7 @@ cdef class Engine:
                     self._carry()
                 while at < size and not stopped:
                     count = 0
-                    while count < AHEAD and at < size:
+                    while count < ahead_max and at < size:
                         ahead[count].state = _check(data + at, size - at, &ahead[count].size)
                         if ahead[count].state == RECORD_STOP:
                             self.malformed += 1
@@ -963,6 +964,8 @@ cdef class Engine:
                         count += 1
                     done = 0
                     self._batch(ahead, count, data + size, &done)
+                    if ahead_max == 1 and count == 1 and ahead[0].state == RECORD_OK:
+                        self.tables.note_looks(ahead[0].record)
         finally:
             self.is_busy = False
         return at

@@ -229,9 +229,14 @@ cdef struct Tables:
     uint64_t rules_evaluated
     uint64_t pattern_errors
     uint64_t settled_rules      # code runs with late predicates
-    bint profile                # measure the slow paths: the next four
-    uint64_t* index_calls       # by bytes index, then by int index
+    bint profile                # measure the slow paths: what follows
+    uint64_t* index_calls       # by bytes index, then by int index; so are the next five
     uint64_t* index_ns
+    uint64_t* index_looks       # events that wanted the class of its value …
+    uint64_t* index_slow        # … of these, those for which the index was asked
+    uint64_t* index_noted       # index_calls after the last event
+    uint8_t* index_word         # what its value is part of: a word, or WORD_PROCESS
+    uint64_t allowed_noted      # lookups in allowed after the last event
     uint64_t* rule_runs         # by rule: how often its code was run, and for how long
     uint64_t* rule_ns
     uint64_t scratch_key[64]    # the words of the string that is looked up
@@ -300,6 +305,8 @@ cdef class RuleTables:
     cdef int _pack_code(self, plan) except -1
     cdef void _free(self) noexcept nogil
     cdef void _free_part(self, Part* part) noexcept nogil
+    cdef void note_looks(self, const vedette_header* h) noexcept nogil
+    cdef bint _wants(self, const vedette_header* h, uint32_t words, bint vector, uint32_t index) noexcept nogil
     cdef bint _has_rule(self, const Part* part) noexcept nogil
     cdef void _new_epoch(self) noexcept nogil
     cdef void _new_verdicts(self) noexcept nogil

@@ -50,6 +50,7 @@ cdef enum:
     O_CREAT = 0o100
     UTMP_BYTES = 384
     # The order of compile.BYTES
+    WORD_PROCESS = 255
     B_COMM = 0
     B_EXE = 1
     B_ARGS = 2
@@ -1182,6 +1183,16 @@ cdef class RuleTables:
         t.index_calls = <uint64_t*>_alloc(
             t.heap, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
         t.index_ns = <uint64_t*>_alloc(t.heap, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        t.index_looks = <uint64_t*>_alloc(
+            t.heap, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        t.index_slow = <uint64_t*>_alloc(t.heap, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        t.index_noted = <uint64_t*>_alloc(
+            t.heap, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        t.index_word = <uint8_t*>_alloc(t.heap, t.bytes_count + t.ints_count)
+        made = {found.index: found.group for found in plan.computed if found.index}
+        for i, name in enumerate(self.index_names):
+            word = made.get(name) or plans.WORD_OF_INDEX.get(name)
+            t.index_word[i] = plans.WORDS.index(word) if word in plans.WORDS else WORD_PROCESS
         self.patterns = [_pattern_set(plan.patterns.get(name)) for name in plan.bytes]
         for i, name in enumerate(plan.bytes):
             bytes_index_build(&t.bytes_index[i], t.heap, plan.literals.get(name, []))
@@ -1468,6 +1479,10 @@ cdef class RuleTables:
         heap_del(heap, t.has_patterns, t.bytes_count)
         heap_del(heap, t.index_calls, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
         heap_del(heap, t.index_ns, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        heap_del(heap, t.index_looks, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        heap_del(heap, t.index_slow, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        heap_del(heap, t.index_noted, (t.bytes_count + t.ints_count) * sizeof(uint64_t))
+        heap_del(heap, t.index_word, t.bytes_count + t.ints_count)
         self._free_computed()
         heap_del(heap, t.roles, t.predicates if t.predicates else 1)
         _space_free(&t.classes, heap)
@@ -3177,11 +3192,65 @@ cdef class RuleTables:
         return found
 
     def profile(self):
-        """Begin to measure the slow paths; from then on they are a little slower.
+        """Begin to measure the slow paths; from then on Engine.feed takes records one by one.
 
-        What was measured is in slow_paths and rule_runs.
+        What was measured is in slow_paths, looks and rule_runs.
         """
         self.t.profile = True
+
+    cdef void note_looks(self, const vedette_header* h) noexcept nogil:
+        """Count, by index, whether the event that was just judged wanted the class of its value.
+
+        Of a field that few events have, the class of "it has none" is looked up as well.
+        """
+        cdef Tables* t = &self.t
+        cdef const TypeCode* code = &t.types[h.type]
+        cdef uint64_t allowed = t.allowed.hits + t.allowed.misses
+        cdef uint32_t words = code.words if code.in_use else 0
+        cdef uint32_t i
+        cdef bint is_asked
+        if allowed == t.allowed_noted:
+            # The gate was closed: only what it asks about was looked up.
+            words &= 1 << W_PATH | 1 << W_IP | 1 << W_PORT
+        t.allowed_noted = allowed
+        for i in range(t.bytes_count + t.ints_count):
+            is_asked = t.index_calls[i] != t.index_noted[i]
+            t.index_noted[i] = t.index_calls[i]
+            t.index_slow[i] += is_asked
+            t.index_looks[i] += is_asked or self._wants(h, words, code.vector, i)
+
+    cdef bint _wants(self, const vedette_header* h, uint32_t words, bint vector,
+                     uint32_t index) noexcept nogil:
+        cdef Tables* t = &self.t
+        cdef uint8_t word = t.index_word[index]
+        cdef uint32_t i
+        if word == WORD_PROCESS:
+            return vector
+        if _is_call(h) and word != W_RESULT and word != W_FD:
+            if not words >> W_CALL & 1:
+                return False
+            for i in range(_shapes[h.type].count):
+                if _shapes[h.type].ops[i].index == index:
+                    return True
+            # What is computed of a call's values is asked about with them.
+            return t.own_bytes <= index < t.bytes_count and word == W_CALL
+        if not words >> word & 1:
+            return False
+        if index == B_SOCKNAME:
+            return _is_sock(h)
+        if index == B_NAMERAW:
+            return _is_open(h)
+        if index == B_ARGPATH:
+            return h.type > VEDETTE_EXECVEAT
+        if index == B_ARGFILENAME:
+            return h.type <= VEDETTE_EXECVEAT
+        return True
+
+    def looks(self):
+        """By index: how many events wanted the class of its value, and for how many it was asked."""
+        cdef uint32_t i
+        return {name: (self.t.index_looks[i], self.t.index_slow[i])
+                for i, name in enumerate(self.index_names)}
 
     def slow_paths(self):
         """By index (Plan.bytes and ints): how often it was asked, and for how many ns in all."""

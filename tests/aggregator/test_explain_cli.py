@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vedette.core.capturefile import CaptureWriter, End, Header
+from vedette.core.engine import Process
 from vedette.core.records import build
 
 RULES = """
@@ -59,14 +62,22 @@ def test_cost(tmp_path: Path) -> None:
     with capture.open("wb") as stream:
         header = Header(kernel="6.1", hostname="h", host_id="h", boot_id="b", boot_to_wall_ns=0)
         writer = CaptureWriter(stream, header)
+        writer.snapshot([Process(pid=7, comm=b"cat")])
         writer.batch([], build("openat", pid=7, path=b"/etc/shadow") * 3)
         writer.end(End(reason="done"))
     data = json.loads(vedette("rules", "cost", str(capture), str(file), "--json").stdout)
     assert data["events"] == 3
+    fields = {item["index"]: item for item in data["fields"]}
+    # One open after another of the same path: its class is made once, the process's too.
+    for index in ("name", "comm"):
+        assert fields[index]["looked_up"] == 3
+        assert fields[index]["found"] == 2, index
+        assert fields[index]["slow_share"] == pytest.approx(1 / 3)
     assert [(item["rule"], item["matches"]) for item in data["rules"]] == [("Reads shadow", 3)]
     shown = vedette("rules", "cost", str(capture), str(file))
     assert shown.returncode == 0, shown.stderr
     assert "Reads shadow" in shown.stdout
+    assert "looked up" in shown.stdout
     capture.write_bytes(capture.read_bytes()[:-20])
     damaged = vedette("rules", "cost", str(capture), str(file))
     assert damaged.returncode == 3

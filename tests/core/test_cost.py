@@ -46,6 +46,16 @@ def test_counts_are_those_of_the_capture() -> None:
     assert 0 < by_field["name"].asked <= len(records)
     assert by_field["name"].asked_share == by_field["name"].asked / len(records)
     assert by_field["name"].predicates > 1
+    for item in found.fields:
+        slow = item.looked_up - item.found
+        assert 0 <= slow <= min(item.looked_up, item.asked), item
+        assert item.slow_share == (slow / item.looked_up if item.looked_up else 0)
+        assert item.looked_up <= len(records)
+    # Each open with a path looks its class up; no other event has one. Of the process, all ask.
+    opens_with_path = sum(item.type_name == "openat" for item in records)
+    assert opens_with_path <= by_field["name"].looked_up < len(records)
+    assert by_field["name"].found > by_field["name"].looked_up // 2
+    assert by_field["comm"].looked_up > by_field["name"].looked_up
     assert [item.ns for item in found.fields] == sorted(
         (item.ns for item in found.fields), reverse=True
     )
