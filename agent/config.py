@@ -53,6 +53,7 @@ class Capture(_Section, frozen=True):
     watched_paths files whose writes are events
     kernel_filter whether events that no rule can match are dropped in the kernel
     environment   whether the environment of processes is captured (proc.env): it may hold secrets
+    read_at_entry whether paths of opens are read when the syscall begins, too, and compared
     process_per_s, cgroup_per_s  events of files and connections that a process, and all processes
                   of a cgroup together, may cause in a second on each CPU; 0: any number
     """
@@ -67,6 +68,7 @@ class Capture(_Section, frozen=True):
     )
     kernel_filter: bool = True
     environment: bool = False
+    read_at_entry: bool = False
     process_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 100_000
     cgroup_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 200_000
 

@@ -106,6 +106,7 @@ class Live:
                     watched_paths=settings.capture.watched_paths,
                     exclude_pid=os.getpid(),
                     environment=settings.capture.environment,
+                    read_at_entry=settings.capture.read_at_entry,
                     process_per_s=settings.capture.process_per_s,
                     cgroup_per_s=settings.capture.cgroup_per_s,
                 )

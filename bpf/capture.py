@@ -80,6 +80,7 @@ _IDS_NUMBERS: Final = (
 _ACTION_IDS: Final = (1 << 24, 1 << 25)
 _TRACEPOINTS: Final = {
     "on_sys_exit": "sys_exit",
+    "on_sys_enter": "sys_enter",
     "on_exec": "sched_process_exec",
     "on_fork": "sched_process_fork",
     "on_exit": "sched_process_exit",
@@ -150,6 +151,8 @@ class CaptureConfig:
     watched_paths  absolute paths of files whose writes are reported (16 at most)
     exclude_pid    process that is never reported (the agent itself); None: none
     environment    whether an exec's record has the environment
+    read_at_entry  whether opens' paths are read when the syscall begins, too, and differences told
+                   by records of type raced; it makes every syscall of the host slower
     process_per_s, cgroup_per_s  records of files and connections that a process, and all processes
                    of a cgroup together, may cause in a second on each CPU; what is more is counted
                    and told by records of type suppressed. 0: any number
@@ -164,6 +167,7 @@ class CaptureConfig:
     watched_paths: tuple[str, ...] = field(default=("/var/log/btmp", "/var/log/wtmp"))
     exclude_pid: int | None = None
     environment: bool = False
+    read_at_entry: bool = False
     process_per_s: int = 0
     cgroup_per_s: int = 0
 
@@ -279,6 +283,8 @@ class Capture:
         programs = []
         if self._numbers():
             programs.append("on_sys_exit")
+            if self.config.read_at_entry:
+                programs.append("on_sys_enter")
         if types & _EXEC_TYPES:
             programs.append("on_exec")
         if types & _FORK_TYPES:
@@ -330,6 +336,7 @@ class Capture:
             "RING_FD": self._descriptor("ring"),
             "WAKEUP_BYTES": config.wakeup_bytes,
             "ENVIRONMENT": int(config.environment),
+            "READ_AT_ENTRY": int(config.read_at_entry),
             "BUDGET_PROCESS": config.process_per_s,
             "BUDGET_CGROUP": config.cgroup_per_s,
             "EXCLUDE_PID": config.exclude_pid or 0,

@@ -124,6 +124,7 @@ enum vedette_type {
 	VEDETTE_DUP2 = 85,
 	VEDETTE_DUP3 = 86,
 	VEDETTE_SUPPRESSED = 87, /* struct vedette_suppressed */
+	VEDETTE_RACED = 88,      /* struct vedette_raced */
 	/* From here on: records that keep the tables right and are no events for rules. */
 	VEDETTE_IDS = 100,    /* struct vedette_ids */
 	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */
@@ -353,5 +354,15 @@ struct vedette_suppressed {
 	__u32 of_cgroup;         /* 1: the cgroup's budget, 0: the process's */
 	__u32 reserved;
 };
+
+/* An argument of a syscall was another when it returned: of connect, than what the kernel's socket
+ * has; of opens, if paths are read at entry, than it was then. Blobs: path, was (zeros end it). */
+struct vedette_raced {
+	struct vedette_header h;
+	__u32 of_type;           /* enum vedette_type of the syscall, whose record is the next one */
+	__u16 path_len;          /* the path at the return, up to VEDETTE_RACED_MAX bytes */
+	__u16 was_len;           /* the path at entry */
+};
+#define VEDETTE_RACED_MAX 127
 
 #endif

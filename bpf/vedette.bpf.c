@@ -11,6 +11,7 @@
  *   WAKEUP_BYTES       fill from which the reader is woken
  *   BUDGET_PROCESS     records that a process may cause in a second, on each CPU; 0: any number
  *   BUDGET_CGROUP      the same for the processes of a cgroup together
+ *   READ_AT_ENTRY      1: on_sys_enter is attached, and paths of opens are compared with what it saw
  *   ENVIRONMENT        1: an exec's record has the environment
  *   EXCLUDE_PID        thread group that is never reported; 0: none
  *   SCOPE_CGROUP_ID    cgroup v2 subtree to report; 0: the whole host
@@ -372,6 +373,43 @@ static __always_inline int is_over_budget(struct scratch *s)
 	return 0;
 }
 
+/* The beginning of a path as it was when the syscall began. */
+struct entered {
+	u64 words[16];
+};
+BPF_TABLE("lru_hash", u64, struct entered, entered, 16384);
+
+/* Tell that an argument was changed; was, now: its first 127 bytes, zeros behind, or NULL. */
+static __always_inline void report_raced(struct scratch *s, u32 type, const struct entered *was,
+					 const struct entered *now)
+{
+	struct {
+		struct vedette_raced r;
+		u8 blobs[256];
+	} *made = (void *)s->path;
+	u64 size = sizeof(made->r);
+	u32 length = 0, before = 0;
+
+	if (!is_wanted(VEDETTE_RACED))
+		return;
+	__builtin_memset(made, 0, sizeof(*made));
+	if (head(&made->r.h, bpf_get_current_task(), VEDETTE_RACED, s->call.result))
+		return;
+	made->r.of_type = type;
+	if (was && now) {
+		/* Of equal size on purpose: what is not used is zero, and nothing has to move. */
+		length = 127;
+		before = 127;
+		__builtin_memcpy(made->blobs, now->words, 127);
+		__builtin_memcpy(made->blobs + 127, was->words, 127);
+		size += 256;
+	}
+	made->r.path_len = length;
+	made->r.was_len = before;
+	made->r.h.size = size;
+	output(s, made, size, 0);
+}
+
 /* Close a record of `end` bytes in s->record: pad it, and put it into the ring. */
 static __always_inline void submit(struct scratch *s, u32 end)
 {
@@ -651,6 +689,37 @@ static __always_inline void report_ids(struct scratch *s, u64 task)
 
 /* ---------------------------------------------------------------- syscalls */
 
+/* sys_enter(struct pt_regs *regs, long id) */
+int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 thread = bpf_get_current_pid_tgid(), address;
+	u32 index = (u32)ctx->args[1] & ~X32_BIT, *action, what, compat;
+	struct entered was = {};
+	struct regs regs;
+
+	if (index >= SYSCALL_NUMBERS)
+		return 0;
+	action = actions.lookup(&index);
+	if (!action || !*action)
+		return 0;
+	compat = is_compat(bpf_get_current_task());
+	what = (compat ? *action >> 8 : *action) & 0xff;
+	if (((what < VEDETTE_OPEN || what > VEDETTE_OPENAT2) && what != VEDETTE_CREAT) ||
+	    !in_scope() ||
+	    bpf_probe_read_kernel(&regs, sizeof(regs), (const void *)(unsigned long)ctx->args[0]))
+		return 0;
+	if (what == VEDETTE_OPEN || what == VEDETTE_CREAT)
+		address = compat ? (u32)regs.bx : regs.di;
+	else
+		address = compat ? (u32)regs.cx : regs.si;
+	/* A page that is not there yet is no difference. */
+	if (bpf_probe_read_user_str(&was, sizeof(was), (const void *)(unsigned long)address) > 0)
+		entered.update(&thread, &was);
+	else
+		entered.delete(&thread);
+	return 0;
+}
+
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 address = ctx->args[0], number = 0, task;
@@ -861,6 +930,22 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 		goto filtered;
 	if (is_over_budget(s))
 		return 0;
+#if READ_AT_ENTRY
+	{
+		u64 thread = bpf_get_current_pid_tgid(), differs = 0;
+		struct entered *was = entered.lookup(&thread), now = {};
+
+		if (was && bpf_probe_read_user_str(&now, sizeof(now),
+						   (const void *)(unsigned long)path_address) > 0) {
+#pragma unroll
+			for (int i = 0; i < 16; i++)
+				differs |= now.words[i] ^ was->words[i];
+			if (differs)
+				report_raced(s, s->type, was, &now);
+			entered.delete(&thread);
+		}
+	}
+#endif
 	end += r->path_len;
 	if (r->dirfd != AT_FDCWD_ && r->path_len && s->record[sizeof(*r)] != '/') {
 		file = file_of(task, r->dirfd);
@@ -1203,7 +1288,7 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 	u32 end = sizeof(*r), length = 0, words[4], name_length = 0, type;
 	u16 family = 0, value = 0;
 	s32 fd, asked;
-	int ok;
+	int ok, is_raced = 0;
 
 	if (!s)
 		return 0;
@@ -1341,6 +1426,18 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 	if (type == VEDETTE_CONNECT && length >= 2 && *(u16 *)s->address == family &&
 	    (!ok || !r->remote_port))
 		end_from_address(s->address, length, r->remote_addr, &r->remote_port);
+	if (type == VEDETTE_CONNECT && ok && sk && length >= 16 && r->socktype != SOCK_RAW_ &&
+	    (family == AF_INET_ || family == AF_INET6_) && *(u16 *)s->address == family) {
+		u32 passed[4] = {}, *known = (u32 *)r->remote_addr;
+		u16 port = 0;
+
+		end_from_address(s->address, length, (u8 *)passed, &port);
+		/* The unspecified address stands for this host. */
+		if ((passed[0] | passed[1] | passed[2] | passed[3]) && port &&
+		    (port != r->remote_port || passed[0] != known[0] || passed[1] != known[1] ||
+		     passed[2] != known[2] || passed[3] != known[3]) && r->remote_port)
+			is_raced = 1;
+	}
 	if (type == VEDETTE_BIND && length >= 2 && *(u16 *)s->address == family && !ok)
 		end_from_address(s->address, length, r->local_addr, &r->local_port);
 	if (family == AF_INET6_ && (is_mapped(r->local_addr) || is_mapped(r->remote_addr))) {
@@ -1364,6 +1461,8 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 			r->path_len = append_unix(s, end, (const void *)(unsigned long)named,
 						  name_length);
 	}
+	if (is_raced)
+		report_raced(s, type, 0, 0);
 	submit(s, end + r->path_len);
 	return 0;
 }

@@ -187,6 +187,12 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         fixed = sizeof(vedette_suppressed)
         if h.size < fixed:
             return RECORD_SKIP
+    elif h.type == VEDETTE_RACED:
+        fixed = sizeof(vedette_raced)
+        if (h.size < fixed or (<const vedette_raced*>data).path_len > VEDETTE_PATH_MAX
+                or (<const vedette_raced*>data).was_len > VEDETTE_RACED_MAX):
+            return RECORD_SKIP
+        blobs = <size_t>(<const vedette_raced*>data).path_len + (<const vedette_raced*>data).was_len
     elif h.type == VEDETTE_DNS:
         fixed = sizeof(vedette_dns)
         if h.size < fixed or (<const vedette_dns*>data).answer_len > VEDETTE_ANSWER_MAX:

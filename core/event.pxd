@@ -42,6 +42,8 @@ cdef extern from "event.h" nogil:
         VEDETTE_DUP2
         VEDETTE_DUP3
         VEDETTE_SUPPRESSED
+        VEDETTE_RACED
+        VEDETTE_RACED_MAX
         VEDETTE_IDS
         VEDETTE_CGROUP
         VEDETTE_DNS
@@ -204,3 +206,9 @@ cdef extern from "event.h" nogil:
         vedette_header h
         uint64_t count
         uint32_t of_cgroup
+
+    struct vedette_raced:
+        vedette_header h
+        uint32_t of_type
+        uint16_t path_len
+        uint16_t was_len

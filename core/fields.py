@@ -836,6 +836,13 @@ def _loginname(view: EventView) -> bytes | None:
     return None if loginuid == LOGINUID_UNSET else view.users.get(loginuid)
 
 
+_RACED_TYPES: Final = {number: name.encode() for name, number in layout.TYPES.items()}
+
+
+def _raced(of: Callable[[Record], Scalar | None]) -> Callable[[EventView], Raw]:
+    return lambda view: of(view.record) if struct_of(view.record) == "raced" else None
+
+
 def _suppressed_by(view: EventView) -> bytes | None:
     if struct_of(view.record) != "suppressed":
         return None
@@ -1020,6 +1027,29 @@ def _fill() -> None:
         "evt.suppressed.by", "string", "event", "suppressed", _suppressed_by,
         "Whose budget it was: process or cgroup",
         ("suppressed",),
+    )  # fmt: skip
+    _add(
+        "evt.arg_raced", "bool", "event", "raced", _raced(lambda record: 1),
+        "Whether an argument was changed in memory while the syscall ran",
+        ("raced",),
+    )  # fmt: skip
+    _add(
+        "evt.arg_raced.type", "string", "event", "raced",
+        _raced(lambda record: _RACED_TYPES.get(record.of_type)),
+        "Name of the syscall whose argument was changed",
+        ("raced",),
+    )  # fmt: skip
+    _add(
+        "evt.arg_raced.before", "string", "event", "raced",
+        _raced(lambda record: record.was.split(b"\0", 1)[0]),
+        "The path when the syscall began, its first 127 bytes",
+        ("raced",),
+    )  # fmt: skip
+    _add(
+        "evt.arg_raced.after", "string", "event", "raced",
+        _raced(lambda record: record.path.split(b"\0", 1)[0]),
+        "The path when the syscall returned",
+        ("raced",),
     )  # fmt: skip
     _add("fd.num", "int", "event", "fd", _fd, "Number of the file descriptor", numbered)
     _add(

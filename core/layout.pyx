@@ -18,6 +18,7 @@ PATH_MAX = VEDETTE_PATH_MAX
 ARGS_MAX = VEDETTE_ARGS_MAX
 ENV_MAX = VEDETTE_ENV_MAX
 ANSWER_MAX = VEDETTE_ANSWER_MAX
+RACED_MAX = VEDETTE_RACED_MAX
 SOCKET_KNOWN = VEDETTE_S_KNOWN
 SOCKET_CONNECTED = VEDETTE_S_CONNECTED
 DATA_MAX = VEDETTE_DATA_MAX
@@ -55,7 +56,7 @@ assert TYPES["io_uring_setup"] == VEDETTE_IO_URING_SETUP
 TYPES.update({
     "sendto": VEDETTE_SENDTO, "sendmsg": VEDETTE_SENDMSG, "recvfrom": VEDETTE_RECVFROM,
     "recvmsg": VEDETTE_RECVMSG, "dup": VEDETTE_DUP, "dup2": VEDETTE_DUP2, "dup3": VEDETTE_DUP3,
-    "suppressed": VEDETTE_SUPPRESSED,
+    "suppressed": VEDETTE_SUPPRESSED, "raced": VEDETTE_RACED,
 })
 STATE_TYPES = {"ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS}
 assert max(*TYPES.values(), *STATE_TYPES.values()) == VEDETTE_TYPE_COUNT - 1
@@ -96,6 +97,7 @@ cdef vedette_call _call
 cdef vedette_ids _ids
 cdef vedette_cgroup _cgroup
 cdef vedette_dns _dns
+cdef vedette_raced _raced
 cdef vedette_suppressed _suppressed
 
 cdef size_t _off(const void* base, const void* field) noexcept:
@@ -203,6 +205,11 @@ STRUCTS = {
         **_HEADER, "count": ("u8", _off(&_suppressed, &_suppressed.count)),
         "of_cgroup": ("u4", _off(&_suppressed, &_suppressed.of_cgroup)),
     },
+    "raced": {
+        **_HEADER, "of_type": ("u4", _off(&_raced, &_raced.of_type)),
+        "path_len": ("u2", _off(&_raced, &_raced.path_len)),
+        "was_len": ("u2", _off(&_raced, &_raced.was_len)),
+    },
 }
 
 SIZES = {
@@ -211,7 +218,7 @@ SIZES = {
     "write": sizeof(vedette_write), "chdir": sizeof(vedette_chdir),
     "call": sizeof(vedette_call),
     "ids": sizeof(vedette_ids), "cgroup": sizeof(vedette_cgroup),
-    "dns": sizeof(vedette_dns), "suppressed": sizeof(vedette_suppressed),
+    "dns": sizeof(vedette_dns), "suppressed": sizeof(vedette_suppressed), "raced": sizeof(vedette_raced),
 }
 
 STRUCT_OF_TYPE = {
@@ -222,6 +229,6 @@ STRUCT_OF_TYPE = {
     VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir", VEDETTE_IDS: "ids", VEDETTE_CGROUP: "cgroup",
     VEDETTE_SENDTO: "sock", VEDETTE_SENDMSG: "sock", VEDETTE_RECVFROM: "sock", VEDETTE_RECVMSG: "sock",
     VEDETTE_DUP: "sock", VEDETTE_DUP2: "sock", VEDETTE_DUP3: "sock", VEDETTE_DNS: "dns",
-    VEDETTE_SUPPRESSED: "suppressed",
+    VEDETTE_SUPPRESSED: "suppressed", VEDETTE_RACED: "raced",
     VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
 }

@@ -30,6 +30,7 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "cgroup": ("path",),
     "dns": ("answer",),
     "suppressed": (),
+    "raced": ("path", "was"),
 }
 _FORMATS: Final[dict[str, str]] = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "S16": "16s", "V16": "16s",
@@ -48,6 +49,7 @@ BLOB_BYTES_MAX: Final[dict[str, int]] = {
     "cwd": layout.PATH_MAX,
     "env": layout.ENV_MAX,
     "answer": layout.ANSWER_MAX,
+    "was": layout.RACED_MAX,
     "data": layout.DATA_MAX,
 }
 """The longest that each variable part can be."""
@@ -72,9 +74,9 @@ class Record:
 
     The names are those of bpf/event.h, which has the words on each. ``comm`` ends before its
     first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes; path, filename, args, dir, target,
-    target_dir, data, cwd, env and answer are the blobs; ``arg0`` to ``arg5`` are the registers of a
-    call. ``type`` is a number of TYPE_NUMBERS, ``size`` counts the whole record in bytes (0 in a
-    record that was built and never encoded).
+    target_dir, data, cwd, env, answer and was are the blobs; ``arg0`` to ``arg5`` are the registers
+    of a call. ``type`` is a number of TYPE_NUMBERS, ``size`` counts the whole record in bytes (0 in
+    a record that was built and never encoded).
     """
 
     type: int
@@ -108,6 +110,7 @@ class Record:
     id: int = 0
     count: int = 0
     of_cgroup: int = 0
+    of_type: int = 0
     child_pid: int = 0
     child_uid: int = 0
     child_gid: int = 0
@@ -144,6 +147,7 @@ class Record:
     cwd: bytes = b""
     env: bytes = b""
     answer: bytes = b""
+    was: bytes = b""
 
     @property
     def type_name(self) -> str:

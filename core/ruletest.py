@@ -691,6 +691,10 @@ def _record(
         record.fd = values.number("fd.num", 3)
         record.data = _login_record(values)
         record.result = _result(values, UTMP_SIZE)
+    elif kind == "raced":
+        record.of_type = layout.TYPES.get((values.bytes("evt.arg_raced.type") or b"").decode(), 0)
+        record.path = values.bytes("evt.arg_raced.after") or b""
+        record.was = values.bytes("evt.arg_raced.before") or b""
     elif kind == "suppressed":
         record.count = values.number("evt.suppressed", 1)
         record.of_cgroup = values.bytes("evt.suppressed.by") == b"cgroup"

@@ -26,6 +26,7 @@ _BLOBS = {
     "cgroup": ("path",),
     "dns": ("answer",),
     "suppressed": (),
+    "raced": ("path", "was"),
 }
 
 

@@ -410,6 +410,11 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         **_IDS,
     },
     "ids": {"session": PIDS, **_IDS},
+    "raced": {
+        "of_type": st.sampled_from([0, 8, 9, 11, 255]),
+        "path": st.sampled_from(PATH_TEXTS),
+        "was": st.sampled_from(PATH_TEXTS),
+    },
     "suppressed": {"count": st.integers(0, 3), "of_cgroup": st.integers(0, 2)},
     "dns": {
         "remote_addr": st.sampled_from(ADDRESSES),
