@@ -6,7 +6,7 @@ literal has); literals inside it in an Aho-Corasick automaton, made deterministi
 bytes (Aho and Corasick, "Efficient string matching", CACM 1975).
 """
 from libc.string cimport memset
-from vedette.core.mem cimport heap_del, heap_new
+from vedette.core.mem cimport heap_del, heap_new, heap_new_touched
 
 from bisect import bisect_left
 
@@ -139,7 +139,9 @@ cdef void hits_free(Hits* hits, Heap* heap) noexcept nogil:
 
 
 cdef void* _new(Heap* heap, size_t size, uint64_t* bytes_) except NULL:
-    cdef void* block = heap_new(heap, size if size else 1)
+    cdef void* block
+    with nogil:
+        block = heap_new_touched(heap, size if size else 1)
     if block == NULL:
         raise MemoryError
     bytes_[0] += size if size else 1

@@ -49,6 +49,14 @@ cdef inline void* heap_new(Heap* heap, size_t size) noexcept nogil:
     return block
 
 
+cdef inline void* heap_new_touched(Heap* heap, size_t size) noexcept nogil:
+    """heap_new, and every page is there: first touched with the GIL held, they would hold it up."""
+    cdef void* block = heap_new(heap, size)
+    if block != NULL and size >= MAPPED_BYTES_MIN:
+        memset(block, 0, size)
+    return block
+
+
 cdef inline void heap_del(Heap* heap, void* block, size_t size) noexcept nogil:
     """Free what heap_new gave; size is what it was asked for."""
     if block != NULL:

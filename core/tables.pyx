@@ -11,7 +11,7 @@ from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  bytes_match, drop, hits_add, hits_begin, hits_free, hits_init,
                                  int_index_build, int_index_free, int_match,
                                  let_others_run)
-from vedette.core.mem cimport Heap, heap_del, heap_new
+from vedette.core.mem cimport Heap, heap_del, heap_new, heap_new_touched
 from vedette.core.proctable cimport (DEPTH_MAX, PID_LIMIT, PROC_WATCHED, Content, Ids, Image, Proc,
                                      ProcTable, Text, image_content, pt_find, pt_parent, pt_slot)
 from vedette.core.siphash cimport (VEDETTE_NH_WORDS, HashKey, vedette_key, vedette_key_masked, vedette_nh,
@@ -1119,7 +1119,9 @@ cdef bint _compare(uint32_t op, const Value* left, const Value* right, uint8_t* 
 
 
 cdef void* _alloc(Heap* heap, size_t size) except NULL:
-    cdef void* block = heap_new(heap, size if size else 1)
+    cdef void* block
+    with nogil:
+        block = heap_new_touched(heap, size if size else 1)
     if block == NULL:
         raise MemoryError
     return block
