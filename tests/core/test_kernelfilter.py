@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from tests.core import strategies as s
 from vedette.bench.workload import rules as made_rules
 from vedette.bench.workload import workload
-from vedette.core import layout
 from vedette.core.condition import parse_condition, predicate
 from vedette.core.engine import Engine, Process
-from vedette.core.expr import And, Expr, FieldRef, Predicate
+from vedette.core.expr import And, Expr, FieldRef, Not, Predicate
 from vedette.core.fields import FIELDS, OPENS
 from vedette.core.kernelfilter import Filter, derive, is_plain_path, outcome
 from vedette.core.records import build, decode, iter_records
@@ -41,17 +40,33 @@ def of_types() -> st.SearchStrategy[Predicate]:
     )
 
 
+CHECKS = [
+    parse_condition(text)
+    for text in (
+        "fd.num >= 0", "evt.failed = true", "evt.res = EACCES", "evt.res in (ENOENT, SUCCESS)",
+        "evt.rawres < -10", "evt.rawres in (0, 7)", "evt.rawres >= -2", "evt.is_open_write = true",
+        "evt.is_open_read = true", "evt.is_open_create = true", "user.uid = 0", "user.uid != 0",
+        "user.name in (root, ann)", "user.uid >= 1000", "user.name exists", "user.name != root",
+        "fd.name startswith /etc", "fd.name = /etc/passwd", "fd.directory = /etc",
+        "fd.name pmatch (/var/log, /tmp)", "fs.path.name in (/etc/passwd, /a/b/e)",
+        "evt.arg.path startswith /", "fd.name contains pass", "proc.name = sh",
+    )
+]  # fmt: skip
+
+
 def conditions() -> st.SearchStrategy[Expr]:
     """Conditions of which something can be known before the record is made."""
-    anything = s.predicates(DECIDING) | s.predicates(DECIDING) | s.predicates(full=True)
-    return st.tuples(of_types(), s.conditions(anything, 4)).map(And) | s.conditions(anything, 3)
+    one = st.sampled_from(CHECKS)
+    some: st.SearchStrategy[Expr] = one | st.tuples(one, one).map(And) | one.map(Not)
+    anything = s.conditions(s.predicates(DECIDING) | s.predicates(full=True), 4)
+    return st.tuples(of_types(), some | some | some | anything).map(And)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
-    rules=s.rule_lists(conditions(), max_size=4),
+    rules=s.rule_lists(conditions(), max_size=2) | s.rule_lists(conditions(), max_size=4),
     processes=st.lists(s.process_values(), max_size=4),
-    stream=st.lists(s.records((*FILTERED, *FILTERED, *layout.TYPES)), max_size=8),
+    stream=st.lists(s.records((*OPENS, *FILTERED)), min_size=4, max_size=16),
 )
 def test_verdicts_are_the_same_with_and_without_what_is_dropped(
     rules: list[Rule], processes: list[dict[str, Any]], stream: list[bytes]
