@@ -901,8 +901,12 @@ cdef class Engine:
                 ahead[i].image = image_prefetch(&self.procs, ahead[i].key.hashed)
         for i in range(count):
             if ahead[i].image != NULL:
-                self.tables.look_at_exec(&self.procs, <const vedette_exec*>ahead[i].record,
-                                         ahead[i].image, ahead[i].slot)
+                self.tables.look_at_exec(
+                    &ahead[i].key, &self.procs, <const vedette_exec*>ahead[i].record, ahead[i].image,
+                    ahead[i].slot)
+        for i in range(count):
+            if ahead[i].image != NULL:
+                self.tables.look_at_vector(&ahead[i].key, ahead[i].record)
         for i in range(count):
             done[0] = i + 1
             if ahead[i].state != RECORD_OK:

@@ -162,8 +162,9 @@ cdef inline uint32_t pt_prefetch(const ProcTable* table, uint32_t pid) noexcept 
 
 
 cdef inline void pt_prefetch_links(const ProcTable* table, uint32_t slot) noexcept nogil:
-    """Begin to load the rest of an entry: its relatives, its start."""
+    """Begin to load the rest of an entry: its relatives, its start, its ids."""
     vedette_prefetch(<const uint8_t*>&table.slots[slot] + 64)
+    vedette_prefetch(&table.ids[slot])
 
 
 cdef inline void pt_prefetch_relatives(const ProcTable* table, uint32_t slot) noexcept nogil:

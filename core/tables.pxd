@@ -291,7 +291,8 @@ cdef class RuleTables:
     cdef readonly uint64_t refuted
     cdef void look_ahead(self, KeyAhead* ahead, const vedette_header* h, const uint8_t* limit) noexcept nogil
     cdef void look_closer(self, KeyAhead* ahead, const vedette_header* h, const Proc* p) noexcept nogil
-    cdef void look_at_exec(self, const ProcTable* table, const vedette_exec* r, const Image* image, uint32_t slot) noexcept nogil
+    cdef void look_at_exec(self, KeyAhead* ahead, const ProcTable* table, const vedette_exec* r, const Image* image, uint32_t slot) noexcept nogil
+    cdef void look_at_vector(self, const KeyAhead* ahead, const vedette_header* h) noexcept nogil
     cdef dict cgroup_paths      # the engine's
     cdef dict names_of_addresses
     cdef void _match_more(self, const Image* image) noexcept nogil

@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport int16_t, int32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
-from vedette.core.cache cimport (CACHE_WAYS, Cache, cache_clear, cache_free, cache_get, cache_get_at, cache_init,
+from vedette.core.cache cimport (CACHE_VISITED, CACHE_WAYS, Cache, cache_set, cache_clear, cache_free, cache_get, cache_get_at, cache_init,
                                  cache_look, cache_prefetch_set, cache_prefetch_small, cache_put)
 from vedette.core.event cimport *
 from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
@@ -2626,8 +2626,8 @@ cdef class RuleTables:
         if p.vector_epoch == self.t.epoch and code.in_use:
             vedette_prefetch(code.by_vector + p.vector)
 
-    cdef void look_at_exec(self, const ProcTable* table, const vedette_exec* r, const Image* image,
-                           uint32_t slot) noexcept nogil:
+    cdef void look_at_exec(self, KeyAhead* ahead, const ProcTable* table, const vedette_exec* r,
+                           const Image* image, uint32_t slot) noexcept nogil:
         """Begin to load the vector that an exec will probably have, from what is known before it.
 
         A guess: its parent may do something first, and the numbers of the process may matter.
@@ -2635,12 +2635,29 @@ cdef class RuleTables:
         cdef Tables* t = &self.t
         cdef uint32_t parent = pt_slot(table, r.ppid)
         cdef const Text* cwd = table.slots[slot if slot != 0 else parent].cwd
-        cdef uint64_t key[2]
+        cdef uint64_t* key = ahead.key
+        ahead.words = 0
         if image.row_epoch != t.epoch or table.slots[parent].lineage_epoch != t.epoch:
             return
         key[0] = image.row | <uint64_t>table.slots[parent].lineage << 32
         key[1] = cwd.row if cwd != NULL and cwd.row_epoch == t.epoch else 0
-        cache_prefetch_small(&t.vectors, vedette_nh(t.hash_key.nh, key, 2))
+        ahead.words = 2
+        key[2] = vedette_nh(t.hash_key.nh, key, 2)
+        cache_prefetch_small(&t.vectors, key[2])
+
+    cdef void look_at_vector(self, const KeyAhead* ahead, const vedette_header* h) noexcept nogil:
+        """The second half of look_at_exec: begin to load what the vector decides."""
+        cdef Tables* t = &self.t
+        cdef uint32_t way
+        cdef uint32_t index
+        if ahead.words == 0 or not t.types[h.type].in_use:
+            return
+        way = cache_look(&t.vectors, ahead.key[2])
+        if way < CACHE_WAYS:
+            index = cache_set(&t.vectors, ahead.key[2])
+            # The vector's row + 1, or 0: the place before it is as near.
+            vedette_prefetch(t.types[h.type].by_vector + (
+                t.vectors.sets[index].value[way] & ~<uint32_t>CACHE_VISITED))
 
     cdef uint32_t judge(self, ProcTable* table, uint32_t slot, const vedette_header* h) noexcept nogil:
         """The row (of self.t.verdicts) of the rules that match; 0: none. The record is well-formed."""
