@@ -204,9 +204,6 @@ def story() -> Iterator[Story]:
         watching.wait_complete()
         told = Story([], {case: set() for case in _ODD})
         for found in watching.signals():
-            if found["rule"] == "namespace_entered" and "nsenter --target" in found["output"]:
-                # How the scene gets into a host, which is made of namespaces.
-                continue
             before = [case for moment_ns, case in began if moment_ns <= found["time_ns"]]
             if before:
                 told.odd[before[-1]].add(found["rule"])
