@@ -622,10 +622,11 @@ cdef class Engine:
         cdef uint32_t row
         cdef bint failed
         self.records += 1
-        if h.type == VEDETTE_CGROUP:
-            return self._cgroup(<const vedette_cgroup*>h)
-        if h.type == VEDETTE_DNS:
-            return self._dns(<const vedette_dns*>h)
+        if h.type > VEDETTE_IDS:
+            if h.type == VEDETTE_CGROUP:
+                return self._cgroup(<const vedette_cgroup*>h)
+            if h.type == VEDETTE_DNS:
+                return self._dns(<const vedette_dns*>h)
         if slot == 0:
             slot = self._learn(h)
         elif procs.slots[slot].checked != self.loss_epoch and self.looks_up:

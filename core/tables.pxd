@@ -204,6 +204,7 @@ cdef struct Tables:
     GroupMemo group_memo[256]   # rows of cgroups, by the low bits of a hash of their id
     bint met_unknown_cgroup     # a row was made for a cgroup without a known path
     bint uses_leaders           # a predicate asks about the leader of a session or group
+    bint uses_own               # a predicate asks about what is a process's own: RuleTables._own_row
     bint uses_cgroups
     OpenMemo open_memo[64]      # the last open flags of each low hash
     uint32_t* small             # by source and number: row + 1

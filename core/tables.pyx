@@ -1206,6 +1206,12 @@ cdef class RuleTables:
         for name in ("container", "unit", "slice", "cgroup"):
             t.uses_cgroups |= name in plan.literals or name in plan.patterns
         t.uses_leaders = (plans.SESSION_LEADER in plan.roles) or (plans.GROUP_LEADER in plan.roles)
+        t.uses_own = (t.uses_cgroups or t.uses_leaders or t.groups[G_NUMBERS] != t.groups[G_NUMBERS + 1]
+                      or self._is_used(B_CAP_PERMITTED) or self._is_used(B_CAP_EFFECTIVE)
+                      or self._is_used(B_CAP_INHERITABLE))
+        for i in (I_UID, I_GID, I_LOGINUID, I_PID, I_PPID, I_SID, I_TTY, I_VPID, I_PGID, I_VPGID, I_LEADS,
+                  I_APID, I_LOGINSHELL):
+            t.uses_own |= t.int_index[<uint32_t>i].in_use
         self.cgroup_paths = {}
         self.names_of_addresses = {}
         t.roles = <uint8_t*>_alloc(t.heap, t.predicates)
@@ -2150,6 +2156,8 @@ cdef class RuleTables:
         cdef Hits* hits = &t.classes.hits
         cdef uint8_t* text = t.scratch_value
         cdef const Image* image
+        if not t.uses_own:
+            return 0
         if t.uses_cgroups:
             cgroup_row = self._cgroup_row(p.cgroup_id)
         if t.uses_leaders:
