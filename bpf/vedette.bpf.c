@@ -105,8 +105,8 @@ struct shape {
 /* core/kernelfilter.py, Filter: what of an event type is dropped before a record is made. */
 #define FILTER_ABSENT 8u       /* ENOENT */
 #define FILTER_FAILED 16u
-#define FILTER_UIDS 1u         /* users are looked up: those in filter_uids pass, or … */
-#define FILTER_OTHERS 2u       /* … with this, those that are not */
+#define FILTER_UIDS 1u         /* users are looked up: those in filter_uids pass, or ... */
+#define FILTER_OTHERS 2u       /* ... with this, those that are not */
 #define FILTER_PATHS 4u        /* paths are looked up: what has no prefix in filter_paths is dropped */
 #define FILTER_PATH_MAX 126u   /* of longer paths nothing is asked */
 struct filter {
