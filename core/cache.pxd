@@ -14,7 +14,7 @@ no loop.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from vedette.core.mem cimport Heap, heap_del, heap_new
+from vedette.core.mem cimport Heap, heap_del, heap_new_touched
 from vedette.core.siphash cimport vedette_prefetch, vedette_same, vedette_ways
 
 cdef enum:
@@ -65,9 +65,9 @@ cdef inline int cache_init(Cache* cache, Heap* heap, uint64_t bytes_max, uint32_
         door *= 2
     cache.set_count = sets
     cache.door_mask = door - 1
-    cache.sets = <CacheSet*>heap_new(heap, sets * sizeof(CacheSet))
-    cache.keys = <uint64_t*>heap_new(heap, <size_t>sets * cache.ways * cache.stride * 8)
-    cache.door = <uint16_t*>heap_new(heap, <size_t>(cache.door_mask + 1) * 2)
+    cache.sets = <CacheSet*>heap_new_touched(heap, sets * sizeof(CacheSet))
+    cache.keys = <uint64_t*>heap_new_touched(heap, <size_t>sets * cache.ways * cache.stride * 8)
+    cache.door = <uint16_t*>heap_new_touched(heap, <size_t>(cache.door_mask + 1) * 2)
     cache.bytes = (sets * sizeof(CacheSet) + <size_t>sets * cache.ways * cache.stride * 8
                    + <size_t>(cache.door_mask + 1) * 2)
     if cache.sets == NULL or cache.keys == NULL or cache.door == NULL:

@@ -11,7 +11,7 @@ from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  bytes_match, drop, hits_add, hits_begin, hits_free, hits_init,
                                  int_index_build, int_index_free, int_match,
                                  let_others_run)
-from vedette.core.mem cimport Heap, heap_del, heap_new, heap_new_touched
+from vedette.core.mem cimport Heap, heap_del, heap_new_touched
 from vedette.core.proctable cimport (DEPTH_MAX, PID_LIMIT, PROC_WATCHED, Content, Ids, Image, Proc,
                                      ProcTable, Text, image_content, pt_find, pt_parent, pt_slot)
 from vedette.core.siphash cimport (VEDETTE_NH_WORDS, HashKey, vedette_key, vedette_key_masked, vedette_nh,
@@ -399,9 +399,11 @@ cdef int _space_init(SetSpace* space, Heap* heap, uint32_t members, uint64_t byt
     while buckets < 2 * space.rows_size:
         buckets *= 2
     space.bucket_mask = buckets - 1
-    space.rows = <SetRow*>heap_new(heap, space.rows_size * sizeof(SetRow))
-    space.items = <uint32_t*>heap_new(heap, <size_t>space.items_size * sizeof(uint32_t))
-    space.buckets = <uint32_t*>heap_new(heap, <size_t>buckets * sizeof(uint32_t))
+    with nogil:
+        space.rows = <SetRow*>heap_new_touched(heap, space.rows_size * sizeof(SetRow))
+        space.items = <uint32_t*>heap_new_touched(
+            heap, <size_t>space.items_size * sizeof(uint32_t))
+        space.buckets = <uint32_t*>heap_new_touched(heap, <size_t>buckets * sizeof(uint32_t))
     if space.rows == NULL or space.items == NULL or space.buckets == NULL:
         raise MemoryError
     space.bytes = (space.rows_size * sizeof(SetRow) + <size_t>space.items_size * sizeof(uint32_t)
@@ -469,10 +471,23 @@ cdef inline void _add_row(Hits* hits, const SetSpace* space, uint32_t row) noexc
 
 # Class tables
 
+cdef int _cache_init(Cache* cache, Heap* heap, uint64_t bytes_max, uint32_t words_max) except -1:
+    cdef bint failed
+    with nogil:
+        failed = cache_init(cache, heap, bytes_max, words_max)
+    if failed:
+        raise MemoryError
+    return 0
+
+
 cdef int _class_cache_init(ClassCache* cache, Heap* heap, uint64_t bytes_max) except -1:
-    if (cache_init(&cache.tier[0], heap, bytes_max * 5 // 10, SHORT_WORDS)
-            or cache_init(&cache.tier[1], heap, bytes_max * 35 // 100, MIDDLE_WORDS)
-            or cache_init(&cache.tier[2], heap, bytes_max * 15 // 100, LONG_WORDS)):
+    cdef bint failed
+    # Fresh memory is slow to touch: other threads need not wait for it.
+    with nogil:
+        failed = (cache_init(&cache.tier[0], heap, bytes_max * 5 // 10, SHORT_WORDS)
+                  or cache_init(&cache.tier[1], heap, bytes_max * 35 // 100, MIDDLE_WORDS)
+                  or cache_init(&cache.tier[2], heap, bytes_max * 15 // 100, LONG_WORDS))
+    if failed:
         raise MemoryError
     return 0
 
@@ -1224,19 +1239,21 @@ cdef class RuleTables:
         for i in range(t.ancestor_count):
             t.ancestors[i] = plan.ancestors[i]
         _space_init(&t.classes, t.heap, t.predicates, bounds["class_sets"], words)
+        let_others_run()
         _space_init(&t.verdicts, t.heap, t.rules, bounds["verdict_sets"], words)
+        let_others_run()
         hits_init(&t.truth, t.heap, t.predicates, words)
+        let_others_run()
         _class_cache_init(&t.path, t.heap, bounds["path"])
         _class_cache_init(&t.raw, t.heap, bounds["rawpath"])
         _class_cache_init(&t.call, t.heap, bounds["call"])
-        if (cache_init(&t.ends, t.heap, bounds["ends"], END_WORDS)
-                or cache_init(&t.numbers, t.heap, bounds["numbers"], 2)
-                or cache_init(&t.lineages, t.heap, bounds["lineages"], 1)
-                or cache_init(&t.vectors, t.heap, bounds["vectors"], 2)
-                or cache_init(&t.allowed, t.heap, bounds["allowed"], EVENT_WORDS)
-                or cache_init(&t.cut, t.heap, bounds["cut"], 2)
-                or cache_init(&t.verdict, t.heap, bounds["verdict"], EVENT_WORDS)):
-            raise MemoryError
+        _cache_init(&t.ends, t.heap, bounds["ends"], END_WORDS)
+        _cache_init(&t.numbers, t.heap, bounds["numbers"], 2)
+        _cache_init(&t.lineages, t.heap, bounds["lineages"], 1)
+        _cache_init(&t.vectors, t.heap, bounds["vectors"], 2)
+        _cache_init(&t.allowed, t.heap, bounds["allowed"], EVENT_WORDS)
+        _cache_init(&t.cut, t.heap, bounds["cut"], 2)
+        _cache_init(&t.verdict, t.heap, bounds["verdict"], EVENT_WORDS)
         t.small = <uint32_t*>_alloc(t.heap, SMALL_SOURCES * SMALL_COUNT * sizeof(uint32_t))
         t.ports = <uint32_t*>_alloc(t.heap, PORT_ROLES * 65536 * sizeof(uint32_t))
         t.is_off = <uint8_t*>_alloc(t.heap, t.rules)
@@ -3365,6 +3382,7 @@ cdef int _dismantle(plan) except -1:
     for by_index in (plan.literals, plan.points, plan.ranges, plan.always):
         for table in by_index.values():
             drop(table)
+    # Most of these are small, but they are many.
     for type_plan in plan.types.values():
         for table in (type_plan.rest, type_plan.whole, type_plan.late):
             drop(table)
@@ -3372,6 +3390,7 @@ cdef int _dismantle(plan) except -1:
             if part is not None:
                 for table in (part.starts, part.cover, part.residual, part.always):
                     drop(table)
+                    let_others_run()
     return 0
 
 
