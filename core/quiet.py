@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-SWITCH_S: Final = 0.0005
+SWITCH_S: Final = 0.0001
 """How long another thread waits for Python's lock while quiet() lasts; 5 ms is the default."""
 
 
