@@ -31,7 +31,7 @@ cdef struct Cache:
     uint16_t* door         # fingerprints of keys that were refused once
     uint32_t set_count
     uint32_t ways          # 8, or fewer in a cache of fewer than eight entries
-    uint32_t stride        # words; keys of more are never kept
+    uint32_t stride        # words; no key has more
     uint32_t door_mask
     uint64_t bytes
     uint64_t hits

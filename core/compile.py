@@ -34,7 +34,7 @@ from functools import cache
 from typing import Final
 
 from vedette.core import calls, fields, layout
-from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value
+from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value, predicates
 from vedette.core.patterns import glob_regex
 from vedette.core.transformers import transform
 from vedette.core.twin import holds
@@ -150,16 +150,7 @@ for _kind in ("pgid", "vpgid"):
     PLACES[f"proc.{_kind}.exe"] = ("exe", GROUP_LEADER)
     PLACES[f"proc.{_kind}.exepath"] = ("exepath", GROUP_LEADER)
 # Bits of the index "exebits" (vedette_exec.exe_flags) and "leads" (tables.pyx).
-_EXE_BITS: Final[dict[str, int]] = {
-    "proc.is_exe_writable": layout.EXE_FLAGS["writable"],
-    "proc.is_exe_upper_layer": layout.EXE_FLAGS["upper_layer"],
-    "proc.is_exe_lower_layer": layout.EXE_FLAGS["lower_layer"],
-    "proc.is_exe_from_memfd": layout.EXE_FLAGS["memfd"],
-    "proc.is_exe_deleted": layout.EXE_FLAGS["deleted"],
-    "proc.is_exe_setuid": layout.EXE_FLAGS["setuid"],
-    "proc.is_exe_setgid": layout.EXE_FLAGS["setgid"],
-}
-PLACES.update(dict.fromkeys(_EXE_BITS, ("exebits", SELF)))
+PLACES.update(dict.fromkeys(fields.EXE_BITS, ("exebits", SELF)))
 _EXE_KNOWN: Final = layout.EXE_FLAGS["known"]
 _LEADS: Final[dict[str, tuple[int, int]]] = {
     # What must be set for the field to have a value, and what makes it true.
@@ -886,8 +877,8 @@ class _Compiler:
         elif name in ("fd.type", "fd.typechar", "fd.l4proto"):
             points_of(_kind_names(name))
             return 100
-        elif name in _EXE_BITS:
-            bit = _EXE_BITS[name]
+        elif name in fields.EXE_BITS:
+            bit = fields.EXE_BITS[name]
             points_of((bits, int(bits & bit != 0)) for bits in range(256) if bits & _EXE_KNOWN)
             return 100
         elif name in _LEADS:
@@ -1014,7 +1005,7 @@ class _Compiler:
             return self.is_separable(node.item, not positive)
         if not isinstance(node, Predicate) and isinstance(node, And) == positive:
             return all(self.is_separable(part, positive) for part in node.items)
-        return len({self.is_event(leaf) for leaf in _leaves(node)}) <= 1
+        return len({self.is_event(leaf) for leaf in predicates(node)}) <= 1
 
     def add_part(self, plan: PartPlan, rule: int, part: Expr | bool) -> None:
         if part is True:
@@ -1050,13 +1041,13 @@ class _Compiler:
 
     def add_rest(self, plan: TypePlan, rule: int, rest: Expr | bool) -> None:
         """Add what is left of a rule on an event type."""
-        if not isinstance(rest, bool) and any(self.is_late(leaf) for leaf in _leaves(rest)):
+        if not isinstance(rest, bool) and any(self.is_late(leaf) for leaf in predicates(rest)):
             self.add_late(plan, rule, rest)
             rest = self.relax(rest, lambda leaf: not self.is_late(leaf))
         if isinstance(rest, bool):
             plan.process.always.append(rule)
             return
-        if not any(self.is_event(leaf) for leaf in _leaves(rest)):
+        if not any(self.is_event(leaf) for leaf in predicates(rest)):
             self.add_part(plan.process, rule, rest)
             plan.vector = True
             return
@@ -1071,7 +1062,7 @@ class _Compiler:
             plan.whole[rule] = self.emit(rest)
         elif not isinstance(process, bool):
             plan.rest[rule] = self.emit(process)
-        for leaf in _leaves(rest):
+        for leaf in predicates(rest):
             word = self.word_of(leaf)
             if word is None:
                 plan.vector = True
@@ -1080,14 +1071,14 @@ class _Compiler:
 
     def add_late(self, plan: TypePlan, rule: int, condition: Expr) -> None:
         """Note how a rule with late predicates is settled."""
-        if any(self.number(leaf) in self.python for leaf in _leaves(condition)):
+        if any(self.number(leaf) in self.python for leaf in predicates(condition)):
             self.plan.in_python.add(rule)
         compiled = self.relax(condition, lambda leaf: self.number(leaf) not in self.python)
         if isinstance(compiled, bool):
             return
         plan.late[rule] = self.emit(compiled)
         self.plan.settled.add(rule)
-        for leaf in _leaves(compiled):
+        for leaf in predicates(compiled):
             word = self.word_of(leaf)
             if word is not None:
                 plan.late_words.add(word)
@@ -1165,16 +1156,6 @@ def _types_with(field_name: str) -> int:
 
 def _flat(operands: Iterable[Operand]) -> list[Operand]:
     return [one for item in operands for one in (item if isinstance(item, tuple) else (item,))]
-
-
-def _leaves(node: Expr) -> Iterable[Predicate]:
-    if isinstance(node, Predicate):
-        yield node
-    elif isinstance(node, Not):
-        yield from _leaves(node.item)
-    else:
-        for part in node.items:
-            yield from _leaves(part)
 
 
 def _literal(value: Value) -> bytes:

@@ -732,6 +732,14 @@ def _leader(which: str, of: Of) -> Callable[[EventView], Raw]:
     return get
 
 
+EXE_BITS: Final[dict[str, int]] = {
+    f"proc.is_exe_{'from_' if name == 'memfd' else ''}{name}": bit
+    for name, bit in layout.EXE_FLAGS.items()
+    if name != "known"
+}
+"""The fields that are bits of vedette_exec.exe_flags."""
+
+
 def _exe_flag(name: str) -> Of:
     known, bit = layout.EXE_FLAGS["known"], layout.EXE_FLAGS[name]
     return lambda proc: int(proc.exe_flags & bit != 0) if proc.exe_flags & known else None

@@ -92,7 +92,6 @@ static inline uint32_t vedette_words(size_t size)
 static inline void vedette_key(uint64_t *words, uint32_t count, const uint8_t *text, size_t size,
 			       uint16_t label)
 {
-	words[count - 1] = 0;
 	words[vedette_words(size) - 1] = 0;
 	memset(words + vedette_words(size), 0, 8 * (count - vedette_words(size)));
 	memcpy(words, &label, 2);

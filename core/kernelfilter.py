@@ -20,7 +20,7 @@ from typing import Final
 
 from vedette.core import calls, fields, layout
 from vedette.core.compile import Specialiser
-from vedette.core.expr import And, Expr, Not, Predicate
+from vedette.core.expr import And, Expr, Not, Predicate, predicates
 from vedette.core.records import Record
 from vedette.core.twin import holds
 
@@ -296,7 +296,7 @@ def _uids(left: Iterable[Expr | bool], users: Mapping[int, bytes]) -> frozenset[
         if isinstance(rest, bool):
             return None
         named = False
-        for check in _checks(rest):
+        for check in predicates(rest):
             if check.field.name == "user.uid":
                 found.update(value for value in check.values if isinstance(value, int))
                 named = True
@@ -308,16 +308,6 @@ def _uids(left: Iterable[Expr | bool], users: Mapping[int, bytes]) -> frozenset[
         if not named or len(found) > UIDS_MAX:
             return None
     return frozenset(found)
-
-
-def _checks(tree: Expr) -> Iterator[Predicate]:
-    if isinstance(tree, Predicate):
-        yield tree
-    elif isinstance(tree, Not):
-        yield from _checks(tree.item)
-    else:
-        for item in tree.items:
-            yield from _checks(item)
 
 
 # Prefixes of paths

@@ -52,6 +52,7 @@ from vedette.core.fields import (
     AF_UNIX,
     CAPABILITIES,
     ERRNO_NAMES,
+    EXE_BITS,
     L4_NAMES,
     O_CREAT,
     O_DIRECTORY,
@@ -368,17 +369,6 @@ def _ancestor_names(values: _Values) -> list[bytes]:
     return [named.get(number, b"sh") for number in range(1, last + 1)]
 
 
-_EXE_FLAGS: Final = {
-    "proc.is_exe_setuid": layout.EXE_FLAGS["setuid"],
-    "proc.is_exe_setgid": layout.EXE_FLAGS["setgid"],
-    "proc.is_exe_writable": layout.EXE_FLAGS["writable"],
-    "proc.is_exe_upper_layer": layout.EXE_FLAGS["upper_layer"],
-    "proc.is_exe_lower_layer": layout.EXE_FLAGS["lower_layer"],
-    "proc.is_exe_from_memfd": layout.EXE_FLAGS["memfd"],
-    "proc.is_exe_deleted": layout.EXE_FLAGS["deleted"],
-}
-
-
 def _capabilities(values: _Values, kind: str) -> int:
     names = (values.bytes(f"thread.cap_{kind}") or b"").split()
     unknown = [name for name in names if name not in CAPABILITIES]
@@ -452,7 +442,7 @@ def _processes(
         cgroup_id=1,
         cgroup=_cgroup(values),
         exe_flags=layout.EXE_FLAGS["known"]
-        | sum(bit for name, bit in _EXE_FLAGS.items() if values.number(name, 0, 0, 1)),
+        | sum(bit for name, bit in EXE_BITS.items() if values.number(name, 0, 0, 1)),
         tty=values.number("proc.tty", 0),
         cap_inheritable=_capabilities(values, "inheritable"),
         cap_permitted=_capabilities(values, "permitted"),

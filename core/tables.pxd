@@ -326,11 +326,10 @@ cdef class RuleTables:
     cdef void _leaf(self, Leaf* leaf, bint late, Value* result) noexcept nogil
     cdef void _fetch(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil
     cdef void _fetch_path(self, uint32_t index, uint8_t* buffer, Value* value) noexcept nogil
-    cdef bint _settle_rule(self, uint32_t rule, uint32_t at) noexcept nogil
     cdef bint _run_late(self, uint32_t at) noexcept nogil
     cdef uint32_t settle(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t row) noexcept nogil
     cdef int _event_rows(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t words, TypeCode* gate, uint32_t* key) noexcept nogil
-    cdef bint _run_rule(self, uint32_t rule, uint32_t at) noexcept nogil
+    cdef bint _run_rule(self, uint32_t rule, uint32_t at, bint late) noexcept nogil
     cdef uint32_t _image_row(self, Image* image) noexcept nogil
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil
     cdef uint32_t _lineage(self, ProcTable* table, uint32_t slot) noexcept nogil

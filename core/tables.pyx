@@ -1976,20 +1976,9 @@ cdef class RuleTables:
         hits_begin(&t.verdicts.hits)
         for i in range(start, start + count):
             rule = t.verdicts.items[i]
-            if code.late[rule] == CODE_TRUE or self._settle_rule(rule, code.late[rule]):
+            if code.late[rule] == CODE_TRUE or self._run_rule(rule, code.late[rule], True):
                 hits_add(&t.verdicts.hits, rule)
         return _space_row(&t.verdicts)
-
-    cdef bint _settle_rule(self, uint32_t rule, uint32_t at) noexcept nogil:
-        cdef uint64_t start
-        cdef bint held
-        if not self.t.profile:
-            return self._run_late(at)
-        start = _now_ns()
-        held = self._run_late(at)
-        self.t.rule_runs[rule] += 1
-        self.t.rule_ns[rule] += _now_ns() - start
-        return held
 
     cdef bint _run_late(self, uint32_t at) noexcept nogil:
         """_run, with late predicates computed when they are asked for."""
@@ -3112,11 +3101,11 @@ cdef class RuleTables:
                 rule = part.cover_rules[j]
                 if t.rule_mark[rule] != t.rule_epoch and not t.is_off[rule]:
                     t.rule_mark[rule] = t.rule_epoch
-                    if self._run_rule(rule, part.starts[rule]):
+                    if self._run_rule(rule, part.starts[rule], False):
                         hits_add(&t.verdicts.hits, rule)
         for i in range(part.residual_count):
             rule = part.residual[i]
-            if not t.is_off[rule] and self._run_rule(rule, part.starts[rule]):
+            if not t.is_off[rule] and self._run_rule(rule, part.starts[rule], False):
                 hits_add(&t.verdicts.hits, rule)
         return _space_row(&t.verdicts)
 
@@ -3137,9 +3126,9 @@ cdef class RuleTables:
             if code.whole[rule] != CODE_TRUE:
                 if not whole:
                     return UNDECIDED - 1
-                if self._run_rule(rule, code.whole[rule]):
+                if self._run_rule(rule, code.whole[rule], False):
                     hits_add(&t.verdicts.hits, rule)
-            elif self._run_rule(rule, code.rest[rule]):
+            elif self._run_rule(rule, code.rest[rule], False):
                 hits_add(&t.verdicts.hits, rule)
         _add_row(&t.verdicts.hits, &t.verdicts, certain)
         return self._verdict_row()
@@ -3158,13 +3147,14 @@ cdef class RuleTables:
             hits_add(&t.verdicts.hits, first)
         return _space_row(&t.verdicts)
 
-    cdef bint _run_rule(self, uint32_t rule, uint32_t at) noexcept nogil:
+    cdef bint _run_rule(self, uint32_t rule, uint32_t at, bint late) noexcept nogil:
+        """Run a rule's code, late predicates included or not; the profile has how often and how long."""
         cdef uint64_t start
         cdef bint held
         if not self.t.profile:
-            return self._run(at)
+            return self._run_late(at) if late else self._run(at)
         start = _now_ns()
-        held = self._run(at)
+        held = self._run_late(at) if late else self._run(at)
         self.t.rule_runs[rule] += 1
         self.t.rule_ns[rule] += _now_ns() - start
         return held
