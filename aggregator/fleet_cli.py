@@ -33,7 +33,9 @@ def _example(*lines: str) -> str:
     )
 
 
-HostArgument = Annotated[str, typer.Argument(metavar="HOST-ID", help="The host's id.")]
+HostArgument = Annotated[
+    str, typer.Argument(metavar="HOST-ID", help="The host's id; a reader's name.")
+]
 ConfigOption = Annotated[
     Path,
     typer.Option("--config", "-c", metavar="FILE", help="The aggregator's configuration."),
@@ -64,18 +66,27 @@ def enroll(
     config_file: ConfigOption,
     key: KeyOption = None,
     out: OutOption = None,
+    role: Annotated[
+        str,
+        typer.Option(
+            metavar="agent|reader",
+            help="What the key is for: to speak for a host, or to ask the store questions.",
+        ),
+    ] = keys.AGENT,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a host connect. The aggregator takes notice within a second.
+    """Let a host connect, or a person ask questions. The aggregator takes notice within a second.
 
     Either the host made its key pair and --key names the public half, or --out says where to make
     one. What the agent's configuration needs is printed.
     """
     with _failing():
+        if role not in keys.ROLES:
+            raise _UsageError(f"--role: expected one of {', '.join(keys.ROLES)}")
         allow_list, server_key = _listen(config_file)
         made = _key(key, out)
         with _undoing(out):
-            keys.enroll(allow_list, host_id, made)
+            keys.enroll(allow_list, host_id, made, role)
     _tell(host_id, made, server_key, out, as_json)
 
 
@@ -126,6 +137,7 @@ def mount(app: typer.Typer) -> None:
         epilog=_example(
             "vedette enroll web-1 -c /etc/vedette/aggregator.yaml --key 'rq5...'",
             "vedette enroll web-1 -c /etc/vedette/aggregator.yaml --out web-1.key",
+            "vedette enroll alice -c /etc/vedette/aggregator.yaml --key 'm2c...' --role reader",
         )
     )(enroll)
     app.command(

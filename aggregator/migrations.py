@@ -7,6 +7,7 @@ they are: they name columns as these were, not as aggregator.schema has them tod
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -16,10 +17,11 @@ import sqlalchemy as sa
 from vedette.core import wire
 from vedette.core.signal import Signal
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 BATCH_SIGNALS: Final = 1024
 
 _BUCKET_BITS: Final = 32
+_RULE_ENTRIES_MAX: Final = 65_536
 
 
 def migrate(connection: sa.Connection, version: int) -> None:
@@ -220,8 +222,89 @@ def _keep(connection: sa.Connection, batch_id: int, rows: list[Any]) -> None:
         )
 
 
+def _count_signals(connection: sa.Connection) -> None:
+    """Signals are counted by bucket, host and rule; rules are written down with what they had."""
+    sqlite = connection.dialect.name == "sqlite"
+    number, key, tail = (
+        ("INTEGER", "TEXT", " WITHOUT ROWID") if sqlite else ("BIGINT", 'TEXT COLLATE "C"', "")
+    )
+    for statement in (
+        f"ALTER TABLE batch_times ADD COLUMN count {number} NOT NULL DEFAULT 0",
+        f"ALTER TABLE batch_rules ADD COLUMN count {number} NOT NULL DEFAULT 0",
+        "DROP INDEX batch_times_by_bucket",
+        "DROP INDEX batch_times_by_host",
+        "DROP INDEX batch_rules_by_rule",
+        f"CREATE TABLE rule_entries (rule {key} NOT NULL, priority {number} NOT NULL, "
+        f"tags {key} NOT NULL, alert BOOLEAN NOT NULL, "
+        f"PRIMARY KEY (rule, priority, tags, alert)){tail}",
+    ):
+        connection.exec_driver_sql(statement)
+    entries: set[tuple[str, int, str, bool]] = set()
+    after = 0
+    query = sa.text(
+        "SELECT id, skip, offset_ns, columns FROM batches WHERE id > :after ORDER BY id LIMIT 100"
+    )
+    while rows := connection.execute(query, {"after": after}).all():
+        after = rows[-1].id
+        times: list[dict[str, Any]] = []
+        rules: list[dict[str, Any]] = []
+        for row in rows:
+            columns = wire.load(bytes(row.columns))
+            columns.correct(row.offset_ns)
+            by_time: Counter[int] = Counter()
+            by_rule: Counter[tuple[int, str]] = Counter()
+            used: set[int] = set()
+            for time_ns, which in zip(
+                columns.time_ns[row.skip :].tolist(), columns.rule[row.skip :].tolist(), strict=True
+            ):
+                bucket = time_ns >> _BUCKET_BITS
+                name = columns.rules[which].name
+                by_time[bucket] += 1
+                by_rule[bucket, name if sqlite else name.replace("\0", "\ufffd")] += 1
+                used.add(which)
+            for which in used:
+                rule = columns.rules[which]
+                tags = msgspec.json.encode(rule.tags).decode()
+                name = rule.name if sqlite else rule.name.replace("\0", "\ufffd")
+                entries.add((name, rule.priority, tags, rule.alert))
+            times += [
+                {"batch": row.id, "bucket": bucket, "count": count}
+                for bucket, count in by_time.items()
+            ]
+            rules += [
+                {"batch": row.id, "bucket": bucket, "rule": name, "count": count}
+                for (bucket, name), count in by_rule.items()
+            ]
+        connection.execute(
+            sa.text(
+                "UPDATE batch_times SET count = :count WHERE batch_id = :batch AND bucket = :bucket"
+            ),
+            times,
+        )
+        connection.execute(
+            sa.text(
+                "UPDATE batch_rules SET count = :count "
+                "WHERE batch_id = :batch AND bucket = :bucket AND rule = :rule"
+            ),
+            rules,
+        )
+    # One beyond the bound says that there were more.
+    for entry in sorted(entries)[: _RULE_ENTRIES_MAX + 1]:
+        connection.execute(
+            sa.text("INSERT INTO rule_entries VALUES (:rule, :priority, :tags, :alert)"),
+            dict(zip(("rule", "priority", "tags", "alert"), entry, strict=True)),
+        )
+    for statement in (
+        "CREATE INDEX batch_times_by_bucket ON batch_times (bucket, batch_id, count)",
+        "CREATE INDEX batch_times_by_host ON batch_times (host_id, bucket, batch_id, count)",
+        "CREATE INDEX batch_rules_by_rule ON batch_rules (rule, bucket, batch_id, count)",
+    ):
+        connection.exec_driver_sql(statement)
+
+
 STEPS: Final[dict[int, Callable[[sa.Connection], None]]] = {
     1: _note_silence,
     2: _measure_clocks,
     3: _keep_batches,
+    4: _count_signals,
 }

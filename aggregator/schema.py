@@ -111,14 +111,17 @@ batch_times_table = sa.Table(
     sa.Column("host_id", _Key, nullable=False),
     sa.Column("start_ns", _Number, nullable=False),
     sa.Column("end_ns", _Number, nullable=False),
+    # Since version 5.
+    sa.Column("count", _Number, nullable=False, server_default="0"),
     sa.PrimaryKeyConstraint("batch_id", "bucket"),
-    sa.Index("batch_times_by_bucket", "bucket", "batch_id"),
-    sa.Index("batch_times_by_host", "host_id", "bucket", "batch_id"),
+    # With the counts, so that counting needs nothing but the index.
+    sa.Index("batch_times_by_bucket", "bucket", "batch_id", "count"),
+    sa.Index("batch_times_by_host", "host_id", "bucket", "batch_id", "count"),
     sqlite_with_rowid=False,
 )
 """For each bucket of time (time_ns >> BUCKET_BITS) that a batch has signals of: the first and last
-time of these. A row per bucket and not per batch, so that a host that claims wild times makes only
-its own batches dear."""
+time of these, and how many. A row per bucket and not per batch, so that a host that claims wild
+times makes only its own batches dear."""
 
 batch_rules_table = sa.Table(
     "batch_rules",
@@ -126,11 +129,26 @@ batch_rules_table = sa.Table(
     sa.Column("batch_id", _Number, nullable=False),
     sa.Column("bucket", _Number, nullable=False),
     sa.Column("rule", _Key, nullable=False),
+    # Since version 5.
+    sa.Column("count", _Number, nullable=False, server_default="0"),
     sa.PrimaryKeyConstraint("batch_id", "bucket", "rule"),
-    sa.Index("batch_rules_by_rule", "rule", "bucket", "batch_id"),
+    sa.Index("batch_rules_by_rule", "rule", "bucket", "batch_id", "count"),
     sqlite_with_rowid=False,
 )
-"""The rules of which a batch has signals, by bucket of time."""
+"""The rules of which a batch has signals, by bucket of time, and how many."""
+
+rule_entries_table = sa.Table(
+    "rule_entries",
+    metadata,
+    sa.Column("rule", _Key, nullable=False),
+    sa.Column("priority", _Number, nullable=False),
+    sa.Column("tags", _Key, nullable=False),
+    sa.Column("alert", sa.Boolean, nullable=False),
+    sa.PrimaryKeyConstraint("rule", "priority", "tags", "alert"),
+    sqlite_with_rowid=False,
+)
+"""What was ever stored of rules: from a priority or a tag to the rules that have it, by which
+batches are found. Up to RULE_ENTRIES_MAX (aggregator.signals); beyond, nobody relies on it."""
 
 addresses_table = sa.Table(
     "addresses",

@@ -46,7 +46,7 @@ from vedette.aggregator.outputs import Outputs, OutputsError
 from vedette.aggregator.store import EVENTS_RATE, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.clock import HostClock
-from vedette.core.keys import Allowed, KeyFileError, read_allow_list, read_pair
+from vedette.core.keys import AGENT, Allowed, KeyFileError, read_allow_list, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
 from vedette.core.notify import Notifier
 
@@ -441,7 +441,7 @@ class Server:
         try:
             pair = read_pair(listen.key_file)
             self._allow_list_is = _identity(listen.allow_list)
-            self._allowed = read_allow_list(listen.allow_list)
+            self._allowed = read_allow_list(listen.allow_list, AGENT)
         except KeyFileError as error:
             raise ServerError(str(error)) from None
         self._authenticator = ThreadAuthenticator(
@@ -1012,13 +1012,13 @@ class Server:
             return
         self._allow_list_is = _identity(path)
         try:
-            allowed = read_allow_list(path)
+            allowed = read_allow_list(path, AGENT)
         except KeyFileError as error:
             log.error("the allow-list stays as it was: %s", error)
             return
         self._allowed = allowed
         self._refuse_invalid()
-        log.info("%s: %d keys may connect", path, len(allowed))
+        log.info("%s: %d keys of agents may connect", path, len(allowed))
 
     def _refuse_invalid(self) -> None:
         """End the connections of keys that are no longer valid for their hosts."""

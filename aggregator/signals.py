@@ -9,11 +9,13 @@ and the places of the signals in it that are meant.
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+import heapq
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple, cast
 
+import msgspec
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from vedette.aggregator.schema import (
     batch_rules_table,
     batch_times_table,
     batches_table,
+    rule_entries_table,
 )
 from vedette.core import wire
 from vedette.core.clock import UNKNOWN_NS
@@ -34,6 +37,12 @@ PLACE_BITS: Final = 12
 CACHE_BYTES: Final = 16 << 20
 """Of batches as sent, that were read and may be asked for again."""
 PAGE_BATCHES: Final = 256
+FIRST_PAGE_BATCHES: Final = 16
+STREAMS_MAX: Final = 64
+"""Rules or hosts that are looked up one by one; of more, all batches of the time are gone
+through."""
+MANY_BATCHES: Final = 10_000
+RULE_ENTRIES_MAX: Final = 65_536
 
 assert wire.BATCH_SIGNALS_MAX == 1 << PLACE_BITS
 
@@ -134,6 +143,7 @@ _BESIDE: Final = (
     *("id", "host_id", "boot_id", "received_ns", "released_ns", "skip"),
     *("offset_ns", "uncertainty_ns"),
 )
+_Rows = sa.Select[Any]
 Places = NDArray[np.int64]
 """Places of signals in a batch, rising."""
 
@@ -156,6 +166,13 @@ class Filter(NamedTuple):
     alerts_only: bool = False
     late: bool | None = None
     wanted: Wanted | None = None
+
+    @property
+    def asks_rules(self) -> bool:
+        """Whether it depends on a signal's rule if it is meant."""
+        return (
+            (self.rule, self.tag, self.priority_max, self.wanted) != (None, None, None, None)
+        ) or self.alerts_only
 
     def takes(self, rule: wire.RuleEntry) -> bool:
         """Tell whether signals of a rule are meant, if the rest agrees."""
@@ -294,7 +311,7 @@ class Reader:
         since_ns = 0 if after is None else after[0]
         asked = Filter(since_ns=since_ns, until_ns=until_ns, late=late, wanted=wanted)
         if len(found) < limit:
-            for some in self._buckets(asked):
+            for some in self._buckets(asked, by_time=True):
                 run = self._run = _Run(question, some)
                 if after is not None:
                     run.skip_to(after)
@@ -358,41 +375,16 @@ class Reader:
         return dict(found)
 
     def _buckets(
-        self, asked: Filter, *, newest_first: bool = False
+        self, asked: Filter, *, newest_first: bool = False, by_time: bool = False
     ) -> Iterator[list[tuple[StoredBatch, Places]]]:
-        """Return, bucket by bucket, the batches that have signals that are meant."""
-        t, r, b = batch_times_table.c, batch_rules_table.c, batches_table.c
-        if asked.rule is not None:
-            place, batch_id = r.bucket, r.batch_id
-            query: sa.Select[Any] = sa.select(place, batch_id).where(r.rule == asked.rule)
-        else:
-            place, batch_id = t.bucket, t.batch_id
-            query = cast(sa.Select[Any], sa.select(place, batch_id))
-            if asked.since_ns is not None:
-                query = query.where(t.end_ns >= asked.since_ns)
-            if asked.until_ns is not None:
-                query = query.where(t.start_ns <= asked.until_ns)
-            if asked.hosts is not None:
-                query = query.where(t.host_id.in_(asked.hosts))
-        if asked.since_ns is not None:
-            query = query.where(place >= asked.since_ns >> BUCKET_BITS)
-        if asked.until_ns is not None:
-            query = query.where(place <= asked.until_ns >> BUCKET_BITS)
-        narrowed = _narrowed(query, asked)
-        if narrowed is not query or (asked.rule is not None and asked.hosts is not None):
-            query = narrowed.join(batches_table, b.id == batch_id)
-            if asked.hosts is not None:
-                query = query.where(b.host_id.in_(asked.hosts))
-        order = sa.tuple_(place, batch_id)
-        query = query.limit(PAGE_BATCHES).order_by(
-            *((place.desc(), batch_id.desc()) if newest_first else (place, batch_id))
-        )
-        page = query
+        """Return, bucket by bucket, the batches that have signals that are meant.
+
+        by_time  look through all batches of the time, whatever indexes there are
+        """
         bucket = None
         some: list[tuple[StoredBatch, Places]] = []
-        while True:
+        for rows in self._pages(asked, newest_first, by_time):
             with self._transaction() as connection:
-                rows = connection.execute(page).all()
                 batches = {
                     batch.id: batch
                     for batch in self._load(connection, list(dict.fromkeys(row[1] for row in rows)))
@@ -406,12 +398,127 @@ class Reader:
                     places = asked.places(batches[row[1]], bucket)
                     if len(places):
                         some.append((batches[row[1]], places))
-            if len(rows) < PAGE_BATCHES:
-                break
-            last = sa.tuple_(*(sa.literal(part) for part in rows[-1]))
-            page = query.where(order < last if newest_first else order > last)
         if some:
             yield some
+
+    def _pages(
+        self, asked: Filter, newest_first: bool, by_time: bool
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Return (bucket, id) of batches that may have what is meant, in order, in growing pages.
+
+        Where what is meant are few rules or few hosts, these are looked up one by one in their
+        index and brought together, so that what is rare is found as fast as what is frequent.
+        """
+        queries = [self._by_time(asked)] if by_time else self._by_index(asked)
+        if len(queries) == 1:
+            yield from self._rows(queries[0], newest_first)
+            return
+        streams = [
+            (row for rows in self._rows(query, newest_first) for row in rows) for query in queries
+        ]
+        page: list[tuple[int, int]] = []
+        size = FIRST_PAGE_BATCHES
+        before = None
+        for row in heapq.merge(*streams, reverse=newest_first):
+            if row == before:
+                continue
+            before = row
+            page.append(row)
+            if len(page) == size:
+                yield page
+                page = []
+                size = min(2 * size, PAGE_BATCHES)
+        if page:
+            yield page
+
+    def _rows(self, query: _Rows, newest_first: bool) -> Iterator[list[tuple[int, int]]]:
+        """Ask for the rows of a query in order, page by page."""
+        place, batch_id = list(query.selected_columns)
+        order: Any = sa.tuple_(place, batch_id)
+        query = query.order_by(
+            *((place.desc(), batch_id.desc()) if newest_first else (place, batch_id))
+        )
+        page, size = query, FIRST_PAGE_BATCHES
+        while True:
+            with self._transaction() as connection:
+                found: Any = connection.execute(page.limit(size))
+                rows: list[tuple[int, int]] = [tuple(row) for row in found]
+            if rows:
+                yield rows
+            if len(rows) < size:
+                return
+            size = min(2 * size, PAGE_BATCHES)
+            last = sa.tuple_(sa.literal(rows[-1][0]), sa.literal(rows[-1][1]))
+            page = query.where(order < last if newest_first else order > last)
+
+    def _by_index(self, asked: Filter) -> list[_Rows]:
+        """Choose the index that has the least to say about what is meant."""
+        names = self.names(asked)
+        if names is not None and len(names) > STREAMS_MAX:
+            names = None
+        hosts = asked.hosts
+        if hosts is not None and len(hosts) > STREAMS_MAX:
+            hosts = None
+        by_rule = [] if names is None else [self._by_rule(asked, name) for name in names]
+        by_host = [] if hosts is None else [self._by_time(asked, host) for host in hosts]
+        if names is not None and hosts is not None:
+            return by_rule if self._size(by_rule) <= self._size(by_host) else by_host
+        if names is not None:
+            return by_rule
+        return by_host if hosts is not None else [self._by_time(asked)]
+
+    def _size(self, queries: list[_Rows]) -> int:
+        """Return about how many rows some queries have, or that there are many."""
+        found = 0
+        for query in queries:
+            with self._transaction() as connection:
+                some = query.limit(MANY_BATCHES - found).subquery()
+                found += connection.execute(
+                    sa.select(sa.func.count()).select_from(some)
+                ).scalar_one()
+            if found == MANY_BATCHES:
+                break
+        return found
+
+    def _by_rule(self, asked: Filter, name: str) -> _Rows:
+        r, b = batch_rules_table.c, batches_table.c
+        query = cast(_Rows, sa.select(r.bucket, r.batch_id)).where(r.rule == name)
+        query = _within(query, r.bucket, asked)
+        narrowed = _narrowed(query, asked)
+        if asked.hosts is not None:
+            narrowed = narrowed.where(b.host_id.in_(asked.hosts))
+        return query if narrowed is query else narrowed.join(batches_table, b.id == r.batch_id)
+
+    def _by_time(self, asked: Filter, host_id: str | None = None) -> _Rows:
+        t, b = batch_times_table.c, batches_table.c
+        query = cast(_Rows, sa.select(t.bucket, t.batch_id))
+        if asked.since_ns is not None:
+            query = query.where(t.end_ns >= asked.since_ns)
+        if asked.until_ns is not None:
+            query = query.where(t.start_ns <= asked.until_ns)
+        if host_id is not None:
+            query = query.where(t.host_id == host_id)
+        elif asked.hosts is not None:
+            query = query.where(t.host_id.in_(asked.hosts))
+        query = _within(query, t.bucket, asked)
+        narrowed = _narrowed(query, asked)
+        return query if narrowed is query else narrowed.join(batches_table, b.id == t.batch_id)
+
+    def rule_entries(self) -> list[wire.RuleEntry] | None:
+        """Return what was ever stored of rules; None where there was more than is kept."""
+        with self._transaction() as connection:
+            return rule_entries(connection)
+
+    def names(self, asked: Filter) -> list[str] | None:
+        """Return the names of the rules whose signals may be meant; None: all, or not known."""
+        if asked.rule is not None:
+            return [asked.rule]
+        if not asked.asks_rules:
+            return None
+        entries = self.rule_entries()
+        if entries is None:
+            return None
+        return sorted({entry.name for entry in entries if asked.takes(entry)})
 
     def _batches(self, asked: Filter) -> sa.Select[Any]:
         """Ask for the ids of batches that may have what is meant."""
@@ -504,6 +611,25 @@ def unpack(
         )
 
 
+def rule_entries(connection: sa.Connection) -> list[wire.RuleEntry] | None:
+    """Return what was ever stored of rules; None where there was more than is kept."""
+    rows = connection.execute(sa.select(rule_entries_table).limit(RULE_ENTRIES_MAX + 1)).all()
+    if len(rows) > RULE_ENTRIES_MAX:
+        return None
+    return [
+        wire.RuleEntry(row.rule, row.priority, tuple(msgspec.json.decode(row.tags)), row.alert)
+        for row in rows
+    ]
+
+
+def _within(query: _Rows, bucket: sa.Column[int], asked: Filter) -> _Rows:
+    if asked.since_ns is not None:
+        query = query.where(bucket >= asked.since_ns >> BUCKET_BITS)
+    if asked.until_ns is not None:
+        query = query.where(bucket <= asked.until_ns >> BUCKET_BITS)
+    return query
+
+
 def _narrowed(query: sa.Select[Any], asked: Filter) -> sa.Select[Any]:
     """Leave out batches of which it is known without their columns that they have nothing."""
     b = batches_table.c
@@ -518,29 +644,40 @@ def _narrowed(query: sa.Select[Any], asked: Filter) -> sa.Select[Any]:
 
 def places_of(
     batch_id: int, host_id: str, columns: wire.Columns, skip: int
-) -> tuple[list[tuple[int, int, str, int, int]], list[tuple[int, int, str]]]:
+) -> tuple[list[tuple[int, int, str, int, int, int]], list[tuple[int, int, str, int]]]:
     """Return the rows of batch_times and batch_rules for a batch, in the order of the columns."""
     time_ns, rule = columns.time_ns[skip:], columns.rule[skip:]
     buckets = time_ns >> BUCKET_BITS
     if buckets[0] == buckets[-1] and (buckets == buckets[0]).all():
-        spans = [(int(buckets[0]), int(time_ns.min()), int(time_ns.max()))]
-        pairs: Iterable[tuple[int, int]] = (
-            (int(buckets[0]), number) for number in np.flatnonzero(np.bincount(rule)).tolist()
+        first = int(buckets[0])
+        spans = [(first, int(time_ns.min()), int(time_ns.max()), len(time_ns))]
+        of_rules: Iterable[tuple[int, int, int]] = (
+            (first, number, count)
+            for number, count in enumerate(np.bincount(rule).tolist())
+            if count
         )
     else:
         order = np.argsort(buckets, kind="stable")
-        distinct, starts = np.unique(buckets[order], return_index=True)
+        distinct, starts, counts = np.unique(buckets[order], return_index=True, return_counts=True)
         sorted_ns = time_ns[order]
         spans = list(
             zip(
                 distinct.tolist(),
                 np.minimum.reduceat(sorted_ns, starts).tolist(),
                 np.maximum.reduceat(sorted_ns, starts).tolist(),
+                counts.tolist(),
                 strict=True,
             )
         )
-        pairs = set(zip(buckets.tolist(), rule.tolist(), strict=True))
-    times = [(batch_id, bucket, host_id, start_ns, end_ns) for bucket, start_ns, end_ns in spans]
+        of_rules = (
+            (bucket, number, count)
+            for (bucket, number), count in Counter(
+                zip(buckets.tolist(), rule.tolist(), strict=True)
+            ).items()
+        )
+    times = [(batch_id, bucket, host_id, first, last, n) for bucket, first, last, n in spans]
     # Two entries may be of one rule, with other tags.
-    named = sorted({(bucket, columns.rules[number].name) for bucket, number in pairs})
-    return times, [(batch_id, bucket, name) for bucket, name in named]
+    named: Counter[tuple[int, str]] = Counter()
+    for bucket, number, count in of_rules:
+        named[bucket, columns.rules[number].name] += count
+    return times, [(batch_id, bucket, name, n) for (bucket, name), n in sorted(named.items())]

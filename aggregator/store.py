@@ -39,9 +39,11 @@ from vedette.aggregator.schema import (
     losses_table,
     meta_table,
     metadata,
+    rule_entries_table,
 )
 from vedette.aggregator.signals import (
     PLACE_BITS,
+    RULE_ENTRIES_MAX,
     Filter,
     Places,
     Reader,
@@ -51,10 +53,11 @@ from vedette.aggregator.signals import (
     Wanted,
     end_of,
     places_of,
+    rule_entries,
 )
 from vedette.core.clock import UNKNOWN_NS, HostClock
 from vedette.core.signal import PRIORITIES, Signal
-from vedette.core.wire import Batch, Columns, Heartbeat, Hello, LostRange
+from vedette.core.wire import Batch, Columns, Heartbeat, Hello, LostRange, RuleEntry
 from vedette.core.wire import columns as wire_columns
 
 __all__ = [
@@ -247,8 +250,9 @@ class _Group:
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Any]] = []
-        self.times: list[tuple[int, int, str, int, int]] = []
-        self.rules: list[tuple[int, int, str]] = []
+        self.times: list[tuple[int, int, str, int, int, int]] = []
+        self.rules: list[tuple[int, int, str, int]] = []
+        self.entries: list[tuple[str, int, str, bool]] = []
         self.losses: list[Loss] = []
         self.boots: dict[tuple[str, str], _Boot] = {}
         self.hosts: dict[str, dict[str, int]] = {}
@@ -288,6 +292,8 @@ class Store:
         self._addresses: dict[str, list[str]] = {}
         self._hostnames: tuple[int, dict[str, str]] = (-1, {})
         self._last_batch: int | None = None
+        self._entries: set[RuleEntry] | None = None
+        self._entries_full = False
         self._reader = Reader(self.reading, self.hostnames)
 
     @classmethod
@@ -458,6 +464,7 @@ class Store:
         self._boots.clear()
         self._addresses.clear()
         self._last_batch = None
+        self._entries = None
         self._hostnames = (-1, {})
         self._reader.forget()
 
@@ -486,6 +493,14 @@ class Store:
         for table, placed in ((batch_times_table, group.times), (batch_rules_table, group.rules)):
             if placed:
                 self._insert_rows(table, placed)
+        if group.entries:
+            connection.execute(
+                self.insert(rule_entries_table).on_conflict_do_nothing(),
+                [
+                    {"rule": rule, "priority": priority, "tags": tags, "alert": alert}
+                    for rule, priority, tags, alert in group.entries
+                ],
+            )
         for host_id in {loss.host_id for loss in group.losses}:
             oldest = (
                 sa.select(losses_table.c.id)
@@ -677,7 +692,11 @@ class Store:
         self._last_batch = batch_id
         times, rules = places_of(batch_id, boot.host_id, columns, skip)
         group.times += times
-        group.rules += [(number, bucket, self._text(name)) for number, bucket, name in rules]
+        group.rules += (
+            rules
+            if self._sqlite
+            else [(number, bucket, self._text(name), n) for number, bucket, name, n in rules]
+        )
         used = [
             rule
             for rule, count in zip(
@@ -687,6 +706,7 @@ class Store:
             )
             if count
         ]
+        self._note_entries(group, used)
         group.batches.append(
             {
                 "id": batch_id,
@@ -707,6 +727,23 @@ class Store:
                 "columns": columns.payload,
             }
         )
+
+    def _note_entries(self, group: _Group, used: list[RuleEntry]) -> None:
+        """Have written down what was not known yet of rules."""
+        if self._entries is None:
+            known = rule_entries(self._connection)
+            self._entries, self._entries_full = set(known or ()), known is None
+        if self._entries_full:
+            return
+        for rule in used:
+            if rule in self._entries:
+                continue
+            self._entries.add(rule)
+            tags = _json(rule.tags)
+            group.entries.append((self._text(rule.name), rule.priority, tags, rule.alert))
+            if len(self._entries) > RULE_ENTRIES_MAX:
+                self._entries_full = True
+                break
 
     def _insert_rows(self, table: sa.Table, rows: Sequence[tuple[Any, ...]]) -> None:
         """Write many rows; as text, since the library's handling of each costs as much again."""
@@ -1100,6 +1137,10 @@ class Store:
     ) -> Iterator[tuple[StoredBatch, Places]]:
         """Batches in columns, and the places of the signals that are meant; see Reader.scan."""
         return self._reader.scan(asked, newest_first=newest_first)
+
+    def rule_entries(self) -> list[RuleEntry] | None:
+        """What was ever stored of rules; None where there was more than is kept."""
+        return self._reader.rule_entries()
 
     def late_signals(self, since_ns: int, until_ns: int, hosts: Sequence[str]) -> dict[str, int]:
         """How many signals between two times (both included) came late, by host_id."""

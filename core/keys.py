@@ -1,9 +1,10 @@
 """Keys of the wire: CURVE key pairs in files, and the list of hosts that the aggregator lets in.
 
 A key pair's file has two lines, the public and the secret key as Z85 text (ZeroMQ RFC 32), and is
-readable by its owner only. The allow-list has one key a line, `PUBLIC-KEY HOST-ID`, or, for a key
-that is being replaced, `PUBLIC-KEY HOST-ID until=2026-11-24T08:00:00Z`. In both, empty lines and
-lines that begin with a `#` are left out (no key does: 32 bits never reach that digit).
+readable by its owner only. The allow-list has one key a line, `PUBLIC-KEY HOST-ID`; for who may
+only ask questions `PUBLIC-KEY NAME role=reader`; and, for a key that is being replaced, with
+`until=2026-11-24T08:00:00Z` behind it. In both files, empty lines and lines that begin with a `#`
+are left out (no key does: 32 bits never reach that digit).
 
 `enroll`, `revoke` and `rotate` change an allow-list: one at a time, all or nothing, and leaving
 every other line as it is.
@@ -31,6 +32,10 @@ ALLOW_LIST_BYTES_MAX = 16 << 20
 HOSTS_MAX = 100_000
 KEYS_PER_HOST_MAX = 8
 """One that is valid for good, and those it replaces."""
+
+ROLES = ("agent", "reader")
+"""What a key may do: speak for a host, or ask the store questions."""
+AGENT, READER = ROLES
 
 _HOST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -139,22 +144,28 @@ def check_key(text: str, where: str) -> str:
 
 
 class Allowed(NamedTuple):
-    """Whom a key belongs to, and until when it is valid (seconds since 1970; None: for good)."""
+    """Whom a key belongs to, and what it may do.
+
+    host_id  the host's id; of a reader, a name
+    until_s  when it ends, in seconds since 1970; None: never
+    role     one of ROLES
+    """
 
     host_id: str
     until_s: float | None = None
+    role: str = AGENT
 
     def valid(self, now_s: float) -> bool:
         """Tell whether the key may be used at a time."""
         return self.until_s is None or now_s < self.until_s
 
 
-def read_allow_list(path: str | Path) -> dict[str, Allowed]:
-    """Read which keys may connect: public key -> host and end.
+def read_allow_list(path: str | Path, role: str | None = None) -> dict[str, Allowed]:
+    """Read which keys may connect: public key -> host and end; those of one role, or all.
 
     A host speaks only as the host_id beside its key. Raises KeyFileError for a file that cannot be
-    read, a line that is no key, id and end, a key that stands twice, and an id with two keys that
-    have no end.
+    read, a line that is no key, id, role and end, a key that stands twice, and an id with two keys
+    that have no end.
     """
     path = Path(path)
     allowed: dict[str, Allowed] = {}
@@ -163,11 +174,13 @@ def read_allow_list(path: str | Path) -> dict[str, Allowed]:
     for number, text in _lines(path, _read(path), ALLOW_LIST_BYTES_MAX):
         where = f"{path}:{number}"
         key, _, rest = text.partition(" ")
-        host_id, _, end = rest.strip().partition(" until=")
-        host_id = host_id.strip()
+        host_id, options = _options(rest)
         check_key(key, where)
         check_host_id(host_id, where)
-        until_s = _until(end.strip(), where) if end else None
+        until_s = _until(options["until"], where) if "until" in options else None
+        own_role = options.get("role", AGENT)
+        if own_role not in ROLES:
+            raise KeyFileError(f"{where}: role={own_role}: a role is one of {', '.join(ROLES)}")
         if key in allowed:
             raise KeyFileError(
                 f"{where}: this key stands for {allowed[key].host_id} already; keep one"
@@ -184,8 +197,21 @@ def read_allow_list(path: str | Path) -> dict[str, Allowed]:
             raise KeyFileError(f"{where}: {host_id} has more than {KEYS_PER_HOST_MAX} keys")
         if len(keys_of_id) > HOSTS_MAX:
             raise KeyFileError(f"{where}: more than {HOSTS_MAX} hosts")
-        allowed[key] = Allowed(host_id, until_s)
-    return allowed
+        allowed[key] = Allowed(host_id, until_s, own_role)
+    return {key: one for key, one in allowed.items() if role in (None, one.role)}
+
+
+def _options(text: str) -> tuple[str, dict[str, str]]:
+    """Return what stands behind a key: the id, and `until` and `role` where they are given."""
+    words = text.split()
+    options: dict[str, str] = {}
+    while len(words) > 1:
+        name, equals, value = words[-1].partition("=")
+        if not equals or name not in ("until", "role") or name in options:
+            break
+        options[name] = value
+        words.pop()
+    return " ".join(words), options
 
 
 def check_host_id(text: str, where: str) -> str:
@@ -198,8 +224,8 @@ def check_host_id(text: str, where: str) -> str:
     return text
 
 
-def enroll(path: str | Path, host_id: str, public_key: str) -> None:
-    """Add a host's key to an allow-list, which is made where there is none.
+def enroll(path: str | Path, host_id: str, public_key: str, role: str = AGENT) -> None:
+    """Add a host's (or a reader's) key to an allow-list, which is made where there is none.
 
     Raises KeyFileError where the host, or the key, stands there already.
     """
@@ -215,7 +241,11 @@ def enroll(path: str | Path, host_id: str, public_key: str) -> None:
                     f"{path}: {host_id} is enrolled already; `vedette rotate` gives it a new key, "
                     "`vedette revoke` takes it off"
                 )
-        change.lines.append(f"{public_key} {host_id}")
+        change.lines.append(_line(public_key, host_id, role))
+
+
+def _line(key: str, host_id: str, role: str, until: str = "") -> str:
+    return f"{key} {host_id}{'' if role == AGENT else f' role={role}'}{until}"
 
 
 def revoke(path: str | Path, host_id: str) -> int:
@@ -245,6 +275,7 @@ def rotate(path: str | Path, host_id: str, public_key: str, until_s: float, now_
                 f"{path}: this key stands for {change.allowed[public_key].host_id} already"
             )
         end = dt.datetime.fromtimestamp(int(until_s), dt.UTC)
+        role = next((one.role for one in change.allowed.values() if one.host_id == host_id), AGENT)
 
         def replaced(key: str) -> str | None:
             was = change.allowed[key]
@@ -252,11 +283,11 @@ def rotate(path: str | Path, host_id: str, public_key: str, until_s: float, now_
                 return None
             if was.until_s is not None and was.until_s <= until_s:
                 return ""
-            return f"{key} {host_id} until={end:%Y-%m-%dT%H:%M:%SZ}"
+            return _line(key, host_id, role, f" until={end:%Y-%m-%dT%H:%M:%SZ}")
 
         if not change.edit(host_id, replaced):
             raise KeyFileError(f"{path}: {host_id} is not enrolled; `vedette enroll` does that")
-        change.lines.append(f"{public_key} {host_id}")
+        change.lines.append(_line(public_key, host_id, role))
 
 
 class _Change:

@@ -16,6 +16,7 @@ from tests.aggregator.postgres import MISSING, Postgres, programs
 from tests.aggregator.service import beat, hello, until
 from vedette.aggregator import migrations
 from vedette.aggregator import store as db
+from vedette.aggregator.schema import batch_rules_table, batch_times_table
 from vedette.aggregator.store import (
     Host,
     HostsFull,
@@ -504,6 +505,14 @@ def test_a_store_of_an_older_version_is_brought_up(where: str) -> None:
         assert (first.fields, first.tags) == ({"proc.name": "sshd", "n": 1}, ("t",))
         assert [s.seq for s in store.released(None, 100)] == [1, 2, 6]
         assert [s.seq for s in store.signals(rule="q")] == [3]
+        # Counted as if they had come today.
+        for table in (batch_times_table, batch_rules_table):
+            with store.reading() as connection:
+                count = connection.execute(sa.select(sa.func.sum(table.c.count))).scalar_one()
+            assert count == 5
+        assert [s.seq for s in store.signals(tag="t")] == [
+            s.seq for s in store.signals() if "t" in s.tags
+        ]
         whole = store.incident("ab12")
         assert whole is not None
         assert [(x.step, x.signal.seq, x.signal.hostname) for x in whole.signals] == [

@@ -123,6 +123,24 @@ def test_a_key_with_an_end_is_valid_until_then(tmp_path: Path) -> None:
             keys.read_allow_list(path)
 
 
+def test_a_reader_is_no_host(tmp_path: Path) -> None:
+    path = tmp_path / "allow"
+    keys.enroll(path, "web-1", keys.make_pair().public)
+    reader, new = keys.make_pair().public, keys.make_pair().public
+    keys.enroll(path, "alice", reader, keys.READER)
+    assert list(keys.read_allow_list(path, keys.READER).items()) == [
+        (reader, keys.Allowed("alice", None, "reader"))
+    ]
+    assert [one.host_id for one in keys.read_allow_list(path, keys.AGENT).values()] == ["web-1"]
+    keys.rotate(path, "alice", new, 2_000_000_000, 1_000_000_000)
+    readers = keys.read_allow_list(path, keys.READER)
+    assert {key: one.until_s for key, one in readers.items()} == {reader: 2_000_000_000, new: None}
+    assert keys.revoke(path, "alice") == 2
+    path.write_text(f"{reader} alice role=king\n")
+    with pytest.raises(keys.KeyFileError, match="role=king: a role is one of agent, reader"):
+        keys.read_allow_list(path)
+
+
 def test_enroll_rotate_and_revoke_change_one_host_and_leave_the_rest(tmp_path: Path) -> None:
     one, two, three, other = (keys.make_pair().public for _ in range(4))
     path = tmp_path / "hosts.allow"
