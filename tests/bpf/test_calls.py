@@ -9,19 +9,17 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bpf.conftest import Pool, Watch
 from tests.bpf.records import ALL, split
 from vedette.bench.scope import Scope, compile_c
 from vedette.bpf.calls import CALLS, SHORT_IDS, WIDE
-from vedette.bpf.capture import Capture, CaptureConfig
 from vedette.core import calls, layout
-from vedette.core.engine import RingReader
 from vedette.core.expr import FieldRef
 from vedette.core.fields import FIELDS, EventView, extract
 from vedette.core.records import Record, decode
@@ -86,8 +84,7 @@ class Machine:
 
     scope: Scope
     program: Path
-    reader: RingReader
-    capture: Capture
+    watch: Watch
     folders: Iterator[Path]
     opened: list[Path] = field(default_factory=list)
 
@@ -104,31 +101,21 @@ class Machine:
         if flags & WIDE:
             words = case.wide or words
         groups = [*(f"native {text}" for text in case.before), f"{abi} {number} {words}"]
-        self.reader.read(ALL)
+        self.watch.ring.read(ALL)
         lines = self.scope.run(self.program, folder, *" -- ".join(groups).split(" "))
         pid, parent, *results = [int(line) for line in lines.split()]
-        records = [decode(data) for data in split(self.reader.read(ALL))]
-        lost = {n: c for n, c in self.capture.counters().items() if n.startswith("lost_") and c}
+        records = [decode(data) for data in split(self.watch.ring.read(ALL))]
+        lost = {n: c for n, c in self.watch.counters().items() if n.startswith("lost_") and c}
         assert not lost
         return Done(folder, pid, parent, results), records
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> Iterator[Machine]:
     program = compile_c(Path(__file__).parent / "calls.c")
     folders = iter(lambda: tmp_path_factory.mktemp("calls"), None)
-    with Scope() as scope:
-        config = CaptureConfig(
-            cgroup=scope.folder,
-            event_types=frozenset((*layout.CALLS, "creat")),
-            ring_bytes=1 << 20,
-            wakeup_bytes=1 << 19,
-        )
-        with Capture(config) as capture:
-            capture.load()
-            with closing(RingReader(capture.ring_fd)) as reader:
-                capture.attach()
-                yield Machine(scope, program, reader, capture, folders)
+    with Scope(pool.scope.folder) as scope, pool.watch(*layout.CALLS, "creat") as watch:
+        yield Machine(scope, program, watch, folders)
 
 
 def one_path(name: str, path: str, **others: Any) -> Callable[[Done], Expected]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bpf.conftest import Watch
+from tests.bpf.conftest import Pool, Watch
 from tests.bpf.records import Record
 from vedette.agent import procfs
 from vedette.bench.scope import Scope
@@ -252,7 +252,9 @@ def test_the_terminal_is_that_of_proc(watch: Start, scope: Scope) -> None:
 
 def test_ids_in_a_pid_namespace(watch: Start, scope: Scope) -> None:
     seen = watch("execve", "fork", "clone", "clone3", "vfork")
-    scope.run("unshare", "--pid", "--fork", "sh", "-c", "/bin/true; exec setsid /bin/cat /dev/null")
+    # In a session of its own: the tests may have been started by init, which is in session 0.
+    script = "/bin/true; exec setsid /bin/cat /dev/null"
+    scope.run("setsid", "--wait", "unshare", "--pid", "--fork", "sh", "-c", script)
     records = [record for record in seen.records() if record["result"] >= 0]
     inner = [r for r in records if r.type == "execve" and r["vpid"] != r["pid"]]
     names = [record["comm"].rstrip(b"\0") for record in inner]
@@ -305,12 +307,12 @@ def test_what_changes_ids_is_told_once_it_did(watch: Start, scope: Scope) -> Non
     assert (user["cap_effective"], user["cap_permitted"]) == (0, 0)
 
 
-def test_cgroups_below_the_scope_are_told(watch: Start, scope: Scope) -> None:
+def test_cgroups_below_the_scope_are_told(watch: Start, scope: Scope, pool: Pool) -> None:
     seen = watch("cgroup")
     inner = scope.folder / "in"
     inner.mkdir()
     number = inner.stat().st_ino
-    beside = scope.folder.with_name(scope.folder.name + "-beside")
+    beside = pool.scope.folder.with_name(pool.scope.folder.name + "-beside")
     beside.mkdir()
     beside.rmdir()
     inner.rmdir()

@@ -43,7 +43,7 @@ def test_every_open_is_seen_once_with_its_result(
     assert not any(record.flags for record in records)
     times = [record["time_ns"] for record in records]
     assert times == sorted(times)
-    assert seen.capture.counters()["submitted"] == count
+    assert seen.counters()["submitted"] == count
 
 
 def test_mode_is_zero_where_the_kernel_ignores_it(
@@ -261,5 +261,5 @@ def test_an_unreadable_argument_is_flagged_and_counted(
         {"path_fault"},
         {"path_fault"},
     ]
-    counters = seen.capture.counters()
+    counters = seen.counters()
     assert counters["partial_fault"] == len(records) == counters["submitted"] - 1

@@ -109,20 +109,20 @@ def test_the_kernel_drops_what_no_rule_can_match(
     for text in CONDITIONS.values():
         condition: Expr = parse_condition(text)
         filters = derive([condition], users={0: b"root"}, groups={}, hostname=None)
-        before = filtered.capture.counters()["filtered"]
+        before = filtered.counters()["filtered"]
         filtered.capture.want(TYPES, drops(filters))
         run()
         seen, kept = taken(everything), taken(filtered)
         assert len(seen) > len(CALLS) / 2
         assert without_times(kept) == without_times([r for r in seen if passes(filters, r)])
-        dropped = filtered.capture.counters()["filtered"] - before
+        dropped = filtered.counters()["filtered"] - before
         assert dropped == len(seen) - len(kept)
         dropped_at_all += dropped
     assert dropped_at_all > 2 * len(CALLS)
     filtered.capture.pass_all()
     run()
     assert without_times(taken(filtered)) == without_times(taken(everything))
-    assert not any(n for name, n in filtered.capture.counters().items() if name.startswith("lost_"))
+    assert not any(n for name, n in filtered.counters().items() if name.startswith("lost_"))
 
 
 def test_more_users_and_paths_than_there_is_room_for_are_not_asked_about(
@@ -137,7 +137,7 @@ def test_more_users_and_paths_than_there_is_room_for_are_not_asked_about(
     )
     scope.run(program, tmp_path, *two)
     assert [record.type for record in seen.records()] == ["unlink"]
-    assert seen.capture.counters()["filtered"] == 1
+    assert seen.counters()["filtered"] == 1
     seen.capture.want(("open", "unlink"))
     scope.run(program, tmp_path, *two)
     assert [record.type for record in seen.records()] == ["open", "unlink"]

@@ -77,7 +77,7 @@ def test_arguments_longer_than_the_bound_are_cut_and_flagged(
     whole = program.encode() + b"\0" + b"x" * (length - len(program) - 2) + b"\0"
     assert record["args"] == whole[: layout.ARGS_MAX]
     assert record.flags == ({"args_cut"} if length > layout.ARGS_MAX else set())
-    assert seen.capture.counters()["cut"] == (length > layout.ARGS_MAX)
+    assert seen.counters()["cut"] == (length > layout.ARGS_MAX)
 
 
 def test_failed_exec_reports_the_path_that_was_passed(watch: Start, scope: Scope) -> None:
@@ -162,7 +162,7 @@ def test_an_exit_is_reported_once_without_the_tracepoints_own_word(
     # Kernels before 6.16 do not tell the tracepoint whether the group is dead.
     macros = capture.macros
     monkeypatch.setattr(capture, "macros", lambda btf: macros(btf) | {"EXIT_ARGUMENTS": 1})
-    seen = watch("procexit")
+    seen = watch("procexit", is_fresh=True)
     for _ in range(31):
         scope.run(workload, "threads")
     records = seen.records()
