@@ -89,6 +89,11 @@ class Limits(_Section, frozen=True):
     hosts_max          hosts that are known; a new one beyond is refused
     credit_signals     signals that a host may have under way; more ends its connection
     host_signals_per_s what one host may send for long; beyond, its acknowledgements wait
+    source_failed_connections_per_s  connections of one address that may end before their HELLO is
+                       welcomed, four seconds' worth at once; beyond, it cannot connect for ten
+                       seconds
+    failed_connections_per_s  the same for all addresses together; beyond, only those near a host's
+                       that was welcomed can connect, and then none, until it is fewer
     silent_after_s     a host that reports no progress for so long is set aside: the fleet's
                        sequences go on without it, and what it sends later is marked late
     lag_s_max          the same for a host whose reported progress is so far behind the clock
@@ -99,6 +104,8 @@ class Limits(_Section, frozen=True):
     hosts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
     credit_signals: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 16 * BATCH_SIGNALS_MAX
     host_signals_per_s: Annotated[int, msgspec.Meta(ge=100, le=100_000_000)] = 100_000
+    source_failed_connections_per_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e6)] = 5.0
+    failed_connections_per_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 60.0
     silent_after_s: _Seconds = 15.0
     lag_s_max: _Seconds = 60.0
     silent_alert_s: _Seconds = 60.0

@@ -10,7 +10,8 @@ itself: HELLO binds it to a host, and with CURVE the allow-list says which host 
 The newest connection of a host is the one that counts. What a host may take is bounded: signals
 without an acknowledgement (credit), signals a second (its acknowledgements wait, and so does the
 host), heartbeats and connections a second; who does not keep to that is refused, and hung up on if
-it goes on. Connections that never say HELLO are bounded, the oldest goes first. (ROUTER_HANDOVER is
+it goes on. Connections that never say HELLO are bounded, the oldest goes first, and those that fail
+are few a second (gate.py). (ROUTER_HANDOVER is
 off: it would let whoever names a routing id take over another's connection.)
 """
 
@@ -42,6 +43,7 @@ from zmq.utils.monitor import parse_monitor_message
 from vedette import __version__
 from vedette.aggregator.config import Config
 from vedette.aggregator.correlating import Correlating, Correlator
+from vedette.aggregator.gate import Bucket, Gate, peer_address
 from vedette.aggregator.outputs import Outputs, OutputsError
 from vedette.aggregator.store import EVENTS_RATE, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
@@ -59,6 +61,8 @@ MESSAGES_PER_PEER: Final = 16
 """Received and not looked at yet, per connection; beyond, TCP makes the peer wait."""
 BACKLOG: Final = 1024
 HANDSHAKE_TIMEOUT_S: Final = 10
+ENDS: Final = (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED)
+GATE_POLL_MS: Final = 50
 REFUSED_MAX: Final = 4096
 UNACKED_MESSAGES_MAX: Final = 256
 """Batches of a host without an acknowledgement; agents keep to 64."""
@@ -70,6 +74,8 @@ HELLOS_BURST: Final = 60
 PENDING_MAX: Final = 1024
 """Connections that said no HELLO yet; beyond, the oldest is hung up on."""
 PENDING_S: Final = 15.0
+GONE_S: Final = 5.0
+"""Who could not be answered is forgotten after so long."""
 EVENTS_MAX: Final = 1 << 16
 REFUSALS_LOGGED_MAX: Final = 20
 REFUSALS_LOGGED_PER_S: Final = 10
@@ -104,6 +110,7 @@ LABELLED: Final = (
     Labelled("refused.", "refused", "code"),
     Labelled("unanswered.", "unanswered", "why"),
     Labelled("hung_up.", "hung_up", "why"),
+    Labelled("gate.shut.", "gate_shut", "whom"),
     Labelled("expired.", "expired_signals", "bound"),
     Labelled("sequences.evicted_of.", "sequences_evicted_of", "host_id"),
     *(
@@ -112,6 +119,7 @@ LABELLED: Final = (
     ),
 )
 SEQUENCE_GAUGES: Final = ("partials", "open", "table_bytes")
+GATE_GAUGE: Final = "gate.sources"
 EVENTS_COUNTER: Final = "engine.records"
 """The agent's counter of the kernel's events that it has judged."""
 WATERMARK_KEY: Final = "watermark_ns"
@@ -150,13 +158,16 @@ class _Connections:
     """Notes connections that come and go, in a thread: libzmq's waits for whoever is told.
 
     events  (event, descriptor), the oldest first; beyond EVENTS_MAX the oldest are forgotten
+    gate    is told too, and decides who may connect; None: everybody
     """
 
-    def __init__(self, watched: zmq.Socket[bytes]) -> None:
+    def __init__(self, watched: zmq.Socket[bytes], gate: Gate | None) -> None:
         self.events: deque[tuple[int, int]] = deque(maxlen=EVENTS_MAX)
+        self._gate = gate
         self._watched = watched
         self._socket = watched.get_monitor_socket(
-            zmq.EVENT_ACCEPTED
+            zmq.EVENT_LISTENING
+            | zmq.EVENT_ACCEPTED
             | zmq.EVENT_DISCONNECTED
             | zmq.EVENT_CLOSED
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -164,6 +175,7 @@ class _Connections:
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_MONITOR_STOPPED
         )
+        self._waiting: deque[tuple[int, int]] = deque()
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
         self._thread.start()
 
@@ -173,12 +185,46 @@ class _Connections:
         self._thread.join()
 
     def _run(self) -> None:
+        timeout_ms: int | None = None
         while True:
-            event = parse_monitor_message(self._socket.recv_multipart())
-            if event["event"] == zmq.EVENT_MONITOR_STOPPED:
-                break
-            self.events.append((event["event"], event["value"]))
-        self._socket.close(linger=0)
+            if self._socket.poll(timeout_ms):
+                self._fetch()
+            while self._waiting:
+                event, descriptor = self._waiting.popleft()
+                if event == zmq.EVENT_MONITOR_STOPPED:
+                    self._socket.close(linger=0)
+                    return
+                if self._gate is not None:
+                    self._tell(self._gate, event, descriptor)
+                if event != zmq.EVENT_LISTENING:
+                    self.events.append((event, descriptor))
+            if self._gate is not None:
+                timeout_ms = GATE_POLL_MS if self._gate.tend() else None
+
+    def _fetch(self) -> None:
+        """Take what libzmq has told."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self._socket.recv_multipart(zmq.NOBLOCK))
+                self._waiting.append((event["event"], event["value"]))
+
+    def _tell(self, gate: Gate, event: int, descriptor: int) -> None:
+        if event == zmq.EVENT_LISTENING:
+            gate.listen(descriptor)
+        elif event == zmq.EVENT_ACCEPTED:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as peer:
+                address = peer_address(peer)
+                # The descriptor may be another connection's by now; then libzmq has told of this
+                # one's end before, and nobody is to answer for what it did.
+                self._fetch()
+                if any(e in ENDS and d == descriptor for e, d in self._waiting):
+                    address = None
+                if not gate.accepted(descriptor, address):
+                    peer.shutdown(socket.SHUT_RDWR)
+                return
+            gate.accepted(descriptor, None)
+        elif event in ENDS:
+            gate.ended(descriptor)
 
 
 class _Ignored:
@@ -189,27 +235,6 @@ class _Ignored:
     def __init__(self) -> None:
         self.count = 0
         self.serial = 0
-
-
-class _Bucket:
-    """Something that may be done so many times a second, and so many times at once."""
-
-    __slots__ = ("burst", "level", "per_s", "since_s")
-
-    def __init__(self, per_s: float, burst: float) -> None:
-        self.per_s = per_s
-        self.burst = burst
-        self.level = burst
-        self.since_s = time.monotonic()
-
-    def take(self, count: float) -> float:
-        """Take so many; return the seconds until there will be enough (0: there are)."""
-        now_s = time.monotonic()
-        self.level = min(self.burst, self.level + (now_s - self.since_s) * self.per_s)
-        # What was taken beyond the burst is not held against anybody for longer than it lasts.
-        self.level = max(-self.burst, self.level - count)
-        self.since_s = now_s
-        return max(0.0, -self.level / self.per_s)
 
 
 class _Peer:
@@ -240,7 +265,7 @@ class _Peer:
         self.unacked_messages = 0
         self.held_until_s = 0.0
         self._events: tuple[float, int] | None = None
-        self.heartbeats = _Bucket(HEARTBEATS_PER_S, HEARTBEATS_PER_S * 4)
+        self.heartbeats = Bucket(HEARTBEATS_PER_S, HEARTBEATS_PER_S * 4)
 
     def with_rate(self, beat: wire.Heartbeat) -> wire.Heartbeat:
         """Add to a heartbeat's counters how many events its host has judged in a second since."""
@@ -340,8 +365,9 @@ class Server:
         self._serials: dict[int, int] = {}
         self._welcomed: set[int] = set()
         self._pending: OrderedDict[int, float] = OrderedDict()
-        self._shares: dict[str, tuple[_Bucket, _Bucket]] = {}
+        self._shares: dict[str, tuple[Bucket, Bucket]] = {}
         self._held: dict[bytes, _Peer] = {}
+        self._gone: deque[tuple[float, bytes]] = deque()
         self._refusals_logged = 0
         self._refusals_since_s = 0.0
         self._stop = False
@@ -366,7 +392,13 @@ class Server:
             undo.callback(os.close, self._wake)
             self._socket = self._context.socket(zmq.ROUTER)
             self._configure_socket()
-            self._connections = _Connections(self._socket)
+            self._gate: Gate | None = None
+            if config.listen.endpoint.startswith("tcp:"):
+                self._gate = Gate(
+                    config.limits.source_failed_connections_per_s,
+                    config.limits.failed_connections_per_s,
+                )
+            self._connections = _Connections(self._socket, self._gate)
             undo.callback(self._connections.stop)
             undo.callback(self._stop_authenticator)
             self._configure_keys()
@@ -680,7 +712,7 @@ class Server:
                     "identity", f"this key is for host {allowed.host_id}, not for {hello.host_id}"
                 )
         limits = self.config.limits
-        if self._share(hello.host_id)[1].take(1):
+        if not self._share(hello.host_id)[1].take_if_there(1):
             raise _Refused("rate", f"more than {HELLOS_PER_S} connection a second, for a while")
         try:
             committed_seq = self._store.hello(hello, received_ns, limits.hosts_max)
@@ -691,6 +723,8 @@ class Server:
             self._refuse(former, _Refused("superseded", "this host connected again"), [])
         self._welcomed.add(descriptor := _descriptor([frame]))
         self._pending.pop(descriptor, None)
+        if self._gate is not None:
+            self._gate.welcomed(descriptor, _property(frame, "Peer-Address"))
         self._peers[route_id] = _Peer(hello.host_id, hello.boot_id, key)
         self._routes[hello.host_id] = route_id
         self._progress.arrive(hello.host_id, time.monotonic())
@@ -705,7 +739,7 @@ class Server:
             clock=(hello.time_ns, received_ns, received_ns),
         )
 
-    def _share(self, host_id: str) -> tuple[_Bucket, _Bucket]:
+    def _share(self, host_id: str) -> tuple[Bucket, Bucket]:
         """Return what a host may still do: signals, and HELLOs; it outlives connections."""
         share = self._shares.get(host_id)
         if share is None:
@@ -713,8 +747,8 @@ class Server:
                 self._shares.clear()
             per_s = self.config.limits.host_signals_per_s
             share = self._shares[host_id] = (
-                _Bucket(per_s, 2 * per_s),
-                _Bucket(HELLOS_PER_S, HELLOS_BURST),
+                Bucket(per_s, 2 * per_s),
+                Bucket(HELLOS_PER_S, HELLOS_BURST),
             )
         return share
 
@@ -759,7 +793,7 @@ class Server:
                 self._pending[descriptor] = now_s
                 if len(self._pending) > PENDING_MAX:
                     self._hang_up(self._pending.popitem(last=False)[0], "pending")
-            elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+            elif event in ENDS:
                 self._pending.pop(descriptor, None)
                 self._serials.pop(descriptor, None)
                 self._welcomed.discard(descriptor)
@@ -834,7 +868,9 @@ class Server:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self.counters["unanswered.gone"] += 1
-            self._forget(route_id)
+            # What it said before it went may wait here still, its BYE above all.
+            if route_id in self._peers:
+                self._gone.append((time.monotonic(), route_id))
 
     # Between messages.
 
@@ -856,6 +892,8 @@ class Server:
             self._watch_allow_list()
         while self._pending and now_s - next(iter(self._pending.values())) > PENDING_S:
             self._hang_up(self._pending.popitem(last=False)[0], "pending")
+        while self._gone and now_s - self._gone[0][0] > GONE_S:
+            self._forget(self._gone.popleft()[1])
         if now_s >= self._silence_s:
             self._silence_s = now_s + SILENCE_S
             with self._store_errors_counted():
@@ -947,15 +985,20 @@ class Server:
 
     def _collect(self) -> Iterator[Metric]:
         of_sequences = self._of_sequences
+        of_gate = self._of_gate()
         outputs = {} if self._outputs is None else self._outputs.stats()
         queues = {name: n for name, n in outputs.items() if name.startswith("output_queued.")}
         values = dict.fromkeys(COUNTERS, 0) | self.counters | self._gauges | of_sequences
+        values |= of_gate
         values |= {name: value for name, value in outputs.items() if name not in queues}
-        gauges = [*self._gauges, *(f"sequences.{name}" for name in SEQUENCE_GAUGES)]
+        gauges = [*self._gauges, *(f"sequences.{name}" for name in SEQUENCE_GAUGES), GATE_GAUGE]
         yield from families(
             "vedette_aggregator",
             values,
-            counters=[*COUNTERS, *(name for name in of_sequences if name not in gauges)],
+            counters=[
+                *COUNTERS,
+                *(name for name in (*of_sequences, *of_gate) if name not in gauges),
+            ],
             gauges=gauges,
             labelled=LABELLED,
         )
@@ -977,6 +1020,10 @@ class Server:
         yield silent
         yield heard
 
+    def _of_gate(self) -> dict[str, int]:
+        stats = {} if self._gate is None else self._gate.stats()
+        return {f"gate.{name}": value for name, value in stats.items()}
+
     def _unhealthy(self) -> str | None:
         stuck_s = time.monotonic() - self._ticked_s
         if stuck_s > STUCK_S:
@@ -992,7 +1039,7 @@ class Server:
             written_ns=time.time_ns(),
             watermark_ns=self._released_ns,
             connected=len(self._peers),
-            counters=dict(self.counters) | self._of_sequences,
+            counters=dict(self.counters) | self._of_sequences | self._of_gate(),
         )
         self._store.set_meta(REPORT_KEY, msgspec.json.encode(report).decode())
 

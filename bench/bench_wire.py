@@ -132,13 +132,22 @@ def test_recovery_of_the_sequences(benchmark: BenchmarkFixture, tmp_path: Path) 
     print(f"\n{benchmark.extra_info}")
 
 
-@pytest.mark.timeout(600)
-def test_honest_agents_beside_attackers(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("addresses", [1, 200])
+def test_honest_agents_beside_attackers(
+    benchmark: BenchmarkFixture, tmp_path: Path, addresses: int
+) -> None:
+    rounds = iter(range(1000))
     runs = []
     benchmark.pedantic(  # type: ignore[no-untyped-call]
-        lambda: runs.append(attack(tmp_path / "attack", SIGNALS)), rounds=1
+        lambda: runs.append(attack(tmp_path / str(next(rounds)), 4 * SIGNALS, addresses)), rounds=3
     )
-    benchmark.extra_info |= runs[0]._asdict() | {"share": runs[0].share}
+    found = sorted(runs, key=lambda run: run.share)[1]
+    benchmark.extra_info |= found._asdict() | {
+        "share": found.share,
+        "shares": sorted(run.share for run in runs),
+        "shares_by_the_clock": sorted(run.attacked_per_s / run.alone_per_s for run in runs),
+    }
     print(f"\n{benchmark.extra_info}")
 
 

@@ -13,9 +13,11 @@ import os
 import random
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -131,7 +133,7 @@ class Delivery(NamedTuple):
                  acknowledgement, after which all is on disk; until the sequences took the last
     agents_cpu_s, aggregator_cpu_s  CPU time, all threads
     incidents    that the sequences found
-    refused      handshakes that the aggregator refused
+    refused, failed  handshakes that the aggregator refused; connections that never said HELLO
     """
 
     signals: int
@@ -142,6 +144,7 @@ class Delivery(NamedTuple):
     aggregator_cpu_s: float
     incidents: int
     refused: int
+    failed: int
     digest: str
 
     @property
@@ -157,14 +160,14 @@ def deliver(
     spool: bool = False,
     *,
     sequences: bool = False,
-    attackers: bool = False,
+    attackers: int = 0,
     start_ns: int = START_NS,
 ) -> Delivery:
     """Send signals from each of some agents to an aggregator in a process of its own.
 
     spool      whether they wait on disk for their acknowledgement, or in memory
     sequences  whether they go through the shipped sequences; they should be of now then
-    attackers  whether a process beside them does ill to the aggregator
+    attackers  addresses from which a process beside them does ill to the aggregator
     start_ns   as in make_signals
 
     Raises TimeoutError where that takes longer than DEADLINE_S.
@@ -201,7 +204,7 @@ def deliver(
         _wait(lambda: all(s.stats()["connected"] for s in shippers))
         if attackers:
             assert curves[0] is not None
-            stack.enter_context(_attackers(endpoint, curves[0].server_public))
+            stack.enter_context(_attackers(endpoint, curves[0].server_public, attackers))
         end_ns = signals[-1].time_ns
         before_s, aggregator_before_s = time.process_time(), _cpu_s(pid)
         start_s = time.perf_counter()
@@ -222,7 +225,7 @@ def deliver(
     with Store.open(folder / "vedette.db", read_only=True) as store:
         incidents = len(store.incidents(limit=100_000))
         report = msgspec.json.decode(store.meta(REPORT_KEY) or "{}")
-        refused = report.get("counters", {}).get("handshakes_failed", 0)
+        counters = report.get("counters", {})
         found = [
             digest(
                 list(store.signals(host=f"host-{number}", after_id=0, limit=len(signals) + 1)),
@@ -238,7 +241,8 @@ def deliver(
         agents_cpu_s,
         aggregator_cpu_s,
         incidents,
-        refused,
+        counters.get("handshakes_failed", 0),
+        counters.get("gate.failed", 0),
         hashlib.sha256("".join(found).encode()).hexdigest()[:16],
     )
 
@@ -255,9 +259,9 @@ def _cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def _attackers(endpoint: str, server_key: str) -> Iterator[None]:
+def _attackers(endpoint: str, server_key: str, addresses: int) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_attack, args=(endpoint, server_key), daemon=True)
+    process = context.Process(target=_attack, args=(endpoint, server_key, addresses), daemon=True)
     process.start()
     time.sleep(1.0)
     try:
@@ -419,7 +423,7 @@ class Attack(NamedTuple):
     alone_cpu_s, attacked_cpu_s  what the aggregator took for them, attacks included. Attackers and
                                  agents share this machine's cores, so this says what attacks cost
                                  the aggregator, and the two above what they cost altogether
-    refused                      handshakes
+    refused, failed              handshakes; connections
     """
 
     alone_per_s: float
@@ -427,18 +431,19 @@ class Attack(NamedTuple):
     alone_cpu_s: float
     attacked_cpu_s: float
     refused: int
+    failed: int
 
     @property
     def share(self) -> float:
         return self.alone_cpu_s / self.attacked_cpu_s
 
 
-def attack(folder: Path, count: int) -> Attack:
+def attack(folder: Path, count: int, addresses: int) -> Attack:
     """Deliver signals from two agents under CURVE, without and with attackers at the same port."""
     folder.mkdir()
     made = make_signals(count)
     alone = deliver(folder / "alone", made, 2, True)
-    under = deliver(folder / "attacked", made, 2, True, attackers=True)
+    under = deliver(folder / "attacked", made, 2, True, attackers=addresses)
     assert alone.digest == under.digest
     return Attack(
         alone.signals_per_s,
@@ -446,37 +451,44 @@ def attack(folder: Path, count: int) -> Attack:
         alone.aggregator_cpu_s,
         under.aggregator_cpu_s,
         under.refused,
+        under.failed,
     )
 
 
-def _attack(endpoint: str, server_key: str) -> None:
-    """Be several attackers: no key, a wrong key, garbage, a claim of 1 GB, slow readers."""
+def _attack(endpoint: str, server_key: str, addresses: int) -> None:
+    """Be several attackers: no key, a wrong key, garbage, a claim of 1 GB, slow readers.
+
+    Of less priority than the honest: this is about the aggregator, not about who gets the cores.
+    """
+    os.nice(19)
     host, _, port = endpoint.removeprefix("tcp://").partition(":")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    slow: list[socket.socket] = []
-    while True:
-        plain = context.socket(zmq.DEALER)
-        plain.linger = 0
-        plain.connect(endpoint)
-        plain.send(b"garbage", zmq.NOBLOCK)
-        stranger = context.socket(zmq.DEALER)
-        stranger.linger = 0
-        pair = keys.make_pair()
-        stranger.curve_serverkey = server_key.encode()
-        stranger.curve_publickey = pair.public.encode()
-        stranger.curve_secretkey = pair.secret.encode()
-        stranger.connect(endpoint)
-        stranger.send(b"\1garbage", zmq.NOBLOCK)
+    slow: deque[socket.socket | zmq.Socket[bytes]] = deque()
+    pair = keys.make_pair()
+    for number in count():
+        address = f"127.0.8.{1 + number % addresses}"
+        for key in ("", server_key):
+            stranger = context.socket(zmq.DEALER)
+            stranger.linger = 0
+            if key:
+                stranger.curve_serverkey = key.encode()
+                stranger.curve_publickey = pair.public.encode()
+                stranger.curve_secretkey = pair.secret.encode()
+            stranger.connect(f"tcp://{address}:0;{host}:{port}")
+            stranger.send(b"\1garbage", zmq.NOBLOCK)
+            slow.append(stranger)
         for greeting in (os.urandom(64), b"\xff" + bytes(8) + b"\x7f\x03" + bytes(53)):
-            raw = socket.create_connection((host, int(port)))
-            # A greeting, then a frame that says it is 1 GB long.
-            raw.sendall(greeting + b"\x02" + (1 << 30).to_bytes(8, "big"))
+            raw = socket.socket()
+            raw.bind((address, 0))
+            raw.settimeout(ATTACK_S / 4)
             slow.append(raw)
+            # A greeting, then a frame that says it is 1 GB long.
+            with suppress(OSError):
+                raw.connect((host, int(port)))
+                raw.sendall(greeting + b"\x02" + (1 << 30).to_bytes(8, "big"))
         time.sleep(ATTACK_S)
-        plain.close()
-        stranger.close()
-        while len(slow) > 200:
-            slow.pop(0).close()
+        while len(slow) > 400:
+            slow.popleft().close()
 
 
 class Fleet(NamedTuple):

@@ -837,6 +837,29 @@ def test_a_full_store_acknowledges_nothing_and_recovers(tmp_path: Path) -> None:
     server.close()
 
 
+def test_a_goodbye_is_heard_of_a_host_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vedette.aggregator.server.MESSAGES_PER_COMMIT", 1)
+    settings = config.parse(f"listen: {{endpoint: 'ipc://{tmp_path}/s'}}", tmp_path / "c.yaml")
+    server = Server(settings)
+    with RawAgent(server.endpoint) as raw:
+        raw.say(hello("a"))
+        until(lambda: server.step(0.01) or raw.socket.poll(0), "a welcome")
+        raw.socket.linger = 2000
+        raw.say(beat(1))
+        raw.say(wire.Bye(complete_until_ns=2, reason="rest"))
+        raw.socket.close()
+        raw.context.term()
+        events = server._connections.events
+        until(lambda: zmq.EVENT_DISCONNECTED in [event for event, _ in events], "its end")
+        until(lambda: server.step(0.01) or server._store.hosts()[0].left_ns, "its goodbye")
+        # The heartbeat before it had nobody to answer to.
+        assert server.counters["unanswered.gone"] == 1
+    assert "refused.hello_first" not in server.counters
+    server.close()
+
+
 S = 10**9
 
 
