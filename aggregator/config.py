@@ -105,7 +105,7 @@ class Limits(_Section, frozen=True):
     credit_signals: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 16 * BATCH_SIGNALS_MAX
     host_signals_per_s: Annotated[int, msgspec.Meta(ge=100, le=100_000_000)] = 100_000
     source_failed_connections_per_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e6)] = 5.0
-    failed_connections_per_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 60.0
+    failed_connections_per_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
     silent_after_s: _Seconds = 15.0
     lag_s_max: _Seconds = 60.0
     silent_alert_s: _Seconds = 60.0
