@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -25,7 +26,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fleet.hosts import PROJECT
+from tests.fleet.hosts import PROJECT, start_ticks
 from tests.fleet.router import ADDRESS_B
 from vedette.aggregator.sequences import POSITION, recompute
 from vedette.aggregator.signals import Filter
@@ -93,6 +94,42 @@ class Child:
         self.process.communicate(timeout=30)
 
 
+def owner() -> str:
+    """Return what this process' namespaces and mounts are called: its pid, and when it started."""
+    return f"vedette-{os.getpid()}-{start_ticks(os.getpid())}"
+
+
+def make_places(folder: Path) -> tuple[list[str], list[Path]]:
+    """Make a network namespace for each host, and small file systems in a folder."""
+    namespaces = [f"{owner()}-{host}" for host in HOSTS]
+    mounts = [folder / "store", folder / "spools"]
+    for namespace in namespaces:
+        subprocess.run(["ip", "netns", "add", namespace], check=True)
+    for mount in mounts:
+        mount.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", owner(), str(mount)]
+        subprocess.run(words, check=True)
+    return namespaces, mounts
+
+
+def remove_leftovers() -> None:
+    """End and remove what runs left that were killed: processes, namespaces, mounts."""
+
+    def is_left(name: str) -> bool:
+        match = re.match(r"vedette-(\d+)-(\d+)(-|$)", name)
+        return match is not None and start_ticks(int(match[1])) != match[2]
+
+    for name in filter(is_left, [path.name for path in Path("/run/netns").glob("vedette-*")]):
+        for pid in pids_in(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        subprocess.run(["ip", "netns", "del", name], check=True)
+    for line in Path("/proc/mounts").read_text().splitlines():
+        source, target, kind, *_ = line.split(" ")
+        if kind == "tmpfs" and is_left(source):
+            subprocess.run(["umount", "-l", target], check=True)
+
+
 class World:
     """Two agents, a bad network, an aggregator."""
 
@@ -101,16 +138,10 @@ class World:
         self.chance = random.Random()
         self.boots: dict[str, str] = {}
         self.agents: dict[str, Child] = {}
-        self.namespaces = [f"vedette-{os.getpid()}-{name}" for name in HOSTS]
-        self.mounts = [folder / "store", folder / "spools"]
         self.log = folder / "log"
         self.number = 0
-        for namespace in self.namespaces:
-            subprocess.run(["ip", "netns", "add", namespace], check=True)
-        for mount in self.mounts:
-            mount.mkdir()
-            words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "vedette-test", str(mount)]
-            subprocess.run(words, check=True)
+        remove_leftovers()
+        self.namespaces, self.mounts = make_places(folder)
         own = keys.make_pair()
         keys.write_pair(folder / "key", own)
         self.server_key = own.public
@@ -238,6 +269,40 @@ class World:
         assert incidents
         for agent in self.agents.values():
             agent.ask("resume")
+
+
+_LEAVE = """
+import pathlib, signal, subprocess, sys
+from tests.fleet.test_faults import make_places
+namespaces, _ = make_places(pathlib.Path(sys.argv[1]))
+subprocess.Popen(["ip", "netns", "exec", namespaces[0], "sleep", "600"], stdout=2)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_a_killed_run_is_cleared_up_by_the_next(tmp_path: Path) -> None:
+    def left() -> list[str]:
+        names = [path.name for path in Path("/run/netns").iterdir()]
+        names += Path("/proc/mounts").read_text().split()
+        return [name for name in names if name.startswith(f"vedette-{child.process.pid}-")]
+
+    child = Child(None, "-c", _LEAVE, str(tmp_path), log=tmp_path / "log")
+    assert child.hear() == "ready", (tmp_path / "log").read_text()
+    remove_leftovers()
+    assert len(left()) == 2 * len(HOSTS), "it lives"
+    namespace = next(name for name in left() if name.endswith(HOSTS[0]))
+    patiently(lambda: bool(pids_in(namespace)), lambda: "nobody sleeps there")
+    sleeper = pids_in(namespace)[0]
+    child.end()
+    remove_leftovers()
+    assert left() == []
+    patiently(lambda: not Path(f"/proc/{sleeper}").exists(), lambda: "it sleeps on")
+
+
+def pids_in(namespace: str) -> list[int]:
+    words = ["ip", "netns", "pids", namespace]
+    return [int(pid) for pid in subprocess.run(words, capture_output=True).stdout.split()]
 
 
 def patiently(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
