@@ -47,7 +47,7 @@ def main() -> None:
             heartbeat_s=0.2,
             peer_timeout_s=2.0,
             backoff_s=0.05,
-            backoff_max_s=4.0,
+            backoff_max_s=0.5,
         ) as shipper,
     ):
         while True:

@@ -230,11 +230,11 @@ class World:
         """Let everything arrive, and the sequences take it."""
         self.arrive()
         with Store.open(self.store_path, read_only=True) as store:
-            last_ns = max(host.complete_until_ns for host in store.hosts())
+            last_ns = max(int(b.columns.time_ns.max()) for b, _ in store.scan(Filter()))
 
             def taken() -> bool:
                 position = msgspec.json.decode(store.meta(POSITION) or "[0]")
-                return int(position[0]) > last_ns
+                return int(position[0]) >= last_ns
 
             patiently(taken, lambda: self.log.read_text()[-3000:])
 
