@@ -83,7 +83,12 @@ def _example(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
 
 
-@app.command(epilog=_example("vedette-agent run --config /etc/vedette/agent.yaml"))
+@app.command(
+    epilog=_example(
+        "vedette-agent run --config /etc/vedette/agent.yaml",
+        "vedette-agent run --config /etc/vedette/agent.yaml --user vedette-agent",
+    )
+)
 def run(
     config_file: Annotated[
         Path, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.")
@@ -98,17 +103,27 @@ def run(
             parser=_size, metavar="SIZE", show_default="1G", help="Stop recording after so much."
         ),
     ] = "1G",  # type: ignore[assignment]  # typer gives it to the parser
+    user: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Become this user; the default is to stay who starts it."
+        ),
+    ] = None,
 ) -> None:
     """Watch this host until SIGTERM or SIGINT.
 
     SIGHUP reads the rules again and reopens output files; rules that cannot be used leave the old
     ones in force. A stop drains what is waiting and takes at most two seconds.
+
+    Rights (root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE) are needed to start only. One helper
+    loads the kernel programs and ends, another reads /proc; the agent itself keeps none.
     """
     # Imported here, since only what watches the kernel needs the parts that load programs.
     from vedette.agent.service import Service
 
     service = Service(config_file, record=record, record_bytes_max=record_bytes_max)
     logs.setup(service.settings.log.level)
+    service.separate(user)
     service.run()
 
 

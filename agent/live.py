@@ -19,8 +19,9 @@ from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
 from vedette.agent.logs import log
 from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline, Retired
+from vedette.agent.procfiles import HelperError, HelperFiles, LocalFiles
 from vedette.agent.recorder import Recording
-from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop
+from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop, Loader
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
 from vedette.core.needs import NAMES_OF_ADDRESSES
@@ -73,6 +74,8 @@ class Live:
     """A capture of this host and the pipeline that it feeds.
 
     everything  capture all event types, not only what the rules and the process table need
+    loader      who loads the kernel programs; None: a process with the caller's rights
+    files       who reads /proc; None: this process
 
     Raises AgentError where capture cannot be configured; `start` where it cannot begin.
     """
@@ -86,6 +89,8 @@ class Live:
         decisions: Decisions | None = None,
         *,
         everything: bool = False,
+        loader: Loader | None = None,
+        files: HelperFiles | None = None,
     ) -> None:
         self._settings = settings
         self._everything = everything
@@ -109,12 +114,11 @@ class Live:
                     read_at_entry=settings.capture.read_at_entry,
                     process_per_s=settings.capture.process_per_s,
                     cgroup_per_s=settings.capture.cgroup_per_s,
-                )
+                ),
+                loader,
             )
-            self._procfs = procfs.ProcFS(
-                None if scope is None else os.fsencode(scope),
-                environment=settings.capture.environment,
-            )
+            self._files = files or LocalFiles(environment=settings.capture.environment)
+            self._procfs = procfs.ProcFS(None if scope is None else os.fsencode(scope), self._files)
         except CaptureError as error:
             raise AgentError(str(error)) from None
         except OSError as error:
@@ -150,6 +154,7 @@ class Live:
         except OSError as error:
             raise AgentError(f"the ring buffer cannot be mapped: {error}") from None
         processes = self._procfs.snapshot()
+        self._check_files()
         for process in processes:
             self.pipeline.engine.add_process(process)
         if self._recorder is not None:
@@ -205,6 +210,7 @@ class Live:
                 self._restart_recording(self._recorder)
         else:
             more = engine.consume(reader, RECORDS_MAX) >= RECORDS_MAX
+        self._check_files()
         self._check_loss()
         if not more and reader.pending_bytes() == 0:
             # Nothing was in the ring at some moment after now_ns, so all before it was consumed.
@@ -278,6 +284,13 @@ class Live:
         if self._recorder is not None and self._recorder.active:
             self._answers.append((pid, found))
         return found
+
+    def _check_files(self) -> None:
+        """Raise AgentError where /proc cannot be read any more: verdicts would be wrong."""
+        try:
+            self._files.check()
+        except HelperError as error:
+            raise AgentError(f"{error}; start the agent again") from None
 
     def _look(self) -> None:
         try:

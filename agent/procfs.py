@@ -1,26 +1,25 @@
 """Processes as /proc shows them: the table's first content, and answers about unknown pids.
 
 Everything is bytes: a process chooses its own name, arguments and paths. A process may vanish
-between two reads; then it is None and never half of one process and half of its successor, since
-all files are opened below one handle of the process's folder, which dies with the process
-(proc(5), pid_namespaces(7)). The agent is expected in the initial pid namespace.
+between two reads; then it is None and never half of one process and half of its successor
+(`procfiles.LocalFiles.read`). The agent is expected in the initial pid namespace (proc(5),
+pid_namespaces(7)).
 """
 
 from __future__ import annotations
 
 import os
 import stat as stat_module
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vedette.agent.procfiles import Files, HelperFiles, Inode, LocalFiles
 from vedette.core.engine import Process
-from vedette.core.layout import ARGS_MAX, ENV_MAX, EXE_FLAGS, PATH_MAX
+from vedette.core.layout import ARGS_MAX, EXE_FLAGS, PATH_MAX
 
 UNSET_ID = 0xFFFFFFFF
 """A login uid that was never set (audit's AUDIT_UID_UNSET)."""
 
-_READ_BYTES = 64 << 10
 _DELETED = b" (deleted)"
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -77,15 +76,15 @@ class _Status:
         values = self._lines.get(name, [])
         return int(values[-1]) if values and len(values) >= depth else 0
 
-    def may_write(self, found: os.stat_result) -> bool:
+    def may_write(self, found: Inode) -> bool:
         """Whether the real user could write a file: is_writable() of the kernel programs."""
         if self.ruid == self.uid and self.capabilities("CapEff") >> 1 & 1:  # CAP_DAC_OVERRIDE
             return True
-        if self.ruid == found.st_uid:
-            return bool(found.st_mode & stat_module.S_IWUSR)
+        if self.ruid == found.uid:
+            return bool(found.mode & stat_module.S_IWUSR)
         groups = {self.rgid, *(int(group) for group in self._lines.get("Groups", ()))}
-        mask = stat_module.S_IWGRP if found.st_gid in groups else stat_module.S_IWOTH
-        return bool(found.st_mode & mask)
+        mask = stat_module.S_IWGRP if found.gid in groups else stat_module.S_IWOTH
+        return bool(found.mode & mask)
 
 
 def _anonymous_device() -> int:
@@ -97,24 +96,18 @@ def _anonymous_device() -> int:
         os.close(memory)
 
 
-def _environment(folder: int) -> bytes | None:
-    try:
-        found = _slurp(folder, "environ", ENV_MAX)
-    except PermissionError:
-        return None
-    return found or None
-
-
 class ProcFS:
     """Reads processes of this host.
 
     scope   folder of a cgroup v2 subtree; None: the whole host. It narrows `snapshot` only.
-    environment  whether processes have their environment
+    files   who reads the files: this process by default, or a helper
     Raises OSError where the scope is no folder below the cgroup v2 mount.
     """
 
-    def __init__(self, scope: bytes | None = None, *, environment: bool = False) -> None:
-        self._environment = environment
+    def __init__(
+        self, scope: bytes | None = None, files: LocalFiles | HelperFiles | None = None
+    ) -> None:
+        self._files = files or LocalFiles()
         self._anonymous = _anonymous_device()
         self._mount = cgroup_mount()
         self._scope: bytes | None = None
@@ -126,25 +119,18 @@ class ProcFS:
 
     def read(self, pid: int) -> Process | None:
         """Return the process, or None where there is none (any more) or it is a zombie."""
-        try:
-            folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return self._read(pid, folder)
-        except (OSError, ValueError, IndexError):
-            # ESRCH and ENOENT: gone. Short content: gone between open and read.
-            return None
-        finally:
-            os.close(folder)
+        files = self._files.read(pid)
+        return None if files is None else self._process(pid, files)
 
     def snapshot(self) -> list[Process]:
         """Return the scope's processes, and their ancestors, by pid."""
         found: dict[int, Process] = {}
-        for pid in self._pids():
-            process = self.read(pid)
-            if process is not None:
-                found[pid] = process
+        for pid in self._files.pids():
+            files = self._files.read(pid)
+            if files is not None and self._in_scope(files):
+                process = self._process(pid, files)
+                if process is not None:
+                    found[pid] = process
         for process in list(found.values()):
             ppid = process.ppid
             while ppid and ppid not in found:
@@ -155,41 +141,36 @@ class ProcFS:
                 ppid = parent.ppid
         return [found[pid] for pid in sorted(found)]
 
-    def _pids(self) -> Iterator[int]:
-        with os.scandir("/proc") as entries:
-            pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
-        for pid in pids:
-            if self._scope is None or self._in_scope(pid):
-                yield pid
-
-    def _in_scope(self, pid: int) -> bool:
-        assert self._scope is not None
-        try:
-            path = _cgroup_path(Path(f"/proc/{pid}/cgroup").read_bytes())
-        except OSError:
-            return False
+    def _in_scope(self, files: Files) -> bool:
+        if self._scope is None:
+            return True
+        path = _cgroup_path(files.cgroup)
         return path is not None and (path.rstrip(b"/") + b"/").startswith(self._scope + b"/")
 
-    def _read(self, pid: int, folder: int) -> Process | None:
-        status = _Status(_slurp(folder, "status"))
-        args = _slurp(folder, "cmdline", ARGS_MAX)
+    def _process(self, pid: int, files: Files) -> Process | None:
+        try:
+            return self._parse(pid, files)
+        except (ValueError, IndexError, KeyError):
+            # Short content: gone between open and read.
+            return None
+
+    def _parse(self, pid: int, files: Files) -> Process | None:
+        status = _Status(files.status)
+        args = files.cmdline
         if args and not args.endswith(b"\0"):
             args = args[: ARGS_MAX - 1] + b"\0"
-        try:
-            loginuid = int(_slurp(folder, "loginuid"))
-        except FileNotFoundError:  # a kernel without audit
-            loginuid = UNSET_ID
-        exe_path, cwd = _link(folder, b"exe"), _link(folder, b"cwd")
-        exe = self._exe(folder, status)
+        # None on a kernel without audit.
+        loginuid = UNSET_ID if files.loginuid is None else int(files.loginuid)
+        exe_path = None if files.exe is None else files.exe[:PATH_MAX]
+        cwd = None if files.cwd is None else files.cwd[:PATH_MAX]
+        exe = None if files.inode is None else self._exe(files.inode, status)
         if exe is not None and exe.flags & EXE_FLAGS["memfd"] and exe_path is not None:
             # As the kernel's own name of it, and as a record has it.
             exe_path = exe_path.removeprefix(b"/")
-        env = _environment(folder) if self._environment else None
-        cgroup = _cgroup_path(_slurp(folder, "cgroup"))
+        cgroup = _cgroup_path(files.cgroup)
         cgroup_id = self._cgroup_id(cgroup)
-        # Read last: a process that is alive now was so during all reads above.
         # The name stands in parentheses and may itself hold any byte, so the last one counts.
-        head, _, tail = _slurp(folder, "stat").rpartition(b") ")
+        head, _, tail = files.stat.rpartition(b") ")
         stat = tail.split()
         state, ppid, session = stat[0], int(stat[1]), int(stat[3])
         threads, start_ticks = int(stat[17]), int(stat[19])
@@ -209,7 +190,7 @@ class ProcFS:
             exe_path=exe_path,
             args=args,
             cwd=cwd,
-            env=env,
+            env=files.environ,
             cgroup=None if cgroup is None or not cgroup_id else cgroup[:PATH_MAX],
             exe_dev=0 if exe is None else exe.device,
             exe_flags=0 if exe is None else exe.flags,
@@ -227,29 +208,25 @@ class ProcFS:
             vsid=status.innermost("NSsid"),
         )
 
-    def _exe(self, folder: int, status: _Status) -> _Exe | None:
+    def _exe(self, found: Inode, status: _Status) -> _Exe:
         """Return what the executable's inode says, in the terms of struct vedette_exec.
 
         Layers of an overlay are not told apart here. Who may write it is judged by its mode alone,
         and by CAP_DAC_OVERRIDE; the mount's flags are not looked at.
         """
-        try:
-            found = os.stat("exe", dir_fd=folder)
-        except OSError:
-            return None
         flags = EXE_FLAGS["known"]
-        if found.st_mode & stat_module.S_ISUID:
+        if found.mode & stat_module.S_ISUID:
             flags |= EXE_FLAGS["setuid"]
-        if found.st_mode & stat_module.S_ISGID and found.st_mode & stat_module.S_IXGRP:
+        if found.mode & stat_module.S_ISGID and found.mode & stat_module.S_IXGRP:
             flags |= EXE_FLAGS["setgid"]
-        if found.st_nlink == 0:
+        if found.nlink == 0:
             flags |= EXE_FLAGS["deleted"]
-        if found.st_dev == self._anonymous:
+        if found.dev == self._anonymous:
             flags |= EXE_FLAGS["memfd"]
         if status.may_write(found):
             flags |= EXE_FLAGS["writable"]
-        device = os.major(found.st_dev) << 20 | os.minor(found.st_dev)
-        return _Exe(device, flags, found.st_ino, found.st_ctime_ns, found.st_mtime_ns)
+        device = os.major(found.dev) << 20 | os.minor(found.dev)
+        return _Exe(device, flags, found.ino, found.ctime_ns, found.mtime_ns)
 
     def _cgroup_id(self, path: bytes | None) -> int:
         """Return the inode number of the process's cgroup folder; 0 where it is not known."""
@@ -267,32 +244,3 @@ def _cgroup_path(content: bytes) -> bytes | None:
         if line.startswith(b"0::"):
             return line[3:].removesuffix(_DELETED)
     return None
-
-
-def _slurp(folder: int, name: str, bytes_max: int = _READ_BYTES) -> bytes:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        parts: list[bytes] = []
-        left = bytes_max
-        while left > 0 and (part := os.read(fd, left)):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
-    finally:
-        os.close(fd)
-
-
-def _link(folder: int, name: bytes) -> bytes | None:
-    """Return where exe or cwd points; None for kernel threads and where it cannot be told.
-
-    The kernel marks a file that was deleted since by a suffix, which a file's name may also
-    end with; only a file without links is really gone.
-    """
-    try:
-        target = os.readlink(name, dir_fd=folder)
-        if target.endswith(_DELETED) and os.stat(name, dir_fd=folder).st_nlink == 0:
-            target = target.removesuffix(_DELETED)
-    except OSError:
-        return None
-    # "(unreachable)/..." is a directory outside the root that we see.
-    return target[:PATH_MAX] if target.startswith(b"/") else None

@@ -23,9 +23,12 @@ from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
 from vedette.agent.live import Live, capture_header, host_facts
 from vedette.agent.logs import log
+from vedette.agent.procfiles import HelperError, HelperFiles
 from vedette.agent.recorder import Recorder
 from vedette.agent.shipper import Shipper, ShipperError
 from vedette.agent.spool import Spool, SpoolError
+from vedette.bpf import kernel, privileges
+from vedette.bpf.capture import CaptureError, Loader
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
 from vedette.core.notify import Notifier
@@ -227,6 +230,8 @@ class Service:
     """One run of the agent by a configuration file.
 
     record, record_bytes_max  where to record the run as a capture file, and how much; None: nowhere
+
+    `separate` comes before `run`.
     """
 
     def __init__(
@@ -247,6 +252,30 @@ class Service:
         self._facts = host_facts(self._settings.host)
         self._beat_s = 0.0
         self._reloading: _Reload | None = None
+        self._loader: Loader | None = None
+        self._files: HelperFiles | None = None
+
+    def separate(self, user: str | None = None) -> None:
+        """Start the two processes that need rights, then give up all rights of this one.
+
+        user  whom all three become; None: the user stays
+
+        Raises AgentError.
+        """
+        try:
+            self._files = HelperFiles(environment=self._settings.capture.environment, user=user)
+            self._loader = Loader(user)
+            # An older kernel asks for it even where maps that one has are looked at.
+            privileges.confine({"CAP_BPF"} if kernel.needs_rights() else set(), user)
+            privileges.set_name("vedette-agent")
+        except (HelperError, CaptureError, privileges.PrivilegeError) as error:
+            self._end_helpers()
+            raise AgentError(str(error)) from None
+
+    def _end_helpers(self) -> None:
+        for helper in (self._loader, self._files):
+            if helper is not None:
+                helper.close()
 
     @property
     def settings(self) -> config.Config:
@@ -259,6 +288,8 @@ class Service:
                 self._run()
             except KeyboardInterrupt:
                 log(logging.INFO, "stopped before capture began")
+            finally:
+                self._end_helpers()
 
     def _run(self) -> None:
         settings = self._settings
@@ -280,7 +311,15 @@ class Service:
             if self._record is not None:
                 header = capture_header(settings, self._facts, host_id, numbering_id)
                 recorder = Recorder(self._record, self._record_bytes_max, header)
-            live = Live(settings, rules.rules, self._facts, recorder, rules.decisions)
+            live = Live(
+                settings,
+                rules.rules,
+                self._facts,
+                recorder,
+                rules.decisions,
+                loader=self._loader,
+                files=self._files,
+            )
             try:
                 self._live(live, host_id, rules.enabled)
             finally:

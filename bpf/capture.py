@@ -7,20 +7,20 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from vedette.bpf import compiler, doctor, kernel
-from vedette.bpf.btf import Btf, BtfError
+from vedette.bpf import kernel
 from vedette.bpf.calls import CALLS, SHAPES
 from vedette.bpf.names import COUNTERS, TYPES
-from vedette.bpf.offsets import macros
 
-_FOLDER: Final = Path(__file__).resolve().parent
-_SOURCE: Final = _FOLDER / "vedette.bpf.c"
-_COMPILE_SECONDS_MAX: Final = 120
+_SOURCE: Final = Path(__file__).resolve().parent / "vedette.bpf.c"
+LOAD_SECONDS_MAX: Final = 120
+_ANSWER_BYTES_MAX: Final = 1 << 16
+_DESCRIPTORS_MAX: Final = 64
 _WATCH_PATH_MAX: Final = 256
 _WATCH_PATHS_MAX: Final = 16
 _SYSCALL_NUMBERS: Final = 512
@@ -87,7 +87,8 @@ _TRACEPOINTS: Final = {
     "on_cgroup_mkdir": "cgroup_mkdir",
     "on_cgroup_rmdir": "cgroup_rmdir",
 }
-_MAPS: Final = (
+PROGRAMS: Final = (*_HANDLERS, *_TRACEPOINTS)
+MAPS: Final = (
     "counters",
     "actions",
     "handlers",
@@ -248,10 +249,14 @@ def cgroup_scope(folder: Path) -> tuple[int, int]:
 class Capture:
     """The kernel programs of one configuration: load, attach, detach, close.
 
+    loader   the process that loads them; None: one is started by load(), with the caller's rights.
+             Whoever has it loaded needs no rights for the rest, as long as kernel.needs_rights()
+             does not say so
     ring_fd  descriptor of the ring buffer map; valid from load() to close()
     """
 
-    def __init__(self, config: CaptureConfig | None = None) -> None:
+    def __init__(self, config: CaptureConfig | None = None, loader: "Loader | None" = None) -> None:
+        self._loader = loader
         self.config: Final = config or CaptureConfig()
         self._types: frozenset[str] = self.config.types
         self._drops: dict[str, Drop] = {}
@@ -328,12 +333,11 @@ class Capture:
                     actions[number] = actions.get(number, 0) | flag
         return actions
 
-    def _flags(self) -> list[str]:
+    def _request(self) -> dict[str, int]:
         config = self.config
         scope = cgroup_scope(config.cgroup) if config.cgroup is not None else (0, 0)
-        values: dict[str, int | str] = {**macros(Btf.load())}
-        values |= {
-            "RING_FD": self._descriptor("ring"),
+        return {
+            "ring_bytes": config.ring_bytes,
             "WAKEUP_BYTES": config.wakeup_bytes,
             "ENVIRONMENT": int(config.environment),
             "READ_AT_ENTRY": int(config.read_at_entry),
@@ -343,31 +347,21 @@ class Capture:
             "SCOPE_CGROUP_ID": scope[0],
             "SCOPE_LEVEL": scope[1],
         }
-        return [f"-I{_FOLDER}", *(f"-D{name}={value}" for name, value in values.items())]
 
     def load(self) -> None:
-        """Compile the programs and load them into the kernel; nothing runs yet.
+        """Have the programs compiled and loaded into the kernel; nothing runs yet.
 
         Raises CaptureError with the cause and the cure.
         """
         if self._descriptors:
             return
+        with self._loader or Loader() as loader:
+            self._descriptors = loader.load(self._request())
         try:
-            self._descriptors["ring"] = kernel.ring_create(self.config.ring_bytes)
-            request: dict[str, object] = {
-                "source": str(_SOURCE),
-                "flags": self._flags(),
-                "programs": [*_HANDLERS, *_TRACEPOINTS],
-                "maps": list(_MAPS),
-            }
-            self._descriptors |= _compile(request, self.ring_fd)
             self._fill()
-        except (BtfError, OSError) as error:
+        except OSError as error:
             self.close()
-            raise CaptureError(_cure() or f"the kernel refuses: {error}") from error
-        except CaptureError:
-            self.close()
-            raise
+            raise CaptureError(f"the kernel refuses: {error}") from error
 
     def _fill(self) -> None:
         descriptors = self._descriptors
@@ -539,40 +533,83 @@ def _within_bounds(drops: Mapping[str, Drop]) -> dict[str, Drop]:
     return kept
 
 
-def _cure() -> str:
-    failed = [check for check in doctor.run_checks() if check.status == "fail"]
-    return "\n".join(f"{check.name}: {check.found}; {check.cure}" for check in failed)
+class Loader:
+    """A process that has begun, with its starter's rights, and waits for what to load.
 
+    user  whom it becomes; None: its starter's. It keeps CAP_BPF and CAP_PERFMON
 
-def _compile(request: dict[str, object], ring_fd: int) -> dict[str, int]:
-    """Have the programs compiled and loaded by a process of its own; name -> descriptor.
-
-    The process inherits the ring under the same number, which is a macro of the programs.
+    Its starter may give up all rights before it asks. Raises CaptureError where it cannot start.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        ours.settimeout(_COMPILE_SECONDS_MAX)
-        with subprocess.Popen(
-            [sys.executable, "-m", "vedette.bpf.compiler", str(theirs.fileno())],
-            pass_fds=[theirs.fileno(), ring_fd],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        ) as process:
-            theirs.close()
+
+    def __init__(self, user: str | None = None) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = [str(theirs.fileno()), str(_SOURCE), *([user] if user is not None else [])]
+        with theirs:
             try:
-                ours.send(json.dumps(request).encode())
-                _, printed = process.communicate(timeout=_COMPILE_SECONDS_MAX)
-                answer, descriptors, _, _ = socket.recv_fds(
-                    ours, compiler.MESSAGE_BYTES_MAX, compiler.DESCRIPTORS_MAX
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "vedette.bpf.loader", *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
                 )
-            except (TimeoutError, subprocess.TimeoutExpired, OSError) as error:
-                process.kill()
-                raise CaptureError(f"the compiler of the kernel programs: {error}") from error
-    reply = json.loads(answer) if answer else {"error": "the compiler ended without an answer"}
-    if "error" in reply:
+            except OSError as error:
+                self._channel.close()
+                raise CaptureError(f"the loader of the kernel programs: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def load(self, request: dict[str, int]) -> dict[str, int]:
+        """Have ring, programs and maps made; name -> descriptor.
+
+        It serves one request. Raises CaptureError with the cause and the cure.
+        """
+        self._channel.settimeout(LOAD_SECONDS_MAX)
+        printed = b""
+        try:
+            self._channel.send(json.dumps(request).encode())
+            _, printed = self._process.communicate(timeout=LOAD_SECONDS_MAX)
+            answer, descriptors, _, _ = socket.recv_fds(
+                self._channel, _ANSWER_BYTES_MAX, _DESCRIPTORS_MAX
+            )
+        except (TimeoutError, subprocess.TimeoutExpired):
+            raise CaptureError(
+                f"the loader of the kernel programs did not end within {LOAD_SECONDS_MAX} s, and "
+                "was killed; see whether the host has memory and processors to spare"
+            ) from None
+        except OSError as error:
+            raise CaptureError(f"the loader of the kernel programs: {error.strerror}") from error
         # The end of what was printed has the reason: clang's error or the verifier's.
         detail = printed.decode(errors="replace").strip()[-2000:]
-        cure = _cure() or "vedette-agent doctor finds nothing missing; report this with its output"
-        raise CaptureError(f"{cure}\n{reply['error']}\n{detail}".strip())
-    return dict(zip(reply["names"], descriptors, strict=True))
+        if not answer:
+            code = self._process.returncode
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise CaptureError(f"the loader of the kernel programs {how}\n{detail}".strip())
+        reply = json.loads(answer)
+        if "error" in reply:
+            raise CaptureError(f"{reply['error']}\n{detail}".strip())
+        return dict(zip(reply["names"], descriptors, strict=True))
+
+    def close(self) -> None:
+        """End it, whatever it does. Does nothing the second time."""
+        self._channel.close()
+        if self._process.returncode is None:
+            with suppress(PermissionError):
+                self._process.kill()
+            self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()

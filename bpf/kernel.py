@@ -5,6 +5,7 @@ All raise OSError with the kernel's errno.
 
 import ctypes
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,18 @@ def load_raw_tracepoint(instructions: Sequence[bytes]) -> int:
             ctypes.addressof(licence),
         ),
     )
+
+
+def needs_rights() -> bool:
+    """Whether this kernel refuses any bpf(2), on maps that one has, without CAP_BPF.
+
+    Until Linux 5.19 kernel.unprivileged_bpf_disabled meant all of it; since then it means making
+    maps and loading programs (commit c8644cd0efe7).
+    """
+    disabled = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    old = release is None or (int(release[1]), int(release[2])) < (5, 19)
+    return old and (not disabled.exists() or disabled.read_text().strip() != "0")
 
 
 def possible_cpus() -> int:

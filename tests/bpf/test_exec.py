@@ -12,6 +12,7 @@ import pytest
 from tests.bpf.conftest import Pool, Watch
 from tests.bpf.records import Record
 from vedette.agent import procfs
+from vedette.agent.procfiles import LocalFiles
 from vedette.bench.scope import Scope
 from vedette.core import layout
 
@@ -335,7 +336,7 @@ def test_proc_says_the_same_as_the_record(watch: Start, scope: Scope, open_folde
         child.stdin.write(b"x")
         child.stdin.flush()
         assert child.stdout.read(1) == b"x"
-        found = procfs.ProcFS(environment=True).read(child.pid)
+        found = procfs.ProcFS(files=LocalFiles(environment=True)).read(child.pid)
         child.stdin.close()
         child.wait()
     *_, record = seen.records()
