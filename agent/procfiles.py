@@ -199,7 +199,7 @@ class HelperFiles:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vedette.agent.procfiles", *arguments]
+                    [sys.executable, "-I", "-m", "vedette.agent.procfiles", *arguments]
                     + ([user] if user is not None else []),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
@@ -237,11 +237,9 @@ class HelperFiles:
     def close(self) -> None:
         """End the helper. Does nothing the second time."""
         self._channel.close()
-        try:
-            self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # It would end by itself, but it holds nothing that is worth waiting for.
+        self._process.kill()
+        self._process.wait()
 
     def _ask(self, number: int, decoder: msgspec.msgpack.Decoder[_T]) -> _T | None:
         if self._error is not None:

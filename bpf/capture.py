@@ -547,7 +547,7 @@ class Loader:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vedette.bpf.loader", *arguments],
+                    [sys.executable, "-I", "-m", "vedette.bpf.loader", *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Compiles and loads the kernel programs with bcc, in a process of its own.
 
-``python -m vedette.bpf.loader FD SOURCE [USER]`` gives up all rights but CAP_BPF and CAP_PERFMON,
+``python -I -m vedette.bpf.loader FD SOURCE [USER]`` keeps no rights but CAP_BPF and CAP_PERFMON,
 reads one request from the Unix socket FD, compiles, loads, answers with the descriptors of ring,
 programs and maps, and ends. bcc and LLVM, some 130 MB, live only as long as this takes, what they
 print goes to a pipe of the caller, and the caller needs no rights to use the descriptors.
