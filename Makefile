@@ -15,13 +15,14 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
              tests/core/test_tables_stateful.py tests/fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test soak sanitize demo docs bench clean
+.PHONY: help machine build lint test soak life sanitize demo docs bench clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
 	@echo 'make test      lint, then all tests (root; ARGS=... goes to pytest)'
 	@echo 'make demo      three hosts, one attack, one incident (root; HOLD=1 keeps it up)'
 	@echo 'make soak      faults and kills at random moments, 50 times each (root; about an hour)'
+	@echo 'make life      a day of processes in minutes, and every way to come and go (root)'
 	@echo 'make sanitize  the core under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make fuzz      any bytes into the record decoder (clang, libFuzzer; SECONDS=60)'
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
@@ -92,6 +93,10 @@ fuzz: machine $(VENV)/.installed
 soak: export VEDETTE_FAULT_RUNS := 50
 soak: build
 	$(BIN)/pytest -q tests/fleet/test_faults.py $(ARGS)
+
+# Whether the process table survives a day: a million short processes, 50,000 at once, losses.
+life: build
+	$(BIN)/python -m vedette.bench.life $(ARGS)
 
 demo: build
 	$(BIN)/python -m tests.fleet.demo

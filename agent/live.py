@@ -21,6 +21,7 @@ from vedette.agent.logs import log
 from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline, Retired
 from vedette.agent.procfiles import HelperError, HelperFiles, LocalFiles
 from vedette.agent.recorder import Recording
+from vedette.agent.sweep import Sweep
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop, Loader
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
@@ -141,6 +142,7 @@ class Live:
             lookup=self._lookup,
             decisions=decisions,
         )
+        self.sweep = Sweep(self.pipeline.engine, self._procfs, self._feed, self._may_look_up)
 
     def start(self) -> None:
         """Attach, then read /proc. Raises AgentError with cause and cure."""
@@ -215,7 +217,16 @@ class Live:
         if not more and reader.pending_bytes() == 0:
             # Nothing was in the ring at some moment after now_ns, so all before it was consumed.
             self.complete_until_ns = now_ns - _SETTLE_NS + self._facts.boot_to_wall_ns
+            self.sweep.step()
         return more
+
+    def _feed(self, records: bytes) -> None:
+        """Take records that the agent itself made of what /proc says."""
+        self._check_files()
+        self.pipeline.engine.feed(records)
+        if self._recorder is not None and self._recorder.active:
+            self._recorder.batch(self._answers, records)
+            self._answers.clear()
 
     def _restart_recording(self, recorder: Recording) -> None:
         """Begin another file, or part of one, with the process table as it is."""
@@ -255,6 +266,7 @@ class Live:
         counters["procfs.lookups"] = self._lookups
         counters["procfs.lookups_failed"] = self._lookups_failed
         counters["procfs.lookups_refused"] = self._lookups_refused
+        counters["procfs.processes_found"] = self.sweep.found
         return counters
 
     def close(self) -> None:
@@ -269,11 +281,9 @@ class Live:
 
     def _lookup(self, pid: int) -> Process | None:
         """Read one process from /proc, so many times a second; the rest is refused and counted."""
-        second = int(time.monotonic())
-        if second != self._lookup_second:
-            self._lookup_second, self._lookups_this_second = second, 0
+        may_ask = self._may_look_up()
         self._lookups_this_second += 1
-        if self._lookups_this_second > self._settings.limits.lookups_per_s_max:
+        if not may_ask:
             self._lookups_refused += 1
             found = None
         else:
@@ -292,6 +302,12 @@ class Live:
         except HelperError as error:
             raise AgentError(f"{error}; start the agent again") from None
 
+    def _may_look_up(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._lookup_second:
+            self._lookup_second, self._lookups_this_second = second, 0
+        return self._lookups_this_second < self._settings.limits.lookups_per_s_max
+
     def _look(self) -> None:
         try:
             self._kernel = self._capture.counters()
@@ -299,9 +315,12 @@ class Live:
             log(logging.ERROR, "the kernel's counters cannot be read", error=error)
 
     def _check_loss(self) -> None:
+        if time.monotonic() - self._loss_checked_s >= _LOSS_CHECK_S:
+            self.look_for_loss()
+
+    def look_for_loss(self) -> None:
+        """See whether events were lost, and if so have the process table compared with /proc."""
         now_s = time.monotonic()
-        if now_s - self._loss_checked_s < _LOSS_CHECK_S:
-            return
         self._loss_checked_s = now_s
         self._look()
         causes = {name: count for name, count in self._kernel.items() if name.startswith("lost_")}
@@ -310,6 +329,7 @@ class Live:
             return
         self._lost = lost
         self.pipeline.engine.note_loss()
+        self.sweep.ask()
         if self._recorder is not None:
             self._recorder.loss()
         if now_s - self._complained_s >= _COMPLAIN_EVERY_S:

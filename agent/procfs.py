@@ -122,6 +122,35 @@ class ProcFS:
         files = self._files.read(pid)
         return None if files is None else self._process(pid, files)
 
+    def read_in_scope(self, pid: int) -> Process | None:
+        """Return as `read` a process of the scope; None for others."""
+        files = self._files.read(pid)
+        return None if files is None or not self._in_scope(files) else self._process(pid, files)
+
+    def pids(self) -> list[int]:
+        """Return the host's processes."""
+        return self._files.pids()
+
+    def is_running(self, pid: int, start_time_ns: int) -> bool:
+        """Whether the process of that start is there, and no zombie.
+
+        start_time_ns  as /proc or a record has it; they differ within a tick (proc(5), starttime)
+        """
+        try:
+            # Shown to everybody, unless /proc is mounted with hidepid.
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            files = self._files.read(pid)
+            if files is None:
+                return False
+            stat = files.stat
+        try:
+            fields = stat.rpartition(b") ")[2].split()
+            state, threads, start_ticks = fields[0], int(fields[17]), int(fields[19])
+        except (ValueError, IndexError):
+            return False
+        return start_ticks == start_time_ns // _TICK_NS and (state not in b"ZX" or threads > 1)
+
     def snapshot(self) -> list[Process]:
         """Return the scope's processes, and their ancestors, by pid."""
         found: dict[int, Process] = {}

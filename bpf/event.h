@@ -129,7 +129,8 @@ enum vedette_type {
 	VEDETTE_IDS = 100,    /* struct vedette_ids */
 	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */
 	VEDETTE_DNS = 102,    /* struct vedette_dns */
-	VEDETTE_TYPE_COUNT = 103 /* one more than the largest; the numbers have gaps */
+	VEDETTE_GONE = 103,   /* struct vedette_exit */
+	VEDETTE_TYPE_COUNT = 104 /* one more than the largest; the numbers have gaps */
 };
 
 /* vedette_header.flags: what the kernel side could not give whole. */
@@ -232,7 +233,8 @@ struct vedette_fork {
 	char comm[VEDETTE_COMM_LEN]; /* of the child */
 };
 
-/* exit of a whole process (its last thread). */
+/* exit of a whole process (its last thread). VEDETTE_GONE is made by the agent, never by the kernel
+ * programs: a process whose exit was not seen is not there any more (exit_code: not known). */
 struct vedette_exit {
 	struct vedette_header h;
 	__u64 start_time_ns;

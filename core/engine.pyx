@@ -136,7 +136,7 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         if (h.size < fixed or (<const vedette_fork*>data).ppid >= PID_LIMIT
                 or (<const vedette_fork*>data).child_pid >= PID_LIMIT):
             return RECORD_SKIP
-    elif h.type == VEDETTE_PROCEXIT:
+    elif h.type == VEDETTE_PROCEXIT or h.type == VEDETTE_GONE:
         fixed = sizeof(vedette_exit)
         if h.size < fixed or (<const vedette_exit*>data).reaper_pid >= PID_LIMIT:
             return RECORD_SKIP
@@ -258,6 +258,7 @@ cdef class Engine:
     cdef uint64_t lookups
     cdef uint64_t lookups_failed
     cdef uint64_t repaired
+    cdef uint64_t gone
     cdef uint64_t incomplete
     cdef uint64_t compilations
     cdef uint64_t switches
@@ -607,6 +608,21 @@ cdef class Engine:
         found.sort(key=_pid_of)
         return found
 
+    def entries(self, uint32_t start, uint32_t count):
+        """(pid, start_time_ns) of the processes in so many slots, and where to go on; 0: at the end."""
+        cdef uint32_t slot
+        cdef uint32_t end
+        cdef Proc* p
+        cdef list found = []
+        self._check_open()
+        self._check_idle()
+        end = <uint32_t>min(<uint64_t>start + count, self.procs.slots_used)
+        for slot in range(max(start, 1), end):
+            p = &self.procs.slots[slot]
+            if not p.flags & (PROC_GHOST | PROC_FREE):
+                found.append((p.pid, p.start_time_ns))
+        return found, end if end < self.procs.slots_used else 0
+
     def note_loss(self):
         """Say that events were lost: each process is looked up again before it is trusted."""
         self._check_open()
@@ -627,6 +643,9 @@ cdef class Engine:
                 return self._cgroup(<const vedette_cgroup*>h)
             if h.type == VEDETTE_DNS:
                 return self._dns(<const vedette_dns*>h)
+            if h.type == VEDETTE_GONE:
+                self._gone(<const vedette_exit*>h)
+                return 0
         if slot == 0:
             slot = self._learn(h)
         elif procs.slots[slot].checked != self.loss_epoch and self.looks_up:
@@ -661,12 +680,22 @@ cdef class Engine:
         if h.type == VEDETTE_PROCEXIT:
             slot = pt_find(procs, h.pid)
             if slot != 0:
-                pt_reparent_children(procs, slot, (<const vedette_exit*>h).reaper_pid
-                                     if (<const vedette_exit*>h).reaper_pid != 0 else 1)
-                pt_remove(procs, slot)
+                self._remove(slot, <const vedette_exit*>h)
         if failed:
             self._raise()
         return 0
+
+    cdef void _remove(self, uint32_t slot, const vedette_exit* r) noexcept nogil:
+        """A process has ended: its children get a new parent, and it goes."""
+        pt_reparent_children(&self.procs, slot, r.reaper_pid if r.reaper_pid != 0 else 1)
+        pt_remove(&self.procs, slot)
+
+    cdef void _gone(self, const vedette_exit* r) noexcept nogil:
+        """The agent found that a process is not there any more. Another that has its pid by now stays."""
+        cdef uint32_t slot = pt_find(&self.procs, r.h.pid)
+        if slot != 0 and self.procs.slots[slot].start_time_ns == r.start_time_ns:
+            self._remove(slot, r)
+            self.gone += 1
 
     cdef int _raise(self) except -1 with gil:
         """Raise what a callback raised."""
@@ -1050,6 +1079,7 @@ cdef class Engine:
             "processes_replaced": self.procs.replaced,
             "processes_evicted": self.procs.evicted,
             "processes_repaired": self.repaired,
+            "processes_gone": self.gone,
             "processes_incomplete": self.incomplete,
             "process_strings": self.procs.pool.live,
             "process_strings_bytes": self.procs.pool.bytes,

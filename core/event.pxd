@@ -47,6 +47,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_IDS
         VEDETTE_CGROUP
         VEDETTE_DNS
+        VEDETTE_GONE
         VEDETTE_ANSWER_MAX
         VEDETTE_S_KNOWN
         VEDETTE_S_CONNECTED

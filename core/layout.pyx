@@ -58,7 +58,9 @@ TYPES.update({
     "recvmsg": VEDETTE_RECVMSG, "dup": VEDETTE_DUP, "dup2": VEDETTE_DUP2, "dup3": VEDETTE_DUP3,
     "suppressed": VEDETTE_SUPPRESSED, "raced": VEDETTE_RACED,
 })
-STATE_TYPES = {"ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS}
+STATE_TYPES = {
+    "ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS, "gone": VEDETTE_GONE,
+}
 assert max(*TYPES.values(), *STATE_TYPES.values()) == VEDETTE_TYPE_COUNT - 1
 
 FLAGS = {
@@ -229,6 +231,6 @@ STRUCT_OF_TYPE = {
     VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir", VEDETTE_IDS: "ids", VEDETTE_CGROUP: "cgroup",
     VEDETTE_SENDTO: "sock", VEDETTE_SENDMSG: "sock", VEDETTE_RECVFROM: "sock", VEDETTE_RECVMSG: "sock",
     VEDETTE_DUP: "sock", VEDETTE_DUP2: "sock", VEDETTE_DUP3: "sock", VEDETTE_DNS: "dns",
-    VEDETTE_SUPPRESSED: "suppressed", VEDETTE_RACED: "raced",
+    VEDETTE_SUPPRESSED: "suppressed", VEDETTE_RACED: "raced", VEDETTE_GONE: "exit",
     VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
 }

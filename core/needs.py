@@ -10,7 +10,7 @@ from vedette.core.compile import PartPlan, Plan
 
 BASE: Final = frozenset(
     ("execve", "execveat", "clone", "fork", "vfork", "clone3", "procexit", "chdir", "fchdir")
-) | (frozenset(layout.STATE_TYPES) - {"dns"})
+) | (frozenset(layout.STATE_TYPES) - {"dns", "gone"})
 """Types of records that the process table is kept by, whatever the rules are."""
 
 _NAMES: Final[Mapping[int, str]] = {number: name for name, number in layout.TYPES.items()}

@@ -242,7 +242,7 @@ class Twin:
         self._stats = dict.fromkeys(
             (
                 "records", "malformed", "matches", "lookups", "lookups_failed",
-                "processes_replaced", "processes_evicted", "processes_repaired",
+                "processes_replaced", "processes_evicted", "processes_repaired", "processes_gone",
             ),
             0,
         )  # fmt: skip
@@ -299,6 +299,13 @@ class Twin:
         if layout.STRUCT_OF_TYPE[record.type] == "dns":
             server = record.remote_addr[: 4 if record.family == AF_INET else 16]
             self.names.take(server, record.answer)
+            return
+        if record.type == layout.STATE_TYPES["gone"]:
+            # Another process that has the pid by now stays.
+            entry = self._table.get(record.pid)
+            if entry is not None and entry.start_time_ns == record.start_time_ns:
+                self._exit(record)
+                self._stats["processes_gone"] += 1
             return
         self._act(record)
         self._apply(record)

@@ -33,6 +33,7 @@ SHARED_COUNTERS = (
     "processes_replaced",
     "processes_evicted",
     "processes_repaired",
+    "processes_gone",
     "names",
     "names_evicted",
     "names_refused",

@@ -216,6 +216,16 @@ def test_after_a_loss_each_process_is_checked_once() -> None:
     assert (stats["lookups"], stats["processes_repaired"]) == (2, 1)
 
 
+def test_what_is_gone_goes_and_who_has_its_pid_by_now_stays() -> None:
+    child = Process(pid=12, ppid=11)
+    watched = Watched(INIT, SHELL, Process(pid=11, ppid=10, start_time_ns=7), child)
+    for pid, start_time_ns in ((11, 8), (13, 7), (11, 7), (11, 7)):
+        watched.twin.feed(build("gone", pid=pid, start_time_ns=start_time_ns))
+    assert watched.pids() == [1, 10, 12]
+    assert watched[12].ppid == 1
+    assert watched.twin.stats()["processes_gone"] == 1
+
+
 def test_after_a_loss_what_is_put_in_anew_is_trusted() -> None:
     asked: list[int] = []
 
