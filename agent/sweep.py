@@ -100,16 +100,9 @@ class Sweep:
             if not self._may_ask():
                 return
             pid = self._missing.pop()
-            if (
-                self._engine.process(pid) is None
-                and (found := self._procfs.read_in_scope(pid)) is not None
-            ):
+            found = None if self._engine.process(pid) else self._procfs.read_in_scope(pid)
+            if found is not None:
                 self.found += 1
-                self._feed(
-                    build(
-                        "ids",
-                        time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-                        **{name: getattr(found, name) for name in _NAMES},
-                        tid=pid,
-                    )
-                )
+                values = {name: getattr(found, name) for name in _NAMES}
+                now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                self._feed(build("ids", time_ns=now_ns, tid=pid, **values))

@@ -5,6 +5,7 @@
 #   machine-setup.sh headers    let bcc find kernel headers for the running kernel
 #   machine-setup.sh            both
 #   machine-setup.sh fuzz       install what `make fuzz` needs besides
+#   machine-setup.sh bench      install the servers that `make overhead` measures
 #
 # Does nothing, and says nothing, where nothing is missing. Exit code 1: something could not be
 # done; the message names it and its cure.
@@ -59,16 +60,19 @@ packages() {
     # shellcheck disable=SC2086  # a list of words
     apt_install $missing ||
         die "apt-get could not install$missing; its message is above. Install them by hand, then run this again"
-    case " $missing " in
-    *" openssh-server "*)
-        # Its sshd is used as a program only. An installation that was there before is not touched.
-        if command -v deb-systemd-helper >/dev/null; then
-            deb-systemd-helper disable ssh.service >/dev/null 2>&1 || true
-        fi
-        update-rc.d ssh disable >/dev/null 2>&1 || true
-        say "openssh-server was installed with its service off (systemctl enable ssh turns it on)"
-        ;;
-    esac
+    # Servers are used as programs only. An installation that was there before is not touched.
+    for pair in openssh-server:ssh redis-server:redis-server nginx-light:nginx; do
+        package=${pair%:*} service=${pair#*:}
+        case " $missing " in
+        *" $package "*)
+            if command -v deb-systemd-helper >/dev/null; then
+                deb-systemd-helper disable "$service.service" >/dev/null 2>&1 || true
+            fi
+            update-rc.d "$service" disable >/dev/null 2>&1 || true
+            say "$package was installed with its service off (systemctl enable $service turns it on)"
+            ;;
+        esac
+    done
 }
 
 headers() {
@@ -109,5 +113,6 @@ packages) packages ;;
 headers) headers ;;
 all) packages; headers ;;
 fuzz) PACKAGES="clang-14 libclang-rt-14-dev"; packages ;;
-*) die "unknown argument $1; expected packages, headers, fuzz or nothing" ;;
+bench) PACKAGES="redis-server redis-tools nginx-light apache2-utils"; packages ;;
+*) die "unknown argument $1; expected packages, headers, fuzz, bench or nothing" ;;
 esac
