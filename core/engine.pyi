@@ -192,7 +192,7 @@ class Engine:
     def consume(self, reader: RingReader, records_max: int = ...) -> int:
         """Consume what the ring holds, at most records_max; return the number of records."""
     def entries(self, start: int, count: int) -> tuple[list[tuple[int, int]], int]:
-        """Return (pid, start_time_ns) of what is in ``count`` places of the table from ``start`` on.
+        """Return (pid, start_time_ns) of what is in ``count`` places from ``start`` on.
 
         And the place to go on from, 0 at the end: to look at a large table a part at a time.
         """
