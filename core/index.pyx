@@ -242,6 +242,7 @@ cdef int _trie_build(Trie* trie, Heap* heap, list lists, dict prefix, dict exact
             trie.exact[node] = _append(lists, end.get("exact", ()))
             trie.component[node] = _append(lists, end.get("component", ()))
     drop(ends)
+    drop(edges)
     return 0
 
 
@@ -325,8 +326,8 @@ cdef int _automaton_build(Automaton* automaton, Heap* heap, list lists, dict lit
             if automaton.output[child].count or automaton.shorter[child]:
                 automaton.next[<size_t>state * width + class_] |= OUTPUT
             order.append(child)
-    drop(children)
-    drop(output)
+    for freed in (children, output, fail, order):
+        drop(freed)
     return 0
 
 
@@ -377,6 +378,9 @@ cdef int bytes_index_build(BytesIndex* index, Heap* heap, list entries) except -
         folded.setdefault(literal.lower(), []).extend(found)
     _automaton_build(&index.inside_folded, heap, lists, folded, True, &index.bytes)
     _pack_lists(&index.lists, &index.lists_size, heap, lists, &index.bytes)
+    drop(lists)
+    for freed in tables.values():
+        drop(freed)
     return 0
 
 
