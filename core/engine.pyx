@@ -12,7 +12,7 @@ from vedette.core.proctable cimport (
     pt_prefetch_relatives, pt_slot,
     pt_remove, pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
 from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
-from vedette.core.siphash cimport HashKey
+from vedette.core.siphash cimport HashKey, vedette_prefetch
 from vedette.core.tables cimport KeyAhead, RuleTables, hash_key_fill
 
 import os
@@ -901,7 +901,17 @@ cdef class Engine:
         cdef uint32_t i
         cdef const vedette_header* h
         cdef const vedette_exec* run
+        cdef const uint8_t* next_
+        cdef size_t span = 0
+        if count != 0:
+            span = (<const uint8_t*>ahead[count - 1].record + ahead[count - 1].size
+                    - <const uint8_t*>ahead[0].record)
         for i in range(count):
+            # The records of the next batch come meanwhile; the processor itself stops at a page's end.
+            next_ = <const uint8_t*>ahead[i].record + span
+            if next_ + 64 < limit:
+                vedette_prefetch(next_)
+                vedette_prefetch(next_ + 64)
             ahead[i].image = NULL
             if ahead[i].state != RECORD_OK:
                 continue
