@@ -23,6 +23,7 @@ from rich.table import Table
 from vedette import __version__
 from vedette.agent import config, identity, logs, pipeline
 from vedette.agent.errors import EXIT_RUNTIME, AgentError, ConfigError, DataError
+from vedette.core.expr import predicates
 from vedette.core.rules import Rule
 
 EXIT_CODES = "Exit codes: 0 done, 1 the host refused, 2 usage, configuration or rules, 3 bad data."
@@ -191,6 +192,10 @@ def capture(
     files_max: Annotated[
         int, typer.Option(min=1, metavar="N", help="With --on: after N files write no more.")
     ] = 100,
+    hashes: Annotated[
+        bool,
+        typer.Option("--hashes", help="Read executables for their SHA-256 (proc.exe_sha256)."),
+    ] = False,
 ) -> None:
     """Write the kernel's events to a file, for replay, until Ctrl-C.
 
@@ -211,6 +216,9 @@ def capture(
             section = msgspec.structs.replace(settings.capture, scope=scope)
         except ValueError as error:
             raise ConfigError(f"--scope: {error}") from None
+        settings = msgspec.structs.replace(settings, capture=section)
+    if hashes:
+        section = msgspec.structs.replace(settings.capture, executable_hashes="always")
         settings = msgspec.structs.replace(settings, capture=section)
     logs.setup(settings.log.level)
     if on and (rotate_bytes is not None or rotate_seconds is not None):
@@ -384,7 +392,7 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     from vedette.core.compile import compile_rules
     from vedette.core.kernelfilter import derive
     from vedette.core.layout import STATE_TYPES, TYPES
-    from vedette.core.needs import BASE, asked
+    from vedette.core.needs import BASE, HASHES, NAMES_OF_ADDRESSES, asked
 
     settings = _with_rules(config.Config(), rule_files)
     rules = pipeline.load(settings.rules, settings.host).rules
@@ -396,6 +404,13 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     )
     plan = compile_rules(conditions, users=users, groups=groups, hostname=hostname)
     found = asked(plan)
+    for kind, fields in (("dns", NAMES_OF_ADDRESSES), ("hash", HASHES)):
+        askers = frozenset(
+            number
+            for number, condition in enumerate(conditions)
+            if condition is not None and any(p.field.name in fields for p in predicates(condition))
+        )
+        found |= {kind: askers} if askers else {}
     filters = derive(conditions, users=users, groups=groups, hostname=hostname)
     for name in BASE & filters.keys():
         # What changes the table of processes is not dropped.

@@ -53,6 +53,9 @@ class Capture(_Section, frozen=True):
     watched_paths files whose writes are events
     kernel_filter whether events that no rule can match are dropped in the kernel
     environment   whether the environment of processes is captured (proc.env): it may hold secrets
+    executable_hashes  whether executables are read for their SHA-256 (proc.exe_sha256): "auto":
+                  where a rule or an output asks for it, "always", "never"
+    hash_bytes_max  larger executables are not read
     read_at_entry whether paths of opens are read when the syscall begins, too, and compared
     process_per_s, cgroup_per_s  events of files and connections that a process, and all processes
                   of a cgroup together, may cause in a second on each CPU; 0: any number
@@ -68,6 +71,8 @@ class Capture(_Section, frozen=True):
     )
     kernel_filter: bool = True
     environment: bool = False
+    executable_hashes: Literal["auto", "always", "never"] = "auto"
+    hash_bytes_max: _Bytes = 256 << 20
     read_at_entry: bool = False
     process_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 100_000
     cgroup_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 200_000

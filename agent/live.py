@@ -17,6 +17,8 @@ from pathlib import Path
 
 from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
+from vedette.agent.hashes import Hashes
+from vedette.agent.hashreader import HashReader, HashReaderError
 from vedette.agent.logs import log
 from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline, Retired
 from vedette.agent.procfiles import HelperError, HelperFiles, LocalFiles
@@ -25,7 +27,7 @@ from vedette.agent.sweep import Sweep
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop, Loader
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
-from vedette.core.needs import NAMES_OF_ADDRESSES
+from vedette.core.needs import HASHES, NAMES_OF_ADDRESSES
 from vedette.core.rules import Rule
 
 RECORDS_MAX = 4096
@@ -77,6 +79,7 @@ class Live:
     everything  capture all event types, not only what the rules and the process table need
     loader      who loads the kernel programs; None: a process with the caller's rights
     files       who reads /proc; None: this process
+    executables who reads executables; None: a process with the caller's rights
 
     Raises AgentError where capture cannot be configured; `start` where it cannot begin.
     """
@@ -92,6 +95,7 @@ class Live:
         everything: bool = False,
         loader: Loader | None = None,
         files: HelperFiles | None = None,
+        executables: HashReader | None = None,
     ) -> None:
         self._settings = settings
         self._everything = everything
@@ -133,6 +137,8 @@ class Live:
         self._loss_checked_s = 0.0
         self._complained_s = -_COMPLAIN_EVERY_S
         self._reader: RingReader | None = None
+        self._executables = executables
+        self._hashes: Hashes | None = None
         self.complete_until_ns = 0
         self.pipeline = Pipeline(
             rules,
@@ -159,6 +165,8 @@ class Live:
         self._check_files()
         for process in processes:
             self.pipeline.engine.add_process(process)
+            if self._hashes is not None:
+                self._hashes.running(process)
         if self._recorder is not None:
             self._recorder.snapshot(processes)
 
@@ -176,9 +184,11 @@ class Live:
         return retired
 
     def _want(self) -> None:
+        types = self.pipeline.engine.needs()
+        self._want_hashes("hash" in types or self.pipeline.shows(HASHES))
         if self._everything:
             return
-        types = self.pipeline.engine.needs()
+        types -= {"hash"}
         if self.pipeline.shows(NAMES_OF_ADDRESSES):
             types |= {"dns"}
         drops: dict[str, Drop] = {}
@@ -189,6 +199,28 @@ class Live:
                     ~found.outcomes & 0xFFFFFF, found.others, found.uids, found.prefixes
                 )
         self._capture.want(types, drops)
+
+    def _want_hashes(self, asked: bool) -> None:
+        """Read executables, or no more; what runs already is read, too."""
+        engine, section = self.pipeline.engine, self._settings.capture
+        is_on = section.executable_hashes == "always" or (
+            section.executable_hashes == "auto" and asked
+        )
+        if not is_on or self._hashes is not None:
+            # What waits is told yet, even if no rule asks any more.
+            engine.on_unhashed = (
+                None if self._hashes is None or not is_on else self._hashes.executed
+            )
+            return
+        if self._executables is None:
+            try:
+                self._executables = HashReader(section.hash_bytes_max)
+            except HashReaderError as error:
+                raise AgentError(str(error)) from None
+        self._hashes = Hashes(self._executables)
+        engine.on_unhashed = self._hashes.executed
+        for process in engine.table()[0]:
+            self._hashes.running(process)
 
     def wait(self, timeout_ms: int) -> None:
         """Wait until the ring asks to be read, at most timeout_ms."""
@@ -213,10 +245,17 @@ class Live:
         else:
             more = engine.consume(reader, RECORDS_MAX) >= RECORDS_MAX
         self._check_files()
+        self._feed_hashes()
         self._check_loss()
         if not more and reader.pending_bytes() == 0:
             # Nothing was in the ring at some moment after now_ns, so all before it was consumed.
-            self.complete_until_ns = now_ns - _SETTLE_NS + self._facts.boot_to_wall_ns
+            until_ns = now_ns - _SETTLE_NS
+            oldest_ns = None if self._hashes is None else self._hashes.oldest_ns
+            if oldest_ns is not None:
+                until_ns = min(until_ns, oldest_ns - 1)
+            self.complete_until_ns = max(
+                self.complete_until_ns, until_ns + self._facts.boot_to_wall_ns
+            )
             self.sweep.step()
         return more
 
@@ -227,6 +266,16 @@ class Live:
         if self._recorder is not None and self._recorder.active:
             self._recorder.batch(self._answers, records)
             self._answers.clear()
+
+    def _feed_hashes(self) -> None:
+        if self._hashes is None:
+            return
+        try:
+            records = self._hashes.take()
+        except HashReaderError as error:
+            raise AgentError(f"{error}; start the agent again") from None
+        if records:
+            self._feed(records)
 
     def _restart_recording(self, recorder: Recording) -> None:
         """Begin another file, or part of one, with the process table as it is."""
@@ -240,7 +289,12 @@ class Live:
     def drain(self, until_s: float, after_step: Callable[[], None] = lambda: None) -> None:
         """Consume until the ring is empty, or until a moment of time.monotonic()."""
         more = True
-        while (more or self.pending_bytes()) and time.monotonic() < until_s:
+        hashes = self._hashes
+        while (more or self.pending_bytes() or (hashes is not None and hashes.waiting)) and (
+            time.monotonic() < until_s
+        ):
+            if not more and not self.pending_bytes() and hashes is not None:
+                hashes.wait(0.01)
             more = self.step()
             after_step()
 
@@ -263,6 +317,8 @@ class Live:
         counters |= {
             f"engine.{name}": value for name, value in self.pipeline.engine.stats().items()
         }
+        if self._hashes is not None:
+            counters |= {f"hashes.{name}": n for name, n in self._hashes.stats().items()}
         counters["procfs.lookups"] = self._lookups
         counters["procfs.lookups_failed"] = self._lookups_failed
         counters["procfs.lookups_refused"] = self._lookups_refused
@@ -270,6 +326,8 @@ class Live:
         return counters
 
     def close(self) -> None:
+        if self._executables is not None:
+            self._executables.close()
         self._capture.detach()
         if self._recorder is not None:
             self._recorder.end("stopped", self._kernel)
@@ -291,6 +349,8 @@ class Live:
             found = self._procfs.read(pid)
             if found is None:
                 self._lookups_failed += 1
+            elif self._hashes is not None:
+                self._hashes.running(found)
         if self._recorder is not None and self._recorder.active:
             self._answers.append((pid, found))
         return found

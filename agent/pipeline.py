@@ -43,6 +43,7 @@ BASE_FIELDS = (
     "proc.ppid",
     "proc.pname",
     "proc.exepath",
+    "proc.exe_sha256",
     "proc.cmdline",
     "user.uid",
     "user.name",

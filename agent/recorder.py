@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,13 @@ from vedette.agent.errors import AgentError
 from vedette.agent.logs import log
 from vedette.core.capturefile import Answer, CaptureWriter, End, Header
 from vedette.core.engine import Process
-from vedette.core.records import build
 
 FLUSH_S: Final = 0.25
 """What is gathered waits no longer than this before it is written."""
 SEGMENTS: Final = 8
 """Parts of the memory that holds what was before a match; the oldest is forgotten as a whole."""
-_CGROUPS: Final = 1024
-"""Records of cgroups in one batch."""
+_BATCH_RECORDS: Final = 1024
+"""Records of cgroups and hashes in one batch."""
 
 
 class Recording(Protocol):
@@ -48,7 +47,7 @@ class Recording(Protocol):
     def batch(self, answers: Sequence[Answer], records: bytes) -> None: ...
     def loss(self) -> None: ...
     def tick(self) -> None: ...
-    def restart(self, processes: Sequence[Process], cgroups: Mapping[int, bytes]) -> None: ...
+    def restart(self, processes: Sequence[Process], records: Sequence[bytes]) -> None: ...
     def end(self, reason: str, counters: dict[str, int]) -> None: ...
 
 
@@ -199,7 +198,7 @@ class Recorder(_Guarded):
             if self._file is not None:
                 self._file.tick()
 
-    def restart(self, processes: Sequence[Process], cgroups: Mapping[int, bytes]) -> None:
+    def restart(self, processes: Sequence[Process], records: Sequence[bytes]) -> None:
         assert self._rotation is not None and self._file is not None
         with self._guarded():
             self._file.end("rotated", {})
@@ -211,7 +210,7 @@ class Recorder(_Guarded):
             self._begin()
         with self._guarded():
             if self._file is not None and self._file.writer is not None:
-                _write_table(self._file.writer, processes, cgroups)
+                _write_table(self._file.writer, processes, records)
 
     def end(self, reason: str, counters: dict[str, int]) -> None:
         """Mark the file as whole and close it. Does nothing where recording has ended."""
@@ -223,13 +222,12 @@ class Recorder(_Guarded):
 
 
 def _write_table(
-    writer: CaptureWriter, processes: Sequence[Process], cgroups: Mapping[int, bytes]
+    writer: CaptureWriter, processes: Sequence[Process], records: Sequence[bytes]
 ) -> None:
-    """Write what the engine's table has: the cgroups as if they were made now."""
+    """Write what the engine's table has: processes, and what it was told, as if it were now."""
     writer.snapshot(processes)
-    made = [build("cgroup", id=number, path=path) for number, path in cgroups.items()]
-    for at in range(0, len(made), _CGROUPS):
-        writer.batch([], b"".join(made[at : at + _CGROUPS]))
+    for at in range(0, len(records), _BATCH_RECORDS):
+        writer.batch([], b"".join(records[at : at + _BATCH_RECORDS]))
     writer.flush()
 
 
@@ -237,11 +235,11 @@ class _Segment:
     """A part of the memory: a capture file without its end; its blocks begin at ``body``."""
 
     def __init__(
-        self, header: Header, processes: Sequence[Process], cgroups: Mapping[int, bytes]
+        self, header: Header, processes: Sequence[Process], records: Sequence[bytes]
     ) -> None:
         self.stream = io.BytesIO()
         self.writer = CaptureWriter(self.stream, header)
-        _write_table(self.writer, processes, cgroups)
+        _write_table(self.writer, processes, records)
         self.body = self.writer.written_bytes
 
     @property
@@ -290,10 +288,10 @@ class MatchRecorder(_Guarded):
         return newest is None or newest.body_bytes >= self._memory_bytes // SEGMENTS
 
     def snapshot(self, processes: Sequence[Process]) -> None:
-        self.restart(processes, {})
+        self.restart(processes, [])
 
-    def restart(self, processes: Sequence[Process], cgroups: Mapping[int, bytes]) -> None:
-        self._segments.append(_Segment(self._header, processes, cgroups))
+    def restart(self, processes: Sequence[Process], records: Sequence[bytes]) -> None:
+        self._segments.append(_Segment(self._header, processes, records))
         while (
             len(self._segments) > 1
             and sum(segment.writer.written_bytes for segment in self._segments) > self._memory_bytes

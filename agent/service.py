@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 from vedette import __version__
 from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
+from vedette.agent.hashreader import HashReader, HashReaderError
 from vedette.agent.live import Live, capture_header, host_facts
 from vedette.agent.logs import log
 from vedette.agent.procfiles import HelperError, HelperFiles
@@ -48,6 +49,8 @@ _GAUGES = frozenset(
     {
         "ring.pending_bytes",
         "engine.processes",
+        "hashes.waiting",
+        "hashes.queued",
         "ship.connected",
         "ship.waiting",
         "ship.kept",
@@ -254,26 +257,31 @@ class Service:
         self._reloading: _Reload | None = None
         self._loader: Loader | None = None
         self._files: HelperFiles | None = None
+        self._executables: HashReader | None = None
 
     def separate(self, user: str | None = None) -> None:
-        """Start the two processes that need rights, then give up all rights of this one.
+        """Start the processes that need rights, then give up all rights of this one.
 
-        user  whom all three become; None: the user stays
+        user  whom they all become; None: the user stays
 
         Raises AgentError.
         """
         try:
-            self._files = HelperFiles(environment=self._settings.capture.environment, user=user)
+            capture = self._settings.capture
+            self._files = HelperFiles(environment=capture.environment, user=user)
+            if capture.executable_hashes != "never":
+                # Also where no rule asks yet: those that are read later may.
+                self._executables = HashReader(capture.hash_bytes_max, user)
             self._loader = Loader(user)
             # An older kernel asks for it even where maps that one has are looked at.
             privileges.confine({"CAP_BPF"} if kernel.needs_rights() else set(), user)
             privileges.set_name("vedette-agent")
-        except (HelperError, CaptureError, privileges.PrivilegeError) as error:
+        except (HelperError, HashReaderError, CaptureError, privileges.PrivilegeError) as error:
             self._end_helpers()
             raise AgentError(str(error)) from None
 
     def _end_helpers(self) -> None:
-        for helper in (self._loader, self._files):
+        for helper in (self._loader, self._files, self._executables):
             if helper is not None:
                 helper.close()
 
@@ -319,6 +327,7 @@ class Service:
                 rules.decisions,
                 loader=self._loader,
                 files=self._files,
+                executables=self._executables,
             )
             try:
                 self._live(live, host_id, rules.enabled)

@@ -23,7 +23,7 @@
 #endif
 
 /* Bumped whenever the meaning of a byte changes; capture files carry it. */
-#define VEDETTE_RECORD_VERSION 3
+#define VEDETTE_RECORD_VERSION 4
 
 /* Bounds on the variable parts, in bytes. What is longer is cut and flagged. */
 #define VEDETTE_PATH_MAX 4095
@@ -130,7 +130,8 @@ enum vedette_type {
 	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */
 	VEDETTE_DNS = 102,    /* struct vedette_dns */
 	VEDETTE_GONE = 103,   /* struct vedette_exit */
-	VEDETTE_TYPE_COUNT = 104 /* one more than the largest; the numbers have gaps */
+	VEDETTE_HASH = 120,   /* struct vedette_hash, which the agent makes */
+	VEDETTE_TYPE_COUNT = 121 /* one more than the largest; the numbers have gaps */
 };
 
 /* vedette_header.flags: what the kernel side could not give whole. */
@@ -145,6 +146,8 @@ enum vedette_type {
 #define VEDETTE_F_CWD_FAULT 0x0100  /* exec: the working directory is not known */
 #define VEDETTE_F_ENV_FAULT 0x0200
 #define VEDETTE_F_ENV_CUT 0x0400    /* environment longer than VEDETTE_ENV_MAX */
+#define VEDETTE_F_AGAIN 0x0800      /* exec: told a second time, by the agent, since the hash of the
+                                     * executable is known now. It changes no process */
 
 /* vedette_exec.exe_flags: what the file was when it was executed. */
 #define VEDETTE_X_KNOWN 0x01    /* the inode was read; without, nothing else here means a thing */
@@ -366,5 +369,16 @@ struct vedette_raced {
 	__u16 was_len;           /* the path at entry */
 };
 #define VEDETTE_RACED_MAX 127
+
+/* The SHA-256 of an executable file, as the agent read it; result < 0: it cannot be had. A file is
+ * its device, inode and change time, as in struct vedette_exec. */
+struct vedette_hash {
+	struct vedette_header h;
+	__u64 exe_ino;
+	__u64 exe_ctime_ns;
+	__u32 exe_dev;
+	__u32 reserved;
+	__u8 exe_sha256[32];
+};
 
 #endif

@@ -126,6 +126,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     vpid: _U32
     vpgid: _U32
     vsid: _U32
+    exe_sha256: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None
 
 
 PROCESS_FIELDS: Final = _Row.__struct_fields__

@@ -48,7 +48,7 @@ BYTES: tuple[str, ...] = (
     "name", "directory", "filename", "nameraw", "argpath", "argfilename",
     "flags", "ip", "login_user", "login_ip", "login_host", "login_line", "sockname",
     "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container", "unit",
-    "slice", "cgroup",
+    "slice", "cgroup", "sha256",
 )  # fmt: skip
 INTS: Final = (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
@@ -131,6 +131,8 @@ PLACES: Final[dict[str, tuple[str, int]]] = {
     "proc.is_pgid_leader": ("leads", SELF),
     "proc.is_sid_leader": ("leads", SELF),
     "proc.loginshellid": ("loginshell", SELF),
+    "proc.exe_sha256": ("sha256", SELF),
+    "proc.pexe_sha256": ("sha256", PARENT),
     "proc.exe_ino": ("exe_ino", SELF),
     "proc.exe_ino.ctime": ("exe_ctime", SELF),
     "proc.exe_ino.mtime": ("exe_mtime", SELF),
@@ -162,6 +164,7 @@ _LEADS: Final[dict[str, tuple[int, int]]] = {
 _ANCESTRAL: Final[dict[str, str]] = {
     "proc.aname": "comm", "proc.aexe": "exe", "proc.aexepath": "exepath",
     "proc.acmdline": "cmdline", "proc.aargs": "args", "proc.apid": "apid",
+    "proc.aexe_sha256": "sha256",
 }  # fmt: skip
 for _letter, _role in (("l", LOCAL), ("r", REMOTE), ("c", CLIENT), ("s", SERVER), ("", EITHER)):
     PLACES[f"fd.{_letter}ip"] = ("ip", _role)

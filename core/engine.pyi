@@ -42,6 +42,7 @@ class Process:
     exe_ino: Final[int]
     exe_ctime_ns: Final[int]
     exe_mtime_ns: Final[int]
+    exe_sha256: Final[bytes | None]
     cap_inheritable: Final[int]
     cap_permitted: Final[int]
     cap_effective: Final[int]
@@ -75,6 +76,7 @@ class Process:
         exe_ino: int = 0,
         exe_ctime_ns: int = 0,
         exe_mtime_ns: int = 0,
+        exe_sha256: bytes | None = None,
         cap_inheritable: int = 0,
         cap_permitted: int = 0,
         cap_effective: int = 0,
@@ -138,6 +140,7 @@ class Engine:
     resolvers   addresses (4 or 16 bytes) whose DNS answers are believed; None: all
     names_max   bound of the addresses whose name is kept
     cgroups_max  bound of the cgroups whose path is kept
+    hashes_max  bound of the executables whose hash is kept
     rule_matching  "first": only the first matching rule (in order) is reported, or "all"
     seed        at least 16 secret bytes that key the hashes; None: from the system
 
@@ -165,10 +168,14 @@ class Engine:
         cgroups_max: int = ...,
         resolvers: Collection[bytes] | None = None,
         names_max: int = ...,
+        hashes_max: int = ...,
         rule_matching: str = "all",
         seed: bytes | None = None,
     ) -> None: ...
     names: Final[Names]
+    on_unhashed: Callable[[bytes], None] | None
+    """Called after each exec (with its record) of a file of which no record hash has come."""
+
     def add_process(self, process: ProcessValues) -> None:
         """Put a process into the table, in the place of what has its pid.
 
@@ -178,10 +185,10 @@ class Engine:
         """Return a process with its parents, or None."""
     def processes(self) -> Iterable[Process]:
         """Return all processes, by pid."""
-    def table(self) -> tuple[list[Process], dict[int, bytes]]:
-        """Return all processes, without parents, by pid; and cgroup id -> path, the oldest first.
+    def table(self) -> tuple[list[Process], list[bytes]]:
+        """Return all processes, without parents, by pid; and records of cgroups and hashes.
 
-        Given to another engine, as processes and as records of cgroups, they make it the same.
+        Given to another engine, they make it the same.
         """
     def feed(self, records: bytes | bytearray | memoryview) -> int:
         """Consume whole records from a buffer; return the number of bytes consumed.

@@ -6,15 +6,17 @@ from libc.string cimport memchr, memcmp, memset
 from vedette.core.event cimport *
 from vedette.core.mem cimport Heap
 from vedette.core.proctable cimport (
-    DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, Content, Ids, Image, Proc,
-    ProcTable, Text, image_content, image_drop, image_hash, image_known, image_new, image_prefetch,
-    pt_find, pt_free, pt_init, pt_insert, pt_parent, pt_prefetch, pt_prefetch_links,
-    pt_prefetch_relatives, pt_slot,
-    pt_remove, pt_reparent_children, pt_set_parent, pt_stale_descendants, text_drop, text_new)
+    ASIDE, DEPTH_MAX, PID_LIMIT, PROC_FREE, PROC_GHOST, PROC_INCOMPLETE, SHA256_BYTES, Content,
+    ExeHash, Facts, Ids, Image, Proc, ProcTable, Text, image_content, image_drop, image_hash,
+    image_known, image_new, image_prefetch, pt_find, pt_free, pt_hash, pt_init, pt_insert,
+    pt_learn_hash, pt_parent, pt_prefetch, pt_prefetch_links, pt_prefetch_relatives, pt_remove,
+    pt_reparent_children, pt_set_hash, pt_set_parent, pt_slot, pt_stale_descendants, text_drop,
+    text_new)
 from vedette.core.ring cimport RingReader, ring_peek, vedette_store_release64
 from vedette.core.siphash cimport HashKey, vedette_prefetch
 from vedette.core.tables cimport KeyAhead, RuleTables, hash_key_fill
 
+import errno
 import os
 from itertools import islice
 
@@ -23,6 +25,7 @@ from vedette.core.limits import table_bytes
 from vedette.core.names import Names
 from vedette.core.needs import needed
 from vedette.core.quiet import quiet
+from vedette.core.records import build
 
 import vedette.core.ring
 
@@ -52,6 +55,7 @@ cdef class Process:
     cdef readonly uint64_t start_time_ns, cgroup_id
     cdef readonly uint32_t exe_dev, exe_flags, pgid, tty, vpid, vpgid, vsid
     cdef readonly uint64_t exe_ino, exe_ctime_ns, exe_mtime_ns
+    cdef readonly object exe_sha256
     cdef readonly uint64_t cap_inheritable, cap_permitted, cap_effective
     cdef readonly object comm, exe_path, args, cwd, env, cgroup, parent
     cdef public object sid_leader, pgid_leader
@@ -59,7 +63,7 @@ cdef class Process:
     def __init__(self, *, pid, ppid=0, uid=0, gid=0, loginuid=0xFFFFFFFF, session=0,
                  start_time_ns=0, cgroup_id=0, comm=None, exe_path=None, args=None, cwd=None,
                  env=None, cgroup=None, exe_dev=0, exe_flags=0, exe_ino=0, exe_ctime_ns=0,
-                 exe_mtime_ns=0, cap_inheritable=0, cap_permitted=0, cap_effective=0, pgid=0, tty=0,
+                 exe_mtime_ns=0, exe_sha256=None, cap_inheritable=0, cap_permitted=0, cap_effective=0, pgid=0, tty=0,
                  vpid=0, vpgid=0, vsid=0, parent=None, sid_leader=None, pgid_leader=None):
         self.pid = pid
         self.ppid = ppid
@@ -80,6 +84,7 @@ cdef class Process:
         self.exe_ino = exe_ino
         self.exe_ctime_ns = exe_ctime_ns
         self.exe_mtime_ns = exe_mtime_ns
+        self.exe_sha256 = exe_sha256
         self.cap_inheritable = cap_inheritable
         self.cap_permitted = cap_permitted
         self.cap_effective = cap_effective
@@ -193,6 +198,10 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
                 or (<const vedette_raced*>data).was_len > VEDETTE_RACED_MAX):
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_raced*>data).path_len + (<const vedette_raced*>data).was_len
+    elif h.type == VEDETTE_HASH:
+        fixed = sizeof(vedette_hash)
+        if h.size < fixed:
+            return RECORD_SKIP
     elif h.type == VEDETTE_DNS:
         fixed = sizeof(vedette_dns)
         if h.size < fixed or (<const vedette_dns*>data).answer_len > VEDETTE_ANSWER_MAX:
@@ -210,6 +219,16 @@ cdef inline int32_t _comm_size(const char* comm) noexcept nogil:
     return 16 if end == NULL else <int32_t>(<const char*>end - comm)
 
 
+cdef inline Facts _facts(const vedette_exec* r) noexcept nogil:
+    cdef Facts facts
+    facts.ino = r.exe_ino
+    facts.ctime_ns = r.exe_ctime_ns
+    facts.mtime_ns = r.exe_mtime_ns
+    facts.dev = r.exe_dev
+    facts.flags = r.exe_flags
+    return facts
+
+
 cdef inline const uint8_t* _exec_args(const vedette_exec* r) noexcept nogil:
     return <const uint8_t*>r + sizeof(vedette_exec) + r.path_len + r.filename_len
 
@@ -217,6 +236,36 @@ cdef inline const uint8_t* _exec_args(const vedette_exec* r) noexcept nogil:
 cdef inline int32_t _exec_args_len(const vedette_exec* r) noexcept nogil:
     """-1: missing."""
     return -1 if r.args_len == 0 and r.h.flags & VEDETTE_F_ARGS_FAULT else <int32_t>r.args_len
+
+
+cdef void _exec_content(const vedette_exec* r, Content* content) noexcept nogil:
+    """What an exec's image is made of, without the hash."""
+    content.comm = <const uint8_t*>r.comm
+    content.comm_len = _comm_size(r.comm)
+    content.path = <const uint8_t*>r + sizeof(vedette_exec)
+    content.path_len = r.path_len
+    content.args = _exec_args(r)
+    content.args_len = _exec_args_len(r)
+    content.env = <const uint8_t*>_exec_args(r) + r.args_len + r.cwd_len
+    content.env_len = r.env_len if r.env_len != 0 else -1
+    if r.path_len == 0 and r.h.flags & VEDETTE_F_PATH_FAULT:
+        content.path_len = -1
+    content.facts = _facts(r)
+
+
+cdef void _exec_entry(Proc* p, Ids* ids, const vedette_exec* r) noexcept nogil:
+    """Set what an exec says of its process beside image, directory and parent."""
+    p.loginuid = r.loginuid
+    p.session = r.session
+    p.start_time_ns = r.start_time_ns
+    ids.cap_inheritable = r.cap_inheritable
+    ids.cap_permitted = r.cap_permitted
+    ids.cap_effective = r.cap_effective
+    ids.pgid = r.pgid
+    ids.tty = r.tty
+    ids.vpid = r.vpid
+    ids.vpgid = r.vpgid
+    ids.vsid = r.vsid
 
 
 @cython.final
@@ -265,6 +314,9 @@ cdef class Engine:
     cdef uint64_t carried
     cdef uint32_t carry_end     # vectors of slots below it are to be made again; 0: none
     cdef uint64_t cgroups_evicted
+    cdef uint64_t judged_again
+    cdef object _on_unhashed
+    cdef bint tells_unhashed    # _on_unhashed is not None
 
     def __cinit__(self):
         memset(&self.procs, 0, sizeof(ProcTable))
@@ -275,7 +327,7 @@ cdef class Engine:
                  uint64_t verdict_bytes_max=8 << 20, own_table_bytes=None,
                  uint64_t strings_bytes_max=64 << 20, processes_max=65536,
                  uint32_t cgroups_max=16384, resolvers=None, names_max=16384,
-                 rule_matching="all", seed=None):
+                 uint32_t hashes_max=16384, rule_matching="all", seed=None):
         cdef HashKey hash_key
         if self.procs.slots != NULL:
             raise RuntimeError("an engine is initialised once")
@@ -286,6 +338,8 @@ cdef class Engine:
             raise ValueError(f"processes_max is 2 to {PID_LIMIT}, not {processes_max}")
         if cgroups_max < 1:
             raise ValueError("cgroups_max is at least 1")
+        if not 1 <= hashes_max <= 1 << 24:
+            raise ValueError(f"hashes_max is 1 to {1 << 24}, not {hashes_max}")
         if seed is None:
             seed = os.urandom(64)
         if len(seed) < 16:
@@ -304,7 +358,7 @@ cdef class Engine:
             "first_only": rule_matching == "first", "seed": seed,
         }
         hash_key_fill(&hash_key, vedette.core.tables.random_words(seed))
-        pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max, &hash_key)
+        pt_init(&self.procs, &self.heap, processes_max, strings_bytes_max, hashes_max, &hash_key)
         self.is_open = True
         self.tables = self.compile(rules)
         self.tables.cgroup_paths = self.cgroup_paths
@@ -390,7 +444,18 @@ cdef class Engine:
     def needs(self):
         """The event types to capture for the rules that are on."""
         self._check_open()
-        return needed(self.tables.event_types(), self.tables.asks_names)
+        return needed(self.tables.event_types(), names=self.tables.asks_names,
+                      hashes=self.tables.asks_hashes)
+
+    @property
+    def on_unhashed(self):
+        return self._on_unhashed
+
+    @on_unhashed.setter
+    def on_unhashed(self, callback):
+        self._check_idle()
+        self._on_unhashed = callback
+        self.tells_unhashed = callback is not None
 
     cdef int _check_idle(self) except -1:
         if self.is_busy:
@@ -423,6 +488,8 @@ cdef class Engine:
         cdef uint64_t cgroup_id = process.cgroup_id
         cdef bytes env = process.env
         cdef bytes cgroup = process.cgroup
+        cdef bytes sha256 = process.exe_sha256
+        cdef const ExeHash* known = NULL
         cdef Content content
         cdef Ids ids
         content.facts.ino = process.exe_ino
@@ -445,6 +512,8 @@ cdef class Engine:
                                   ("env", env, VEDETTE_ENV_MAX), ("cgroup", cgroup, VEDETTE_PATH_MAX)):
             if text is not None and len(text) > limit:
                 raise ValueError(f"pid {pid}: {name} has {len(text)} bytes, at most {limit} are kept")
+        if sha256 is not None and len(sha256) != SHA256_BYTES:
+            raise ValueError(f"pid {pid}: exe_sha256 has {len(sha256)} bytes, not {SHA256_BYTES}")
         slot = pt_insert(&self.procs, pid, ppid, keep)
         if slot == 0:
             raise MemoryError
@@ -465,6 +534,13 @@ cdef class Engine:
         content.args_len = <int32_t>len(args) if args is not None else -1
         content.env = <const uint8_t*>env if env is not None else NULL
         content.env_len = <int32_t>len(env) if env is not None else -1
+        content.sha256 = <const uint8_t*>sha256 if sha256 is not None else NULL
+        content.sha256_len = SHA256_BYTES if sha256 is not None else -1
+        if sha256 is None and content.facts.flags & VEDETTE_X_KNOWN:
+            known = pt_hash(&self.procs, &content.facts)
+            if known != NULL and known.is_known:
+                content.sha256 = &known.sha256[0]
+                content.sha256_len = SHA256_BYTES
         p.image = image_new(&self.procs, &content)
         if cgroup is not None:
             self._set_cgroup(cgroup_id, cgroup)
@@ -537,6 +613,7 @@ cdef class Engine:
         made.exe_ino = content.facts.ino
         made.exe_ctime_ns = content.facts.ctime_ns
         made.exe_mtime_ns = content.facts.mtime_ns
+        made.exe_sha256 = _bytes(content.sha256, content.sha256_len)
         made.cap_inheritable = ids.cap_inheritable
         made.cap_permitted = ids.cap_permitted
         made.cap_effective = ids.cap_effective
@@ -594,8 +671,25 @@ cdef class Engine:
         return self._every(True)
 
     def table(self):
-        """All processes, without parents, by pid; and the paths of cgroups, the oldest first."""
-        return self._every(False), dict(self.cgroup_paths)
+        """All processes, without parents, by pid; and records of what else is known."""
+        return self._every(False), [
+            *(build("cgroup", id=number, path=path) for number, path in self.cgroup_paths.items()),
+            *self._hash_records()]
+
+    cdef list _hash_records(self):
+        """Records of the hashes that are known, the oldest first."""
+        cdef ProcTable* procs = &self.procs
+        cdef const ExeHash* entry
+        cdef uint32_t i
+        cdef list made = []
+        for i in range(procs.hashes_live):
+            entry = &procs.hashes[(procs.hash_oldest + i) % procs.hashes_live + 1]
+            made.append(build(
+                "hash", exe_dev=entry.dev, exe_ino=entry.ino, exe_ctime_ns=entry.ctime_ns,
+                result=0 if entry.is_known else -errno.ENODATA,
+                exe_sha256=(<const uint8_t*>entry.sha256)[:SHA256_BYTES] if entry.is_known
+                else bytes(SHA256_BYTES)))
+        return made
 
     cdef list _every(self, bint with_parents):
         cdef uint32_t slot
@@ -646,6 +740,10 @@ cdef class Engine:
             if h.type == VEDETTE_GONE:
                 self._gone(<const vedette_exit*>h)
                 return 0
+            if h.type == VEDETTE_HASH:
+                return self._hash(<const vedette_hash*>h)
+        if h.flags & VEDETTE_F_AGAIN:
+            return self._again(<const vedette_exec*>h)
         if slot == 0:
             slot = self._learn(h)
         elif procs.slots[slot].checked != self.loss_epoch and self.looks_up:
@@ -683,6 +781,8 @@ cdef class Engine:
                 self._remove(slot, <const vedette_exit*>h)
         if failed:
             self._raise()
+        if self.tells_unhashed and h.type <= VEDETTE_EXECVEAT and h.result == 0:
+            self._tell_unhashed(<const vedette_exec*>h)
         return 0
 
     cdef void _remove(self, uint32_t slot, const vedette_exit* r) noexcept nogil:
@@ -696,6 +796,97 @@ cdef class Engine:
         if slot != 0 and self.procs.slots[slot].start_time_ns == r.start_time_ns:
             self._remove(slot, r)
             self.gone += 1
+
+    cdef int _tell_unhashed(self, const vedette_exec* r) except -1 nogil:
+        """Tell of an executable about whose hash nothing is known yet."""
+        cdef Facts facts = _facts(r)
+        if facts.flags & VEDETTE_X_KNOWN and pt_hash(&self.procs, &facts) == NULL:
+            with gil:
+                self._on_unhashed((<const uint8_t*>r)[:r.h.size])
+        return 0
+
+    cdef int _hash(self, const vedette_hash* r) except -1 nogil:
+        """Remember a hash, and give it to the processes that it is of."""
+        cdef Facts file
+        cdef const uint8_t* sha256 = NULL
+        file.ino = r.exe_ino
+        file.ctime_ns = r.exe_ctime_ns
+        file.dev = r.exe_dev
+        if r.h.result >= 0:
+            sha256 = <const uint8_t*>&r.exe_sha256[0]
+        if pt_set_hash(&self.procs, &file, sha256) < 0:
+            with gil:
+                raise MemoryError
+        if sha256 != NULL:
+            pt_learn_hash(&self.procs, &file, sha256)
+        return 0
+
+    cdef int _again(self, const vedette_exec* r) except -1 with gil:
+        """Report what an exec matches with the hash of its executable and did not match without.
+
+        The process is what the record says, aside from the table, which does not change.
+        """
+        cdef ProcTable* procs = &self.procs
+        cdef Proc* p = &procs.slots[ASIDE]
+        cdef Facts facts
+        cdef const ExeHash* known
+        cdef Content content
+        cdef tuple without
+        cdef tuple rules
+        if r.h.type > VEDETTE_EXECVEAT or r.h.result != 0:
+            return 0
+        facts = _facts(r)
+        known = pt_hash(procs, &facts) if facts.flags & VEDETTE_X_KNOWN else NULL
+        if known == NULL or not known.is_known:
+            return 0
+        self.judged_again += 1
+        memset(p, 0, sizeof(Proc))
+        p.flags = PROC_FREE
+        p.pid = r.h.pid
+        p.uid = r.h.uid
+        p.gid = r.h.gid
+        p.cgroup_id = r.h.cgroup_id
+        p.ppid = r.ppid
+        p.parent = pt_slot(procs, r.ppid) if r.ppid != r.h.pid and r.ppid != 0 else 0
+        _exec_entry(p, &procs.ids[ASIDE], r)
+        _exec_content(r, &content)
+        content.sha256_len = -1
+        p.image = image_new(procs, &content)
+        if r.cwd_len != 0:
+            p.cwd = text_new(procs, content.args + r.args_len, r.cwd_len)
+        try:
+            without = self._judged(ASIDE, &r.h, None)[0]
+            image_drop(procs, p.image)
+            content.sha256 = &known.sha256[0]
+            content.sha256_len = SHA256_BYTES
+            p.image = image_new(procs, &content)
+            p.vector_epoch = 0
+            rules, record, process = self._judged(ASIDE, &r.h, without)
+            if rules:
+                self.matches += len(rules)
+                self.on_match(record, rules, process)
+        finally:
+            image_drop(procs, p.image)
+            text_drop(procs, p.cwd)
+            memset(p, 0, sizeof(Proc))
+            p.flags = PROC_FREE
+        return 0
+
+    cdef tuple _judged(self, uint32_t slot, const vedette_header* h, tuple without):
+        """The rules that match beside some, the record and the process."""
+        cdef bytes record
+        cdef Process process
+        cdef uint32_t row = self.tables.judge(&self.procs, slot, h)
+        if row != 0:
+            row = self.tables.settle(&self.procs, slot, h, row)
+        if row == 0:
+            return (), None, None
+        record = (<const uint8_t*>h)[:h.size]
+        process = self._snapshot(slot)
+        rules = self.tables.confirm(self.tables.matched(row), record, process)
+        if without:
+            rules = tuple([rule for rule in rules if rule not in without])
+        return rules, record, process
 
     cdef int _raise(self) except -1 with gil:
         """Raise what a callback raised."""
@@ -758,40 +949,22 @@ cdef class Engine:
         cdef ProcTable* procs = &self.procs
         cdef Proc* p = &procs.slots[slot]
         cdef Image* image
-        cdef Ids* ids = &procs.ids[slot]
+        cdef const ExeHash* known
         cdef Content content
-        content.comm = <const uint8_t*>r.comm
-        content.comm_len = _comm_size(r.comm)
-        content.path = <const uint8_t*>r + sizeof(vedette_exec)
-        content.path_len = r.path_len
-        content.args = _exec_args(r)
-        content.args_len = _exec_args_len(r)
-        content.env = content.args + r.args_len + r.cwd_len
-        content.env_len = r.env_len if r.env_len != 0 else -1
-        if r.path_len == 0 and r.h.flags & VEDETTE_F_PATH_FAULT:
-            content.path_len = -1
-        content.facts.ino = r.exe_ino
-        content.facts.ctime_ns = r.exe_ctime_ns
-        content.facts.mtime_ns = r.exe_mtime_ns
-        content.facts.dev = r.exe_dev
-        content.facts.flags = r.exe_flags
+        _exec_content(r, &content)
+        content.sha256_len = -1
+        if procs.hashes_live != 0 and r.exe_flags & VEDETTE_X_KNOWN:
+            known = pt_hash(procs, &content.facts)
+            if known != NULL and known.is_known:
+                content.sha256 = &known.sha256[0]
+                content.sha256_len = SHA256_BYTES
         image = image_known(procs, self.image_hash, &content)
         image_drop(procs, p.image)
         if image != p.image or image == NULL:
             p.image = image
             p.lineage_epoch = 0
             pt_stale_descendants(procs, slot)
-        p.loginuid = r.loginuid
-        p.session = r.session
-        p.start_time_ns = r.start_time_ns
-        ids.cap_inheritable = r.cap_inheritable
-        ids.cap_permitted = r.cap_permitted
-        ids.cap_effective = r.cap_effective
-        ids.pgid = r.pgid
-        ids.tty = r.tty
-        ids.vpid = r.vpid
-        ids.vpgid = r.vpgid
-        ids.vsid = r.vsid
+        _exec_entry(p, &procs.ids[slot], r)
         if r.cwd_len != 0:
             self._set_cwd(p, content.args + r.args_len, r.cwd_len)
         p.flags &= ~<uint32_t>PROC_INCOMPLETE
@@ -1099,6 +1272,9 @@ cdef class Engine:
             **self.names.stats(),
             "cgroups": len(self.cgroup_paths),
             "cgroups_evicted": self.cgroups_evicted,
+            "hashes": self.procs.hashes_live,
+            "hashes_evicted": self.procs.hashes_evicted,
+            "execs_judged_again": self.judged_again,
             "allocations": self.heap.calls,
             "rules_compiled": self.compilations,
             "rules_switched": self.switches,

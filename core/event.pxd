@@ -48,6 +48,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_CGROUP
         VEDETTE_DNS
         VEDETTE_GONE
+        VEDETTE_HASH
         VEDETTE_ANSWER_MAX
         VEDETTE_S_KNOWN
         VEDETTE_S_CONNECTED
@@ -59,6 +60,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_F_DATA_FAULT
         VEDETTE_F_ADDR_FAULT
         VEDETTE_F_COMPAT
+        VEDETTE_F_AGAIN
         VEDETTE_F_CWD_FAULT
         VEDETTE_F_ENV_FAULT
         VEDETTE_F_ENV_CUT
@@ -213,3 +215,10 @@ cdef extern from "event.h" nogil:
         uint32_t of_type
         uint16_t path_len
         uint16_t was_len
+
+    struct vedette_hash:
+        vedette_header h
+        uint64_t exe_ino
+        uint64_t exe_ctime_ns
+        uint32_t exe_dev
+        uint8_t exe_sha256[32]

@@ -163,6 +163,8 @@ class ProcessLike(Protocol):
     @property
     def exe_mtime_ns(self) -> int: ...
     @property
+    def exe_sha256(self) -> bytes | None: ...
+    @property
     def cap_inheritable(self) -> int: ...
     @property
     def cap_permitted(self) -> int: ...
@@ -743,6 +745,10 @@ EXE_BITS: Final[dict[str, int]] = {
 def _exe_flag(name: str) -> Of:
     known, bit = layout.EXE_FLAGS["known"], layout.EXE_FLAGS[name]
     return lambda proc: int(proc.exe_flags & bit != 0) if proc.exe_flags & known else None
+
+
+def _sha256(proc: ProcessLike) -> bytes | None:
+    return None if proc.exe_sha256 is None else proc.exe_sha256.hex().encode()
 
 
 def _exe_fact(of: Callable[[ProcessLike], int]) -> Of:
@@ -1349,6 +1355,7 @@ def _fill() -> None:
         ("cmdline", "string", _cmdline, "Name and arguments"),
         ("args", "string", _args, "Arguments after the first"),
         ("pid", "int", lambda proc: proc.pid, "Process id"),
+        ("exe_sha256", "string", _sha256, "SHA-256 of the executable"),
     )
     for suffix, kind_of, of, meaning in ancestral:
         _ancestral(f"proc.a{suffix}", kind_of, of, meaning)
@@ -1441,6 +1448,14 @@ def _fill() -> None:
         ),
     ):  # fmt: skip
         _add(f"proc.{name}", "int", "process", "exe_file", _proc(_exe_fact(number)), meaning)
+    _add(
+        "proc.exe_sha256", "string", "process", "exe_sha256", _proc(_sha256),
+        "SHA-256 of the executable, in hexadecimal; missing until the agent has read the file",
+    )  # fmt: skip
+    _add(
+        "proc.pexe_sha256", "string", "process", "parent", _parent(_sha256),
+        "SHA-256 of the parent's executable",
+    )  # fmt: skip
     _add(
         "proc.exe_ino.ctime_duration_proc_start", "int", "process", "exe_file start",
         _changed_before_start,

@@ -60,6 +60,7 @@ TYPES.update({
 })
 STATE_TYPES = {
     "ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS, "gone": VEDETTE_GONE,
+    "hash": VEDETTE_HASH,
 }
 assert max(*TYPES.values(), *STATE_TYPES.values()) == VEDETTE_TYPE_COUNT - 1
 
@@ -69,7 +70,7 @@ FLAGS = {
     "args_fault": VEDETTE_F_ARGS_FAULT, "data_fault": VEDETTE_F_DATA_FAULT,
     "addr_fault": VEDETTE_F_ADDR_FAULT, "compat": VEDETTE_F_COMPAT,
     "cwd_fault": VEDETTE_F_CWD_FAULT, "env_fault": VEDETTE_F_ENV_FAULT,
-    "env_cut": VEDETTE_F_ENV_CUT,
+    "env_cut": VEDETTE_F_ENV_CUT, "again": VEDETTE_F_AGAIN,
 }
 
 # Bits of vedette_exec.exe_flags.
@@ -99,6 +100,7 @@ cdef vedette_call _call
 cdef vedette_ids _ids
 cdef vedette_cgroup _cgroup
 cdef vedette_dns _dns
+cdef vedette_hash _hash
 cdef vedette_raced _raced
 cdef vedette_suppressed _suppressed
 
@@ -203,6 +205,12 @@ STRUCTS = {
         "family": ("u2", _off(&_dns, &_dns.family)),
         "answer_len": ("u2", _off(&_dns, &_dns.answer_len)),
     },
+    "hash": {
+        **_HEADER, "exe_ino": ("u8", _off(&_hash, &_hash.exe_ino)),
+        "exe_ctime_ns": ("u8", _off(&_hash, &_hash.exe_ctime_ns)),
+        "exe_dev": ("u4", _off(&_hash, &_hash.exe_dev)),
+        "exe_sha256": ("V32", _off(&_hash, &_hash.exe_sha256)),
+    },
     "suppressed": {
         **_HEADER, "count": ("u8", _off(&_suppressed, &_suppressed.count)),
         "of_cgroup": ("u4", _off(&_suppressed, &_suppressed.of_cgroup)),
@@ -221,6 +229,7 @@ SIZES = {
     "call": sizeof(vedette_call),
     "ids": sizeof(vedette_ids), "cgroup": sizeof(vedette_cgroup),
     "dns": sizeof(vedette_dns), "suppressed": sizeof(vedette_suppressed), "raced": sizeof(vedette_raced),
+    "hash": sizeof(vedette_hash),
 }
 
 STRUCT_OF_TYPE = {
@@ -232,5 +241,6 @@ STRUCT_OF_TYPE = {
     VEDETTE_SENDTO: "sock", VEDETTE_SENDMSG: "sock", VEDETTE_RECVFROM: "sock", VEDETTE_RECVMSG: "sock",
     VEDETTE_DUP: "sock", VEDETTE_DUP2: "sock", VEDETTE_DUP3: "sock", VEDETTE_DNS: "dns",
     VEDETTE_SUPPRESSED: "suppressed", VEDETTE_RACED: "raced", VEDETTE_GONE: "exit",
+    VEDETTE_HASH: "hash",
     VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
 }

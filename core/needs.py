@@ -10,7 +10,7 @@ from vedette.core.compile import PartPlan, Plan
 
 BASE: Final = frozenset(
     ("execve", "execveat", "clone", "fork", "vfork", "clone3", "procexit", "chdir", "fchdir")
-) | (frozenset(layout.STATE_TYPES) - {"dns", "gone"})
+) | (frozenset(layout.STATE_TYPES) - {"dns", "gone", "hash"})
 """Types of records that the process table is kept by, whatever the rules are."""
 
 _NAMES: Final[Mapping[int, str]] = {number: name for name, number in layout.TYPES.items()}
@@ -32,9 +32,15 @@ def asked(plan: Plan) -> dict[str, frozenset[int]]:
     }
 
 
-def needed(types: Iterable[int], names: bool) -> frozenset[str]:
+HASHES: Final = frozenset({"proc.exe_sha256", "proc.pexe_sha256", "proc.aexe_sha256"})
+"""Fields that executables are read for."""
+
+
+def needed(types: Iterable[int], *, names: bool, hashes: bool) -> frozenset[str]:
     """Return the event types to capture for rules that can match these.
 
-    names: whether a rule asks for the name of an address
+    names   whether a rule asks for the name of an address
+    hashes  whether a rule asks for the hash of an executable; such records are made by the agent
     """
-    return BASE | ({"dns"} if names else frozenset()) | {_NAMES[number] for number in types}
+    more = ({"dns"} if names else set()) | ({"hash"} if hashes else set())
+    return BASE | more | {_NAMES[number] for number in types}

@@ -18,6 +18,8 @@ cdef enum:
     PROC_INCOMPLETE = 2         # made from a header alone
     PROC_FREE = 4
     PROC_WATCHED = 8            # a descendant's vector may depend on the entry
+    ASIDE = 1                   # a slot that no pid leads to, for a process that is judged once more
+    SHA256_BYTES = 32
 
 cdef struct Block:
     Block* next
@@ -43,10 +45,12 @@ cdef struct Content:
     const uint8_t* path
     const uint8_t* args
     const uint8_t* env
+    const uint8_t* sha256
     int32_t comm_len
     int32_t path_len
     int32_t args_len
     int32_t env_len
+    int32_t sha256_len          # SHA256_BYTES, or missing
     Facts facts
 
 # What an exec set: shared by an entry and all that forked from it since.
@@ -59,9 +63,10 @@ cdef struct Image:
     int32_t path_len
     int32_t args_len
     int32_t env_len
+    int32_t sha256_len
     Facts facts
     uint8_t comm[16]
-    uint8_t data[8]             # path, then args, then env (to the block's end)
+    uint8_t data[8]             # path, args, env, sha256 (to the block's end)
 
 cdef struct Text:
     uint32_t refs
@@ -114,6 +119,16 @@ cdef struct ImageSet:
     uint64_t hash[4]
     Image* image[4]
 
+# The hash of an executable file, or that it cannot be had.
+cdef struct ExeHash:
+    uint64_t ino
+    uint64_t ctime_ns
+    uint32_t dev
+    uint32_t next_              # in the same bucket, 0: none
+    uint8_t sha256[32]
+    uint32_t is_known
+    uint32_t padding
+
 cdef struct ProcTable:
     Heap* heap
     Pool pool
@@ -136,6 +151,13 @@ cdef struct ProcTable:
     uint64_t evicted
     uint64_t replaced           # forks whose child's pid still had an entry: an exit was lost
     uint64_t strings_refused    # images and directories that had no room
+    ExeHash* hashes             # [0] is not used; NULL until there is one
+    uint32_t* hash_buckets      # by file: the first entry, 0: none
+    uint32_t hashes_max
+    uint32_t hash_mask          # buckets - 1
+    uint32_t hashes_live
+    uint32_t hash_oldest        # the entry that goes next, once all are in use
+    uint64_t hashes_evicted
 
 
 cdef inline uint32_t pt_slot(const ProcTable* table, uint32_t pid) noexcept nogil:
@@ -187,7 +209,7 @@ cdef inline uint32_t pt_parent(const ProcTable* table, uint32_t slot) noexcept n
 
 
 cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max,
-                 const HashKey* hash_key) except -1
+                 uint32_t hashes_max, const HashKey* hash_key) except -1
 cdef void pt_free(ProcTable* table) noexcept
 cdef uint32_t pt_insert(ProcTable* table, uint32_t pid, uint32_t ppid, uint32_t keep) noexcept nogil
 cdef void pt_remove(ProcTable* table, uint32_t slot) noexcept nogil
@@ -202,5 +224,8 @@ cdef const Image* image_prefetch(const ProcTable* table, uint64_t hashed) noexce
 cdef Image* image_known(ProcTable* table, uint64_t hashed, const Content* content) noexcept nogil
 cdef void image_content(const Image* image, Content* content) noexcept nogil
 cdef void image_drop(ProcTable* table, Image* image) noexcept nogil
+cdef const ExeHash* pt_hash(const ProcTable* table, const Facts* file) noexcept nogil
+cdef int pt_set_hash(ProcTable* table, const Facts* file, const uint8_t* sha256) noexcept nogil
+cdef void pt_learn_hash(ProcTable* table, const Facts* file, const uint8_t* sha256) noexcept nogil
 cdef Text* text_new(ProcTable* table, const uint8_t* data, int32_t size) noexcept nogil
 cdef void text_drop(ProcTable* table, Text* text) noexcept nogil

@@ -2,6 +2,7 @@
 """The process table's functions; proctable.pxd says what it holds."""
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset
+from vedette.core.event cimport VEDETTE_X_KNOWN
 from vedette.core.mem cimport heap_del, heap_grow, heap_new
 from vedette.core.siphash cimport VEDETTE_NH_WORDS, siphash13, vedette_nh, vedette_prefetch
 
@@ -86,6 +87,7 @@ cdef void image_content(const Image* image, Content* content) noexcept nogil:
         content.path_len = -1
         content.args_len = -1
         content.env_len = -1
+        content.sha256_len = -1
         return
     content.comm = &image.comm[0]
     content.comm_len = image.comm_len
@@ -95,18 +97,20 @@ cdef void image_content(const Image* image, Content* content) noexcept nogil:
     content.args_len = image.args_len
     content.env = content.args + _length(image.args_len)
     content.env_len = image.env_len
+    content.sha256 = content.env + _length(image.env_len)
+    content.sha256_len = image.sha256_len
     content.facts = image.facts
 
 
 cdef Image* image_new(ProcTable* table, const Content* content) noexcept nogil:
     """An image with one reference.
 
-    Where the strings' bound is reached (counted), path, arguments and environment are missing, or
-    NULL is returned.
+    Where the strings' bound is reached (counted), path, arguments, environment and hash are
+    missing, or NULL is returned.
     """
     cdef uint32_t size_class = 0
     cdef size_t size = (sizeof(Image) + _length(content.path_len) + _length(content.args_len)
-                        + _length(content.env_len))
+                        + _length(content.env_len) + _length(content.sha256_len))
     cdef Image* image = <Image*>_block_new(table, size, &size_class)
     cdef bint is_whole = True
     cdef uint8_t* data
@@ -130,6 +134,7 @@ cdef Image* image_new(ProcTable* table, const Content* content) noexcept nogil:
     image.path_len = content.path_len if is_whole else -1
     image.args_len = content.args_len if is_whole else -1
     image.env_len = content.env_len if is_whole else -1
+    image.sha256_len = content.sha256_len if is_whole else -1
     data = image.data
     if image.path_len > 0:
         memcpy(data, content.path, image.path_len)
@@ -139,6 +144,9 @@ cdef Image* image_new(ProcTable* table, const Content* content) noexcept nogil:
         data += image.args_len
     if image.env_len > 0:
         memcpy(data, content.env, image.env_len)
+        data += image.env_len
+    if image.sha256_len > 0:
+        memcpy(data, content.sha256, image.sha256_len)
     return image
 
 
@@ -154,6 +162,7 @@ cdef bint _is_same(const Image* image, const Content* content) noexcept nogil:
             and _is_text(own.path, own.path_len, content.path, content.path_len)
             and _is_text(own.args, own.args_len, content.args, content.args_len)
             and _is_text(own.env, own.env_len, content.env, content.env_len)
+            and _is_text(own.sha256, own.sha256_len, content.sha256, content.sha256_len)
             and memcmp(&own.facts, &content.facts, sizeof(Facts)) == 0)
 
 
@@ -253,17 +262,132 @@ cdef void text_drop(ProcTable* table, Text* text) noexcept nogil:
             _block_del(table, text, text.size_class)
 
 
+# Hashes of executable files: the oldest goes where there is no room.
+
+cdef uint32_t* _hash_bucket(const ProcTable* table, const Facts* file) noexcept nogil:
+    cdef uint64_t words[3]
+    words[0] = file.ino
+    words[1] = file.ctime_ns
+    words[2] = file.dev
+    return &table.hash_buckets[vedette_nh(table.hash_key.nh, words, 3) & table.hash_mask]
+
+
+cdef ExeHash* _hash_find(const ProcTable* table, const Facts* file) noexcept nogil:
+    cdef uint32_t at
+    cdef ExeHash* found
+    if table.hashes == NULL:
+        return NULL
+    at = _hash_bucket(table, file)[0]
+    while at != 0:
+        found = &table.hashes[at]
+        if found.ino == file.ino and found.ctime_ns == file.ctime_ns and found.dev == file.dev:
+            return found
+        at = found.next_
+    return NULL
+
+
+cdef const ExeHash* pt_hash(const ProcTable* table, const Facts* file) noexcept nogil:
+    """What is known of a file's hash, or NULL."""
+    return _hash_find(table, file)
+
+
+cdef int _make_hashes(ProcTable* table) noexcept nogil:
+    cdef uint32_t buckets = 16
+    while buckets < table.hashes_max:
+        buckets *= 2
+    table.hash_buckets = <uint32_t*>heap_new(table.heap, buckets * sizeof(uint32_t))
+    if table.hash_buckets == NULL:
+        return -1
+    table.hash_mask = buckets - 1
+    table.hashes = <ExeHash*>heap_new(
+        table.heap, (<size_t>table.hashes_max + 1) * sizeof(ExeHash))
+    if table.hashes == NULL:
+        heap_del(table.heap, table.hash_buckets, buckets * sizeof(uint32_t))
+        table.hash_buckets = NULL
+        return -1
+    return 0
+
+
+cdef int pt_set_hash(ProcTable* table, const Facts* file, const uint8_t* sha256) noexcept nogil:
+    """Remember a file's hash; NULL: that it cannot be had. -1 without memory."""
+    cdef ExeHash* entry = _hash_find(table, file)
+    cdef Facts old
+    cdef uint32_t* link
+    cdef uint32_t at
+    if entry == NULL:
+        if table.hashes == NULL and _make_hashes(table) < 0:
+            return -1
+        if table.hashes_live < table.hashes_max:
+            table.hashes_live += 1
+            at = table.hashes_live
+        else:
+            at = table.hash_oldest + 1
+            table.hash_oldest = at % table.hashes_max
+            entry = &table.hashes[at]
+            old.ino = entry.ino
+            old.ctime_ns = entry.ctime_ns
+            old.dev = entry.dev
+            link = _hash_bucket(table, &old)
+            while link[0] != at:
+                link = &table.hashes[link[0]].next_
+            link[0] = entry.next_
+            table.hashes_evicted += 1
+        entry = &table.hashes[at]
+        entry.ino = file.ino
+        entry.ctime_ns = file.ctime_ns
+        entry.dev = file.dev
+        link = _hash_bucket(table, file)
+        entry.next_ = link[0]
+        link[0] = at
+    entry.is_known = sha256 != NULL
+    if sha256 != NULL:
+        memcpy(entry.sha256, sha256, SHA256_BYTES)
+    return 0
+
+
+cdef void pt_learn_hash(ProcTable* table, const Facts* file, const uint8_t* sha256) noexcept nogil:
+    """Give a file's hash to all processes that execute it; their vectors are to be made again."""
+    cdef uint32_t slot
+    cdef Proc* p
+    cdef Image* image
+    cdef Content content
+    for slot in range(1, table.slots_used):
+        p = &table.slots[slot]
+        if (p.flags & (PROC_GHOST | PROC_FREE) or p.image == NULL
+                or not p.image.facts.flags & VEDETTE_X_KNOWN or p.image.facts.ino != file.ino
+                or p.image.facts.ctime_ns != file.ctime_ns or p.image.facts.dev != file.dev):
+            continue
+        image_content(p.image, &content)
+        if content.sha256_len >= 0 and memcmp(content.sha256, sha256, SHA256_BYTES) == 0:
+            continue
+        content.sha256 = sha256
+        content.sha256_len = SHA256_BYTES
+        image = image_known(table, image_hash(
+            table, content.comm, content.comm_len, content.args, content.args_len,
+            file.ino, file.ctime_ns), &content)
+        if image == NULL or image.path_len != content.path_len:
+            # No room for one more: the process keeps what it has.
+            image_drop(table, image)
+            continue
+        image_drop(table, p.image)
+        p.image = image
+        p.vector_epoch = 0
+        p.lineage_epoch = 0
+        pt_stale_descendants(table, slot)
+
+
 # Entries
 
 cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strings_bytes_max,
-                 const HashKey* hash_key) except -1:
+                 uint32_t hashes_max, const HashKey* hash_key) except -1:
     memset(table, 0, sizeof(ProcTable))
     table.heap = heap
     table.live_max = live_max if live_max >= 2 else 2
     table.pool.bytes_max = strings_bytes_max
     table.hash_key = hash_key[0]
     table.slots_size = 256
-    table.slots_used = 1
+    table.slots_used = ASIDE + 1
+    table.hashes_max = hashes_max
     table.slots = <Proc*>heap_new(heap, table.slots_size * sizeof(Proc))
     table.ids = <Ids*>heap_new(heap, table.slots_size * sizeof(Ids))
     table.pages = <uint32_t**>heap_new(heap, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
@@ -274,6 +398,7 @@ cdef int pt_init(ProcTable* table, Heap* heap, uint32_t live_max, uint64_t strin
     if (table.slots == NULL or table.ids == NULL or table.pages == NULL or table.stack == NULL
             or table.known == NULL):
         raise MemoryError
+    table.slots[ASIDE].flags = PROC_FREE
     return 0
 
 
@@ -289,6 +414,9 @@ cdef void pt_free(ProcTable* table) noexcept:
         for page in range(PID_LIMIT >> PID_PAGE_BITS):
             heap_del(table.heap, table.pages[page], 1024 * sizeof(uint32_t))
         heap_del(table.heap, table.pages, (PID_LIMIT >> PID_PAGE_BITS) * sizeof(uint32_t*))
+    if table.hashes != NULL:
+        heap_del(table.heap, table.hash_buckets, (table.hash_mask + 1) * sizeof(uint32_t))
+        heap_del(table.heap, table.hashes, (<size_t>table.hashes_max + 1) * sizeof(ExeHash))
     heap_del(table.heap, table.known, KNOWN_SETS * sizeof(ImageSet))
     heap_del(table.heap, table.slots, table.slots_size * sizeof(Proc))
     heap_del(table.heap, table.ids, table.ids_size * sizeof(Ids))

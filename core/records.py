@@ -31,9 +31,11 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "dns": ("answer",),
     "suppressed": (),
     "raced": ("path", "was"),
+    "hash": (),
 }
 _FORMATS: Final[dict[str, str]] = {
     "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q", "S16": "16s", "V16": "16s",
+    "V32": "32s",
 }  # fmt: skip
 
 PID_LIMIT: Final = 4194304
@@ -73,10 +75,10 @@ class Record:
     """One record, decoded. What its type does not have keeps its default.
 
     The names are those of bpf/event.h, which has the words on each. ``comm`` ends before its
-    first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes; path, filename, args, dir, target,
-    target_dir, data, cwd, env, answer and was are the blobs; ``arg0`` to ``arg5`` are the registers
-    of a call. ``type`` is a number of TYPE_NUMBERS, ``size`` counts the whole record in bytes (0 in
-    a record that was built and never encoded).
+    first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes, ``exe_sha256`` is 32; path,
+    filename, args, dir, target, target_dir, data, cwd, env, answer and was are the blobs; ``arg0``
+    to ``arg5`` are the registers of a call. ``type`` is a number of TYPE_NUMBERS, ``size`` counts
+    the whole record in bytes (0 in a record that was built and never encoded).
     """
 
     type: int
@@ -98,6 +100,7 @@ class Record:
     exe_ctime_ns: int = 0
     exe_mtime_ns: int = 0
     exe_dev: int = 0
+    exe_sha256: bytes = bytes(32)
     exe_flags: int = 0
     cap_inheritable: int = 0
     cap_permitted: int = 0

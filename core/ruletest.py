@@ -66,7 +66,7 @@ from vedette.core.fields import (
     lookup,
 )
 from vedette.core.output import clean, text
-from vedette.core.records import Record, decode, encode
+from vedette.core.records import Record, build, decode, encode
 from vedette.core.rules import Rule, RuleErrors, load_rules
 from vedette.core.twin import Twin
 from vedette.core.yamlevents import TooDeep, events
@@ -142,10 +142,12 @@ class Event:
 
     record     its bytes, as the kernel side would have made them
     processes  the acting process and its ancestors, as the process table is to know them
+    told       a record before it, of the hash of the executable
     """
 
     record: bytes
     processes: tuple[Process, ...]
+    told: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +392,13 @@ def _cgroup(values: _Values) -> bytes:
     return b"/" + b"/".join(parts)
 
 
+def _sha256(values: _Values, name: str) -> bytes | None:
+    told = values.bytes(name)
+    if told is not None and not re.fullmatch(rb"[0-9a-f]{64}", told):
+        raise BuildError(name, f"{name}: expected 64 hexadecimal digits in lower case")
+    return None if told is None else bytes.fromhex(told.decode())
+
+
 def _processes(
     values: _Values, users: Mapping[int, bytes], groups: Mapping[int, bytes]
 ) -> list[Process]:
@@ -441,6 +450,8 @@ def _processes(
         env=b"".join(part + b"\0" for part in _split(values.bytes("proc.env"))) or None,
         cgroup_id=1,
         cgroup=_cgroup(values),
+        exe_ino=int("proc.exe_sha256" in values),
+        exe_sha256=_sha256(values, "proc.exe_sha256"),
         exe_flags=layout.EXE_FLAGS["known"]
         | sum(bit for name, bit in EXE_BITS.items() if values.number(name, 0, 0, 1)),
         tty=values.number("proc.tty", 0),
@@ -461,6 +472,7 @@ def _processes(
                     known[:15], told.bytes("proc.pexe"), None, told.bytes("proc.pcmdline")
                 ),
                 cwd=b"/",
+                exe_sha256=_sha256(told, "proc.pexe_sha256"),
                 session=own,
             )
         )
@@ -654,7 +666,14 @@ def _record(
         record.filename = values.bytes("evt.arg.filename") or record.path
         record.args = acting.args or b""
         record.env = acting.env or b""
-        for key in ("exe_flags", "tty", "cap_inheritable", "cap_permitted", "cap_effective"):
+        for key in (
+            "exe_flags",
+            "exe_ino",
+            "tty",
+            "cap_inheritable",
+            "cap_permitted",
+            "cap_effective",
+        ):
             setattr(record, key, getattr(acting, key))
         if acting.exe_path is None:
             record.flags |= layout.FLAGS["path_fault"]
@@ -741,7 +760,10 @@ def build_event(
                 f"{name}: {asked} does not go with the rest: an event with the other fields has "
                 f"{text(found, kind)}",
             )
-    return Event(raw, tuple(chain))
+    told = b""
+    if chain[0].exe_sha256 is not None:
+        told = build("hash", exe_ino=chain[0].exe_ino, exe_sha256=chain[0].exe_sha256)
+    return Event(raw, tuple(chain), told)
 
 
 # Reading files of cases.
@@ -1083,8 +1105,8 @@ def run_cases(file: CaseFile) -> list[Result]:
                 for process in event.processes:
                     engine.add_process(process)
                     twin.add_process(process)
-                engine.feed(event.record)
-                twin.feed(event.record)
+                engine.feed(event.told + event.record)
+                twin.feed(event.told + event.record)
             if case.capture is None and by_engine != by_twin:
                 odd = ", ".join(rules[index].name for index in sorted(by_engine ^ by_twin))
                 problems.append(f"the engine and its twin disagree on {odd}; please report this")

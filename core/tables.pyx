@@ -12,7 +12,7 @@ from vedette.core.index cimport (Hits, bytes_index_build, bytes_index_free,
                                  int_index_build, int_index_free, int_match,
                                  let_others_run)
 from vedette.core.mem cimport Heap, heap_del, heap_new_touched
-from vedette.core.proctable cimport (DEPTH_MAX, PID_LIMIT, PROC_WATCHED, Content, Ids, Image, Proc,
+from vedette.core.proctable cimport (DEPTH_MAX, PID_LIMIT, PROC_WATCHED, SHA256_BYTES, Content, Ids, Image, Proc,
                                      ProcTable, Text, image_content, pt_find, pt_parent, pt_slot)
 from vedette.core.siphash cimport (VEDETTE_NH_WORDS, HashKey, vedette_key, vedette_key_masked, vedette_nh,
                                    vedette_prefetch, vedette_words)
@@ -24,7 +24,7 @@ from vedette.core import compile as plans
 from vedette.core import patterns
 from vedette.core.cgroups import NOWHERE, placement
 from vedette.core.fields import CAPABILITIES, EventView
-from vedette.core.needs import NAMES_OF_ADDRESSES
+from vedette.core.needs import HASHES, NAMES_OF_ADDRESSES
 from vedette.core.records import decode
 from vedette.core.twin import evaluate
 
@@ -79,6 +79,7 @@ cdef enum:
     B_UNIT = 25
     B_SLICE = 26
     B_CGROUP = 27
+    B_SHA256 = 28
     # The order of compile.INTS
     I_RESULT = 0
     I_UID = 1
@@ -197,11 +198,11 @@ cdef uint32_t CODE_TRUE = plans.TRUE
 # A value of the cut's cache: the two sets do not decide, the whole conditions must be run.
 cdef uint32_t UNDECIDED = 0x7FFFFFFF
 
-assert plans.BYTES[:28] == (
+assert plans.BYTES[:29] == (
     "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
     "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
     "sockname", "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container",
-    "unit", "slice", "cgroup")
+    "unit", "slice", "cgroup", "sha256")
 cdef uint32_t B_ARGNAME = plans.BYTES.index("evt.arg.name")
 cdef uint32_t B_FSNAME = plans.BYTES.index("fs.path.name")
 cdef uint32_t B_FSNAMERAW = plans.BYTES.index("fs.path.nameraw")
@@ -243,6 +244,8 @@ cdef struct FlagName:
     uint32_t bits
     uint32_t size
     char name[28]
+
+cdef const char* _HEX = b"0123456789abcdef"
 
 cdef FlagName _capabilities[64]
 cdef int _capability_count = 0
@@ -1179,6 +1182,7 @@ cdef class RuleTables:
         self.plan = plan if keep_plan else None
         self.index_names = (*plan.bytes, *plan.ints)
         self.asks_names = any([p.field.name in NAMES_OF_ADDRESSES for p in plan.predicates])
+        self.asks_hashes = any([p.field.name in HASHES for p in plan.predicates])
         self.conditions = tuple(conditions)
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
@@ -2036,6 +2040,11 @@ cdef class RuleTables:
             self._match_int(I_EXE_INO, <int64_t>(content.facts.ino << 1 >> 1))
             self._match_int(I_EXE_CTIME, <int64_t>content.facts.ctime_ns)
             self._match_int(I_EXE_MTIME, <int64_t>content.facts.mtime_ns)
+        if content.sha256_len >= 0 and self._is_used(B_SHA256):
+            for i in range(SHA256_BYTES):
+                line[2 * i] = _HEX[content.sha256[i] >> 4]
+                line[2 * i + 1] = _HEX[content.sha256[i] & 15]
+            self._match(B_SHA256, line, 2 * SHA256_BYTES)
         if content.env_len > 0:
             size = content.env_len
             if content.env[size - 1] == 0:

@@ -35,6 +35,8 @@ _IDS = (
     "vsid",
 )  # fmt: skip
 _FACTS = ("exe_dev", "exe_flags", "exe_ino", "exe_ctime_ns", "exe_mtime_ns")
+_F_AGAIN = layout.FLAGS["again"]
+_KNOWN = layout.EXE_FLAGS["known"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class Process:
     exe_ino: int = 0
     exe_ctime_ns: int = 0
     exe_mtime_ns: int = 0
+    exe_sha256: bytes | None = None
     cap_inheritable: int = 0
     cap_permitted: int = 0
     cap_effective: int = 0
@@ -215,6 +218,7 @@ class Twin:
         cgroups_max: int = 16384,
         resolvers: Collection[bytes] | None = None,
         names_max: int = 16384,
+        hashes_max: int = 16384,
         rule_matching: str = "all",
         seed: bytes | None = None,
     ) -> None:
@@ -239,6 +243,9 @@ class Twin:
         self._cgroups_removed: set[int] = set()
         self._cgroups_max = cgroups_max
         self.names = Names(resolvers, names_max)
+        # Device, inode and change time -> SHA-256, None where it cannot be had; the oldest first.
+        self._hashes: dict[tuple[int, int, int], bytes | None] = {}
+        self._hashes_max = hashes_max
         self._stats = dict.fromkeys(
             (
                 "records", "malformed", "matches", "lookups", "lookups_failed",
@@ -257,7 +264,7 @@ class Twin:
 
     def add_process(self, process: ProcessValues) -> None:
         """Put a process into the table, in the place of what has its pid; its parent is ignored."""
-        self._insert(_entry(process), acting=None)
+        self._insert(self._hashed(_entry(process)), acting=None)
 
     def process(self, pid: int) -> Process | None:
         """Return a process with its parents, None where the table does not have it."""
@@ -307,11 +314,25 @@ class Twin:
                 self._exit(record)
                 self._stats["processes_gone"] += 1
             return
+        if layout.STRUCT_OF_TYPE[record.type] == "hash":
+            self._hash(record)
+            return
+        if record.flags & _F_AGAIN:
+            self._again(record, raw)
+            return
         self._act(record)
         self._apply(record)
         if record.type in _STATES:
             return
         acting = self._snapshot(self._table[record.pid])
+        matched = self._matched(record, acting)
+        try:
+            self._tell(raw, matched, acting)
+        finally:
+            if record.type == layout.TYPES["procexit"]:
+                self._exit(record)
+
+    def _matched(self, record: Record, acting: Process) -> list[int]:
         view = EventView(
             record, acting, self._users, self._groups, self._hostname, self._boot_to_wall_ns,
             self.names.by_address,
@@ -322,13 +343,12 @@ class Twin:
                 matched.append(index)
                 if self._first_only:
                     break
-        try:
-            if matched:
-                self._stats["matches"] += len(matched)
-                self._on_match(raw, tuple(matched), acting)
-        finally:
-            if record.type == layout.TYPES["procexit"]:
-                self._exit(record)
+        return matched
+
+    def _tell(self, raw: bytes, matched: list[int], acting: Process) -> None:
+        if matched:
+            self._stats["matches"] += len(matched)
+            self._on_match(raw, tuple(matched), acting)
 
     def _act(self, record: Record) -> None:
         """Steps 1 and 2: the acting process is in the table and has what the header says."""
@@ -340,7 +360,9 @@ class Twin:
                 known = self._lookup(pid)
                 if known is None:
                     self._stats["lookups_failed"] += 1
-            made = Process(pid=pid) if known is None else replace(_entry(known), pid=pid)
+            made = Process(pid=pid)
+            if known is not None:
+                made = self._hashed(replace(_entry(known), pid=pid))
             self._insert(made, acting=pid)
         elif pid in self._unchecked and self._lookup is not None:
             self._stats["lookups"] += 1
@@ -351,7 +373,7 @@ class Twin:
                 # /proc gives start times in ticks of 10 ms (proc(5), starttime).
                 ticks = [p.start_time_ns // 10_000_000 for p in (known, self._table[pid])]
                 self._stats["processes_repaired"] += ticks[0] != ticks[1]
-                self._insert(replace(_entry(known), pid=pid), acting=pid)
+                self._insert(self._hashed(replace(_entry(known), pid=pid)), acting=pid)
         self._unchecked.discard(pid)
         entry = self._table.pop(pid)
         self._table[pid] = replace(
@@ -381,6 +403,7 @@ class Twin:
                 args=parent.args,
                 cwd=parent.cwd,
                 env=parent.env,
+                exe_sha256=parent.exe_sha256,
                 **inherited,
             )
             outside: dict[str, Any] = {"vpgid": 0, "vsid": 0} if record.vpid == 1 else {}
@@ -389,29 +412,64 @@ class Twin:
                 self._stats["processes_replaced"] += 1
             self._insert(child, acting=record.pid)
         elif kind == "exec" and record.result == 0:
-            file_and_ids: dict[str, Any] = {
-                name: getattr(record, name) for name in (*_IDS, *_FACTS)
-            }
-            no_path = not record.path and record.flags & _F_PATH_FAULT
-            no_args = not record.args and record.flags & _F_ARGS_FAULT
-            self._table[record.pid] = replace(
-                acting,
-                ppid=record.ppid,
-                loginuid=record.loginuid,
-                start_time_ns=record.start_time_ns,
-                comm=record.comm,
-                exe_path=None if no_path else record.path,
-                args=None if no_args else record.args,
-                cwd=record.cwd or acting.cwd,
-                env=record.env or None,
-                **file_and_ids,
-            )
+            self._table[record.pid] = self._hashed(self._executed(acting, record))
         elif kind == "ids":
             values: dict[str, Any] = {name: getattr(record, name) for name in _IDS}
             self._table[record.pid] = replace(acting, **values)
         elif kind == "chdir" and record.result == 0:
             cwd = None if record.flags & _F_PATH_FAULT else record.path
             self._table[record.pid] = replace(acting, cwd=cwd)
+
+    def _executed(self, acting: Process, record: Record) -> Process:
+        """Return what an exec makes of a process; its hash is missing."""
+        file_and_ids: dict[str, Any] = {name: getattr(record, name) for name in (*_IDS, *_FACTS)}
+        no_path = not record.path and record.flags & _F_PATH_FAULT
+        no_args = not record.args and record.flags & _F_ARGS_FAULT
+        return replace(
+            acting,
+            ppid=record.ppid,
+            loginuid=record.loginuid,
+            start_time_ns=record.start_time_ns,
+            comm=record.comm,
+            exe_path=None if no_path else record.path,
+            args=None if no_args else record.args,
+            cwd=record.cwd or acting.cwd,
+            env=record.env or None,
+            exe_sha256=None,
+            **file_and_ids,
+        )
+
+    def _hash(self, record: Record) -> None:
+        """Remember a file's hash, and give it to those that execute the file."""
+        file = (record.exe_dev, record.exe_ino, record.exe_ctime_ns)
+        found = record.exe_sha256 if record.result >= 0 else None
+        if file not in self._hashes and len(self._hashes) >= self._hashes_max:
+            del self._hashes[next(iter(self._hashes))]
+        self._hashes[file] = found
+        for pid, entry in self._table.items():
+            if found is not None and _file(entry) == file:
+                self._table[pid] = replace(entry, exe_sha256=found)
+
+    def _hashed(self, entry: Process) -> Process:
+        """Give a process the hash of what it executes, if it is known and the process has none."""
+        file = _file(entry)
+        if entry.exe_sha256 is not None or file is None:
+            return entry
+        return replace(entry, exe_sha256=self._hashes.get(file))
+
+    def _again(self, record: Record, raw: bytes) -> None:
+        """Report what an exec matches with its hash and did not match without; see engine.pyx."""
+        if layout.STRUCT_OF_TYPE[record.type] != "exec" or record.result != 0:
+            return
+        blank = Process(pid=record.pid, uid=record.uid, gid=record.gid, cgroup_id=record.cgroup_id)
+        without = self._executed(blank, record)
+        acting = self._hashed(without)
+        if acting.exe_sha256 is None:
+            return
+        before = self._matched(record, self._snapshot(without))
+        acting = self._snapshot(acting)
+        after = [rule for rule in self._matched(record, acting) if rule not in before]
+        self._tell(raw, after, acting)
 
     def _cgroup(self, record: Record) -> None:
         """A cgroup was made or removed. What was removed is kept for a while, for late events."""
@@ -493,6 +551,13 @@ class Twin:
         return self._placed([one for one in chain if getattr(one, name) == number][-1])
 
 
+def _file(entry: Process) -> tuple[int, int, int] | None:
+    """Device, inode and change time of what a process executes, None where they are not known."""
+    if not entry.exe_flags & _KNOWN:
+        return None
+    return entry.exe_dev, entry.exe_ino, entry.exe_ctime_ns
+
+
 def _entry(process: ProcessValues) -> Process:
     return Process(
         pid=process.pid,
@@ -509,6 +574,7 @@ def _entry(process: ProcessValues) -> Process:
         args=process.args,
         cwd=process.cwd,
         env=process.env,
+        exe_sha256=process.exe_sha256,
         cgroup=process.cgroup,
         **{name: getattr(process, name) for name in (*_IDS, *_FACTS) if name != "session"},
     )

@@ -199,7 +199,7 @@ def test_files_are_rotated_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not recorder.due
     now[0] += 60
     assert recorder.due
-    recorder.restart([], {})
+    recorder.restart([], [])
     assert not recorder.due and len(recorder.files) == 2
     recorder.end("stopped", {})
 

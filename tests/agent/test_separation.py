@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -24,9 +25,10 @@ PTRACE = 1 << privileges.CAPABILITIES["CAP_SYS_PTRACE"]
 READING = PTRACE | 1 << privileges.CAPABILITIES["CAP_DAC_READ_SEARCH"]
 
 
-def children(pid: int) -> list[int]:
+def helpers(pid: int) -> dict[str, int]:
+    """The agent's other processes, by name."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found]
+    return {Path(f"/proc/{child}/comm").read_text().strip(): int(child) for child in found}
 
 
 @pytest.fixture
@@ -60,7 +62,9 @@ def start(agent: Agent) -> int:
 @pytest.mark.bpf
 def test_who_watches_has_no_rights_and_no_compiler(agent: Agent) -> None:
     pid = start(agent)
-    (helper,) = children(pid)  # the loader has ended
+    found = helpers(pid)
+    assert set(found) == {"vedette-proc", "vedette-hash"}, "the loader has ended"
+    helper = found["vedette-proc"]
     expected = 1 << privileges.CAPABILITIES["CAP_BPF"] if kernel.needs_rights() else 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         assert int(status(int(task.name), "CapPrm"), 16) == expected
@@ -69,7 +73,9 @@ def test_who_watches_has_no_rights_and_no_compiler(agent: Agent) -> None:
     mapped = Path(f"/proc/{pid}/maps").read_text().lower()
     assert "bcc" not in mapped and "llvm" not in mapped
     assert int(status(helper, "CapPrm"), 16) == PTRACE
-    assert status(helper, "Uid").split() == [str(NOBODY)] * 4
+    assert int(status(found["vedette-hash"], "CapPrm"), 16) == READING
+    for process in found.values():
+        assert status(process, "Uid").split() == [str(NOBODY)] * 4
     agent.does("cat secret/a 2> /dev/null")
     agent.wait_until(lambda: len(agent.printed()) == 1)
     # What only who may look into others' processes can tell.
@@ -79,7 +85,7 @@ def test_who_watches_has_no_rights_and_no_compiler(agent: Agent) -> None:
     os.killpg(pid, signal.SIGTERM)
     assert agent.process is not None and agent.process.wait(5) == 0
     assert "msg=stopped" in agent.log.read_text()
-    assert not Path(f"/proc/{helper}").exists()
+    assert not any(Path(f"/proc/{process}").exists() for process in found.values())
 
 
 @pytest.mark.bpf
@@ -88,19 +94,25 @@ def test_other_rules_need_no_rights_and_without_its_helper_it_ends(agent: Agent)
         "- rule: Runs\n  desc: d\n  condition: evt.type = execve and proc.name = true\n"
         "  output: o\n  priority: INFO\n"
     )
-    (helper,) = children(start(agent))
+    helper = helpers(start(agent))["vedette-proc"]
     agent.does("cat secret/a 2> /dev/null; /bin/true")
     agent.wait_until(lambda: len(agent.printed()) == 1)
     agent.rules.write_text(
         "- rule: Opens\n  desc: d\n  condition: evt.type in (open, openat) and "
         f"fd.name startswith {agent.secret}/\n  output: o\n  priority: INFO\n"
+        "- rule: Hashed\n  desc: d\n  condition: evt.type = execve and proc.exe_sha256 = "
+        f"{hashlib.sha256(Path('/bin/true').read_bytes()).hexdigest()}\n"
+        "  output: o\n  priority: INFO\n"
     )
     assert agent.process is not None
     agent.process.send_signal(signal.SIGHUP)
     agent.logs("rules reloaded")
     agent.does("cat secret/a 2> /dev/null")
     agent.wait_until(lambda: len(agent.printed()) == 2)
-    assert [alert["rule"] for alert in agent.printed()] == ["Runs", "Opens"]
+    # A program that nobody but its owner may read.
+    agent.does("cp /bin/true hidden; chmod 700 hidden; ./hidden")
+    agent.wait_until(lambda: len(agent.printed()) == 3)
+    assert [alert["rule"] for alert in agent.printed()] == ["Runs", "Opens", "Hashed"]
     os.kill(helper, signal.SIGKILL)
     assert agent.process.wait(10) == 1
     assert (
@@ -124,9 +136,13 @@ def test_a_user_that_is_none_is_named(agent: Agent) -> None:
 def test_the_helper_says_what_this_process_can_read(environment: bool) -> None:
     local = LocalFiles(environment=environment)
     helper = HelperFiles(environment=environment)
+    # One that stands still: who runs has other numbers at the second look.
+    asleep = subprocess.Popen(["sleep", "60"])
+    os.kill(asleep.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, asleep.pid, os.WSTOPPED)
     try:
-        found = helper.read(os.getppid())
-        assert found == local.read(os.getppid())
+        found = helper.read(asleep.pid)
+        assert found == local.read(asleep.pid)
         assert found is not None and (found.environ is not None) == environment
         assert {1, os.getpid(), helper.pid} <= set(helper.pids())
         for pid in (-1, 0, 1 << 22, 1 << 40):
@@ -138,6 +154,8 @@ def test_the_helper_says_what_this_process_can_read(environment: bool) -> None:
             assert int(status(helper.pid, "CapBnd"), 16) == wanted
     finally:
         helper.close()
+        asleep.kill()
+        asleep.wait()
     helper.close()
 
 

@@ -45,6 +45,7 @@ CGROUP_TEXTS = [
     b"/", b"/init.scope", b"/system.slice/ssh.service", b"/docker/" + b"0123456789abcdef" * 4,
     b"/user.slice/user-0.slice/session-1.scope", b"",
 ]  # fmt: skip
+HASHES = [bytes(range(32)), b"\xab" * 32]
 SUN_TEXTS = [b"", b"\0abstract", b"/run/x.sock", b"sock", b"\0", b"a\0b", b"@abstract"]
 OTHER_TEXTS = [
     b"open", b"openat", b"execve", b"procexit", b"connect", b"write", b"chdir", b"fork", b"SUCCESS",
@@ -58,6 +59,7 @@ OTHER_TEXTS = [
     b"<f>/etc/passwd", b"4294967295", b"-2147483648", b"9223372036854775808", b"BPF_PROG_LOAD",
     b"pts/0", b"ssh:notty", b"CAP_SYS_ADMIN", b"CAP_CHOWN CAP_SYS_ADMIN", b"0123456789ab",
     b"ssh.service", b"system.slice", b"-.slice", b"sh:3", b"PATH=/bin A=1 ", b"A=1", b"1",
+    *(known.hex().encode() for known in HASHES),
     b"ip", b"db.example", b"web.example", b"six.example",
 ]  # fmt: skip
 TEXTS = (
@@ -350,6 +352,7 @@ def process_values() -> st.SearchStrategy[dict[str, Any]]:
             "cwd": st.none() | st.sampled_from(DIRECTORY_TEXTS),
             "env": st.none() | st.sampled_from(ENV_TEXTS),
             "cgroup": st.none() | st.sampled_from(CGROUP_TEXTS),
+            "exe_sha256": st.none() | st.sampled_from(HASHES),
             **_FACTS,
             **_IDS,
         }
@@ -414,6 +417,10 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "of_type": st.sampled_from([0, 8, 9, 11, 255]),
         "path": st.sampled_from(PATH_TEXTS),
         "was": st.sampled_from(PATH_TEXTS),
+    },
+    "hash": {
+        **{name: _FACTS[name] for name in ("exe_dev", "exe_ino", "exe_ctime_ns")},
+        "exe_sha256": st.sampled_from(HASHES),
     },
     "suppressed": {"count": st.integers(0, 3), "of_cgroup": st.integers(0, 2)},
     "dns": {

@@ -98,6 +98,7 @@ PIVOT = """\
 302 b ssh_login login.ip=10.0.0.1
 """
 DROPPED = "dropped_program_run proc.exepath=/tmp/x"
+HASHED = "dropped_program_identified proc.exe_sha256=" + "ab" * 32
 CASES = [
     Case(
         "Passwords tried on many hosts from one address",
@@ -228,8 +229,14 @@ CASES = [
     ),
     Case(
         "Tool copied to another host and run there",
-        f"1 a {DROPPED}\n300 a outbound_ssh fd.rip=10.0.0.2 proc.pname=scp\n320 b {DROPPED}\n",
+        f"1 a {HASHED}\n300 a outbound_ssh fd.rip=10.0.0.2 proc.pname=scp\n320 b {HASHED}\n",
         ("proc.pname=scp", "proc.pname=bash"),
+    ),
+    Case(
+        "Tool copied to another host and run there",
+        f"1 a {HASHED} proc.exepath=/tmp/x\n300 a outbound_ssh fd.rip=10.0.0.2 proc.pname=scp\n"
+        f"320 b {HASHED} proc.exepath=/tmp/y\n",
+        ("abab proc.exepath=/tmp/y", "abcd proc.exepath=/tmp/x"),
     ),
     Case(
         "Tunnel, then a login through it by a new user",
@@ -253,8 +260,8 @@ CASES = [
     ),
     Case(
         "New program run on several hosts",
-        f"1 a {DROPPED}\n2 b {DROPPED}\n3 c {DROPPED}\n",
-        (f"3 c {DROPPED}", f"3 b {DROPPED}"),
+        f"1 a {HASHED}\n2 b {HASHED} proc.exepath=/tmp/y\n3 c {HASHED}\n",
+        (f"3 c {HASHED}", f"3 c {HASHED}cd"),
     ),
     Case("Miner on several hosts", "1 a miner_run\n60 b miner_run\n", ("60 b", "60 a")),
 ]

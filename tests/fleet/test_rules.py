@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
 }
 
 
+IDENTIFIED = "dropped_program_identified"
+HASHES: dict[str, list[str]] = {}
+"""By case, the hashes that were told of."""
+
+
 @pytest.fixture(scope="module")
 def matched() -> Iterator[dict[str, list[str]]]:
     """For each case, the rules that matched while it ran."""
@@ -85,10 +92,29 @@ def matched() -> Iterator[dict[str, list[str]]]:
         found: dict[str, list[str]] = {case: [] for case in CASES}
         for signal in services.signals():
             _, case = max(start for start in began if start[0] <= signal["time_ns"])
-            found[case].append(signal["rule"])
+            if signal["rule"] == IDENTIFIED:
+                # It comes when the file was read, with the time of the exec.
+                HASHES.setdefault(case, []).append(signal["fields"]["proc.exe_sha256"])
+            else:
+                found[case].append(signal["rule"])
     yield found
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_rules(case: str, matched: dict[str, list[str]]) -> None:
     assert matched[case] == CASES[case][1]
+
+
+def test_dropped_programs_are_known_by_their_content(matched: dict[str, list[str]]) -> None:
+    cat, true, bash = (
+        hashlib.sha256(Path("/bin", name).read_bytes()).hexdigest()
+        for name in ("cat", "true", "bash")
+    )
+    expected = {
+        "private key read by a program that calls itself ssh": [cat],
+        "program in shared memory": [true],
+        "dropped program connects": [bash],
+        "dropped program is refused": [bash],
+        "dropped program talks to its own host": [bash],
+    }
+    assert expected == HASHES
