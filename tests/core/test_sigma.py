@@ -91,6 +91,22 @@ def test_a_process_is_created_where_an_exec_succeeds() -> None:
 
 
 @pytest.mark.parametrize(
+    "detection",
+    [
+        "sha256: {known}", "Hashes: SHA256={known}", "Hashes|contains: sha256={known}",
+        "Hashes|contains: [MD5=0, SHA256={known}]",
+    ],
+)  # fmt: skip
+def test_hashes_of_programs(detection: str) -> None:
+    found: dict[bytes, set[str]] = {}
+    for known in (bytes(32), b"\xab" * 32):
+        of = machine(detection.format(known="AB" * 32))
+        assert of("hash", exe_ino=5, exe_sha256=known) == set()
+        found[known] = of("execve", path=b"/x", exe_ino=5, exe_flags=1)
+    assert found == {bytes(32): set(), b"\xab" * 32: {"r"}}
+
+
+@pytest.mark.parametrize(
     ("detection", "matched", "others"),
     [
         ("Image: /bin/nc", [b"/bin/nc", b"/BIN/nc"], [b"/bin/ncat", b"/usr/bin/nc"]),
@@ -485,11 +501,11 @@ def test_an_exclusion_that_cannot_be_seen_is_an_error() -> None:
     for condition in ("a and not b", "not (b and a)", "a and not 1 of b*"):
         found = the_error(f"{{a: {{Image: /x}}, b: {{md5: y}}, condition: {condition}}}")
         assert "b.md5: of hashes SHA-256 alone is known; without it" in found
-    assert "without it" in the_error("{Image: /x, sha256|neq: y}")
+    assert "without it" in the_error("{Image: /x, md5|neq: y}")
     found = the_error("{a: {comm: x}, b: {type: ADD_USER}, condition: a and not b}", "auditd")
     assert "without it the rule would find what this excludes" in found
     # Two negations are none.
-    made = clean(rule("{a: {Image: /x}, b: {sha256: y}, condition: a or not (not b)}"))
+    made = clean(rule("{a: {Image: /x}, b: {md5: y}, condition: a or not (not b)}"))
     assert len(lines(made, "warning")) == 1
 
 
