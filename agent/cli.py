@@ -389,6 +389,7 @@ def _with_rules(settings: config.Config, rule_files: list[Path]) -> config.Confi
 
 def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     """Return what would be captured for rules: each event type, and who needs it."""
+    from vedette.agent.live import untold_types
     from vedette.core.compile import compile_rules
     from vedette.core.kernelfilter import derive
     from vedette.core.layout import STATE_TYPES, TYPES
@@ -415,9 +416,11 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     for name in BASE & filters.keys():
         # What changes the table of processes is not dropped.
         filters[name] = filters[name].but_successes()
+    untold = untold_types()
     return [
         {
             "event": name,
+            "available": name not in untold,
             "process_table": name in BASE,
             "rules": len(found.get(name, ())),
             "dropped": filters[name].words(name) if name in filters else "",
@@ -463,6 +466,8 @@ def doctor(
         table.add_column("dropped in the kernel", overflow="fold")
         for event in events:
             mark = "needs it" if event["process_table"] else ""
+            if not event["available"]:
+                mark = "[red]not on this kernel[/]"
             table.add_row(
                 str(event["event"]), mark, str(event["rules"] or ""), str(event["dropped"])
             )
@@ -498,11 +503,12 @@ def config_check(
 
     Errors name the file, the line and the key, what was expected, and the cure.
     """
+    from vedette.agent.live import untold_types
     from vedette.core.keys import KeyFileError, read_pair
 
     settings = config.load(file)
     logs.setup(settings.log.level)
-    rules = pipeline.load(settings.rules, settings.host)
+    rules = pipeline.load(settings.rules, settings.host, untold=untold_types())
     if settings.ship is not None and settings.ship.client_key_file is not None:
         try:
             read_pair(settings.ship.client_key_file)

@@ -24,7 +24,9 @@ from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline, Retired
 from vedette.agent.procfiles import HelperError, HelperFiles, LocalFiles
 from vedette.agent.recorder import Recording
 from vedette.agent.sweep import Sweep
+from vedette.bpf.btf import BtfError
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop, Loader
+from vedette.bpf.offsets import unavailable
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
 from vedette.core.needs import HASHES, NAMES_OF_ADDRESSES
@@ -41,6 +43,14 @@ _SETTLE_NS = 50_000_000
 """More than lies between a program's look at the clock and its record's place in the ring."""
 
 EVENT_H = Path(__file__).resolve().parent.parent / "bpf" / "event.h"
+
+
+def untold_types() -> frozenset[str]:
+    """Return the event types that this kernel cannot tell; none where it has no types to ask."""
+    try:
+        return unavailable()
+    except BtfError:
+        return frozenset()
 
 
 def host_facts(section: config.Host) -> Facts:
@@ -196,7 +206,11 @@ class Live:
         if self._settings.capture.kernel_filter and self._recorder is None:
             for name, found in self.pipeline.filters.items():
                 drops[name] = Drop(
-                    ~found.outcomes & 0xFFFFFF, found.others, found.uids, found.prefixes
+                    ~found.outcomes & 0xFFFFFF,
+                    found.others,
+                    found.uids,
+                    found.prefixes,
+                    found.capabilities,
                 )
         self._capture.want(types, drops)
 

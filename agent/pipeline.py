@@ -22,11 +22,13 @@ from vedette.agent.errors import ConfigError
 from vedette.agent.logs import log
 from vedette.core import kubearmor
 from vedette.core.compile import UnsupportedRule
+from vedette.core.documents import Finding
 from vedette.core.engine import Engine, Process, RuleSwitch, RuleTables
 from vedette.core.expr import FieldRef
 from vedette.core.fields import EventView, FieldType, extract, lookup
 from vedette.core.index import drop
 from vedette.core.kernelfilter import Filter, derive
+from vedette.core.needs import asking_only
 from vedette.core.output import Template, display
 from vedette.core.records import Record, decode
 from vedette.core.ruleload import load_any
@@ -97,10 +99,16 @@ class Loaded:
         return sum(rule.enabled for rule in self.rules)
 
 
-def load(section: config.Rules, host: config.Host | None = None) -> Loaded:
+def load(
+    section: config.Rules,
+    host: config.Host | None = None,
+    *,
+    untold: frozenset[str] = frozenset(),
+) -> Loaded:
     """Load the configuration's rule files; switch rules on and off as it says.
 
-    host  what KubeArmor policies are read for: its name and labels; None: this host, no labels
+    host    what KubeArmor policies are read for: its name and labels; None: this host, no labels
+    untold  event types that the host's kernel cannot tell; a rule about them alone is warned of
 
     Raises ConfigError with all that the loaders find wrong; their warnings are logged.
     """
@@ -128,6 +136,10 @@ def load(section: config.Rules, host: config.Host | None = None) -> Loaded:
         log(logging.WARNING, "rules", warning=item)
     loaded = found.rules
     rules = _switched(loaded.rules, section)
+    for rule in asking_only(rules, untold) if untold else ():
+        text = f"never matches, this kernel does not tell of {', '.join(sorted(untold))} events"
+        warning = Finding("warning", rule.file, rule.line, 1, f'rule "{rule.name}"', text)
+        log(logging.WARNING, "rules", warning=warning)
     digest = loaded.digest
     if any(rule.enabled != known.enabled for rule, known in zip(rules, loaded.rules, strict=True)):
         names = "\0".join([digest, *(rule.name for rule in rules if rule.enabled)])

@@ -22,7 +22,7 @@ from vedette import __version__
 from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
 from vedette.agent.hashreader import HashReader, HashReaderError
-from vedette.agent.live import Live, capture_header, host_facts
+from vedette.agent.live import Live, capture_header, host_facts, untold_types
 from vedette.agent.logs import log
 from vedette.agent.procfiles import HelperError, HelperFiles
 from vedette.agent.recorder import Recorder
@@ -222,7 +222,7 @@ class _Reload(threading.Thread):
         try:
             with quiet(keep=True):
                 settings = config.load(self._path)
-                rules = pipeline.load(settings.rules, settings.host)
+                rules = pipeline.load(settings.rules, settings.host, untold=untold_types())
                 compiled = self._running.compile(rules.rules, rules.decisions)
             self.result = settings, rules, compiled
         except AgentError as error:
@@ -302,7 +302,7 @@ class Service:
     def _run(self) -> None:
         settings = self._settings
         log(logging.INFO, "starting", config=self._path, version=__version__)
-        rules = pipeline.load(settings.rules, settings.host)
+        rules = pipeline.load(settings.rules, settings.host, untold=untold_types())
         if not rules.enabled:
             log(logging.WARNING, "no rules are loaded, nothing can match", key="rules.files")
         if not settings.outputs and settings.ship is None:

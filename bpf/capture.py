@@ -16,6 +16,7 @@ from typing import Final, Self
 from vedette.bpf import kernel
 from vedette.bpf.calls import CALLS, SHAPES
 from vedette.bpf.names import COUNTERS, TYPES
+from vedette.bpf.offsets import unavailable
 
 _SOURCE: Final = Path(__file__).resolve().parent / "vedette.bpf.c"
 LOAD_SECONDS_MAX: Final = 120
@@ -86,6 +87,7 @@ _TRACEPOINTS: Final = {
     "on_exit": "sched_process_exit",
     "on_cgroup_mkdir": "cgroup_mkdir",
     "on_cgroup_rmdir": "cgroup_rmdir",
+    "on_capable": "cap_capable",
 }
 PROGRAMS: Final = (*_HANDLERS, *_TRACEPOINTS)
 MAPS: Final = (
@@ -97,6 +99,7 @@ MAPS: Final = (
     "filters",
     "filter_uids",
     "filter_paths",
+    "asked_capabilities",
     "watch_numbers",
     "watch_paths",
 )
@@ -108,6 +111,7 @@ _FILTER_OTHERS: Final = 2
 _FILTER_PATHS: Final = 4
 _FILTER_ENTRIES_MAX: Final = 4096
 _FILTER_PATH_BYTES: Final = 127
+_CAPABILITIES_ALL: Final = (1 << 64) - 1
 
 
 class CaptureError(Exception):
@@ -123,12 +127,14 @@ class Drop:
     others    whether users that are not in ``uids`` pass; those in it are the other way round
     uids      effective users
     prefixes  an absolute path passes that begins with one of them; None: paths are not looked at
+    capabilities  bit by capability: its use passes
     """
 
     outcomes: int = 0
     others: bool = True
     uids: frozenset[int] = frozenset()
     prefixes: frozenset[bytes] | None = None
+    capabilities: int = _CAPABILITIES_ALL
 
     @property
     def flags(self) -> int:
@@ -298,6 +304,8 @@ class Capture:
             programs.append("on_exit")
         if "cgroup" in types:
             programs += ["on_cgroup_mkdir", "on_cgroup_rmdir"]
+        if "capable" in types - unavailable():
+            programs.append("on_capable")
         return programs
 
     def _watching(self) -> bool:
@@ -409,6 +417,8 @@ class Capture:
             key = struct.pack("<I", TYPES[name])
             value = struct.pack("<II", drop.outcomes, drop.flags)
             kernel.map_update(descriptors["filters"], key, value)
+        asked = self._drops.get("capable", Drop()).capabilities
+        kernel.map_update(descriptors["asked_capabilities"], bytes(4), struct.pack("<Q", asked))
 
     def want(self, types: Iterable[str], drops: Mapping[str, Drop] | None = None) -> None:
         """Report these event types from now on, and no others.
@@ -528,7 +538,7 @@ def _within_bounds(drops: Mapping[str, Drop]) -> dict[str, Drop]:
         if max(uids, paths) > _FILTER_ENTRIES_MAX:
             uids -= len(drop.uids)
             paths -= len(drop.prefixes or ())
-            drop = Drop(drop.outcomes)
+            drop = Drop(drop.outcomes, capabilities=drop.capabilities)
         kept[name] = drop
     return kept
 

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from vedette.bpf import kernel
 from vedette.bpf.btf import VMLINUX, Btf, BtfError
-from vedette.bpf.offsets import macros
+from vedette.bpf.offsets import accounting, macros, unavailable
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -202,6 +202,30 @@ def _raw_tracepoint() -> Check:
     return Check(name, "ok", "a test program was loaded and attached")
 
 
+def _capability_uses() -> Check:
+    name = "use of capabilities"
+    try:
+        if "capable" in unavailable():
+            return Check(
+                name,
+                "warn",
+                "no tracepoint cap_capable: rules about capable events (KubeArmor's "
+                "matchCapabilities) never match",
+                "boot a kernel of version 6.14 or later",
+            )
+        hidden = accounting()["ACCOUNTING_END"] == "0ull"
+    except (BtfError, OSError) as error:
+        return Check(name, "warn", str(error), "see BTF")
+    if hidden:
+        return Check(
+            name,
+            "warn",
+            "the kernel hides its addresses: to map memory is taken for a use of CAP_SYS_ADMIN",
+            "sysctl kernel.kptr_restrict=1, or add CAP_SYSLOG",
+        )
+    return Check(name, "ok", "tracepoint cap_capable")
+
+
 def run_checks() -> list[Check]:
     """Look at everything that capture needs or likes to have."""
     return [
@@ -212,6 +236,7 @@ def run_checks() -> list[Check]:
         _capabilities(),
         _lockdown(),
         _raw_tracepoint(),
+        _capability_uses(),
         _cgroup(),
         _mount("tracefs", "tracefs", "/sys/kernel/tracing", "capture itself does without"),
         _mount("bpffs", "bpf", "/sys/fs/bpf", "capture itself does without"),

@@ -114,6 +114,9 @@ enum vedette_type {
 	VEDETTE_PRCTL = 75,
 	VEDETTE_SOCKET = 76,
 	VEDETTE_IO_URING_SETUP = 77,
+	VEDETTE_SYSINFO = 78,
+	VEDETTE_CAPABLE = 79, /* no syscall: the kernel asked for a capability; args: its number,
+	                       * and the depth of the user namespace that it was asked over */
 	/* struct vedette_sock; the first four only of datagrams to or from a peer that the process has
 	 * not met on this socket, the last three only of sockets */
 	VEDETTE_SENDTO = 80,
@@ -171,6 +174,7 @@ enum vedette_counter {
 	VEDETTE_C_CUT,               /* submitted, but with a *_CUT flag */
 	VEDETTE_C_SUPPRESSED,        /* not made: its process or cgroup was over its budget */
 	VEDETTE_C_FILTERED,          /* no record made: no rule can match the event */
+	VEDETTE_C_REPEATED,          /* no record made: the same capability had been told of the process */
 	VEDETTE_C_COUNT
 };
 

@@ -9,6 +9,7 @@ Request:  JSON, {"ring_bytes": N, ...} with exactly the keys of `REQUEST_KEYS`, 
 Answer:   JSON, {"names": [name, ...]} with one descriptor for each, or {"error": text}
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from vedette.bpf import doctor, kernel, privileges
-from vedette.bpf.btf import Btf
+from vedette.bpf.btf import Btf, BtfError
 from vedette.bpf.capture import LOAD_SECONDS_MAX, MAPS, PROGRAMS
-from vedette.bpf.offsets import macros
+from vedette.bpf.offsets import accounting, macros
 
 MESSAGE_BYTES_MAX: Final = 1 << 12
 REQUEST_KEYS: Final = frozenset(
@@ -64,7 +65,7 @@ def parse_request(message: bytes) -> dict[str, int]:
 def _load(source: Path, request: dict[str, int]) -> dict[str, int]:
     from bcc import BPF, lib
 
-    values: dict[str, int] = macros(Btf.load())
+    values: dict[str, int | str] = {**macros(Btf.load()), **accounting()}
     values |= {name: value for name, value in request.items() if name.isupper()}
     descriptors = {"ring": kernel.ring_create(request["ring_bytes"])}
     values["RING_FD"] = descriptors["ring"]
@@ -104,6 +105,9 @@ def _confine(user: str | None) -> privileges.PrivilegeError | None:
 def main() -> int:
     """Serve one request; the exit code is 0 where the programs were loaded."""
     source = Path(sys.argv[2])
+    with contextlib.suppress(BtfError, OSError):
+        # Addresses of the kernel are shown to those with CAP_SYSLOG; they are kept for later.
+        accounting()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         refused = _confine(sys.argv[3] if len(sys.argv) > 3 else None)
         message = channel.recv(MESSAGE_BYTES_MAX + 1)

@@ -1,5 +1,9 @@
 """The kernel struct members that the programs read, as macros for the compiler."""
 
+from functools import cache
+from pathlib import Path
+from typing import Final
+
 from vedette.bpf.btf import Btf, BtfError
 
 # struct: members. A dotted member's macro has `__` for the dot.
@@ -61,6 +65,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "mm",
         "pid",
         "real_parent",
+        "self_exec_id",
         "signal",
         "start_boottime",
         "tgid",
@@ -72,6 +77,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     "unix_address": ("len", "name"),
     "unix_sock": ("addr",),
     "upid": ("nr", "ns"),
+    "user_namespace": ("level",),
     "vfsmount": ("mnt_flags", "mnt_root"),
 }
 # Members that depend on the kernel's configuration; the programs do without.
@@ -80,6 +86,8 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "sock": ("__sk_common.skc_v6_rcv_saddr", "__sk_common.skc_v6_daddr"),
     "task_struct": ("loginuid",),
 }
+_KALLSYMS: Final = Path("/proc/kallsyms")
+_ACCOUNTING: Final = b" T security_vm_enough_memory_mm\n"
 # What an inode's times were called, the newest name first (Linux 6.11, 6.6, before).
 _TIMES = {
     f"i_{time}_{part}": tuple(name.format(time) for name in names)
@@ -128,3 +136,30 @@ def macros(btf: Btf) -> dict[str, int]:
         found[f"PIDTYPE_{kind}_"] = btf.constant("pid_type", f"PIDTYPE_{kind}")
     found["EXIT_ARGUMENTS"] = btf.tracepoint_arguments("sched_process_exit") or 1
     return found
+
+
+@cache
+def unavailable() -> frozenset[str]:
+    """Event types that this kernel cannot tell, since it has no tracepoint for them.
+
+    Raises BtfError where the kernel has no types.
+    """
+    has_capable = Btf.load().tracepoint_arguments("cap_capable") is not None
+    return frozenset() if has_capable else frozenset(("capable",))
+
+
+@cache
+def accounting() -> dict[str, str]:
+    """Macros with the bounds of the kernel's function that asks how much memory may be mapped.
+
+    Both are 0 where the kernel hides its addresses, or does not tell of capabilities.
+    """
+    start = end = 0
+    if "capable" not in unavailable():
+        symbols = _KALLSYMS.read_bytes()
+        at = symbols.find(_ACCOUNTING)
+        if at > 0:
+            # The address is before the name; the next line has that of the next function.
+            start = int(symbols[at - 16 : at], 16)
+            end = int(symbols[at + len(_ACCOUNTING) :][:16], 16)
+    return {"ACCOUNTING_START": f"{start}ull", "ACCOUNTING_END": f"{end}ull"}

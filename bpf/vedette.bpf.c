@@ -17,6 +17,7 @@
  *   SCOPE_CGROUP_ID    cgroup v2 subtree to report; 0: the whole host
  *   SCOPE_LEVEL        depth of that cgroup below the root
  *   EXIT_ARGUMENTS     number of arguments of the tracepoint sched_process_exit
+ *   ACCOUNTING_START, ACCOUNTING_END   where security_vm_enough_memory_mm lies; 0: not known
  */
 #include "event.h"
 
@@ -28,6 +29,7 @@
 #define WATCH_PATHS 16
 #define ANCESTORS_MAX 64
 #define QUERY_EVERY 32   /* records per CPU between two looks at the ring's fill */
+#define FRAMES 7         /* of the kernel's stack that are looked at */
 #define GROUPS_MAX 32    /* supplementary groups that are looked at */
 #define ADDRESS_MAX 110u /* sizeof(struct sockaddr_un), the longest address taken */
 
@@ -52,6 +54,7 @@
 #define OVERLAYFS_MAGIC 0x794c7630u
 #define TMPFS_MAGIC_ 0x01021994u
 #define CAP_DAC_OVERRIDE_ 1
+#define CAP_SYS_ADMIN_ 21
 #define CTIME_NSEC_MASK 0x3fffffffu /* above: flags of the file system (I_CTIME_QUERIED) */
 #define S_IFSOCK_ 0140000u
 #define SIGNAL_GROUP_EXIT_ 4u
@@ -764,7 +767,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}
-	if (what >= VEDETTE_UNLINK && what <= VEDETTE_IO_URING_SETUP) {
+	if (what >= VEDETTE_UNLINK && what <= VEDETTE_SYSINFO) {
 		handler = HANDLE_CALL;
 	} else if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
 		if (result >= 0)
@@ -2057,4 +2060,92 @@ int on_cgroup_mkdir(struct bpf_raw_tracepoint_args *ctx)
 int on_cgroup_rmdir(struct bpf_raw_tracepoint_args *ctx)
 {
 	return report_cgroup(ctx->args[0], ctx->args[1], -1);
+}
+
+/* ------------------------------------------------------------- capabilities */
+
+/* The kernel asks for capabilities all the time, so a process is told of once for each capability,
+ * result and effective user since its exec; what is not told again is counted as `repeated`. */
+struct told {
+	u64 start_time_ns;
+	u64 image; /* execs of the process so far */
+	u32 pid;
+	u32 uid;
+	u32 capability;
+	u32 is_denied;
+};
+BPF_TABLE("lru_hash", struct told, u8, told, 16384);
+/* Bit by capability: whether a rule can match its use. */
+BPF_ARRAY(asked_capabilities, u64, 1);
+
+/* Whether the kernel only asks how much memory a process may map: cap_vm_enough_memory() asks for
+ * CAP_SYS_ADMIN with every mmap, brk and exec, and whoever lacks it goes on all the same. The
+ * tracepoint does not say who asks, the stack does. */
+static __always_inline int is_accounting(struct bpf_raw_tracepoint_args *ctx)
+{
+#if ACCOUNTING_END
+	u64 frames[FRAMES] = {};
+
+	if (bpf_get_stack(ctx, frames, sizeof(frames), 0) < 0)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < FRAMES; i++)
+		if (frames[i] >= ACCOUNTING_START && frames[i] < ACCOUNTING_END)
+			return 1;
+#endif
+	return 0;
+}
+
+/* cap_capable(const struct cred *cred, struct user_namespace *target_ns,
+ *             const struct user_namespace *capable_ns, int cap, int ret), since Linux 6.14 */
+int on_capable(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 zero = 0, capability = ctx->args[3], level = 0;
+	u64 task = bpf_get_current_task(), target = ctx->args[1], leader = 0, *asked;
+	s64 result = (s32)ctx->args[4];
+	struct vedette_call r = {};
+	struct told key = {};
+	struct scratch *s;
+	u8 one = 1;
+
+	/* The idle task has no process: an interrupt asks. */
+	if (capability > 63 || !(bpf_get_current_pid_tgid() >> 32) || !in_scope())
+		return 0;
+	asked = asked_capabilities.lookup(&zero);
+	if (!asked || !(*asked >> capability & 1)) {
+		count(VEDETTE_C_FILTERED);
+		return 0;
+	}
+	s = scratch_of(1);
+	if (!s || head(&r.h, task, VEDETTE_CAPABLE, result))
+		return 0;
+	if (is_filtered(filter_of(VEDETTE_CAPABLE), VEDETTE_CAPABLE, outcome_of(result), r.h.uid)) {
+		count(VEDETTE_C_FILTERED);
+		return 0;
+	}
+	READ(leader, task + OFF_task_struct__group_leader);
+	READ(key.start_time_ns, leader + OFF_task_struct__start_boottime);
+	READ(key.image, task + OFF_task_struct__self_exec_id);
+	key.pid = r.h.pid;
+	key.uid = r.h.uid;
+	key.capability = capability;
+	key.is_denied = result != 0;
+	if (told.lookup(&key)) {
+		count(VEDETTE_C_REPEATED);
+		return 0;
+	}
+	READ(level, target + OFF_user_namespace__level);
+	if (capability == CAP_SYS_ADMIN_ && !level && is_accounting(ctx))
+		return 0;
+	if (is_over_budget(s))
+		return 0;
+	if (told.insert(&key, &one)) { /* another thread was first */
+		count(VEDETTE_C_REPEATED);
+		return 0;
+	}
+	r.h.size = sizeof(r);
+	r.args[0] = capability;
+	r.args[1] = level;
+	output(s, &r, sizeof(r), 0);
+	return 0;
 }

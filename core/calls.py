@@ -1,7 +1,8 @@
 """What the arguments of the syscalls of struct vedette_call mean: their names and texts.
 
-The names of arguments and of flags are Falco's, as is the order of flags. All arguments are text,
-as Falco compares them. core/fields.py evaluates this table, core/tables.pyx packs it.
+`capable` is no syscall: the kernel asked whether a process has a capability. The names of arguments
+and of flags are Falco's, as is the order of flags. All arguments are text, as Falco compares them.
+core/fields.py evaluates this table, core/tables.pyx packs it.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ NAMES: Final[dict[str, Names]] = {
         tuple((1 << i, 1 << i, name) for i, name in enumerate(CAPABILITIES)), b" ", b""
     ),
     # Of Linux's numbers, not of Falco's own; sys/ptrace.h, linux/ptrace.h, asm/ptrace-abi.h.
+    "capability": Names(tuple((0xFFFFFFFF, i, name) for i, name in enumerate(CAPABILITIES))),
     "ptrace": _values(
         "PTRACE_TRACEME=0 PTRACE_PEEKTEXT=1 PTRACE_PEEKDATA=2 PTRACE_PEEKUSR=3 PTRACE_POKETEXT=4 "
         "PTRACE_POKEDATA=5 PTRACE_POKEUSR=6 PTRACE_CONT=7 PTRACE_KILL=8 PTRACE_SINGLESTEP=9 "
@@ -393,6 +395,11 @@ CALLS: Final[dict[str, dict[str, Value]]] = {
         sq_thread_idle=_number(DATA + 16, 4),
         features=_number(DATA + 20, 4),
     ),
+    "sysinfo": {},
+    "capable": {
+        "capability.name": _names(0, "capability"),
+        "capability.userns_level": _number(1, 4),
+    },
 }  # fmt: skip
 """Event type -> field -> how its text comes about."""
 
@@ -516,6 +523,9 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "evt.arg.type": "Type of socket as a number; file system of mount; that of perf_event_open",
     "evt.arg.uargs": "Parameters of a kernel module",
     "evt.arg.uid": "User of setuid and chown: its name, else its number",
+    "capability.name": "The capability that the kernel asked for, such as CAP_NET_RAW",
+    "capability.userns_level": "Depth of the user namespace that it was asked over; 0: the "
+    "initial one",
     "fs.path.name": "Absolute path that the call works on",
     "fs.path.nameraw": "The same, as it was passed",
     "fs.path.source": "Absolute path of what is renamed, mounted; of the link that is made",

@@ -248,7 +248,7 @@ META_EVENTS: Final = _words("""
     procexit switch drop notification infra container page_fault signaldeliver cpu_hotplug
     k8s mesos tracer procinfo userevent useradded userdeleted groupadded groupdeleted
     pluginevent asyncevent syscall fcntl64 fstat64 fstatat64 llseek lstat64 nice pread prlimit
-    suppressed raced pwrite recv send sigaction stat64 ugetrlimit waitpid
+    suppressed raced capable pwrite recv send sigaction stat64 ugetrlimit waitpid
 """)
 """Events that are no syscalls, and Falco's own names of some that are."""
 

@@ -1245,3 +1245,9 @@ class Specialiser:
                 rest = self._compiler.specialise(condition, name.encode())
                 if rest is not False:
                     yield rest
+
+
+def possible_types(condition: Expr) -> frozenset[str]:
+    """Return the event types that a condition can be true of, on some host."""
+    bits = _Compiler({}, {}, None).types_of(condition)[0]
+    return frozenset(name for name, number in layout.TYPES.items() if bits >> number & 1)

@@ -31,7 +31,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_FCHDIR
         VEDETTE_CREAT
         VEDETTE_UNLINK
-        VEDETTE_IO_URING_SETUP
+        VEDETTE_CAPABLE
         VEDETTE_AT_CWD_PATH
         VEDETTE_AT_CWD_TARGET
         VEDETTE_SENDTO
@@ -81,6 +81,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_C_CUT
         VEDETTE_C_SUPPRESSED
         VEDETTE_C_FILTERED
+        VEDETTE_C_REPEATED
         VEDETTE_C_COUNT
 
     struct vedette_header:

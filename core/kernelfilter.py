@@ -4,7 +4,8 @@ For each event type it is asked, of all rules at once, whether any can be true
 
 - of a call that failed, or succeeded; of an open also by whether it reads, writes and may create;
 - where the effective user is one of those that rules name, or any other;
-- where the path does not begin with one of some prefixes.
+- where the path does not begin with one of some prefixes;
+- of a use of a capability: by which one.
 
 The answers are exact in one direction: what is dropped matches no rule, whatever else the event and
 its process are. The programs of bpf/ look at the answers before a record is made; ``Filter.passes``
@@ -40,6 +41,7 @@ _OPENS: Final = frozenset(fields.OPENS)
 # Outcomes of opens: those that do not write, whatever the result; those that do.
 _READS_ONLY: Final = sum(1 << index for index in range(OUTCOMES) if not index & 2)
 _WRITES: Final = _EVERY & ~_READS_ONLY
+_CAPABILITIES: Final = (1 << 64) - 1
 _RESULTS: Final = frozenset(("evt.rawres", "evt.res", "evt.failed"))
 _OPEN_BITS: Final = ("evt.is_open_read", "evt.is_open_write", "evt.is_open_create")
 _ENOENT: Final = 2
@@ -60,12 +62,14 @@ class Filter:
     others     whether users pass that are not in ``uids``; those in it are the other way round
     uids       users that rules name
     prefixes   an absolute path passes that begins with one of them; None: all pass
+    capabilities  bit by capability: its use passes
     """
 
     outcomes: int = _EVERY
     others: bool = True
     uids: frozenset[int] = frozenset()
     prefixes: frozenset[bytes] | None = None
+    capabilities: int = _CAPABILITIES
 
     @property
     def drops(self) -> bool:
@@ -104,6 +108,9 @@ class Filter:
             found.append("users " + ", ".join(map(str, sorted(self.uids))))
         if self.prefixes is not None:
             found.append(f"paths outside of {len(self.prefixes)} prefixes")
+        if self.capabilities != _CAPABILITIES:
+            names = calls.names_text(calls.NAMES["capabilities"], self.capabilities, 8).decode()
+            found.append(f"capabilities but {names.replace(' ', ', ')}")
         return "; ".join(found)
 
     def passes(self, record: Record) -> bool:
@@ -111,6 +118,8 @@ class Filter:
         if not self.outcomes >> outcome(record) & 1:
             return False
         if (record.uid in self.uids) == self.others:
+            return False
+        if record.type_name == "capable" and not self.capabilities >> min(record.arg0, 63) & 1:
             return False
         if self.prefixes is None:
             return True
@@ -193,7 +202,8 @@ def _derive(
                 break
     others = None in passing
     uids = frozenset(uid for uid in named if (uid in passing) != others)
-    return Filter(outcomes, others, uids, _prefixes_of_all(name, left()))
+    capabilities = _capabilities(left()) if name == "capable" else _CAPABILITIES
+    return Filter(outcomes, others, uids, _prefixes_of_all(name, left()), capabilities)
 
 
 # Whether a tree can be true, once some of its checks are decided
@@ -284,6 +294,20 @@ def _of_uid(uid: int | None, users: Mapping[int, bytes]) -> Callable[[Predicate]
         return _EITHER
 
     return truth
+
+
+def _capabilities(left: Iterable[Expr | bool]) -> int:
+    """Those whose use a rule can match, a bit each; what has no name yet passes."""
+    found = _CAPABILITIES << len(calls.CAPABILITIES) & _CAPABILITIES
+    for rest in left:
+        for bit, name in enumerate(calls.CAPABILITIES):
+            if not found >> bit & 1 and _can(rest, partial(_of_capability, name)):
+                found |= 1 << bit
+    return found
+
+
+def _of_capability(name: bytes, check: Predicate) -> Truth:
+    return _exactly(check, name) if check.field.name == "capability.name" else _EITHER
 
 
 def _uids(left: Iterable[Expr | bool], users: Mapping[int, bytes]) -> frozenset[int] | None:

@@ -22,6 +22,7 @@ from typing import Final, Literal
 import yaml
 
 from vedette.core import fields, layout
+from vedette.core.calls import CAPABILITIES
 from vedette.core.catalogue import SYSCALLS
 from vedette.core.documents import Finding, NodeError, mapping, place, shown
 from vedette.core.expr import Expr
@@ -89,6 +90,8 @@ _SOCKETS: Final[dict[str, tuple[tuple[str, ...], int, tuple[int, ...]]]] = {
     "raw": (("AF_INET", "AF_INET6", "AF_PACKET"), 3, ()),
 }
 """Protocol -> domains, type and protocol numbers (none: any) that make such a socket."""
+_USED: Final = "capable"
+"""The event of a capability's use."""
 _TYPE_FLAGS: Final = (0, 0o4000, 0o2000000, 0o2004000)
 """SOCK_NONBLOCK and SOCK_CLOEXEC, which a type can have with it."""
 _NOT_ACCESSED: Final = ("symlink", "symlinkat")
@@ -159,7 +162,7 @@ class Decision:
 
     outcome  allow (the rule is disabled: what is allowed makes no signal), audit or would_block
     policy   its metadata.name; of an allow-list: the policies that allow, joined by commas
-    section  process, file, network or syscalls
+    section  one of CLASSES
     by       the keys that fit, such as ``path /bin/su from /usr/bin/bash``; at most BY_MAX of them
     places   ``file:line`` of each key
     """
@@ -483,13 +486,7 @@ class _Reader:
                 raise NodeError(f"protocol: expected {', '.join(_PROTOCOLS)}", item)
             return [made("protocol", [protocol])]
         if section == "capabilities":
-            capability = self.named(values, "capability", item).lower()
-            self.warn(
-                f"capability {shown(capability)}: the use of capabilities is not captured yet;"
-                " decides nothing",
-                item,
-            )
-            return []
+            return [made("capability", [self.capability(values, item)])]
         if section == "syscalls":
             return self.syscall_entry(name, item, values, made)
         if name == "matchDirectories":
@@ -523,6 +520,18 @@ class _Reader:
         return [
             made("path", self.real(path, "", item), owner_uid=uid, allowed_args=self.args(values))
         ]
+
+    def capability(self, values: _Map, item: yaml.Node) -> str:
+        """Return a capability as the kernel names it: net_raw is CAP_NET_RAW."""
+        text = self.named(values, "capability", item)
+        name = text.upper()
+        name = name if name.startswith("CAP_") else f"CAP_{name}"
+        known = [known.decode() for known in CAPABILITIES]
+        if name not in known:
+            close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
+            hint = f"; did you mean {close[0][4:].lower()}?" if close else ""
+            raise NodeError(f"capability: the kernel has no {shown(text)}{hint}", item)
+        return name
 
     def syscall_entry(
         self, name: str, item: yaml.Node, values: _Map, made: Callable[..., _Entry]
@@ -896,7 +905,7 @@ _OUTPUTS: Final[dict[Class, str]] = {
     + f" (%evt.arg.flags) by {_PROCESS}",
     "network": "%evt.type %fd.l4proto %fd.name (domain=%evt.arg.domain type=%evt.arg.type) by "
     + _PROCESS,
-    "capabilities": _PROCESS,
+    "capabilities": "%capability.name was used by " + _PROCESS,
     "syscalls": f"%evt.type %fd.name by {_PROCESS}",
 }
 
@@ -947,7 +956,7 @@ def _overlap(first: _Entry, second: _Entry) -> bool:
         case "dir", "dir":
             one, other = first.values[0], second.values[0]
             return one.startswith(other) or other.startswith(one)
-        case "protocol", "protocol":
+        case ("protocol", "protocol") | ("capability", "capability"):
             return first.values == second.values
     return True
 
@@ -974,6 +983,9 @@ def _accesses(section: Class) -> list[tuple[Expr, tuple[str, ...]]]:
                 (all_of(_types(_CONNECTING), check("fd.l4proto", "exists")), ("fd.l4proto",)),
                 (all_of(_types((_MADE,)), any_of(*map(_socket, _PROTOCOLS))), (_MADE,)),
             ]
+        case "capabilities":
+            used = all_of(_types((_USED,)), check("evt.failed", "=", 0))
+            return [(used, ("capability.name",))]
     return [(all_of(), ())]
 
 
@@ -1023,6 +1035,8 @@ def _key_checks(entries: Sequence[_Entry], names: tuple[str, ...]) -> list[Expr]
         if names == (_MADE,):
             return [_socket(protocol) for protocol in protocols]
         return [one_of("fd.l4proto", [protocol.encode() for protocol in protocols])]
+    if section == "capabilities":
+        return [one_of("capability.name", [entry.values[0].encode() for entry in entries])]
     paths = [value.encode() for e in entries if e.key == "path" for value in e.values]
     for name in names:
         if paths:
@@ -1087,6 +1101,7 @@ def tables() -> str:
         ("process", ", ".join(fields.EXECS), "proc.exepath, evt.arg.filename"),
         *(("file", ", ".join(events), name) for events, name in FILE_PLACES),
         ("network", ", ".join((_MADE, *_CONNECTING)), ""),
+        ("capabilities", f"{_USED}: the kernel asked for one, and the process had it", ""),
         ("syscalls", "every syscall that is captured, but write", ""),
         *(("syscalls.matchPaths", ", ".join(events), name) for events, name in _PATH_FIELDS),
     ]

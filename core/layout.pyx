@@ -48,10 +48,10 @@ CALLS = (
     "ptrace", "process_vm_readv", "process_vm_writev", "memfd_create", "init_module",
     "finit_module", "delete_module", "bpf", "perf_event_open", "userfaultfd",
     "unshare", "setns", "kill", "tkill", "tgkill",
-    "prctl", "socket", "io_uring_setup",
+    "prctl", "socket", "io_uring_setup", "sysinfo", "capable",
 )
 TYPES.update((name, VEDETTE_UNLINK + i) for i, name in enumerate(CALLS))
-assert TYPES["io_uring_setup"] == VEDETTE_IO_URING_SETUP
+assert TYPES["capable"] == VEDETTE_CAPABLE
 
 TYPES.update({
     "sendto": VEDETTE_SENDTO, "sendmsg": VEDETTE_SENDMSG, "recvfrom": VEDETTE_RECVFROM,
@@ -85,7 +85,7 @@ COUNTERS = {
     "lost_scratch": VEDETTE_C_LOST_SCRATCH, "lost_read_fault": VEDETTE_C_LOST_READ_FAULT,
     "lost_abi": VEDETTE_C_LOST_ABI, "partial_fault": VEDETTE_C_PARTIAL_FAULT,
     "cut": VEDETTE_C_CUT, "suppressed": VEDETTE_C_SUPPRESSED,
-    "filtered": VEDETTE_C_FILTERED,
+    "filtered": VEDETTE_C_FILTERED, "repeated": VEDETTE_C_REPEATED,
 }
 assert len(COUNTERS) == VEDETTE_C_COUNT
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from vedette.core import layout
-from vedette.core.compile import PartPlan, Plan
+from vedette.core.compile import PartPlan, Plan, possible_types
+from vedette.core.rules import Rule
 
 BASE: Final = frozenset(
     ("execve", "execveat", "clone", "fork", "vfork", "clone3", "procexit", "chdir", "fchdir")
@@ -44,3 +45,10 @@ def needed(types: Iterable[int], *, names: bool, hashes: bool) -> frozenset[str]
     """
     more = ({"dns"} if names else set()) | ({"hash"} if hashes else set())
     return BASE | more | {_NAMES[number] for number in types}
+
+
+def asking_only(rules: Iterable[Rule], types: frozenset[str]) -> list[Rule]:
+    """Return the rules that are on and can match events of these types alone."""
+    return [
+        rule for rule in rules if rule.enabled and set() < possible_types(rule.condition) <= types
+    ]

@@ -797,7 +797,7 @@ cdef inline bint _is_open(const vedette_header* h) noexcept nogil:
 
 
 cdef inline bint _is_call(const vedette_header* h) noexcept nogil:
-    return VEDETTE_UNLINK <= h.type <= VEDETTE_IO_URING_SETUP
+    return VEDETTE_UNLINK <= h.type <= VEDETTE_CAPABLE
 
 
 cdef int64_t _record_fd(const vedette_header* h) noexcept nogil:

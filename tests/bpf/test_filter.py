@@ -68,7 +68,7 @@ CONDITIONS = {
 
 def drops(filters: dict[str, Filter]) -> dict[str, Drop]:
     return {
-        name: Drop(~one.outcomes & 0xFFFFFF, one.others, one.uids, one.prefixes)
+        name: Drop(~one.outcomes & 0xFFFFFF, one.others, one.uids, one.prefixes, one.capabilities)
         for name, one in filters.items()
     }
 

@@ -61,7 +61,10 @@ def test_every_field_and_source_of_the_table_in_words_is_in_the_catalogue() -> N
     named: set[str] = set()
     for _, sources, scope, _, cell, *_ in rows[1:]:
         in_row = set(
-            re.findall(r"\b(?:evt|fd|fs|proc|user|group|login|container|thread)\.[a-z0-9_.]+", cell)
+            re.findall(
+                r"\b(?:evt|fd|fs|proc|user|group|login|container|thread|capability)\.[a-z0-9_.]+",
+                cell,
+            )
         )
         for name in in_row:
             assert set(sources.strip().split(", ")) & set(fields.FIELDS[name].sources), name

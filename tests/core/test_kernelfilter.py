@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.core import strategies as s
 from vedette.bench.workload import rules as made_rules
 from vedette.bench.workload import workload
+from vedette.core import calls
 from vedette.core.condition import parse_condition, predicate
 from vedette.core.engine import Engine, Process
 from vedette.core.expr import And, Expr, FieldRef, Not, Predicate
@@ -22,9 +23,10 @@ from vedette.core.rules import Rule
 DECIDING = (
     "evt.rawres", "evt.res", "evt.failed", "evt.is_open_read", "evt.is_open_write",
     "evt.is_open_create", "user.uid", "user.name", "fd.num", "fd.name", "fd.directory",
-    "fs.path.name", "evt.arg.path", "evt.arg.name",
+    "fs.path.name", "evt.arg.path", "evt.arg.name", "capability.name",
 )  # fmt: skip
-FILTERED = (*OPENS, "connect", "execve", "chdir", "unlink", "rename", "chmod", "memfd_create")
+FILTERED = (*OPENS, "connect", "execve", "chdir", "unlink", "rename", "chmod", "memfd_create",
+            "capable")  # fmt: skip
 
 
 def filters(conditions: list[Expr]) -> dict[str, Filter]:
@@ -50,6 +52,7 @@ CHECKS = [
         "fd.name startswith /etc", "fd.name = /etc/passwd", "fd.directory = /etc",
         "fd.name pmatch (/var/log, /tmp)", "fs.path.name in (/etc/passwd, /a/b/e)",
         "evt.arg.path startswith /", "fd.name contains pass", "proc.name = sh",
+        "capability.name = CAP_NET_RAW", "capability.name in (CAP_CHOWN, CAP_KILL)",
     )
 ]  # fmt: skip
 
@@ -146,6 +149,18 @@ def test_users_that_no_rule_can_be_about() -> None:
     assert not_root.others
     assert one("evt.type = openat and user.uid >= 1000") == Filter()
     assert one("evt.type = openat and (user.uid = 0 or proc.name = x)") == Filter()
+
+
+def test_capabilities_that_no_rule_is_about() -> None:
+    raw = one("evt.type = capable and capability.name = CAP_NET_RAW", "capable")
+    assert raw.capabilities & (1 << len(calls.CAPABILITIES)) - 1 == 1 << 13
+    assert raw.words("capable") == "capabilities but CAP_NET_RAW"
+    for number, passes in ((13, True), (21, False), (len(calls.CAPABILITIES), True)):
+        assert raw.passes(decode(build("capable", arg0=number))) == passes
+    others = one("evt.type = capable and not capability.name = CAP_NET_RAW", "capable")
+    assert not others.capabilities >> 13 & 1
+    assert others.capabilities >> 21 & 1
+    assert one("evt.type = capable and proc.name = x", "capable") == Filter()
 
 
 def test_prefixes() -> None:

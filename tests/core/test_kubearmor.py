@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.machine import Machine
-from vedette.core import documents
+from vedette.core import calls, documents
 from vedette.core.fields import AF_INET, AF_UNIX
 from vedette.core.kubearmor import (
     CLASSES,
@@ -409,12 +409,47 @@ def test_syscalls() -> None:
     assert "syscall bind: captured without a path; decides nothing" in found
 
 
+CAPABILITIES = """\
+capabilities:
+  matchCapabilities:
+    - {capability: net_raw, fromSource: [{path: /usr/bin/ping}], action: Allow}
+    - {capability: net_raw}
+    - {capability: CAP_SYS_MODULE, action: Audit}
+"""
+
+
+def used(name: str, result: int = 0) -> dict[str, Any]:
+    return {"arg0": calls.CAPABILITIES.index(f"CAP_{name.upper()}".encode()), "result": result}
+
+
+def test_capabilities_are_decided_about_where_the_process_has_them() -> None:
+    of = judge(CAPABILITIES)
+    assert of("capable", **used("net_raw")) == ["would_block"]
+    assert of("capable", **used("sys_module")) == ["audit"]
+    assert of("capable", **used("net_raw", -1)) == []
+    assert of("capable", **used("kill", -1)) == []
+    assert of.open(b"/etc/passwd") == []
+    # The Allow makes an allow-list of the class.
+    assert of("capable", **used("kill")) == ["audit"]
+    assert judge(CAPABILITIES, BLOCKING)("capable", **used("kill")) == ["would_block"]
+    of.run(b"/usr/bin/ping")
+    assert of("capable", **used("net_raw")) == ["allow"]
+    made = clean(policy(CAPABILITIES))
+    assert all("%capability.name" in rule.output for rule in made.rules)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("net_rawr", "did you mean net_raw?"), ("x", "has no x")]
+)
+def test_a_capability_that_the_kernel_does_not_have_is_an_error(name: str, hint: str) -> None:
+    spec = f"capabilities: {{matchCapabilities: [{{capability: {name}}}]}}"
+    assert hint in the_error(policy(spec))
+
+
 def test_what_cannot_be_seen_is_said() -> None:
     made = clean(
         policy(
             """\
-            capabilities:
-              matchCapabilities: [{capability: net_raw}]
             syscalls:
               matchSyscalls: [{syscall: [write]}, {syscall: [chdir], action: Allow}]
             file: {matchPatterns: [{path: /*/x}, {pattern: /*/y}]}
@@ -426,7 +461,6 @@ def test_what_cannot_be_seen_is_said() -> None:
     found = "\n".join(warnings(made))
     for text in (
         "apparmor: is not evaluated",
-        "capability net_raw: the use of capabilities is not captured yet; decides nothing",
         "syscall write: captured for login records only; decides nothing",
         "Block: syscalls can only be audited",
         "Allow: there is no allow-list of syscalls",

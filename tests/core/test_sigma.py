@@ -487,7 +487,7 @@ def test_what_is_never_seen_is_said_and_takes_nothing_else_with_it() -> None:
     assert "a: records of type ADD_USER are not made of captured syscalls" in found
     assert Machine(made.rules).run(b"/x", b"useradd") == {"r"}
     for detection, message in (
-        ("{type: SYSCALL, SYSCALL: sysinfo}", "the syscall sysinfo is not captured yet"),
+        ("{type: SYSCALL, SYSCALL: personality}", "the syscall personality is not captured yet"),
         ("{type: SYSCALL, SYSCALL: openat, a0: 1}", "the raw arguments of a syscall"),
         ("{type: SERVICE_STOP}", "records of type SERVICE_STOP"),
         ("key: mine", "keys name rules of auditd's configuration"),
