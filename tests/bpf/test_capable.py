@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.bpf.conftest import RING_BYTES, Watch
+from tests.bpf.conftest import Watch
 from tests.bpf.records import Record
 from tests.bpf.test_filter import drops
 from vedette.bench.scope import Scope, compile_c
 from vedette.bpf import capture
-from vedette.bpf.capture import Capture, CaptureConfig
 from vedette.bpf.offsets import accounting, unavailable
 from vedette.core.calls import CAPABILITIES
 from vedette.core.condition import parse_condition
 from vedette.core.documents import compose
-from vedette.core.engine import Engine, RingReader
+from vedette.core.engine import Engine
 from vedette.core.kernelfilter import derive
 from vedette.core.kubearmor import load_policies
 from vedette.core.records import decode
@@ -40,31 +38,9 @@ NEW_USERS = "native 272 n0x10000000"
 BECOME_NOBODY = f"native 117 n{NOBODY} n{NOBODY} n{NOBODY}"
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Watch]:
-    """A capture for all tests that can do with the same: what is told is told of each process."""
-    with (
-        Scope() as scope,
-        Capture(
-            CaptureConfig(
-                cgroup=scope.folder,
-                event_types=frozenset({"execve", "capable"}),
-                ring_bytes=RING_BYTES,
-                wakeup_bytes=RING_BYTES // 4,
-            )
-        ) as capture,
-    ):
-        capture.load()
-        with closing(RingReader(capture.ring_fd)) as ring:
-            capture.attach()
-            yield Watch(capture, ring, scope)
-
-
 @pytest.fixture
-def seen(shared: Watch) -> Watch:
-    shared.capture.want(("execve", "capable"))
-    shared.records()
-    return shared
+def seen(watch: Start) -> Watch:
+    return watch("execve", "capable")
 
 
 def run(scope: Scope, folder: Path, *calls: str) -> None:
@@ -84,26 +60,25 @@ def uses(seen: Watch, *names: str) -> list[tuple[str, int, int, int]]:
 
 def test_each_result_is_told_once_of_each_user(watch: Start, scope: Scope, tmp_path: Path) -> None:
     seen = watch("capable")
-    before = seen.capture.counters()["repeated"]
-    run(seen.scope, tmp_path, *[RAW_SOCKET] * 3, BECOME_NOBODY, *[RAW_SOCKET] * 3)
+    run(scope, tmp_path, *[RAW_SOCKET] * 3, BECOME_NOBODY, *[RAW_SOCKET] * 3)
     assert uses(seen, "CAP_NET_RAW", "CAP_SETUID") == [
         ("CAP_NET_RAW", 0, 0, 0),
         ("CAP_SETUID", 0, 0, 0),
         ("CAP_NET_RAW", EPERM, NOBODY, 0),
     ]
-    assert seen.capture.counters()["repeated"] - before >= 4
-    run(seen.scope, tmp_path, RAW_SOCKET)
+    assert seen.counters()["repeated"] >= 4
+    run(scope, tmp_path, RAW_SOCKET)
     assert uses(seen, "CAP_NET_RAW") == [("CAP_NET_RAW", 0, 0, 0)], "of another process"
 
 
-def test_an_exec_makes_another_program(seen: Watch) -> None:
+def test_an_exec_makes_another_program(seen: Watch, scope: Scope) -> None:
     code = """if True:
         import os, socket, sys
         socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)
         if len(sys.argv) == 1:
             os.execv(sys.executable, [*sys.orig_argv, "again"])
     """
-    seen.scope.run(sys.executable, "-IS", "-c", code)
+    scope.run(sys.executable, "-IS", "-c", code)
     raw = CAPABILITIES.index(b"CAP_NET_RAW")
     used: list[Record] = [
         record for record in seen.records() if record.type == "capable" and record["arg0"] == raw
@@ -119,37 +94,40 @@ def test_to_map_memory_is_no_use_of_a_capability(
     assert 0 < end - start < 4096
     seen = watch("capable")
     # Each exec maps memory, and a file in memory grows by what is written to it.
-    run(seen.scope, tmp_path, RAW_SOCKET)
+    run(scope, tmp_path, RAW_SOCKET)
     code = "import os; os.write(os.memfd_create('x'), bytes(1 << 16))"
-    seen.scope.run(sys.executable, "-IS", "-c", code)
+    scope.run(sys.executable, "-IS", "-c", code)
     assert uses(seen, "CAP_SYS_ADMIN") == []
-    run(seen.scope, tmp_path, NEW_HOSTNAMES, NEW_HOSTNAMES)
+    run(scope, tmp_path, NEW_HOSTNAMES, NEW_HOSTNAMES)
     assert uses(seen, "CAP_SYS_ADMIN") == [("CAP_SYS_ADMIN", 0, 0, 0)]
 
 
-def test_of_a_namespace_of_its_own_the_depth_is_told(seen: Watch, tmp_path: Path) -> None:
-    run(seen.scope, tmp_path, BECOME_NOBODY, NEW_HOSTNAMES, NEW_USERS, NEW_HOSTNAMES)
+def test_of_a_namespace_of_its_own_the_depth_is_told(
+    seen: Watch, scope: Scope, tmp_path: Path
+) -> None:
+    run(scope, tmp_path, BECOME_NOBODY, NEW_HOSTNAMES, NEW_USERS, NEW_HOSTNAMES)
     assert uses(seen, "CAP_SYS_ADMIN") == [
         ("CAP_SYS_ADMIN", EPERM, NOBODY, 0),
         ("CAP_SYS_ADMIN", 0, NOBODY, 1),
     ]
 
 
-def test_the_kernel_drops_what_no_rule_asks_about(seen: Watch, tmp_path: Path) -> None:
+def test_the_kernel_drops_what_no_rule_asks_about(
+    seen: Watch, scope: Scope, tmp_path: Path
+) -> None:
     condition = parse_condition(
         "evt.type = capable and capability.name = CAP_NET_RAW and evt.failed = false"
     )
     filters = derive([condition], users={}, groups={}, hostname=None)
     seen.capture.want(("capable",), drops(filters))
-    before = seen.capture.counters()["filtered"]
-    run(seen.scope, tmp_path, NEW_HOSTNAMES, RAW_SOCKET, BECOME_NOBODY, RAW_SOCKET)
+    run(scope, tmp_path, NEW_HOSTNAMES, RAW_SOCKET, BECOME_NOBODY, RAW_SOCKET)
     records = [record for record in seen.records() if record.type == "capable"]
     assert [(record["arg0"], record["result"]) for record in records] == [
         (CAPABILITIES.index(b"CAP_NET_RAW"), 0)
     ]
-    assert seen.capture.counters()["filtered"] - before >= 3
+    assert seen.counters()["filtered"] >= 3
     seen.capture.pass_all()
-    run(seen.scope, tmp_path, NEW_HOSTNAMES)
+    run(scope, tmp_path, NEW_HOSTNAMES)
     assert uses(seen, "CAP_SYS_ADMIN") == [("CAP_SYS_ADMIN", 0, 0, 0)]
 
 
@@ -159,7 +137,7 @@ def test_over_its_budget_a_process_tells_no_more(
     seen = watch("capable", process_per_s=1)
     run(scope, tmp_path, RAW_SOCKET, BECOME_NOBODY, RAW_SOCKET)
     assert len([record for record in seen.records() if record.type == "capable"]) < 3
-    assert seen.capture.counters()["suppressed"] >= 1
+    assert seen.counters()["suppressed"] >= 1
 
 
 POLICY = b"""
@@ -174,7 +152,9 @@ spec:
 """
 
 
-def test_a_policy_decides_about_what_the_kernel_tells(seen: Watch, tmp_path: Path) -> None:
+def test_a_policy_decides_about_what_the_kernel_tells(
+    seen: Watch, scope: Scope, tmp_path: Path
+) -> None:
     made = load_policies([("raw.yaml", node) for node in compose(POLICY, "raw.yaml")])
     matches: list[str] = []
     engine = Engine(
@@ -184,7 +164,7 @@ def test_a_policy_decides_about_what_the_kernel_tells(seen: Watch, tmp_path: Pat
             for index in indices
         ),
     )
-    run(seen.scope, tmp_path, NEW_HOSTNAMES, RAW_SOCKET, BECOME_NOBODY, RAW_SOCKET)
+    run(scope, tmp_path, NEW_HOSTNAMES, RAW_SOCKET, BECOME_NOBODY, RAW_SOCKET)
     engine.consume(seen.ring, 1 << 20)
     assert matches == ["audit 0"]
     engine.close()
