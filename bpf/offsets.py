@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from vedette.bpf.btf import Btf, BtfError
+from vedette.bpf.btf import VMLINUX, Btf, BtfError
 
 # struct: members. A dotted member's macro has `__` for the dot.
 _MEMBERS: dict[str, tuple[str, ...]] = {
@@ -144,7 +144,11 @@ def unavailable() -> frozenset[str]:
 
     Raises BtfError where the kernel has no types.
     """
-    has_capable = Btf.load().tracepoint_arguments("cap_capable") is not None
+    # The name is enough, and the agent need not hold an index of all types.
+    try:
+        has_capable = b"\0btf_trace_cap_capable\0" in VMLINUX.read_bytes()
+    except OSError as error:
+        raise BtfError(f"{VMLINUX}: {error.strerror}") from error
     return frozenset() if has_capable else frozenset(("capable",))
 
 
