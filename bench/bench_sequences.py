@@ -14,12 +14,14 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from vedette.bench.sequences import (
+    PARTIAL_KINDS,
     beside_eql,
     digest,
     flooded,
     make_shipped_signals,
     make_signals,
     out_of_order,
+    partial_bytes,
     run,
     run_reordered,
     sequences,
@@ -94,6 +96,13 @@ def test_a_host_that_floods(benchmark: BenchmarkFixture) -> None:
     assert set(correlator.evicted_of) == {"zz-hostile"}
     assert correlator.stats()["incidents"] == len(alone)
     assert benchmark.extra_info["digest"] == digest(alone)
+
+
+def test_bytes_of_a_partial_match() -> None:
+    """Of each kind, the least and the most over the sizes at which the tables grow."""
+    for kind in PARTIAL_KINDS:
+        found = [partial_bytes(kind, count) for count in range(20_000, 80_000, 7_919)]
+        print(f"\n{kind}: {min(found):.0f} to {max(found):.0f}")
 
 
 @pytest.mark.timeout(600)

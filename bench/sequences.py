@@ -65,28 +65,35 @@ def make_signals(
 ) -> list[FleetSignal]:
     """Make signals, STEP_NS apart, each of one of so many users; a host has ten users.
 
-    Each user's are for one of the sequences.
+    Each user's are for one of the sequences. Rules, tags and hosts are named by one object each, as
+    in signals that the store gives.
     """
     source = random.Random(seed)
     kinds = [kind for kind in _KINDS for _ in range(kind[3])]
+    hosts = [f"host-{number}" for number in range(-(-keys // 10))]
+    rules = {
+        (rule, number): (f"{rule}_{number}", ("host", f"{tag}_{number}"))
+        for rule, _, tag, _ in _KINDS
+        for number in range(of_sequences)
+    }
     made = []
     for seq in range(1, count + 1):
         key = source.randrange(keys)
-        rule, field, tag, _ = source.choice(kinds)
-        number = key % of_sequences
+        kind, field, _, _ = source.choice(kinds)
+        rule, tags = rules[kind, key % of_sequences]
         time_ns = START_NS + seq * STEP_NS
         made.append(
             FleetSignal(
-                host_id=f"host-{key // 10}",
-                host_name=f"host-{key // 10}",
+                host_id=hosts[key // 10],
+                host_name=hosts[key // 10],
                 boot="boot",
                 time_ns=time_ns,
                 signal=Signal(
                     seq=seq,
                     time_ns=time_ns,
-                    rule=f"{rule}_{number}",
+                    rule=rule,
                     priority=4,
-                    tags=("host", f"{tag}_{number}"),
+                    tags=tags,
                     fields={field: f"user-{key}", "proc.name": "sshd", "proc.pid": seq},
                 ),
             )
@@ -194,6 +201,69 @@ def flooded(signals: list[FleetSignal], share: int) -> list[FleetSignal]:
                 )
             )
     return made
+
+
+PARTIAL_KINDS = {
+    "one value": "[{as: a, signal: r}, {as: b, signal: s, join: [b.login.user = a.login.user]}]",
+    "two values": """
+      [{as: a, signal: r},
+       {as: b, signal: s, join: [b.login.user = a.login.user, b.host.name = a.host.name]}]""",
+    "three values": """
+      [{as: a, signal: r},
+       {as: b, signal: s, join: [b.login.user = a.login.user, b.host.name = a.host.name,
+                                 b.login.ip = a.login.ip]}]""",
+    "second step": """
+      [{as: a, signal: q},
+       {as: b, signal: r, join: [b.host.name = a.host.name]},
+       {as: c, signal: s, join: [c.login.user = b.login.user, c.host.name = b.host.name]}]""",
+    "counted, alone": """
+      [{as: a, signal: r, count: 3, by: [login.user, host.name]},
+       {as: b, signal: s, join: [b.login.user = a.login.user]}]""",
+    "counted, in groups": """
+      [{as: a, signal: r, count: 50, by: [host.name]},
+       {as: b, signal: s, join: [b.host.name = a.host.name]}]""",
+    "counted, distinct": """
+      [{as: a, signal: r, distinct: login.user >= 50, by: [host.name]},
+       {as: b, signal: s, join: [b.host.name = a.host.name]}]""",
+    "counted, behind another step": """
+      [{as: a, signal: q},
+       {as: b, signal: r, count: 3, by: [login.user, host.name],
+        join: [b.host.name = a.host.name]},
+       {as: c, signal: s, join: [c.login.user = b.login.user]}]""",
+}
+"""Steps of which signals of rule `r`, one user each and ten users a host, are partial matches."""
+
+
+def partial_bytes(kind: str, count: int) -> float:
+    """Return the bytes of tables for each of so many live partial matches of a kind."""
+    text = f"- sequence: s\n  within: 1d\n  steps: {PARTIAL_KINDS[kind]}\n"
+    found = parse(text.encode(), "bench")
+    assert not found.errors
+    correlator = Correlator(found.sequences, partials_max=count)
+    made = [("q", host, f"host-{host}") for host in range(-(-count // 10))]
+    made += [("r", user, f"host-{user // 10}") for user in range(count - len(made))]
+    correlator.feed_all(
+        [
+            FleetSignal(
+                host_id=host,
+                host_name=host,
+                boot="boot",
+                time_ns=START_NS + number,
+                signal=Signal(
+                    seq=number + 1,
+                    time_ns=START_NS,
+                    rule=rule,
+                    priority=4,
+                    fields={"login.user": f"user-{user}", "login.ip": f"10.0.{user % 250}.1"},
+                ),
+            )
+            for number, (rule, user, host) in enumerate(made)
+        ]
+    )
+    stats = correlator.stats()
+    assert 0.89 * count < stats["partials"] <= count
+    assert stats["evicted"] == 0
+    return stats["table_bytes"] / stats["partials"]
 
 
 EQL = """

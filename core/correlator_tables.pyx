@@ -1,15 +1,16 @@
 """The sequence tables as C structs; :mod:`vedette.core.correlator` says what they mean.
 
-A partial match is a *node*: 72 bytes and 8 for each value that later joins need, in an array per
+A partial match is a *node*: 64 bytes and 8 for each value that later joins need, in an array per
 sequence; nodes name one another by their place in it. After each step but the last stands a table
 of nodes with two sets of chains: by all values (the class: of interchangeable nodes the greatest
-is kept), and by those values that the next step's joins compare. A counting step has *rings*: per
-group of values the last signals, each with the node that stood before it. Nodes and rings also
+is kept), and by those values that the next step's joins compare; one set where that is the same. A counting step has *rings*: per
+group of values the last signals, each an *entry* with the node that stood before it. Nodes and rings also
 hang in a wheel by the time of their start, from where they expire, or go when the bound is
 reached; a start that has grown since is seen there. Each is on the account of the host that sent
 the signal of which it was made; at the bound those hosts lose whose accounts are the largest. Signals are numbered as they come, which is
-their order; those that nodes and rings name have a *slot*, so that naming one does not touch the
-Python object.
+their order; those that nodes name have a *slot*, or are a ring's entry, so that naming one does not touch
+the Python object. All are items of arrays that grow (slabs): no memory is asked for in steady state,
+and none is lost between small blocks.
 """
 
 cimport cython
@@ -61,7 +62,13 @@ cdef extern from *:
         __builtin_prefetch((const char*)address + 64);
     }
 
+    /* A text's letters begin 48 bytes from where it begins, often in the line behind. */
     static inline void prefetch_text(const void* address) {
+        __builtin_prefetch(address);
+        __builtin_prefetch((const char*)address + 56);
+    }
+
+    static inline void prefetch_line(const void* address) {
         __builtin_prefetch(address);
     }
 
@@ -113,6 +120,7 @@ cdef extern from *:
     Py_ssize_t member_offset(object descriptor) except -1
     void prefetch(const void*) noexcept nogil
     void prefetch_text(const void*) noexcept nogil
+    void prefetch_line(const void*) noexcept nogil
     void prefetch_items(PyObject*) noexcept nogil
     void prefetch_keys(PyObject*) noexcept nogil
     bint same_tags(PyObject*, PyObject*) except -1
@@ -126,11 +134,10 @@ cdef enum:
     HOST = 2
     PEER = 3
     OTHER = 4             # through its reader
-    AHEAD = 18            # signals that are looked at before their turn
-    CONTEXTS = 8          # more than those whose values are read before it
+    AHEAD = 22            # signals that are looked at before their turn
+    CONTEXTS = 16         # more than those whose values are read before it
     GLANCES = 4           # look-ups that are prepared, of each
     HOSTS = 65536         # accounts; the hosts that come last share one
-    SPARES_MAX = 64
     CONDITIONS = 1024     # whose answers are kept for a signal
     IN_RINGS = 1
     IN_GROUPS = 2
@@ -147,11 +154,10 @@ cdef struct Link:
 
 cdef struct Node:
     Link link
-    size_t taken          # the signal's slot; of a counting step, address of a uint32_t[count]
-    uint64_t no           # of the last signal
     uint64_t start_no     # of the first signal of all
+    uint32_t taken        # the signal's slot; of a counting step, a place in `taken`
     uint32_t before       # the node up to the step before; 0: none
-    uint32_t refs         # nodes and rings that name this one, and 1 while it is in a table
+    uint32_t refs         # nodes and entries that name this one, and 1 while it is in a table
     uint32_t group_hash   # of those that the next step compares
     uint32_t class_next   # of the same chain; also of the free ones
     uint32_t group_prev
@@ -161,29 +167,31 @@ cdef struct Node:
 cdef struct Slot:
     PyObject* signal
     uint64_t no
-    uint32_t refs         # nodes and rings' entries that name it
+    uint32_t refs         # nodes that name it
     uint32_t next         # of the free ones
 
 cdef struct Entry:
-    PyObject* value       # of the distinct field, or NULL
+    PyObject* signal
     uint64_t no
     int64_t start_ns      # of the match that it would begin or go on with
-    uint32_t slot
-    uint32_t before
+    PyObject* value       # of the distinct field, or NULL
+    uint32_t refs         # nodes that name it, and 1 while it is in a ring
+    uint32_t before       # node, while it is in a ring; 0: none
+    uint32_t next         # that came after it; also of the free ones
     uint32_t hash         # of value
 
 cdef struct Ring:
     Link link
-    Entry* entries        # from the oldest on, beginning at `at`, around the end
-    uint32_t at
-    uint32_t used
-    uint32_t capacity
+    uint32_t oldest       # entry
+    uint32_t newest
+    uint32_t used         # 0: the ring is free
     uint32_t chain_next   # of the same chain; also of the free ones
     PyObject* values[1]   # of the step's `by`, then of the node before
 
 cdef struct Slab:
     char* data
     size_t stride
+    size_t free_at        # offset in a free item of the place of the next free one
     uint32_t used         # ever used, with place 0, which means none
     uint32_t capacity
     uint32_t free_        # first free place; 0: none
@@ -196,8 +204,8 @@ cdef struct Wheel:
     int64_t oldest        # nothing hangs in ticks before
 
 cdef struct Chains:
-    uint32_t* classes
-    uint32_t* groups
+    uint32_t* classes     # NULL where the next step compares all values: a group is a class then
+    uint32_t* groups      # NULL: of rings
     uint32_t size         # a power of two
     uint32_t used
 
@@ -223,8 +231,7 @@ cdef struct Plan:
     int* known
     Chains table
     Chains rings
-    uint32_t* spare       # arrays of `count` slots that nobody uses, each naming the next
-    uint32_t spares
+    Slab taken            # of a counting step: what each node took, `count` places of entries
     int condition         # number; -1: none
 
 
@@ -441,13 +448,14 @@ cdef class Tables:
     cdef int64_t width_ns         # of a spoke of the wheels
     cdef uint32_t bound
     cdef readonly uint64_t evicted
-    cdef uint32_t entries         # of all rings
+    cdef uint32_t counted         # entries of all rings
     cdef uint32_t* accounts       # per host, how many nodes and rings' entries
     cdef uint32_t accounts_size
     cdef readonly dict evicted_of  # number of a host -> how many of its account went
     cdef Slab nodes
     cdef Slab ringed
     cdef Slab slots
+    cdef Slab entries
     cdef Wheel node_wheel
     cdef Wheel ring_wheel
     cdef bint started
@@ -473,8 +481,12 @@ cdef class Tables:
         self, Heap* heap, Fields fields, sequence, tuple arrangement, uint32_t bound, seen
     ) except -1:
         cdef int position
-        self.seen = seen
         cdef Plan* plan
+        cdef Node node
+        cdef Slot slot
+        cdef Entry entry
+        cdef Ring ring
+        self.seen = seen
         self.heap = heap
         self.fields = fields
         self.sequence = sequence
@@ -527,9 +539,10 @@ cdef class Tables:
             plan.known = self._ints(known)
             most_values = max(most_values, len(carried))
             if step.count > 1:
+                plan.taken.stride = step.count * sizeof(uint32_t)
                 most_ring_values = max(most_ring_values, len(step.by) + len(before))
-            self._chains_new(&plan.table, True)
-            self._chains_new(&plan.rings, False)
+            self._chains_new(&plan.table, set(planned.probe) != set(carried), True)
+            self._chains_new(&plan.rings, True, False)
             self.conditions.append(step.condition)
             plan.condition = fields.condition(step.condition)
             first = step.first_seen
@@ -543,11 +556,15 @@ cdef class Tables:
             if planned.absence.until == self.steps:
                 self.absent_after = number
         self.nodes.stride = sizeof(Node) - sizeof(PyObject*) + most_values * sizeof(PyObject*)
-        self.nodes.used = self.ringed.used = self.slots.used = 1
         self.slots.stride = sizeof(Slot)
+        self.entries.stride = sizeof(Entry)
         self.ringed.stride = (
             sizeof(Ring) - sizeof(PyObject*) + most_ring_values * sizeof(PyObject*)
         )
+        self.nodes.free_at = <char*>&node.class_next - <char*>&node
+        self.slots.free_at = <char*>&slot.next - <char*>&slot
+        self.entries.free_at = <char*>&entry.next - <char*>&entry
+        self.ringed.free_at = <char*>&ring.chain_next - <char*>&ring
         return 0
 
     cdef Absent _absent(self, planned, steps):
@@ -572,7 +589,6 @@ cdef class Tables:
         cdef uint32_t place
         cdef Node* node
         cdef Ring* ring
-        cdef uint32_t* spare
         if self.plans == NULL:
             return
         # All at once: whom a node names goes too, so counts of names need no care.
@@ -582,19 +598,17 @@ cdef class Tables:
                 self._forget(node)
         for place in range(1, self.ringed.used):
             ring = self._ring(place)
-            if ring.entries != NULL:
+            if ring.used:
                 self._forget_ring(ring)
         for position in range(self.steps):
-            while self.plans[position].spare != NULL:
-                spare = self.plans[position].spare
-                self.plans[position].spare = (<uint32_t**>spare)[0]
-                heap_del(self.heap, spare, self.plans[position].count * sizeof(uint32_t))
+            self._slab_del(&self.plans[position].taken)
             self._chains_del(&self.plans[position].table)
             self._chains_del(&self.plans[position].rings)
         heap_del(self.heap, self.accounts, self.accounts_size * sizeof(uint32_t))
-        heap_del(self.heap, self.slots.data, self.slots.capacity * self.slots.stride)
-        heap_del(self.heap, self.nodes.data, self.nodes.capacity * self.nodes.stride)
-        heap_del(self.heap, self.ringed.data, self.ringed.capacity * self.ringed.stride)
+        self._slab_del(&self.slots)
+        self._slab_del(&self.entries)
+        self._slab_del(&self.nodes)
+        self._slab_del(&self.ringed)
         for address, size in self.sized:
             heap_del(self.heap, <void*><size_t>address, size)
 
@@ -615,18 +629,39 @@ cdef class Tables:
             made[i] = values[i]
         return made
 
-    cdef int _chains_new(self, Chains* chains, bint has_groups) except -1:
+    cdef int _chains_new(self, Chains* chains, bint has_classes, bint has_groups) except -1:
         chains.size = 16
-        chains.classes = <uint32_t*>heap_new(self.heap, 16 * sizeof(uint32_t))
+        if has_classes:
+            chains.classes = <uint32_t*>heap_new(self.heap, 16 * sizeof(uint32_t))
         if has_groups:
             chains.groups = <uint32_t*>heap_new(self.heap, 16 * sizeof(uint32_t))
-        if chains.classes == NULL or (has_groups and chains.groups == NULL):
+        if has_classes > (chains.classes != NULL) or has_groups > (chains.groups != NULL):
             raise MemoryError
         return 0
+
+    cdef inline uint32_t* _class_chains(self, Chains* chains) noexcept:
+        return chains.groups if chains.classes == NULL else chains.classes
+
+    cdef uint32_t _class_hash(self, Plan* plan, PyObject** values) except? 0xFFFFFFFF:
+        """Return the hash of all values that a node carries."""
+        if plan.table.classes == NULL:
+            return self._group_hash(plan, values)
+        return hash_values(values, plan.carried_count)
+
+    cdef uint32_t _group_hash(self, Plan* plan, PyObject** values) except? 0xFFFFFFFF:
+        """Return the hash of those that the next step compares."""
+        cdef PyObject* probe[1024]
+        cdef int i
+        for i in range(plan.probe_count):
+            probe[i] = values[plan.probe[i]]
+        return hash_values(probe, plan.probe_count)
 
     cdef void _chains_del(self, Chains* chains) noexcept:
         heap_del(self.heap, chains.classes, chains.size * sizeof(uint32_t))
         heap_del(self.heap, chains.groups, chains.size * sizeof(uint32_t))
+
+    cdef void _slab_del(self, Slab* slab) noexcept:
+        heap_del(self.heap, slab.data, slab.capacity * slab.stride)
 
     cdef uint32_t _payer(self) except 0xFFFFFFFF:
         """Return the number of the signal's host, which has an account from now on."""
@@ -658,15 +693,10 @@ cdef class Tables:
         cdef uint32_t larger
         cdef char* data
         if place:
-            if slab == &self.nodes:
-                slab.free_ = self._node(place).class_next
-            elif slab == &self.slots:
-                slab.free_ = self._slot(place).next
-            else:
-                slab.free_ = self._ring(place).chain_next
+            slab.free_ = (<uint32_t*>(slab.data + place * slab.stride + slab.free_at))[0]
         else:
             if slab.used >= slab.capacity:
-                larger = max(16, slab.capacity + slab.capacity // 8)
+                larger = max(16, slab.capacity + slab.capacity // 16)
                 data = <char*>heap_grow(
                     self.heap, slab.data, slab.capacity * slab.stride, larger * slab.stride
                 )
@@ -674,10 +704,16 @@ cdef class Tables:
                     raise MemoryError
                 slab.data = data
                 slab.capacity = larger
+            slab.used = max(slab.used, 1)
             place = slab.used
             slab.used += 1
         memset(slab.data + place * slab.stride, 0, slab.stride)
         return place
+
+    cdef void _give(self, Slab* slab, uint32_t place) noexcept:
+        """Make an item free."""
+        (<uint32_t*>(slab.data + place * slab.stride + slab.free_at))[0] = slab.free_
+        slab.free_ = place
 
     cdef inline Node* _node(self, uint32_t place) noexcept:
         return <Node*>(self.nodes.data + <size_t>place * self.nodes.stride)
@@ -687,6 +723,26 @@ cdef class Tables:
 
     cdef inline Slot* _slot(self, uint32_t place) noexcept:
         return <Slot*>(self.slots.data + <size_t>place * self.slots.stride)
+
+    cdef inline Entry* _entry(self, uint32_t place) noexcept:
+        return <Entry*>(self.entries.data + <size_t>place * self.entries.stride)
+
+    cdef inline uint32_t* _taken(self, Plan* plan, uint32_t place) noexcept:
+        """Return the places of the entries that a node of a counting step took."""
+        return <uint32_t*>(plan.taken.data + <size_t>place * plan.taken.stride)
+
+    cdef uint64_t _last_no(self, Node* node) noexcept:
+        """Return the number of the last signal that a node took."""
+        cdef Plan* plan = &self.plans[node.link.step]
+        if plan.count == 1:
+            return self._slot(node.taken).no
+        return self._entry(self._taken(plan, node.taken)[plan.count - 1]).no
+
+    cdef PyObject* _last_signal(self, Node* node) noexcept:
+        cdef Plan* plan = &self.plans[node.link.step]
+        if plan.count == 1:
+            return self._slot(node.taken).signal
+        return self._entry(self._taken(plan, node.taken)[plan.count - 1]).signal
 
     cdef uint32_t _slot_now(self) except 0:
         """Name the signal at hand once more."""
@@ -706,46 +762,32 @@ cdef class Tables:
         slot.refs -= 1
         if slot.refs == 0:
             decref(slot.signal)
-            slot.next = self.slots.free_
-            self.slots.free_ = place
+            self._give(&self.slots, place)
             if place == self.now_slot:
                 self.now_slot = 0
 
+    cdef void _let_entry_go(self, uint32_t place) noexcept:
+        """The same of a ring's entry."""
+        cdef Entry* entry = self._entry(place)
+        entry.refs -= 1
+        if entry.refs == 0:
+            decref(entry.signal)
+            self._give(&self.entries, place)
+
     cdef void _forget(self, Node* node) noexcept:
-        """Let go of a node's Python objects and arrays."""
+        """Let go of what a node names but other nodes."""
         cdef int i
         cdef Plan* plan = &self.plans[node.link.step]
         cdef uint32_t* taken
         for i in range(plan.carried_count):
             decref(node.values[i])
         if plan.count == 1:
-            self._let_go(<uint32_t>node.taken)
+            self._let_go(node.taken)
         else:
-            taken = <uint32_t*>node.taken
+            taken = self._taken(plan, node.taken)
             for i in range(plan.count):
-                self._let_go(taken[i])
-            self._taken_del(plan, taken)
-
-    cdef uint32_t* _taken_new(self, Plan* plan) except NULL:
-        """Return an array for the slots of a counting step's signals."""
-        cdef uint32_t* made = plan.spare
-        if made != NULL:
-            plan.spare = (<uint32_t**>made)[0]
-            plan.spares -= 1
-            return made
-        made = <uint32_t*>heap_new(self.heap, plan.count * sizeof(uint32_t))
-        if made == NULL:
-            raise MemoryError
-        return made
-
-    cdef void _taken_del(self, Plan* plan, uint32_t* taken) noexcept:
-        """Give such an array back; in steady state each signal makes one and lets one go."""
-        if plan.spares < SPARES_MAX:
-            (<uint32_t**>taken)[0] = plan.spare
-            plan.spare = taken
-            plan.spares += 1
-        else:
-            heap_del(self.heap, taken, plan.count * sizeof(uint32_t))
+                self._let_entry_go(taken[i])
+            self._give(&plan.taken, node.taken)
 
     cdef void _drop(self, uint32_t place) noexcept:
         """Take one name of a node away; the last frees it, and what it names."""
@@ -758,22 +800,24 @@ cdef class Tables:
                 return
             before = node.before
             self._forget(node)
-            node.class_next = self.nodes.free_
-            self.nodes.free_ = place
+            self._give(&self.nodes, place)
             place = before
 
     cdef void _forget_ring(self, Ring* ring) noexcept:
-        cdef uint32_t i
+        """Let go of what a ring names but nodes."""
+        cdef int i
+        cdef uint32_t place = ring.oldest, following
         cdef Entry* entry
         cdef Plan* plan = &self.plans[ring.link.step]
-        for i in range(ring.used):
-            entry = &ring.entries[(ring.at + i) % ring.capacity]
-            self._let_go(entry.slot)
+        while place:
+            entry = self._entry(place)
+            following = entry.next
             decref(entry.value)
-        for i in range(<uint32_t>(plan.by_count + plan.before_count)):
+            self._let_entry_go(place)
+            place = following
+        for i in range(plan.by_count + plan.before_count):
             decref(ring.values[i])
-        heap_del(self.heap, ring.entries, ring.capacity * sizeof(Entry))
-        ring.entries = NULL
+        ring.used = 0
 
     # Wheels.
 
@@ -849,7 +893,7 @@ cdef class Tables:
         floods the tables floods his own account. Some more than needed goes at once, so that the
         walk through the wheels is not for each.
         """
-        cdef uint32_t held = self.nodes.linked + self.entries
+        cdef uint32_t held = self.nodes.linked + self.counted
         cdef int64_t left
         cdef int64_t tick
         cdef uint32_t host, place, following
@@ -934,9 +978,11 @@ cdef class Tables:
 
     cdef void _chain(self, Chains* chains, uint32_t place) noexcept:
         cdef Node* node = self._node(place)
-        cdef uint32_t* head = &chains.classes[node.link.hash & (chains.size - 1)]
-        node.class_next = head[0]
-        head[0] = place
+        cdef uint32_t* head
+        if chains.classes != NULL:
+            head = &chains.classes[node.link.hash & (chains.size - 1)]
+            node.class_next = head[0]
+            head[0] = place
         head = &chains.groups[node.group_hash & (chains.size - 1)]
         node.group_prev = 0
         node.group_next = head[0]
@@ -945,26 +991,28 @@ cdef class Tables:
         head[0] = place
 
     cdef int _widen(self, Chains* chains) except -1:
-        cdef uint32_t size = chains.size
-        cdef uint32_t* classes = chains.classes
-        cdef uint32_t* groups = chains.groups
-        cdef uint32_t* new_classes = <uint32_t*>heap_new(self.heap, 2 * size * sizeof(uint32_t))
-        cdef uint32_t* new_groups = NULL
+        cdef Chains old = chains[0]
+        cdef Chains new
         cdef uint32_t i, place, following
         cdef Ring* ring
-        if groups != NULL:
-            new_groups = <uint32_t*>heap_new(self.heap, 2 * size * sizeof(uint32_t))
-        if new_classes == NULL or (groups != NULL and new_groups == NULL):
-            heap_del(self.heap, new_classes, 2 * size * sizeof(uint32_t))
+        memset(&new, 0, sizeof(new))
+        new.size = 2 * old.size
+        new.used = old.used
+        if old.classes != NULL:
+            new.classes = <uint32_t*>heap_new(self.heap, new.size * sizeof(uint32_t))
+        if old.groups != NULL:
+            new.groups = <uint32_t*>heap_new(self.heap, new.size * sizeof(uint32_t))
+        if (old.classes != NULL) > (new.classes != NULL) or (
+            (old.groups != NULL) > (new.groups != NULL)
+        ):
+            self._chains_del(&new)
             raise MemoryError
-        chains.classes = new_classes
-        chains.groups = new_groups
-        chains.size = 2 * size
-        for i in range(size):
-            place = classes[i]
+        chains[0] = new
+        for i in range(old.size):
+            place = old.classes[i] if old.groups == NULL else old.groups[i]
             while place:
-                if groups != NULL:
-                    following = self._node(place).class_next
+                if old.groups != NULL:
+                    following = self._node(place).group_next
                     self._chain(chains, place)
                 else:
                     ring = self._ring(place)
@@ -972,18 +1020,19 @@ cdef class Tables:
                     ring.chain_next = chains.classes[ring.link.hash & (chains.size - 1)]
                     chains.classes[ring.link.hash & (chains.size - 1)] = place
                 place = following
-        heap_del(self.heap, classes, size * sizeof(uint32_t))
-        heap_del(self.heap, groups, size * sizeof(uint32_t))
+        self._chains_del(&old)
         return 0
 
     cdef void _remove(self, uint32_t place) noexcept:
         """Take a node out of its table and the wheel."""
         cdef Node* node = self._node(place)
         cdef Chains* chains = &self.plans[node.link.step].table
-        cdef uint32_t* at = &chains.classes[node.link.hash & (chains.size - 1)]
-        while at[0] != place:
-            at = &self._node(at[0]).class_next
-        at[0] = node.class_next
+        cdef uint32_t* at
+        if chains.classes != NULL:
+            at = &chains.classes[node.link.hash & (chains.size - 1)]
+            while at[0] != place:
+                at = &self._node(at[0]).class_next
+            at[0] = node.class_next
         if node.group_prev:
             self._node(node.group_prev).group_next = node.group_next
         else:
@@ -999,19 +1048,20 @@ cdef class Tables:
         cdef Ring* ring = self._ring(place)
         cdef Chains* chains = &self.plans[ring.link.step].rings
         cdef uint32_t* at = &chains.classes[ring.link.hash & (chains.size - 1)]
-        cdef uint32_t i
+        cdef uint32_t entry
         while at[0] != place:
             at = &self._ring(at[0]).chain_next
         at[0] = ring.chain_next
         chains.used -= 1
         self._unhang(&self.ringed, &self.ring_wheel, place)
         self.accounts[ring.link.host] -= ring.used
-        self.entries -= ring.used
-        for i in range(ring.used):
-            self._drop(ring.entries[(ring.at + i) % ring.capacity].before)
+        self.counted -= ring.used
+        entry = ring.oldest
+        while entry:
+            self._drop(self._entry(entry).before)
+            entry = self._entry(entry).next
         self._forget_ring(ring)
-        ring.chain_next = self.ringed.free_
-        self.ringed.free_ = place
+        self._give(&self.ringed, place)
 
     # Matching.
 
@@ -1019,6 +1069,7 @@ cdef class Tables:
         """Compare two matches of the same step signal by signal: < 0, 0, > 0."""
         cdef Node* a = self._node(one)
         cdef Node* b = self._node(two)
+        cdef Plan* plan = &self.plans[a.link.step]
         cdef int result, i
         cdef uint64_t mine, theirs
         if one == two:
@@ -1029,11 +1080,13 @@ cdef class Tables:
             result = self._compare(a.before, b.before)
             if result:
                 return result
-        if self.plans[a.link.step].count == 1:
-            return (a.no > b.no) - (a.no < b.no)
-        for i in range(self.plans[a.link.step].count):
-            mine = self._slot((<uint32_t*>a.taken)[i]).no
-            theirs = self._slot((<uint32_t*>b.taken)[i]).no
+        if plan.count == 1:
+            mine = self._slot(a.taken).no
+            theirs = self._slot(b.taken).no
+            return (mine > theirs) - (mine < theirs)
+        for i in range(plan.count):
+            mine = self._entry(self._taken(plan, a.taken)[i]).no
+            theirs = self._entry(self._taken(plan, b.taken)[i]).no
             if mine != theirs:
                 return 1 if mine > theirs else -1
         return 0
@@ -1056,7 +1109,7 @@ cdef class Tables:
                 at = place
                 while <int>self._node(at).link.step > absent.after:
                     at = self._node(at).before
-                if self._killed(absent, place) > self._node(at).no:
+                if self._killed(absent, place) > self._last_no(self._node(at)):
                     return True
         return False
 
@@ -1098,7 +1151,7 @@ cdef class Tables:
                     if not same(own[i], node.values[previous.probe[i]]):
                         break
                 else:
-                    if plan.gap_ns >= 0 and not self._near(node, previous, plan.gap_ns):
+                    if plan.gap_ns >= 0 and not self._near(node, plan.gap_ns):
                         pass
                     elif self.absences and self._disturbed(place, position):
                         pass
@@ -1109,24 +1162,21 @@ cdef class Tables:
             place = following
         return 0
 
-    cdef bint _near(self, Node* node, Plan* plan, int64_t gap_ns) except -1:
-        cdef uint32_t last = <uint32_t>node.taken
-        if plan.count > 1:
-            last = (<uint32_t*>node.taken)[plan.count - 1]
-        return self.now_ns - <int64_t>(<object>self._slot(last).signal).time_ns <= gap_ns
+    cdef bint _near(self, Node* node, int64_t gap_ns) except -1:
+        return self.now_ns - <int64_t>(<object>self._last_signal(node)).time_ns <= gap_ns
 
     cdef int _make(
         self,
         int position,
         uint32_t before,
-        size_t taken,
+        uint32_t taken,
         PyObject** group,
         uint64_t start_no,
         int64_t start_ns,
     ) except -1:
         """Make the node that the signal ends, and keep it if it is the best of its class.
 
-        taken, group  address of a counting step's slots, and the values of its ring
+        taken, group  of a counting step what the node took, and the values of its ring
 
         Of values that are equal, the object is taken that stands in the tables already: then most
         comparisons end at the address, and nobody has to look at the texts.
@@ -1141,7 +1191,6 @@ cdef class Tables:
         node.refs = 1
         node.link.start_ns = start_ns
         node.start_no = start_no
-        node.no = self.now_no
         node.taken = taken if plan.count > 1 else self._slot_now()
         node.before = before
         if before:
@@ -1179,18 +1228,16 @@ cdef class Tables:
         cdef Plan* plan = &self.plans[position]
         cdef Node* node = self._node(place)
         cdef Node* other
-        cdef PyObject* probe[1024]
         cdef uint32_t at, following
-        cdef int i
         cdef bint is_less
-        for i in range(plan.probe_count):
-            probe[i] = node.values[plan.probe[i]]
-        node.link.hash = hash_values(node.values, plan.carried_count)
-        node.group_hash = hash_values(probe, plan.probe_count)
-        at = plan.table.classes[node.link.hash & (plan.table.size - 1)]
+        node.link.hash = self._class_hash(plan, node.values)
+        node.group_hash = node.link.hash
+        if plan.table.classes != NULL:
+            node.group_hash = self._group_hash(plan, node.values)
+        at = self._class_chains(&plan.table)[node.link.hash & (plan.table.size - 1)]
         while at:
             other = self._node(at)
-            following = other.class_next
+            following = other.group_next if plan.table.classes == NULL else other.class_next
             if other.link.hash == node.link.hash and self._alike(other, node, plan.carried_count):
                 is_less = self._compare(place, at) > 0
                 if is_less and other.refs == 1 and not plan.gap_follows:
@@ -1211,7 +1258,6 @@ cdef class Tables:
         cdef Node* other = self._node(by)
         node.taken, other.taken = other.taken, node.taken
         node.before, other.before = other.before, node.before
-        node.no = other.no
         node.start_no = other.start_no
         node.link.start_ns = other.link.start_ns
         self.accounts[node.link.host] -= 1
@@ -1240,7 +1286,7 @@ cdef class Tables:
         cdef Plan* plan = &self.plans[position]
         cdef PyObject* key[1024]
         cdef int i, key_count = plan.by_count
-        cdef uint32_t hashed, place, at
+        cdef uint32_t hashed, place, at, row
         cdef Ring* ring
         cdef uint32_t* taken
         cdef Entry* first
@@ -1271,18 +1317,20 @@ cdef class Tables:
         ring = self._ring(place)
         if ring.used < <uint32_t>plan.count:
             return 0
-        first = &ring.entries[ring.at]
+        first = self._entry(ring.oldest)
         if self.now_ns - first.start_ns > self.within_ns:
             return 0
-        taken = self._taken_new(plan)
+        row = self._take(&plan.taken)
+        taken = self._taken(plan, row)
+        at = ring.oldest
         for i in range(plan.count):
-            at = (ring.at + <uint32_t>i) % ring.capacity
-            taken[i] = ring.entries[at].slot
-            self._slot(taken[i]).refs += 1
+            taken[i] = at
+            self._entry(at).refs += 1
+            at = self._entry(at).next
         return self._make(
             position,
             first.before,
-            <size_t>taken,
+            row,
             ring.values,
             self._node(first.before).start_no if first.before else first.no,
             first.start_ns,
@@ -1295,10 +1343,6 @@ cdef class Tables:
         cdef uint32_t place = self._take(&self.ringed)
         cdef Ring* ring = self._ring(place)
         cdef int i
-        ring.capacity = 2
-        ring.entries = <Entry*>heap_new(self.heap, ring.capacity * sizeof(Entry))
-        if ring.entries == NULL:
-            raise MemoryError
         ring.link.step = position
         ring.link.host = self._payer()
         ring.link.hash = hashed
@@ -1322,51 +1366,52 @@ cdef class Tables:
             if absent.after < position <= absent.until:
                 killed = max(killed, self._killed(absent, before))
         cdef Ring* ring = self._ring(place)
-        while ring.used and ring.entries[ring.at].no <= killed:
-            self._shift(ring)
+        while ring.used and self._entry(ring.oldest).no <= killed:
+            self._cut(ring, 0)
         return 0
 
-    cdef void _shift(self, Ring* ring) noexcept:
-        """Take the oldest entry out."""
-        cdef Entry* entry = &ring.entries[ring.at]
-        self._let_go(entry.slot)
+    cdef void _cut(self, Ring* ring, uint32_t behind) noexcept:
+        """Take out the entry behind another one, or (0) the oldest."""
+        cdef uint32_t place = self._entry(behind).next if behind else ring.oldest
+        cdef Entry* entry = self._entry(place)
+        if behind:
+            self._entry(behind).next = entry.next
+        else:
+            ring.oldest = entry.next
+        if ring.newest == place:
+            ring.newest = behind
         decref(entry.value)
         self._drop(entry.before)
-        ring.at = (ring.at + 1) % ring.capacity
+        entry.value = NULL
+        entry.before = entry.next = 0
+        self._let_entry_go(place)
         ring.used -= 1
         self.accounts[ring.link.host] -= 1
-        self.entries -= 1
+        self.counted -= 1
 
     cdef int _push(self, uint32_t place, Plan* plan, uint32_t before, int64_t start_ns) except -1:
         """Put the signal to a ring's end: the oldest goes, or the last one with its value."""
         cdef Ring* ring = self._ring(place)
         cdef Entry* entry
-        cdef Entry* larger
-        cdef uint32_t i, hashed = 0, capacity
+        cdef uint32_t at, behind = 0, hashed = 0
         cdef PyObject* value = NULL
         if plan.distinct >= 0:
             value = self.fields.get(plan.distinct)
             hashed = hash_values(&value, 1)
-            for i in range(ring.used):
-                entry = &ring.entries[(ring.at + i) % ring.capacity]
+            at = ring.oldest
+            while at:
+                entry = self._entry(at)
                 if entry.hash == hashed and same(entry.value, value):
-                    self._cut(ring, i)
+                    self._cut(ring, behind)
                     break
+                behind = at
+                at = entry.next
         if ring.used == <uint32_t>plan.count:
-            self._shift(ring)
-        if ring.used == ring.capacity:
-            capacity = min(2 * ring.capacity, <uint32_t>plan.count)
-            larger = <Entry*>heap_new(self.heap, capacity * sizeof(Entry))
-            if larger == NULL:
-                raise MemoryError
-            for i in range(ring.used):
-                larger[i] = ring.entries[(ring.at + i) % ring.capacity]
-            heap_del(self.heap, ring.entries, ring.capacity * sizeof(Entry))
-            ring.entries = larger
-            ring.capacity = capacity
-            ring.at = 0
-        entry = &ring.entries[(ring.at + ring.used) % ring.capacity]
-        entry.slot = self._slot_now()
+            self._cut(ring, 0)
+        at = self._take(&self.entries)
+        entry = self._entry(at)
+        entry.signal = self.now
+        incref(self.now)
         entry.value = value
         if value != NULL:
             incref(value)
@@ -1374,28 +1419,19 @@ cdef class Tables:
         entry.no = self.now_no
         entry.start_ns = start_ns
         entry.before = before
+        entry.refs = 1
         if before:
             self._node(before).refs += 1
+        if ring.used:
+            self._entry(ring.newest).next = at
+        else:
+            ring.oldest = at
+        ring.newest = at
         ring.used += 1
         self.accounts[ring.link.host] += 1
-        self.entries += 1
+        self.counted += 1
         ring.link.start_ns = start_ns
         return 0
-
-    cdef void _cut(self, Ring* ring, uint32_t at) noexcept:
-        """Take the entry `at` places from the oldest out, and close up."""
-        cdef Entry gone = ring.entries[(ring.at + at) % ring.capacity]
-        cdef uint32_t i
-        for i in range(at, ring.used - 1):
-            ring.entries[(ring.at + i) % ring.capacity] = (
-                ring.entries[(ring.at + i + 1) % ring.capacity]
-            )
-        self._let_go(gone.slot)
-        decref(gone.value)
-        self._drop(gone.before)
-        ring.used -= 1
-        self.accounts[ring.link.host] -= 1
-        self.entries -= 1
 
     cdef int _note(self, Absent absent) except -1:
         """Note a signal that an absence takes."""
@@ -1485,7 +1521,7 @@ cdef class Tables:
             self.fresh = []
             if len(self.pending) > self.bound:
                 self._thin_pending()
-        if self.nodes.linked + self.entries > self.bound:
+        if self.nodes.linked + self.counted > self.bound:
             self._evict()
         return 0
 
@@ -1518,8 +1554,11 @@ cdef class Tables:
         glance.tables = <PyObject*>self
         glance.position = position
         glance.kind = kind
-        glance.hash = hash_values(values, count)
-        prefetch_text(self._chain_of(glance))
+        if kind == IN_CLASSES:
+            glance.hash = self._class_hash(&self.plans[position], values)
+        else:
+            glance.hash = hash_values(values, count)
+        prefetch_line(self._chain_of(glance))
         return 0
 
     cdef uint32_t* _chain_of(self, Glance* glance) noexcept:
@@ -1529,7 +1568,7 @@ cdef class Tables:
         elif glance.kind == IN_GROUPS:
             chains = &self.plans[glance.position - 1].table
             return &chains.groups[glance.hash & (chains.size - 1)]
-        return &chains.classes[glance.hash & (chains.size - 1)]
+        return &self._class_chains(chains)[glance.hash & (chains.size - 1)]
 
     cdef void arrive(self, Glance* glance) noexcept:
         """Ask for what stands first in the chain."""
@@ -1540,7 +1579,7 @@ cdef class Tables:
             prefetch(self._node(glance.place))
 
     cdef void unfold(self, Glance* glance) noexcept:
-        """Ask for the texts that will be compared, and for a ring's entries."""
+        """Ask for the texts that will be compared, for what a node took, and for a ring's entries."""
         cdef Ring* ring
         cdef Node* node
         cdef Plan* plan
@@ -1549,8 +1588,9 @@ cdef class Tables:
             return
         if glance.kind == IN_RINGS:
             ring = self._ring(glance.place)
-            if ring.entries != NULL:
-                prefetch(&ring.entries[ring.at])
+            if ring.used:
+                prefetch_line(self._entry(ring.oldest))
+                prefetch_line(self._entry(ring.newest))
                 for i in range(min(2, self.plans[glance.position].by_count)):
                     prefetch_text(ring.values[i])
             return
@@ -1558,12 +1598,12 @@ cdef class Tables:
         if node.refs:
             plan = &self.plans[node.link.step]
             if plan.count > 1:
-                prefetch_text(<void*>node.taken)
+                prefetch_line(self._taken(plan, node.taken))
             for i in range(min(3, plan.carried_count)):
                 prefetch_text(node.values[i])
 
     cdef int touch(self, Glance* glance) except -1:
-        """Ask for the signals that are let go, and for the chain of what a node leads to."""
+        """Ask for the signals' places that are let go, and for the chain of what a node leads to."""
         cdef Ring* ring
         cdef Node* node
         cdef Plan* plan
@@ -1573,17 +1613,17 @@ cdef class Tables:
             return 0
         if glance.kind == IN_RINGS:
             ring = self._ring(glance.place)
-            if ring.entries != NULL and ring.used:
-                prefetch_text(self._slot(ring.entries[ring.at].slot))
+            if ring.used > 2:
+                prefetch_line(self._entry(self._entry(ring.oldest).next))
             return 0
         node = self._node(glance.place)
         if glance.kind == IN_CLASSES:
             plan = &self.plans[node.link.step]
             if node.refs and plan.count > 1:
                 for i in range(min(4, plan.count)):
-                    prefetch_text(self._slot((<uint32_t*>node.taken)[i]))
+                    prefetch_line(self._entry(self._taken(plan, node.taken)[i]))
             elif node.refs:
-                prefetch_text(self._slot(<uint32_t>node.taken))
+                prefetch_line(self._slot(node.taken))
             return 0
         plan = &self.plans[glance.position]
         if not node.refs or node.group_hash != glance.hash or plan.count > 1:
@@ -1594,9 +1634,23 @@ cdef class Tables:
                 node.values[from_] if from_ >= 0 else self.fields.get(plan.needed[~from_])
             )
         glance.kind = IN_CLASSES
-        glance.hash = hash_values(values, plan.carried_count)
-        prefetch_text(self._chain_of(glance))
+        glance.hash = self._class_hash(plan, values)
+        prefetch_line(self._chain_of(glance))
         return 1
+
+    cdef void reach(self, Glance* glance) noexcept:
+        """Ask for the signal that goes when another match takes a node's place."""
+        cdef Node* node
+        cdef Plan* plan
+        if not glance.place or glance.kind != IN_CLASSES:
+            return
+        node = self._node(glance.place)
+        if node.refs:
+            plan = &self.plans[node.link.step]
+            if plan.count > 1:
+                prefetch_line(self._entry(self._taken(plan, node.taken)[0]).signal)
+            else:
+                prefetch_line(self._slot(node.taken).signal)
 
     cdef bint _is_first(self, tuple first, object signal) except -1:
         spec, for_ns, places = first
@@ -1620,7 +1674,7 @@ cdef class Tables:
         cdef Absent absent = self.absences[self.absent_after]
         places = self.pending.popleft()[2]
         for place in places:
-            if self._killed(absent, place) <= self._node(place).no and (
+            if self._killed(absent, place) <= self._last_no(self._node(place)) and (
                 not best or self._compare(place, best) > 0
             ):
                 best = place
@@ -1632,18 +1686,19 @@ cdef class Tables:
     cdef object witness(self, uint32_t place):
         """Return per step, in the order of the file, the signals that it took."""
         cdef Node* node
+        cdef Plan* plan
         cdef uint32_t* taken
         cdef int i
         cdef list found = [None] * self.steps
         while place:
             node = self._node(place)
-            if self.plans[node.link.step].count == 1:
-                signals = (<object>self._slot(<uint32_t>node.taken).signal,)
+            plan = &self.plans[node.link.step]
+            if plan.count == 1:
+                signals = (<object>self._slot(node.taken).signal,)
             else:
-                taken = <uint32_t*>node.taken
+                taken = self._taken(plan, node.taken)
                 signals = tuple([
-                    <object>self._slot(taken[i]).signal
-                    for i in range(self.plans[node.link.step].count)
+                    <object>self._entry(taken[i]).signal for i in range(plan.count)
                 ])
             found[self.arrangement[node.link.step]] = signals
             place = node.before
@@ -1686,6 +1741,7 @@ cdef class TableSet:
     cdef dict made_cache
     cdef list wanting             # Takers of the signal of each context
     cdef Glance glances[CONTEXTS][GLANCES]
+    cdef bint is_deeper[CONTEXTS]
     cdef object last
     cdef int64_t last_ns
     cdef uint64_t no
@@ -1744,7 +1800,7 @@ cdef class TableSet:
         cdef Tables tables
         found = 0
         for tables in self.tables:
-            found += tables.nodes.linked + tables.entries
+            found += tables.nodes.linked + tables.counted
         return found
 
     @property
@@ -1863,61 +1919,64 @@ cdef class TableSet:
         """
         cdef PyObject* signal
         cdef PyObject* inner
+        cdef PyObject* tables
         cdef Glance* glance
-        cdef int i
+        cdef int i, stage, context
         if at + AHEAD < end:
             prefetch(<PyObject*>signals[at + AHEAD])
-        if at + 14 < end:
-            signal = <PyObject*>signals[at + 14]
+        if at + 18 < end:
+            signal = <PyObject*>signals[at + 18]
             if is_a(signal, <PyObject*>FleetSignal):
                 prefetch(member(signal, SIGNAL_AT))
-                prefetch_text(member(signal, TIME_AT))
+                prefetch_line(member(signal, TIME_AT))
                 prefetch_text(member(signal, HOST_NAME_AT))
-        if at + 10 < end:
-            signal = <PyObject*>signals[at + 10]
+        if at + 15 < end:
+            signal = <PyObject*>signals[at + 15]
             if is_a(signal, <PyObject*>FleetSignal):
                 inner = member(signal, SIGNAL_AT)
                 prefetch(member(inner, FIELDS_AT))
                 prefetch_text(member(inner, RULE_AT))
-                prefetch_text(member(inner, TAGS_AT))
-        if at + 8 < end:
-            signal = <PyObject*>signals[at + 8]
+                prefetch_line(member(inner, TAGS_AT))
+        if at + 13 < end:
+            signal = <PyObject*>signals[at + 13]
             if is_a(signal, <PyObject*>FleetSignal):
                 inner = member(signal, SIGNAL_AT)
                 prefetch_keys(member(inner, FIELDS_AT))
                 prefetch_items(member(inner, TAGS_AT))
-        if at + 7 < end:
-            signal = <PyObject*>signals[at + 7]
+        if at + 11 < end:
+            signal = <PyObject*>signals[at + 11]
             if is_a(signal, <PyObject*>FleetSignal):
-                self._glance(signal, (at + 7) & (CONTEXTS - 1), is_made)
-        for i in range(GLANCES):
-            glance = &self.glances[(at + 6) & (CONTEXTS - 1)][i]
-            if glance.tables == NULL:
-                break
-            (<Tables>glance.tables).arrive(glance)
-        for i in range(GLANCES):
-            glance = &self.glances[(at + 5) & (CONTEXTS - 1)][i]
-            if glance.tables == NULL:
-                break
-            (<Tables>glance.tables).unfold(glance)
-        for i in range(GLANCES):
-            glance = &self.glances[(at + 4) & (CONTEXTS - 1)][i]
-            if glance.tables == NULL:
-                break
-            self.fields.at = (at + 4) & (CONTEXTS - 1)
-            glance.is_deeper = (<Tables>glance.tables).touch(glance)
-        for i in range(GLANCES):
-            glance = &self.glances[(at + 3) & (CONTEXTS - 1)][i]
-            if glance.tables == NULL:
-                break
-            if glance.is_deeper:
-                (<Tables>glance.tables).arrive(glance)
-        for i in range(GLANCES):
-            glance = &self.glances[(at + 2) & (CONTEXTS - 1)][i]
-            if glance.tables == NULL:
-                break
-            if glance.is_deeper:
-                (<Tables>glance.tables).unfold(glance)
+                self._glance(signal, (at + 11) & (CONTEXTS - 1), is_made)
+        for stage in range(10, 3, -1):
+            context = (at + stage) & (CONTEXTS - 1)
+            if stage == 8:
+                self.is_deeper[context] = False
+            elif stage < 7 and not self.is_deeper[context]:
+                continue
+            self.fields.at = context
+            for i in range(GLANCES):
+                glance = &self.glances[context][i]
+                tables = glance.tables
+                if tables == NULL:
+                    break
+                if stage == 10:
+                    (<Tables>tables).arrive(glance)
+                elif stage == 9:
+                    (<Tables>tables).unfold(glance)
+                elif stage == 8:
+                    glance.is_deeper = (<Tables>tables).touch(glance)
+                    self.is_deeper[context] |= glance.is_deeper
+                elif not glance.is_deeper:
+                    if stage == 7:
+                        (<Tables>tables).reach(glance)
+                elif stage == 7:
+                    (<Tables>tables).arrive(glance)
+                elif stage == 6:
+                    (<Tables>tables).unfold(glance)
+                elif stage == 5:
+                    (<Tables>tables).touch(glance)
+                else:
+                    (<Tables>tables).reach(glance)
         return 0
 
     cdef Takers _begin(self, PyObject* signal, int context, bint is_made):

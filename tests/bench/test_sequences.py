@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from vedette.bench.sequences import (
+    PARTIAL_KINDS,
     beside_eql,
     digest,
     flooded,
     make_shipped_signals,
     make_signals,
     out_of_order,
+    partial_bytes,
     run,
     run_reordered,
     sequences,
@@ -70,3 +72,8 @@ def test_beside_eql_where_it_is_installed() -> None:
     found = beside_eql(2000, 50)
     assert found["completions"] > 0
     assert found["eql_completions"] > 0
+
+
+@pytest.mark.parametrize("kind", PARTIAL_KINDS)
+def test_a_partial_match_takes_little_memory(kind: str) -> None:
+    assert partial_bytes(kind, 5_000) <= 128

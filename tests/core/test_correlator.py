@@ -386,14 +386,3 @@ def test_at_any_bound_the_tables_hold_no_more_and_let_go_of_every_signal(
     del correlator
     gc.collect()
     assert [sys.getrefcount(signal) for signal in stream] == before
-
-
-def test_a_partial_match_takes_little_memory() -> None:
-    join = Join("login.user", 0, "login.user")
-    sequence = named(step("r1"), step("r2", SAME_NAME, join), within_ns=10**9)
-    correlator = Correlator([sequence])
-    for number in range(1, 50_001):
-        correlator.feed(at(number, "r1", name=f"n{number}"))
-    stats = correlator.stats()
-    assert stats["partials"] == 50_000
-    assert stats["table_bytes"] / stats["partials"] < 128
