@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from vedette.aggregator import store as db
 from vedette.aggregator.first_seen import StoreMemory
 from vedette.aggregator.schema import incidents_table
+from vedette.aggregator.signals import Filter
 from vedette.aggregator.store import SignalKey, Store, StoredSignal, Wanted, end_of
 from vedette.core import correlator as tables
 from vedette.core.correlator import Change
@@ -44,6 +45,7 @@ DECIDED = "sequences.decided"
 """Where it keeps the time up to which absences after a last step were decided."""
 
 RECOMPUTE_SIGNALS = 10_000
+INCIDENTS_AT_ONCE = 500
 SPELLINGS_MAX = 65_536
 FLEET_S = 5.0
 """The fleet is read again so often, even where no name or address has changed."""
@@ -76,6 +78,10 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     """MITRE ATT&CK's ids in the tags of the sequence and of its signals."""
     uncertain: list[str] = []
     """Steps on two hosts that lie closer in time than the hosts' clocks are known."""
+
+
+NAMED = ("users", "addresses", "techniques", "uncertain")
+"""What details say of the signals of the first completion."""
 
 
 class _Span(NamedTuple):
@@ -146,26 +152,33 @@ class Fleet:
         is_first = all(span.since_ns >= coming.since_ns for span in spans)
         return coming.name if is_first or coming.since_ns - time_ns <= ADDRESS_LEAD_NS else None
 
+    def signals(self, stored: Iterable[StoredSignal]) -> list[FleetSignal]:
+        """Return stored signals as the sequences see them."""
+        names, labels, known = self._names, self._labels, self._by_spelling
+        made = []
+        for signal in stored:
+            host_id, time_ns, fields = signal.host_id, signal.time_ns, signal.fields
+            spelled = fields.get("fd.rip"), fields.get("login.ip")
+            address = known[spelled] if spelled in known else self._address(spelled, fields)
+            made.append(
+                FleetSignal(
+                    host_id=host_id,
+                    host_name=names.get(host_id, host_id),
+                    boot=signal.boot_id,
+                    time_ns=time_ns,
+                    peer_host=None if address is None else self.behind(address, time_ns),
+                    labels=labels.get(host_id, {}),
+                    signal=signal,
+                )
+            )
+        return made
+
     def signal(self, stored: StoredSignal) -> FleetSignal:
         """Return a stored signal as the sequences see it."""
-        address = self._address(stored.fields)
-        return FleetSignal(
-            host_id=stored.host_id,
-            host_name=self._names.get(stored.host_id, stored.host_id),
-            boot=stored.boot_id,
-            time_ns=stored.time_ns,
-            peer_host=None if address is None else self.behind(address, stored.time_ns),
-            labels=self._labels.get(stored.host_id, {}),
-            signal=stored,
-        )
+        return self.signals([stored])[0]
 
-    def _address(self, fields: dict[str, Any]) -> str | None:
+    def _address(self, spelled: tuple[Any, Any], fields: dict[str, Any]) -> str | None:
         """Return a signal's remote address if it is one of the fleet's; each spelling once."""
-        spelled = fields.get("fd.rip"), fields.get("login.ip")
-        try:
-            return self._by_spelling[spelled]
-        except KeyError:
-            pass
         address = remote_address(fields)
         found = address if address in self._by_address else None
         if len(self._by_spelling) >= SPELLINGS_MAX:
@@ -251,7 +264,7 @@ class Correlator:
         elif self._position is not None and position <= self._position:
             return 0
         fleet = self._fleet()
-        changes = correlator.feed_all([fleet.signal(stored) for stored in signals])
+        changes = correlator.feed_all(fleet.signals(signals))
         with self._store.transaction():
             opened = self._write_all(changes, fleet)
             self._memory.write(correlator.history_ns)
@@ -288,36 +301,75 @@ class Correlator:
             before = last.get(change.incident.id)
             opened = change.opened if before is None else before.opened
             last[change.incident.id] = Change(change.incident, opened)
-        for change in last.values():
-            self._write(change, fleet)
-        return [change.incident for change in last.values() if change.opened is not None]
+        opened_anew = [change for change in last.values() if change.opened is not None]
+        if opened_anew:
+            spans = [(c.incident.first_ns, c.incident.last_ns) for c in opened_anew]
+            since_ns, until_ns = min(first for first, _ in spans), max(last for _, last in spans)
+            # Mostly nothing is missing in all of that time, and need not be asked for one by one.
+            late = Filter(since_ns=since_ns, until_ns=until_ns, late=True)
+            is_whole = not self._store.losses(since_ns, until_ns) and not any(
+                len(places) for _, places in self._store.scan(late)
+            )
+            hosts = self._store.hosts()
+            for change in opened_anew:
+                doubts = [] if is_whole else self._missing(change.incident, fleet)
+                doubts += [
+                    f"{fleet.name(host.host_id)}: silent since before the last signal"
+                    for host in hosts
+                    if host.host_id in change.incident.hosts
+                    and 0 < host.silent_since_ns <= change.incident.last_ns
+                ]
+                self._write(change, sorted(doubts))
+        self._write_counts([change.incident for change in last.values() if change.opened is None])
+        return [change.incident for change in opened_anew]
 
     def _log(self, opened: list[tables.Incident], fleet: Fleet) -> None:
         for incident in opened:
             hosts = ", ".join(map(fleet.name, incident.hosts))
             log.warning("incident %s: %s (%s)", incident.id[:12], incident.sequence, hosts)
 
-    def _write(self, change: Change, fleet: Fleet) -> None:
-        incident = change.incident
-        details = msgspec.to_builtins(
+    def _details(self, incident: tables.Incident, named: dict[str, Any]) -> dict[str, Any]:
+        """Return an incident's details; what its witness names is given."""
+        details: dict[str, Any] = msgspec.to_builtins(
             Details(
                 desc=self._descs[incident.sequence],
                 tags=list(incident.tags),
                 key=incident.key,
                 completions=incident.completions,
                 last_completion_ns=incident.last_completion_ns,
-                **({} if change.opened is None else _named(incident, change.opened)),
+                **named,
             )
         )
-        if change.opened is None:
-            with self._store.transaction() as connection:
+        return details
+
+    def _write_counts(self, incidents: list[tables.Incident]) -> None:
+        """Write down incidents that were completed once more; the witness is that of the first."""
+        t = incidents_table.c
+        with self._store.transaction() as connection:
+            for start in range(0, len(incidents), INCIDENTS_AT_ONCE):
+                some = incidents[start : start + INCIDENTS_AT_ONCE]
+                query = sa.select(t.id, t.details).where(t.id.in_([i.id for i in some]))
+                known = {
+                    row.id: msgspec.json.decode(row.details) for row in connection.execute(query)
+                }
+                renewed = []
+                for incident in some:
+                    before = known.get(incident.id, {})
+                    named = {name: before.get(name, []) for name in NAMED}
+                    text = msgspec.json.encode(self._details(incident, named)).decode()
+                    renewed.append({"of": incident.id, "to": text})
                 connection.execute(
                     incidents_table.update()
-                    .where(incidents_table.c.id == incident.id)
-                    .values(details=self._renewed(incident.id, details))
+                    .where(t.id == sa.bindparam("of"))
+                    .values(details=sa.bindparam("to")),
+                    renewed,
                 )
-            return
-        reasons = self._doubts(incident, fleet)
+
+    def _write(self, change: Change, reasons: list[str]) -> None:
+        """Write a new incident; reasons say what may be missing from its window."""
+        incident = change.incident
+        assert change.opened is not None
+        details = self._details(incident, _named(incident, change.opened))
         self._store.write_incident(
             db.Incident(
                 id=incident.id,
@@ -337,15 +389,8 @@ class Correlator:
             self._clock_ns(),
         )
 
-    def _renewed(self, incident_id: str, details: Any) -> str:
-        """Return an incident's new details with what the old ones say of its witness."""
-        stored = self._store.incident(incident_id)
-        for name in ("users", "addresses", "techniques", "uncertain"):
-            details[name] = [] if stored is None else stored.details.get(name, [])
-        return msgspec.json.encode(details).decode()
-
-    def _doubts(self, incident: tables.Incident, fleet: Fleet) -> list[str]:
-        """Say what may be missing from an incident's window on its hosts."""
+    def _missing(self, incident: tables.Incident, fleet: Fleet) -> list[str]:
+        """Say what is missing from an incident's window on its hosts."""
         losses: dict[tuple[str, str], int] = {}
         for loss in self._store.losses(incident.first_ns, incident.last_ns, list(incident.hosts)):
             key = (loss.host_id, loss.cause)
@@ -359,12 +404,7 @@ class Correlator:
             f"{fleet.name(host_id)}: {count} signals that came too late"
             for host_id, count in late.items()
         ]
-        doubts += [
-            f"{fleet.name(host.host_id)}: silent since before the last signal"
-            for host in self._store.hosts()
-            if host.host_id in incident.hosts and 0 < host.silent_since_ns <= incident.last_ns
-        ]
-        return sorted(doubts)
+        return doubts
 
     def _restored(self) -> tables.Correlator:
         """Return tables as they were when the position was written."""
@@ -462,7 +502,7 @@ def _signals(
     fleet = fleet_of(store)
     after: SignalKey = (max(0, since_ns), "", 0, "")
     while signals := store.released(after, until_ns, with_late=with_late, wanted=wanted):
-        yield from map(fleet.signal, signals)
+        yield from fleet.signals(signals)
         after = signals[-1].key
 
 

@@ -658,7 +658,9 @@ def places_of(
         )
     else:
         order = np.argsort(buckets, kind="stable")
-        distinct, starts, counts = np.unique(buckets[order], return_index=True, return_counts=True)
+        distinct, starts, inverse, counts = np.unique(
+            buckets[order], return_index=True, return_inverse=True, return_counts=True
+        )
         sorted_ns = time_ns[order]
         spans = list(
             zip(
@@ -669,11 +671,13 @@ def places_of(
                 strict=True,
             )
         )
-        of_rules = (
-            (bucket, number, count)
-            for (bucket, number), count in Counter(
-                zip(buckets.tolist(), rule.tolist(), strict=True)
-            ).items()
+        width = len(columns.rules)
+        both, both_counts = np.unique(inverse * width + rule[order], return_counts=True)
+        of_rules = zip(
+            distinct[both // width].tolist(),
+            (both % width).tolist(),
+            both_counts.tolist(),
+            strict=True,
         )
     times = [(batch_id, bucket, host_id, first, last, n) for bucket, first, last, n in spans]
     # Two entries may be of one rule, with other tags.

@@ -384,7 +384,7 @@ class Correlator:
             self._counts["completions"] += 1
             sequence = self._sequences[number]
             key = sequence.key_of(witness)
-            last_ns = max(taken[-1].time_ns for taken in witness)
+            last_ns = max([taken[-1].time_ns for taken in witness])
             known = self._open[number].get(key)
             opened: Witness | None = None
             if known is not None and last_ns - known.last_completion_ns <= sequence.counted_on_ns:

@@ -222,11 +222,17 @@ class Sequence:
     suppress_by: tuple[tuple[int, str], ...] | None = None
     aggregate: Aggregate | None = None
     references: tuple[str, ...] = ()
+    key_fields: tuple[tuple[int, str], ...] = field(init=False, compare=False, repr=False)
+    """(step, field) of the values that make completions the same incident."""
     _readers: dict[str, Callable[[FleetSignal], FieldValue]] = field(
+        init=False, compare=False, repr=False
+    )
+    _key_readers: tuple[tuple[int, Callable[[FleetSignal], FieldValue]], ...] = field(
         init=False, compare=False, repr=False
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "key_fields", self._find_key_fields())
         used = {name for _, name in self.key_fields}
         used |= {name for step in self.steps for name in step.by}
         used |= {step.distinct for step in self.steps if step.distinct is not None}
@@ -236,14 +242,14 @@ class Sequence:
         used |= set() if self.aggregate is None else self.aggregate.fields()
         readers = {name: value_of(name) for name in used}
         object.__setattr__(self, "_readers", readers)
+        of_key = tuple((index, readers[name]) for index, name in self.key_fields)
+        object.__setattr__(self, "_key_readers", of_key)
 
     def read(self, field_name: str, signal: FleetSignal) -> FieldValue:
         """Return a signal's value of a field that the sequence names; None: missing."""
         return self._readers[field_name](signal)
 
-    @property
-    def key_fields(self) -> tuple[tuple[int, str], ...]:
-        """Return (step, field) of the values that make completions the same incident."""
+    def _find_key_fields(self) -> tuple[tuple[int, str], ...]:
         if self.suppress_by is not None:
             return self.suppress_by
         found: list[tuple[int, str]] = []
@@ -269,7 +275,7 @@ class Sequence:
             last = witness[0][-1]
             names = self.aggregate.fields_of(last.signal.rule)
             return tuple(self.read(name, last) for name in names)
-        return tuple(self.read(name, witness[index][-1]) for index, name in self.key_fields)
+        return tuple([read(witness[index][-1]) for index, read in self._key_readers])
 
     @property
     def counted_on_ns(self) -> int:
