@@ -15,7 +15,7 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
              tests/core/test_tables_stateful.py tests/fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test soak life sanitize demo docs bench clean
+.PHONY: help machine build lint test soak life sanitize demo docs bench dist deb vm-test clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
@@ -29,6 +29,9 @@ help:
 	@echo 'make docs      write the tables in docs/ from the code'
 	@echo 'make bench     benchmarks (ARGS=... goes to pytest)'
 	@echo 'make plots     the benchmarks of the core, drawn into docs/plots'
+	@echo 'make dist      the wheel and the source distribution, in dist/'
+	@echo 'make deb       the Debian packages, in build/deb/'
+	@echo 'make vm-test   install, attack, kill and reboot them in a virtual machine (root; slow)'
 	@echo 'make clean     remove $(VENV), build/ and caches'
 	@echo
 	@echo 'VEDETTE_BUILD=release|trace|sanitize  build flavour, now $(VEDETTE_BUILD)'
@@ -112,6 +115,21 @@ plots: build
 	$(BIN)/pytest bench/bench_core.py -o python_files='bench_*.py' -q \
 	    --benchmark-json=build/bench_core.json
 	$(BIN)/python -m bench.plots build/bench_core.json docs/plots
+
+dist: build
+	@packaging/make-dist.sh
+
+deb: build
+	@packaging/machine-setup.sh deb
+	@packaging/make-deb.sh
+
+# The packages in a plain Debian 12, and in a machine of their own with Debian's kernel. The image is
+# made once, in build/vm, from Debian's archive.
+vm-test: export VEDETTE_VM_TEST := 1
+vm-test: deb
+	@packaging/machine-setup.sh vm
+	@packaging/vm/make-image.sh
+	$(BIN)/pytest -s -v tests/vm $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist vedette.egg-info .mypy_cache .pytest_cache .ruff_cache \

@@ -72,7 +72,7 @@ extensions = [
     Extension(
         f"vedette.core.{path.stem}",
         [str(path)],
-        include_dirs=["bpf", "core", numpy.get_include()],
+        include_dirs=["vedette/bpf", "vedette/core", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
         + ([("CYTHON_TRACE_NOGIL", "1")] if flavour == "trace" else []),
         extra_compile_args=[
@@ -84,7 +84,7 @@ extensions = [
             *compile_args,
         ],
         extra_link_args=link_args,
-        depends=["bpf/event.h", *(str(header) for header in sorted(Path("core").glob("*.h")))],
+        depends=[str(header) for header in sorted(Path("vedette").glob("[bc]*/*.h"))],
     )
     for path in sorted(Path("vedette/core").glob("*.pyx"))
     if flavour != "fuzz" or path.stem in FUZZED

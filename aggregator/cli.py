@@ -440,13 +440,17 @@ def _unknown_signals(
 @keys_app.command("init", epilog=_example("vedette keys init /etc/vedette/aggregator.key"))
 def keys_init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to make; mode 0600.")],
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Let this group read it: that of the service."),
+    ] = None,
 ) -> None:
     """Make a key pair in a new file, and print its public key.
 
     A host's line in the aggregator's allow-list is that key and the host's id.
     """
     pair = make_pair()
-    _key_file(lambda: write_pair(file, pair))
+    _key_file(lambda: write_pair(file, pair, group))
     typer.echo(pair.public)
 
 

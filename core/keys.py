@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 import fcntl
+import grp
 import os
 import re
 import stat
@@ -77,9 +78,18 @@ def make_pair() -> KeyPair:
     return KeyPair(public.decode(), secret.decode())
 
 
-def write_pair(path: str | Path, pair: KeyPair) -> None:
-    """Write a key pair into a new file of mode 0600. Raises KeyFileError where the file exists."""
+def write_pair(path: str | Path, pair: KeyPair, group: str | None = None) -> None:
+    """Write a key pair into a new file of mode 0600.
+
+    group  who may read it, too (mode 0640): that of a service without root's rights
+
+    Raises KeyFileError where the file exists, or there is no such group.
+    """
     path = Path(path)
+    try:
+        gid = None if group is None else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise KeyFileError(f"{path}: there is no group {group}") from None
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -89,6 +99,15 @@ def write_pair(path: str | Path, pair: KeyPair) -> None:
     except OSError as error:
         raise KeyFileError(f"{path}: cannot be made: {error.strerror}") from None
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        if gid is not None:
+            try:
+                os.fchown(descriptor, -1, gid)
+            except OSError as error:
+                path.unlink()
+                raise KeyFileError(
+                    f"{path}: cannot be given to the group {group}: {error.strerror}"
+                ) from None
+            os.fchmod(descriptor, 0o640)
         file.write(f"# public, then secret\n{pair.public}\n{pair.secret}\n")
         file.flush()
         os.fsync(file.fileno())
@@ -97,8 +116,8 @@ def write_pair(path: str | Path, pair: KeyPair) -> None:
 def read_pair(path: str | Path) -> KeyPair:
     """Read a key pair.
 
-    Raises KeyFileError where the file is missing, is readable by others than its owner, belongs to
-    another user than root or oneself, or holds no pair.
+    Raises KeyFileError where the file is missing, is readable by others than its owner (of root's,
+    than its owner and group), belongs to another user than root or oneself, or holds no pair.
     """
     path = Path(path)
     try:
@@ -109,7 +128,8 @@ def read_pair(path: str | Path) -> KeyPair:
         raise KeyFileError(f"{path}: cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise KeyFileError(f"{path}: not a regular file")
-    if status.st_mode & 0o077:
+    # Of a file of root's a group may read, a service's: who is in it is root's choice.
+    if status.st_mode & (0o037 if status.st_uid == 0 else 0o077):
         raise KeyFileError(
             f"{path}: mode {stat.S_IMODE(status.st_mode):04o} lets others read the secret key; "
             f"run `chmod 600 {path}`"

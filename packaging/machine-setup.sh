@@ -6,13 +6,15 @@
 #   machine-setup.sh            both
 #   machine-setup.sh fuzz       install what `make fuzz` needs besides
 #   machine-setup.sh bench      install the servers that `make overhead` measures
+#   machine-setup.sh deb        install what `make deb` needs besides
+#   machine-setup.sh vm         install what `make vm-test` needs besides
 #
 # Does nothing, and says nothing, where nothing is missing. Exit code 1: something could not be
 # done; the message names it and its cure.
 set -eu
 
 PACKAGES="gcc libc6-dev make python3 python3-venv python3-dev python3-bpfcc linux-headers-amd64
-openssh-server openssh-client sshpass iproute2 util-linux postgresql"
+openssh-server openssh-client sshpass iproute2 util-linux postgresql systemd"
 
 say() { printf 'machine-setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -114,5 +116,8 @@ headers) headers ;;
 all) packages; headers ;;
 fuzz) PACKAGES="clang-14 libclang-rt-14-dev"; packages ;;
 bench) PACKAGES="redis-server redis-tools nginx-light apache2-utils"; packages ;;
-*) die "unknown argument $1; expected packages, headers, fuzz, bench or nothing" ;;
+deb) PACKAGES="debhelper dpkg-dev binutils"; packages ;;
+vm) PACKAGES="debhelper dpkg-dev binutils debootstrap e2fsprogs lintian qemu-system-x86 openssh-client"
+    packages ;;
+*) die "unknown argument $1; expected packages, headers, fuzz, bench, deb, vm or nothing" ;;
 esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 from pathlib import Path
 
@@ -33,13 +34,32 @@ def test_a_pair_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666])
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "host.key"
-    keys.write_pair(path, keys.make_pair())
+    pair = keys.make_pair()
+    keys.write_pair(path, pair)
     path.chmod(mode)
+    if mode == 0o640 and os.geteuid() == 0:
+        # Of root's a group may read, that of a service.
+        assert keys.read_pair(path) == pair
+        return
     with pytest.raises(keys.KeyFileError, match=f"mode {mode:04o}.*chmod 600"):
         keys.read_pair(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_pair_for_a_service_is_readable_by_its_group(tmp_path: Path) -> None:
+    path = tmp_path / "host.key"
+    pair = keys.make_pair()
+    keys.write_pair(path, pair, "daemon")
+    found = path.stat()
+    assert found.st_mode & 0o777 == 0o640
+    assert (found.st_uid, found.st_gid) == (0, grp.getgrnam("daemon").gr_gid)
+    assert keys.read_pair(path) == pair
+    with pytest.raises(keys.KeyFileError, match="no group nosuch"):
+        keys.write_pair(tmp_path / "other.key", pair, "nosuch")
+    assert not (tmp_path / "other.key").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

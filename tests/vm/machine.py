@@ -1,0 +1,117 @@
+"""A virtual machine of packaging/vm/make-image.sh: started, asked over SSH, ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("VEDETTE_VM", ROOT / "build/vm"))
+DEBS = ROOT / "build/deb"
+
+BOOT_SECONDS_MAX = 300
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Machine:
+    """A running machine. Its disk is the image's; what it writes is gone when it ends.
+
+    console  what the kernel and systemd print
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="vedette-vm-"))
+        self.console = self._folder / "console"
+        self._port = free_port()
+        shared = self._folder / "debs.ext4"
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", DEBS, shared, "512M"], check=True)
+        drive = "if=virtio,format=raw,snapshot=on,file="
+        self._process = subprocess.Popen(
+            [
+                *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"),
+                *("-smp", "2", "-m", "2048", "-display", "none", "-monitor", "none"),
+                *("-serial", f"file:{self.console}"),
+                *("-kernel", CACHE / "vmlinuz", "-initrd", CACHE / "initrd.img"),
+                *("-append", "root=/dev/vda rw console=ttyS0 quiet mitigations=off"),
+                *("-drive", f"{drive}{CACHE / 'root.ext4'}", "-drive", f"{drive}{shared}"),
+                *("-device", "virtio-rng-pci", "-device", "virtio-net-pci,netdev=net"),
+                # Nothing that it sends leaves it.
+                *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self._port}-:22"),
+            ]
+        )
+        self._ssh = [
+            *("ssh", "-q", "-i", str(CACHE / "key"), "-p", str(self._port)),
+            *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+            *("-o", "ConnectTimeout=10", "-o", "ControlMaster=auto", "-o", "ControlPersist=600"),
+            *("-o", "ServerAliveInterval=15", "-o", f"ControlPath={self._folder}/ssh"),
+            "root@127.0.0.1",
+        ]
+        self.wait_boot()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder)
+
+    def try_run(self, command: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run a shell command, whatever its exit code."""
+        return subprocess.run(
+            [*self._ssh, command], capture_output=True, text=True, timeout=timeout_s
+        )
+
+    def run(self, command: str, timeout_s: float = 300) -> str:
+        """Run a shell command, which must succeed; return what it prints."""
+        done = self.try_run(command, timeout_s)
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+        """Wait for a condition."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"{what} did not come about"
+            time.sleep(0.5)
+
+    def wait_boot(self, other_than: str = "") -> str:
+        """Wait until it has booted, once more where the boot is not to be this one; its boot id."""
+        end = time.monotonic() + BOOT_SECONDS_MAX
+        while True:
+            assert self._process.poll() is None, "qemu ended"
+            assert time.monotonic() < end, self.console.read_text(errors="replace")[-3000:]
+            try:
+                done = self.try_run("cat /proc/sys/kernel/random/boot_id", 30)
+            except subprocess.TimeoutExpired:
+                continue
+            boot = done.stdout.strip()
+            if done.returncode == 0 and boot != other_than:
+                self.try_run("systemctl is-system-running --wait", BOOT_SECONDS_MAX)
+                return boot
+            time.sleep(1)
+
+    def reboot(self) -> None:
+        """Reboot it in an orderly way."""
+        before = self.run("cat /proc/sys/kernel/random/boot_id").strip()
+        self.try_run("systemctl reboot")
+        subprocess.run([*self._ssh[:-1], "-O", "exit", self._ssh[-1]], capture_output=True)
+        self.wait_boot(before)
