@@ -19,7 +19,7 @@ from vedette.bpf.names import COUNTERS, TYPES
 from vedette.bpf.offsets import unavailable
 
 _SOURCE: Final = Path(__file__).resolve().parent / "vedette.bpf.c"
-LOAD_SECONDS_MAX: Final = 120
+LOAD_SECONDS_MAX: Final = 300
 _ANSWER_BYTES_MAX: Final = 1 << 16
 _DESCRIPTORS_MAX: Final = 64
 _WATCH_PATH_MAX: Final = 256

@@ -62,7 +62,8 @@ def is_active(vm: Machine, unit: str) -> bool:
 
 
 def wait_active(vm: Machine, unit: str) -> None:
-    vm.until(lambda: is_active(vm, unit), f"{unit} active")
+    # Compiling the kernel programs takes two minutes without KVM.
+    vm.until(lambda: is_active(vm, unit), f"{unit} active", 600)
 
 
 def matched(vm: Machine) -> int:
@@ -122,12 +123,15 @@ def test_both_services_start_as_users_of_their_own(vm: Machine) -> None:
         assert status(vm, int(task), "Uid").split() == [agent] * 4
         assert int(status(vm, int(task), "CapPrm"), 16) == 0
     helpers = vm.run(f"cat /proc/{pid}/task/{pid}/children").split()
-    assert [int(status(vm, int(helper), "CapPrm"), 16) for helper in helpers] == [1 << 19]
+    # Of who reads /proc, and of who reads executables: CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH.
+    rights = sorted(int(status(vm, int(helper), "CapPrm"), 16) for helper in helpers)
+    assert rights == [1 << 19, 1 << 19 | 1 << 2]
     assert vm.try_run(f"grep -i -E 'llvm|bcc' /proc/{pid}/maps").stdout == ""
     other = main_pid(vm, "vedette-aggregator")
     assert status(vm, other, "Uid").split() == [aggregator] * 4
     assert int(status(vm, other, "CapPrm"), 16) == 0
-    for name, number in (("agent", pid), ("helper", int(helpers[0])), ("aggregator", other)):
+    shown = [("agent", pid), ("aggregator", other)]
+    for name, number in shown + [("helper", int(helper)) for helper in helpers]:
         print(f"\n{name}: RSS {status(vm, number, 'VmRSS')}, most {status(vm, number, 'VmHWM')}")
     peak = int(vm.run("systemctl show -P MemoryCurrent vedette-agent"))
     print(f"vedette-agent.service: {peak >> 20} MiB with what the kernel caches for it")
