@@ -15,7 +15,7 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
              tests/core/test_tables_stateful.py tests/fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test soak life sanitize demo docs bench dist deb vm-test clean
+.PHONY: help machine build lint test soak life overhead sanitize demo docs bench dist deb vm-test clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
@@ -23,6 +23,7 @@ help:
 	@echo 'make demo      three hosts, one attack, one incident (root; HOLD=1 keeps it up)'
 	@echo 'make soak      faults and kills at random moments, 50 times each (root; about an hour)'
 	@echo 'make life      a day of processes in minutes, and every way to come and go (root)'
+	@echo 'make overhead  what the agent costs builds, logins and servers (root)'
 	@echo 'make sanitize  the core under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make fuzz      any bytes into the record decoder (clang, libFuzzer; SECONDS=60)'
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
@@ -100,6 +101,11 @@ soak: build
 # Whether the process table survives a day: a million short processes, 50,000 at once, losses.
 life: build
 	$(BIN)/python -m vedette.bench.life $(ARGS)
+
+# What an agent costs a host's programs, and itself; installs redis and nginx, with their services off.
+overhead: build
+	@packaging/machine-setup.sh bench
+	$(BIN)/python -m vedette.bench.overhead $(ARGS)
 
 demo: build
 	$(BIN)/python -m tests.fleet.demo

@@ -162,7 +162,8 @@ class CaptureConfig:
                    by records of type raced; it makes every syscall of the host slower
     process_per_s, cgroup_per_s  records of files and connections that a process, and all processes
                    of a cgroup together, may cause in a second on each CPU; what is more is counted
-                   and told by records of type suppressed. 0: any number
+                   and told by records of type suppressed. An eighth of the smaller one may come
+                   on top. 0: any number
 
     Raises CaptureError where a value is out of range.
     """

@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.bpf.conftest import Watch
 from tests.bpf.records import ALL, split
+from tests.core.strategies import rule_lists
+from tests.core.test_kernelfilter import conditions
 from vedette.bench.scope import Scope, compile_c
 from vedette.bpf.capture import Drop
 from vedette.core.condition import parse_condition
+from vedette.core.engine import Engine
 from vedette.core.expr import Expr
 from vedette.core.kernelfilter import Filter, derive
+from vedette.core.needs import BASE
 from vedette.core.records import Record, decode
+from vedette.core.rules import Rule
 
 pytestmark = pytest.mark.bpf
 
@@ -141,3 +149,119 @@ def test_more_users_and_paths_than_there_is_room_for_are_not_asked_about(
     seen.capture.want(("open", "unlink"))
     scope.run(program, tmp_path, *two)
     assert [record.type for record in seen.records()] == ["open", "unlink"]
+
+
+USERS = {0: b"root", 1: b"daemon"}
+CAPTURED = (*BASE, *TYPES, "rename", "chmod", "memfd_create")
+"""What the rules are about, and what the process table needs."""
+HERE = [
+    parse_condition(f"evt.type in ({types}) and {text}")
+    for types in ("open, openat", "open, openat, openat2, creat, unlink")
+    for text in (
+        "fd.name startswith /usr/", "fd.name = /usr", "fd.name in (/etc/absent, /dev/null)",
+        "fd.name startswith /etc/ and user.uid = 0", "fd.name startswith /etc/ and user.uid = 1",
+        "fd.directory = /etc and evt.failed = true", "evt.res = ENOENT", "user.name = daemon",
+        "fd.name pmatch (/etc) and evt.is_open_write = true", "proc.name = calls and fd.num >= 0",
+        "fs.path.name startswith /etc/passwd", "not fd.name startswith /etc/",
+    )
+]  # fmt: skip
+"""Conditions about what the calls are."""
+
+
+def some_rules() -> st.SearchStrategy[list[Rule]]:
+    here = st.sampled_from(HERE)
+    return rule_lists(here, max_size=3) | rule_lists(here | conditions(), max_size=4)
+
+
+def matched(rules: list[Rule], stream: list[bytes]) -> list[tuple[bytes, tuple[int, ...]]]:
+    """What rules match in a stream, without the times of records."""
+    found: list[tuple[bytes, tuple[int, ...]]] = []
+    engine = Engine(
+        rules,
+        on_match=lambda record, indices, _: found.append((record[8:], indices)),
+        users=USERS,
+        groups={},
+        hostname=None,
+    )
+    engine.feed(b"".join(stream))
+    assert engine.close() == 0
+    return found
+
+
+def derived(rules: list[Rule]) -> dict[str, Filter]:
+    """As the agent derives it from the rules that are on."""
+    filters = derive(
+        [rule.condition for rule in rules if rule.enabled], users=USERS, groups={}, hostname=None
+    )
+    return {name: made.but_successes() if name in BASE else made for name, made in filters.items()}
+
+
+class Host:
+    """The calls under two captures: of everything, and of what a filter lets pass."""
+
+    def __init__(self, scope: Scope, folder: Path, two: tuple[Watch, Watch]) -> None:
+        self.scope = scope
+        self.folder = folder
+        self.everything, self.filtered = two
+        self.program = compile_c(Path(__file__).parent / "calls.c")
+
+    def run(self, drop: dict[str, Drop]) -> tuple[list[bytes], list[bytes]]:
+        """Make the calls; the records of both captures."""
+        self.filtered.capture.want(CAPTURED, drop)
+        for start in range(0, len(CALLS), 30):
+            words = " -- ".join(CALLS[start : start + 30]).split(" ")
+            self.scope.run(self.program, self.folder, *words)
+        whole, part = (
+            list(split(watch.ring.read(ALL))) for watch in (self.everything, self.filtered)
+        )
+        return whole, part
+
+
+@pytest.fixture
+def host(watch: Callable[..., Watch], scope: Scope, tmp_path: Path) -> Host:
+    (tmp_path / "file").touch()
+    return Host(scope, tmp_path, (watch(*CAPTURED), watch(*CAPTURED)))
+
+
+@pytest.mark.timeout(300)
+def test_no_verdict_is_lost_by_what_the_kernel_drops(host: Host) -> None:
+    """The kernel's own filter, whatever the rules are: both captures give the same verdicts."""
+    totals: dict[str, int] = {"dropped": 0, "matched": 0}
+
+    @settings(
+        max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow],
+        derandomize=True,
+    )  # fmt: skip
+    @given(rules=some_rules())
+    def verdicts_agree(rules: list[Rule]) -> None:
+        whole, part = host.run(drops(derived(rules)))
+        expected = matched(rules, whole)
+        assert matched(rules, part) == expected
+        totals["dropped"] += len(whole) - len(part)
+        totals["matched"] += len(expected)
+
+    verdicts_agree()
+    assert totals["dropped"] > 300
+    assert totals["matched"] > 100
+
+
+@pytest.mark.timeout(300)
+def test_no_verdict_of_a_recorded_stream_is_lost_whatever_the_rules(host: Host) -> None:
+    """The same of what was recorded once, for many more rules."""
+    stream, _ = host.run({})
+    decoded = [(raw, decode(raw)) for raw in stream]
+    totals: dict[str, Any] = {"dropped": 0, "matched": 0}
+
+    @settings(max_examples=80, deadline=None)
+    @given(rules=some_rules())
+    def verdicts_agree(rules: list[Rule]) -> None:
+        filters = derived(rules)
+        part = [raw for raw, record in decoded if passes(filters, record)]
+        expected = matched(rules, stream)
+        assert matched(rules, part) == expected
+        totals["dropped"] += len(stream) - len(part)
+        totals["matched"] += len(expected)
+
+    verdicts_agree()
+    assert totals["dropped"] > 1000
+    assert totals["matched"] > 400

@@ -1,0 +1,423 @@
+"""What the agent costs the programs of a host: one run, with and without it, in turn.
+
+The agent is the real one, a process of its own with the shipped rules, which watches a cgroup. In
+that cgroup runs, again and again without and with an agent:
+
+    open, exec, connect   a system call, or a program, at full speed (overhead_load.c)
+    build                 make -j2 of a generated C project
+    sshd                  logins with a key, one after the other
+    redis                 SET and GET by redis-benchmark
+    nginx                 a small file, a connection each, by ab
+
+For each way: seconds by the clock, and seconds of CPU of all in the cgroup, which has what the
+kernel programs cost those who call, and which other work on the machine disturbs less. Ratios are
+taken within a pair of runs that follow each other; their medians are given. The agent's own CPU is
+counted apart, as a share of the workload's.
+
+``python -m vedette.bench.overhead`` (`make overhead`, root) is the whole run;
+tests/bench/test_overhead.py is small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from vedette.bench.scope import Scope, compile_c
+
+_FOLDER: Final = Path(__file__).resolve().parent
+RULES: Final = _FOLDER.parent / "rules"
+_START_S_MAX: Final = 60.0
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_AGENT: Final = [sys.executable, "-c", "from vedette.agent.cli import main; main()"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one run took.
+
+    seconds      by the clock
+    cpu_s        of all that ran in the cgroup, in the kernel too
+    agent_cpu_s  of the agent meanwhile; 0 without one
+    """
+
+    seconds: float
+    cpu_s: float
+    agent_cpu_s: float = 0.0
+
+
+@dataclass
+class Overhead:
+    """Pairs of runs of one workload, without and with the agent.
+
+    count    units of work in a run
+    lost     events that were lost, of all runs
+    records  that agents took, of all runs
+    """
+
+    name: str
+    unit: str
+    count: int
+    pairs: list[tuple[Taken, Taken]] = field(default_factory=list)
+    lost: int = 0
+    records: int = 0
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """Medians. Ratios are of a pair's second run to its first, less one: 0.02 is 2 %.
+
+        records: of a unit of work, on average
+        """
+
+        def median(of: Callable[[Taken, Taken], float]) -> float:
+            return statistics.median(of(off, on) for off, on in self.pairs)
+
+        return {
+            "workload": self.name,
+            "unit": self.unit,
+            "count": self.count,
+            "pairs": len(self.pairs),
+            "off_us": round(median(lambda off, on: off.seconds) / self.count * 1e6, 3),
+            "added_ns": round(median(lambda off, on: on.seconds - off.seconds) / self.count * 1e9),
+            "added_cpu_ns": round(median(lambda off, on: on.cpu_s - off.cpu_s) / self.count * 1e9),
+            "clock": round(median(lambda off, on: on.seconds / off.seconds - 1), 4),
+            "cpu": round(median(lambda off, on: on.cpu_s / off.cpu_s - 1), 4),
+            "agent_cpu": round(median(lambda off, on: on.agent_cpu_s / off.cpu_s), 4),
+            "records": round(self.records / len(self.pairs) / self.count, 2),
+            "lost": self.lost,
+        }
+
+
+class Bench:
+    """A cgroup for the work, and a folder for its files.
+
+    lost      events that agents lost so far
+    records   events that agents took so far
+    counters  of the last agent, at its end
+    """
+
+    def __init__(self, scope: Scope, folder: Path) -> None:
+        self.scope = scope
+        self.folder = folder
+        self.agent: subprocess.Popen[bytes] | None = None
+        self.lost = self.records = 0
+        self.counters: dict[str, int] = {}
+
+    def cpu_s(self) -> float:
+        """CPU of all that ever ran in the cgroup."""
+        for line in (self.scope.folder / "cpu.stat").read_text().splitlines():
+            name, value = line.split()
+            if name == "usage_usec":
+                return int(value) / 1e6
+        raise ValueError(f"no usage_usec in {self.scope.folder}/cpu.stat")
+
+    def agent_cpu_s(self) -> float:
+        """CPU of the agent since its start; 0 without one."""
+        if self.agent is None:
+            return 0.0
+        stat = Path(f"/proc/{self.agent.pid}/stat").read_bytes().rpartition(b") ")[2].split()
+        return (int(stat[11]) + int(stat[12])) / _TICKS
+
+    @contextmanager
+    def watched(self, rules: Path, capture: dict[str, object]) -> Iterator[None]:
+        """An agent meanwhile. What it lost is added to `lost`."""
+        settings = self.folder / "agent.json"
+        settings.write_text(
+            json.dumps(
+                {
+                    "capture": {"scope": str(self.scope.folder), **capture},
+                    "rules": {"files": [str(rules)]},
+                    "outputs": [{"type": "file", "path": "alerts.json"}],
+                    # The last heartbeat has all counters.
+                    "log": {"level": "debug"},
+                }
+            )
+        )
+        log = self.folder / "agent.log"
+        with log.open("wb") as to:
+            self.agent = subprocess.Popen([*_AGENT, "run", "--config", settings], stderr=to)
+        try:
+            end = time.monotonic() + _START_S_MAX
+            while b"watching" not in log.read_bytes():
+                assert self.agent.poll() is None and time.monotonic() < end, log.read_text()
+                time.sleep(0.05)
+            yield
+            self.agent.send_signal(signal.SIGTERM)
+            assert self.agent.wait(10) == 0, log.read_text()
+        finally:
+            if self.agent.poll() is None:
+                self.agent.kill()
+                self.agent.wait()
+            self.agent = None
+        *_, last = (line for line in log.read_text().splitlines() if "msg=heartbeat" in line)
+        words = (word.split("=", 1) for word in last.split() if "=" in word)
+        self.counters = {name: int(value) for name, value in words if value.isdecimal()}
+        self.records += self.counters["engine.records"]
+        self.lost += sum(
+            count for name, count in self.counters.items() if name.startswith("capture.lost_")
+        )
+
+    def timed(self, work: Callable[[], float]) -> Taken:
+        """Run work, which returns the seconds that count."""
+        cpu_s, agent_cpu_s = self.cpu_s(), self.agent_cpu_s()
+        seconds = work()
+        return Taken(seconds, self.cpu_s() - cpu_s, self.agent_cpu_s() - agent_cpu_s)
+
+    def run(
+        self, *program: str | Path, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in the cgroup."""
+        return subprocess.run(
+            self.scope.command(program), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=True, cwd=cwd,
+        )  # fmt: skip
+
+    @contextmanager
+    def server(self, *program: str | Path, port: int) -> Iterator[None]:
+        """A server in the cgroup meanwhile, once it listens."""
+        with subprocess.Popen(
+            self.scope.command(program), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            try:
+                end = time.monotonic() + _START_S_MAX
+                while True:
+                    assert process.poll() is None, f"{program[0]} does not start"
+                    with socket.socket() as probe:
+                        if probe.connect_ex(("127.0.0.1", port)) == 0:
+                            break
+                    assert time.monotonic() < end, f"{program[0]} does not listen"
+                    time.sleep(0.02)
+                yield
+            finally:
+                process.terminate()
+                process.wait()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# Workloads: each gives a function that does the work once and returns its seconds.
+
+
+@contextmanager
+def calls(bench: Bench, mode: str, count: int) -> Iterator[Callable[[], float]]:
+    """open, exec or connect at full speed."""
+    program = compile_c(_FOLDER / "overhead_load.c")
+    path = program
+    if mode == "open":
+        path = bench.folder / "file"
+        path.touch()
+
+    def work() -> float:
+        return int(bench.run(program, mode, str(count), path).stdout) / 1e9
+
+    yield work
+
+
+def generate(folder: Path, files: int, seed: int = 1) -> None:
+    """A C project: sources of a few hundred lines with headers in common, and a Makefile."""
+    rand = random.Random(seed)
+    headers = [f"part{number}.h" for number in range(files // 4 + 1)]
+    for number, header in enumerate(headers):
+        lines = [f"#ifndef PART{number}", f"#define PART{number}", "#include <stdint.h>"]
+        for i in range(8):
+            factor, shift = rand.randrange(3, 1 << 31, 2), rand.randint(1, 60)
+            lines.append(
+                f"static inline uint64_t mix{number}_{i}(uint64_t v)"
+                f" {{ return v * {factor}ull ^ v >> {shift}; }}"
+            )
+        (folder / header).write_text("\n".join([*lines, "#endif", ""]))
+    objects = []
+    for number in range(files):
+        used = rand.sample(range(len(headers)), min(3, len(headers)))
+        lines = ["#include <stdio.h>", "#include <stdlib.h>", "#include <string.h>"]
+        lines += [f'#include "{headers[part]}"' for part in used]
+        for i in range(12):
+            mixed = [(rand.choice(used), rand.randrange(8)) for _ in range(8)]
+            steps = " ".join(f"v = mix{part}_{j}(v);" for part, j in mixed)
+            lines.append(
+                f"uint64_t f{number}_{i}(uint64_t v) {{ for (int i = 0; i < 9; i++) {{ {steps} }}"
+                " return v; }"
+            )
+        (folder / f"source{number}.c").write_text("\n".join([*lines, ""]))
+        objects.append(f"source{number}.o")
+    main = "int main(void) { return 0; }\n"
+    (folder / "main.c").write_text(main)
+    (folder / "Makefile").write_text(
+        f"OBJECTS := main.o {' '.join(objects)}\nCFLAGS := -O1\n"
+        f"program: $(OBJECTS)\n\t$(CC) -o $@ $^\n$(OBJECTS): {' '.join(headers)}\n"
+        "clean:\n\trm -f program *.o\n.PHONY: clean\n"
+    )
+
+
+@contextmanager
+def build(bench: Bench, files: int) -> Iterator[Callable[[], float]]:
+    """make -j2 of a generated project, from the beginning."""
+    folder = bench.folder / "project"
+    folder.mkdir()
+    generate(folder, files)
+
+    def work() -> float:
+        subprocess.run(["make", "-s", "clean"], cwd=folder, check=True)
+        begun = time.monotonic()
+        bench.run("make", "-s", "-j2", cwd=folder)
+        return time.monotonic() - begun
+
+    yield work
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def sshd(bench: Bench, logins: int) -> Iterator[Callable[[], float]]:
+    """Logins with a key, one after the other, each running a command."""
+    folder, port = bench.folder / "ssh", free_port()
+    folder.mkdir(mode=0o700)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    for name in ("host", "user"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
+        )
+    (folder / "authorized").write_bytes((folder / "user.pub").read_bytes())
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
+        f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
+        "PermitRootLogin yes\nPasswordAuthentication no\nLogLevel QUIET\n"
+    )
+    client = folder / "client"
+    client.write_text(
+        '#!/bin/sh\ni=0\nwhile [ $i -lt "$1" ]; do i=$((i + 1)); '
+        f"ssh -q -F none -p {port} -i {folder}/user -o BatchMode=yes "
+        "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.1 true "
+        "|| exit 1; done\n"
+    )
+    client.chmod(0o755)
+
+    def work() -> float:
+        begun = time.monotonic()
+        bench.run(client, str(logins))
+        return time.monotonic() - begun
+
+    with bench.server("/usr/sbin/sshd", "-D", "-f", folder / "sshd_config", port=port):
+        yield work
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def redis(bench: Bench, requests: int) -> Iterator[Callable[[], float]]:
+    """SET and GET, fifty clients."""
+    port = free_port()
+
+    def work() -> float:
+        begun = time.monotonic()
+        bench.run(
+            "redis-benchmark", "-q", "-p", str(port), "-t", "set,get", "-n", str(requests // 2)
+        )
+        return time.monotonic() - begun
+
+    with bench.server(
+        "redis-server", "--port", str(port), "--save", "", "--dir", bench.folder, port=port
+    ):
+        yield work
+
+
+@contextmanager
+def nginx(bench: Bench, requests: int) -> Iterator[Callable[[], float]]:
+    """A file of 1 kB, a connection each, eight at a time."""
+    folder, port = bench.folder / "nginx", free_port()
+    folder.mkdir()
+    # Its workers run as another user.
+    for part in (bench.folder, folder):
+        part.chmod(0o755)
+    (folder / "file").write_bytes(bytes(1024))
+    (folder / "nginx.conf").write_text(
+        f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;\n"
+        f"events {{}}\nhttp {{ access_log off; server {{ listen 127.0.0.1:{port};\n"
+        f"root {folder}; }} }}\n"
+    )
+
+    def work() -> float:
+        url = f"http://127.0.0.1:{port}/file"
+        begun = time.monotonic()
+        bench.run("ab", "-q", "-n", str(requests), "-c", "8", url)
+        return time.monotonic() - begun
+
+    with bench.server("nginx", "-c", folder / "nginx.conf", "-p", folder, port=port):
+        yield work
+    shutil.rmtree(folder)
+
+
+Workload = tuple[str, str, int, Callable[[Bench, int], "Iterator[Callable[[], float]]"]]
+
+
+def workloads(scale: float = 1.0) -> dict[str, tuple[str, int, Callable[..., object]]]:
+    """Workload -> (unit, units in a run, what gives its work)."""
+
+    def many(count: int) -> int:
+        return max(1, int(count * scale))
+
+    return {
+        "open": ("open and close", many(300_000), lambda b, n: calls(b, "open", n)),
+        "exec": ("program", many(3000), lambda b, n: calls(b, "exec", n)),
+        "connect": ("connection", many(30_000), lambda b, n: calls(b, "connect", n)),
+        "build": ("source file", many(80), build),
+        "sshd": ("login", many(40), sshd),
+        "redis": ("request", many(200_000), redis),
+        "nginx": ("request", many(20_000), nginx),
+    }
+
+
+def measure(
+    name: str, rounds: int, *, scale: float = 1.0, rules: Path = RULES, **capture: object
+) -> Overhead:
+    """Run one workload, `rounds` times without and with an agent.
+
+    Raises AssertionError where something does not start, CalledProcessError where work fails.
+    """
+    unit, count, prepare = workloads(scale)[name]
+    found = Overhead(name, unit, count)
+    with Scope() as scope, tempfile.TemporaryDirectory(prefix="vedette-") as folder:
+        bench = Bench(scope, Path(folder))
+        with prepare(bench, count) as work:  # type: ignore[attr-defined]
+            work()
+            for _ in range(rounds):
+                off = bench.timed(work)
+                with bench.watched(rules, dict(capture)):
+                    on = bench.timed(work)
+                found.pairs.append((off, on))
+        found.lost, found.records = bench.lost, bench.records
+    return found
+
+
+def main() -> int:
+    """Measure; print a line of JSON for each workload."""
+    parser = argparse.ArgumentParser(prog="python -m vedette.bench.overhead")
+    parser.add_argument("workload", nargs="*", help="some of " + ", ".join(workloads()))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scale", type=float, default=1.0)
+    options = parser.parse_args()
+    for name in options.workload or workloads():
+        print(json.dumps(measure(name, options.rounds, scale=options.scale).as_dict()), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
