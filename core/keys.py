@@ -85,6 +85,12 @@ def write_pair(path: str | Path, pair: KeyPair, group: str | None = None) -> Non
 
     Raises KeyFileError where the file exists, or there is no such group.
     """
+    content = f"# public, then secret\n{pair.public}\n{pair.secret}\n"
+    write_secret(path, content.encode("ascii"), group)
+
+
+def write_secret(path: str | Path, content: bytes, group: str | None = None) -> None:
+    """Write a secret into a new file of mode 0600; group and errors as of `write_pair`."""
     path = Path(path)
     try:
         gid = None if group is None else grp.getgrnam(group).gr_gid
@@ -98,7 +104,7 @@ def write_pair(path: str | Path, pair: KeyPair, group: str | None = None) -> Non
         ) from None
     except OSError as error:
         raise KeyFileError(f"{path}: cannot be made: {error.strerror}") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    with os.fdopen(descriptor, "wb") as file:
         if gid is not None:
             try:
                 os.fchown(descriptor, -1, gid)
@@ -108,7 +114,7 @@ def write_pair(path: str | Path, pair: KeyPair, group: str | None = None) -> Non
                     f"{path}: cannot be given to the group {group}: {error.strerror}"
                 ) from None
             os.fchmod(descriptor, 0o640)
-        file.write(f"# public, then secret\n{pair.public}\n{pair.secret}\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -118,6 +124,28 @@ def read_pair(path: str | Path) -> KeyPair:
 
     Raises KeyFileError where the file is missing, is readable by others than its owner (of root's,
     than its owner and group), belongs to another user than root or oneself, or holds no pair.
+    """
+    path = Path(path)
+    raw = read_secret(path)
+    lines = _lines(path, raw, KEY_FILE_BYTES_MAX)
+    if len(lines) != 2:
+        raise KeyFileError(
+            f"{path}: has {len(lines)} lines; a key pair has two, the public and the secret key"
+        )
+    keys = [check_key(text, f"{path}:{number}") for number, text in lines]
+    pair = KeyPair(*keys)
+    if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
+        raise KeyFileError(
+            f"{path}: the public key in line {lines[0][0]} is not that of the secret"
+        )
+    return pair
+
+
+def read_secret(path: str | Path) -> bytes:
+    """Read a file that holds a secret, at most KEY_FILE_BYTES_MAX and one byte of it.
+
+    Raises KeyFileError where the file is missing, is readable by others than its owner (of root's,
+    than its owner and group), or belongs to another user than root or oneself.
     """
     path = Path(path)
     try:
@@ -139,18 +167,7 @@ def read_pair(path: str | Path) -> KeyPair:
             f"{path}: belongs to user {status.st_uid}, who could change the key; "
             f"run `chown root {path}`"
         )
-    lines = _lines(path, raw, KEY_FILE_BYTES_MAX)
-    if len(lines) != 2:
-        raise KeyFileError(
-            f"{path}: has {len(lines)} lines; a key pair has two, the public and the secret key"
-        )
-    keys = [check_key(text, f"{path}:{number}") for number, text in lines]
-    pair = KeyPair(*keys)
-    if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
-        raise KeyFileError(
-            f"{path}: the public key in line {lines[0][0]} is not that of the secret"
-        )
-    return pair
+    return raw
 
 
 def check_key(text: str, where: str) -> str:

@@ -86,7 +86,7 @@ def load_any(
     kinds: dict[str, str] = {}
     order: dict[str, int] = {}
     digest = hashlib.sha256()
-    for number, path in enumerate(_files(paths)):
+    for number, path in enumerate(rule_files(paths)):
         name = str(path)
         if number >= FILES_MAX:
             findings.append(Finding("error", name, 0, 0, "", f"more than {FILES_MAX} files"))
@@ -164,7 +164,8 @@ def _unique(rules: list[Rule], findings: list[Finding]) -> list[Rule]:
     return list(kept.values())
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def rule_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Give the files that paths stand for, as `load_any` reads them."""
     for path in paths:
         if path.is_dir():
             for item in sorted(path.rglob("*")):
