@@ -17,6 +17,7 @@ import yaml
 from vedette.agent.errors import ConfigError
 from vedette.core.keys import KeyFileError, check_key
 from vedette.core.limits import TABLES
+from vedette.core.releases import SIGNERS_MAX, ReleaseError, parse_key
 
 CONFIG_BYTES_MAX = 1 << 20
 
@@ -108,6 +109,9 @@ class Rules(_Section, frozen=True):
     skip_unknown   rules that need fields or events which are unknown or not captured are left out,
                    with a warning; else one such rule refuses the files
     postures       of KubeArmor policies: what becomes of what an allow-list does not name, by class
+    signers        public keys (`vedette rules keygen`) whose releases are taken from the
+                   aggregator; none: releases are not taken. Their files come before `files`
+    releases_path  folder where releases are kept
     """
 
     files: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1000)] = ()
@@ -121,6 +125,20 @@ class Rules(_Section, frozen=True):
         Literal["process", "file", "network", "capabilities", "syscalls"],
         Literal["audit", "block"],
     ] = {}
+    signers: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=SIGNERS_MAX)] = ()
+    releases_path: _Text = "/var/lib/vedette/releases"
+
+    def __post_init__(self) -> None:
+        for text in self.signers:
+            try:
+                parse_key(text)
+            except ReleaseError as error:
+                raise ValueError(f"signers {error}") from None
+
+    @property
+    def signer_keys(self) -> tuple[bytes, ...]:
+        """The signers' public keys."""
+        return tuple(map(parse_key, self.signers))
 
 
 class Limits(_Section, frozen=True):
@@ -396,7 +414,11 @@ def _keys_of(key: str) -> list[str]:
 
 def _resolve(config: Config, folder: Path) -> Config:
     replace = msgspec.structs.replace
-    rules = replace(config.rules, files=tuple(str(folder / name) for name in config.rules.files))
+    rules = replace(
+        config.rules,
+        files=tuple(str(folder / name) for name in config.rules.files),
+        releases_path=str(folder / config.rules.releases_path),
+    )
     outputs = tuple(
         replace(output, path=str(folder / output.path))
         if isinstance(output, FileOutput)

@@ -180,9 +180,13 @@ class Live:
         if self._recorder is not None:
             self._recorder.snapshot(processes)
 
-    def swap(self, compiled: Compiled) -> Retired:
-        """Put other rules in force, and capture what they need from now on; return the old ones."""
+    def swap(self, compiled: Compiled) -> tuple[Retired, str | None]:
+        """Put other rules in force, and capture what they need from now on.
+
+        Returns the old ones, and why capture cannot follow the new ones; None: it can.
+        """
         retired = Retired([], None)
+        error_text = None
         try:
             if not self._everything:
                 # What the old rules could not match, the new ones may.
@@ -191,7 +195,8 @@ class Live:
             self._want()
         except CaptureError as error:
             log(logging.ERROR, "capture cannot follow the rules", error=error)
-        return retired
+            error_text = f"capture cannot follow the rules: {error}"
+        return retired, error_text
 
     def _want(self) -> None:
         types = self.pipeline.engine.needs()

@@ -102,19 +102,21 @@ class Loaded:
 def load(
     section: config.Rules,
     host: config.Host | None = None,
+    released: Sequence[Path] = (),
     *,
     untold: frozenset[str] = frozenset(),
 ) -> Loaded:
     """Load the configuration's rule files; switch rules on and off as it says.
 
-    host    what KubeArmor policies are read for: its name and labels; None: this host, no labels
-    untold  event types that the host's kernel cannot tell; a rule about them alone is warned of
+    host      what KubeArmor policies are read for: its name and labels; None: this host, no labels
+    released  the files of a release, which come before the configuration's own
+    untold    event types that the host's kernel cannot tell; a rule about them alone is warned of
 
     Raises ConfigError with all that the loaders find wrong; their warnings are logged.
     """
     named = host or config.Host()
     found = load_any(
-        [Path(name) for name in section.files],
+        [*released, *(Path(name) for name in section.files)],
         kubearmor.Host(
             hostname=named.name or socket.gethostname(),
             labels=named.labels,

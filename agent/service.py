@@ -6,6 +6,7 @@ and a bounded queue of their own, so nothing outside holds the loop up.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
+import msgspec
 from prometheus_client.core import Metric
 
 from vedette import __version__
@@ -26,6 +28,7 @@ from vedette.agent.live import Live, capture_header, host_facts, untold_types
 from vedette.agent.logs import log
 from vedette.agent.procfiles import HelperError, HelperFiles
 from vedette.agent.recorder import Recorder
+from vedette.agent.releases import DamagedRelease, Releases
 from vedette.agent.shipper import Shipper, ShipperError
 from vedette.agent.spool import Spool, SpoolError
 from vedette.bpf import kernel, privileges
@@ -42,6 +45,8 @@ first of these, the outputs until the second, and the shipper, whose goodbye nee
 until the third."""
 
 _CHUNK_BYTES = 64 << 10
+_FOR_RESTART = ("matching", "signers", "releases_path")
+"""Keys of the rules' section that a reload does not change."""
 _RULE_COUNTERS_MAX = 100
 _COUNTER_NAME_CHARS = 200
 _STUCK_S = 10.0
@@ -60,17 +65,20 @@ _GAUGES = frozenset(
         "ship.spool_memory_bytes",
         "ship.spool_age_s",
         "ship.spool_numberings",
+        "release.number",
+        "release.trial",
     }
 )
 _LABELLED = (
     Labelled("signals.", "signals", "rule"),
     Labelled("ship.lost.", "ship_lost_by_priority", "priority"),
+    Labelled("release.refused.", "release_refused", "code"),
 )
 
 
 def _counts(name: str) -> bool:
     """Tell whether a value only rises; the engine's are of either kind."""
-    return name.startswith(("capture.", "procfs.", "ship."))
+    return name.startswith(("capture.", "procfs.", "ship.", "release."))
 
 
 class Requests:
@@ -152,8 +160,8 @@ def make_shipper(
     facts: pipeline.Facts,
     host_id: str,
     numbering_id: str,
-    digest: str,
     spool: Spool | None = None,
+    releases: Releases | None = None,
 ) -> Shipper | None:
     """Make the configuration's shipper, not started. Raises ConfigError."""
     ship = settings.ship
@@ -172,61 +180,106 @@ def make_shipper(
             addresses=identity.addresses(),
             labels=settings.host.labels,
             version=__version__,
-            rules_digest=digest,
             curve=curve,
             insecure=ship.insecure,
             queue_signals_max=ship.queue_signals_max,
             queue_bytes_max=ship.queue_bytes_max,
             spool=spool,
+            rules=releases,
             heartbeat_s=settings.heartbeat_s,
         )
     except (ShipperError, KeyFileError) as error:
         raise ConfigError(f"ship: {error}") from None
 
 
+def open_releases(settings: config.Config) -> Releases | None:
+    """Open where releases of rules are kept. Raises AgentError."""
+    section = settings.rules
+    if not section.signers:
+        return None
+    if settings.ship is None:
+        log(
+            logging.WARNING, "releases cannot come without an aggregator", keys="rules.signers,ship"
+        )
+    return Releases(Path(section.releases_path), section.signer_keys, settings.host.labels)
+
+
 class _Reload(threading.Thread):
-    """Reads the configuration and its rules and compiles them, while the loop goes on.
+    """Reads rules and compiles them, while the loop goes on.
 
-    Then it frees the rules that were in force, which the loop hands back with `release`.
+    Then it frees the rules that were in force, which the loop hands back with `done`.
 
-    ready   the loop can go on with it
-    error   why it failed; None: `result` is there
-    result  the configuration, the rules and what was made of them
+    path      the configuration file, if that is to be read again; None: settings are as they are
+    number    the release that the rules are of; 0: none
+    ready     the loop can go on with it
+    error     why it failed; None: `result` is there
+    result    the configuration, the rules and what was made of them
     """
 
     result: tuple[config.Config, pipeline.Loaded, pipeline.Compiled]
 
-    def __init__(self, path: Path, running: pipeline.Pipeline) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        settings: config.Config,
+        running: pipeline.Pipeline,
+        releases: Releases | None,
+    ) -> None:
         super().__init__(name="reload", daemon=True)
-        self._path = path
+        self.path = path
+        self.number = 0 if releases is None else releases.wanted
+        self._settings = settings
         self._running = running
+        self._releases = releases
         self.ready = threading.Event()
         self.error: AgentError | None = None
-        self._retired: SimpleQueue[pipeline.Retired] = SimpleQueue()
+        self._retired: SimpleQueue[tuple[pipeline.Retired, str | None]] = SimpleQueue()
 
-    def release(self, retired: pipeline.Retired) -> None:
-        """Free rules that were in force, away from the loop."""
-        self._retired.put(retired)
+    def done(self, retired: pipeline.Retired, error: str | None) -> None:
+        """Free rules that were in force, away from the loop; error: why capture fails the new."""
+        self._retired.put((retired, error))
 
     def run(self) -> None:
+        releases = self._releases
         try:
             self._compile()
+            # What the configuration has wrong is no fault of the release that is in force.
+            if self.error and releases is not None and self.number != releases.in_force:
+                releases.failed(self.number, str(self.error))
         finally:
             self.ready.set()
         if self.error is None:
-            retired = self._retired.get()
+            retired, error = self._retired.get()
+            if releases is not None:
+                if error is None:
+                    releases.switched(self.number)
+                else:
+                    releases.failed(self.number, error)
             del self.result
             retired.release()
 
     def _compile(self) -> None:
         try:
             with quiet(keep=True):
-                settings = config.load(self._path)
-                rules = pipeline.load(settings.rules, settings.host, untold=untold_types())
+                settings = self._settings if self.path is None else config.load(self.path)
+                with _released(self._releases, self.number) as files:
+                    rules = pipeline.load(
+                        settings.rules, settings.host, files, untold=untold_types()
+                    )
                 compiled = self._running.compile(rules.rules, rules.decisions)
             self.result = settings, rules, compiled
         except AgentError as error:
             self.error = error
+        except Exception as error:
+            # Whatever rules came from elsewhere do to the compiler: those in force go on.
+            log(logging.ERROR, "internal error", error=repr(error))
+            self.error = AgentError(f"internal error: {type(error).__name__}: {error}")
+
+
+def _released(
+    releases: Releases | None, number: int
+) -> contextlib.AbstractContextManager[list[Path]]:
+    return contextlib.nullcontext([]) if releases is None else releases.files(number)
 
 
 class Service:
@@ -249,6 +302,7 @@ class Service:
         self._writers: list[outputs.LineWriter] = []
         self._shipper: Shipper | None = None
         self._spool: Spool | None = None
+        self._releases: Releases | None = None
         self._metrics: Endpoint | None = None
         self._published: dict[str, int] = {}
         self._published_s = time.monotonic()
@@ -302,9 +356,7 @@ class Service:
     def _run(self) -> None:
         settings = self._settings
         log(logging.INFO, "starting", config=self._path, version=__version__)
-        rules = pipeline.load(settings.rules, settings.host, untold=untold_types())
-        if not rules.enabled:
-            log(logging.WARNING, "no rules are loaded, nothing can match", key="rules.files")
+        self._releases = open_releases(settings)
         if not settings.outputs and settings.ship is None:
             log(logging.WARNING, "signals go nowhere", keys="outputs,ship")
         host_id = settings.host.id or identity.host_id()
@@ -312,34 +364,70 @@ class Service:
         self._spool = open_spool(settings, numbering_id)
         try:
             self._shipper = make_shipper(
-                settings, self._facts, host_id, numbering_id, rules.digest, self._spool
+                settings, self._facts, host_id, numbering_id, self._spool, self._releases
             )
             self._writers = open_outputs(settings.outputs)
             recorder = None
             if self._record is not None:
                 header = capture_header(settings, self._facts, host_id, numbering_id)
                 recorder = Recorder(self._record, self._record_bytes_max, header)
-            live = Live(
-                settings,
-                rules.rules,
-                self._facts,
-                recorder,
-                rules.decisions,
-                loader=self._loader,
-                files=self._files,
-                executables=self._executables,
-            )
+            live, rules = self._start_rules(recorder)
+            if not rules.enabled:
+                log(logging.WARNING, "no rules are loaded, nothing can match", key="rules.files")
+            if self._shipper is not None:
+                self._shipper.update(rules_digest=rules.digest)
             try:
                 self._live(live, host_id, rules.enabled)
             finally:
                 live.close()
+        except KeyboardInterrupt:
+            self._note_stop()
+            raise
         finally:
             self._close_ends(time.monotonic())
+
+    def _start_rules(self, recorder: Recorder | None) -> tuple[Live, pipeline.Loaded]:
+        """Load and compile the rules of the release that was in force, or the last good one's.
+
+        Raises AgentError where even the configuration's own rules cannot be used.
+        """
+        settings, releases = self._settings, self._releases
+        numbers = [0] if releases is None else releases.candidates()
+        for number in numbers:
+            try:
+                with _released(releases, number) as files:
+                    rules = pipeline.load(
+                        settings.rules, settings.host, files, untold=untold_types()
+                    )
+                live = Live(
+                    settings,
+                    rules.rules,
+                    self._facts,
+                    recorder,
+                    rules.decisions,
+                    loader=self._loader,
+                    files=self._files,
+                    executables=self._executables,
+                )
+            except ConfigError as error:
+                if releases is None or not number:
+                    raise
+                releases.failed(number, str(error))
+            except DamagedRelease:
+                continue
+            else:
+                break
+        if releases is not None:
+            releases.in_force = number
+        return live, rules
 
     def _live(self, live: Live, host_id: str, rules: int) -> None:
         live.start()
         if self._shipper is not None:
             self._shipper.start()
+        if self._releases is not None:
+            self._releases.switched(self._releases.in_force)
+            self._releases.start()
         self._start_metrics()
         log(
             logging.INFO,
@@ -368,9 +456,13 @@ class Service:
             if self._reloading is not None and self._reloading.ready.is_set():
                 reload, self._reloading = self._reloading, None
                 self._end_reload(live, reload)
-            if requests.reload and self._reloading is None:
-                requests.reload = False
-                self._begin_reload(live)
+            if self._reloading is None:
+                if requests.reload:
+                    requests.reload = False
+                    self._reopen()
+                    self._begin_reload(live, self._path)
+                elif self._releases is not None and self._releases.due():
+                    self._begin_reload(live, None)
             if time.monotonic() >= self._beat_s:
                 self._heartbeat(live)
 
@@ -380,6 +472,8 @@ class Service:
         if self._shipper is not None:
             self._shipper.send(signals)
             self._shipper.update(complete_until_ns=live.complete_until_ns)
+        if self._releases is not None:
+            self._releases.note(live.pipeline.signals, live.lost_events)
         if signals:
             self._print(signals)
 
@@ -403,11 +497,13 @@ class Service:
         for writer in self._writers:
             writer.write(chunk, len(lines))
 
-    def _begin_reload(self, live: Live) -> None:
-        """Reopen the outputs, and read and compile the rules again, beside the loop."""
+    def _reopen(self) -> None:
         for writer in self._writers:
             writer.reopen()
-        self._reloading = _Reload(self._path, live.pipeline)
+
+    def _begin_reload(self, live: Live, path: Path | None) -> None:
+        """Read and compile the rules beside the loop; path: by the configuration as it now is."""
+        self._reloading = _Reload(path, self._settings, live.pipeline, self._releases)
         self._reloading.start()
 
     def _end_reload(self, live: Live, reload: _Reload) -> None:
@@ -416,18 +512,28 @@ class Service:
             log(logging.ERROR, "reload failed, the rules in force stay", error=reload.error)
             return
         settings, rules, compiled = reload.result
-        reload.release(live.swap(compiled))
+        if self._releases is not None:
+            self._releases.in_force = reload.number
+        reload.done(*live.swap(compiled))
         changed = [
             name
             for name in config.Config.__struct_fields__
             if name != "rules" and getattr(settings, name) != getattr(self._settings, name)
         ]
-        if settings.rules.matching != self._settings.rules.matching:
-            changed.append("rules.matching")
+        changed += [
+            f"rules.{name}"
+            for name in _FOR_RESTART
+            if getattr(settings.rules, name) != getattr(self._settings.rules, name)
+        ]
         if changed:
             log(logging.WARNING, "changes that need a restart", keys=",".join(changed))
         if self._shipper is not None:
             self._shipper.update(rules_digest=rules.digest)
+        section = msgspec.structs.replace(
+            settings.rules,
+            **{name: getattr(self._settings.rules, name) for name in _FOR_RESTART},
+        )
+        self._settings = msgspec.structs.replace(self._settings, rules=section)
         if self._record is not None:
             log(logging.WARNING, "the recording has two sets of rules, a replay has one")
         log(
@@ -435,6 +541,7 @@ class Service:
             "rules reloaded",
             rules=rules.enabled,
             compiled=not compiled.is_switch,
+            release=reload.number,
             digest=rules.digest,
         )
 
@@ -487,6 +594,8 @@ class Service:
         counters["ring.pending_bytes"] = live.pending_bytes()
         for index, writer in enumerate(self._writers):
             counters |= {f"output.{index}.{name}": n for name, n in writer.stats().items()}
+        if self._releases is not None:
+            counters |= {f"release.{name}": n for name, n in self._releases.stats().items()}
         for name, count in live.pipeline.by_rule.most_common(_RULE_COUNTERS_MAX):
             counters[f"signals.{name[:_COUNTER_NAME_CHARS]}"] = count
         return counters
@@ -500,6 +609,7 @@ class Service:
         if left:
             log(logging.WARNING, "events were left in the ring", bytes=left)
         self._heartbeat(live)
+        self._note_stop()
         self._close_ends(began_s)
         log(
             logging.INFO,
@@ -507,6 +617,10 @@ class Service:
             signals=live.pipeline.signals,
             seconds=f"{time.monotonic() - began_s:.2f}",
         )
+
+    def _note_stop(self) -> None:
+        if self._releases is not None:
+            self._releases.stopped()
 
     def _close_ends(self, began_s: float) -> None:
         """Close outputs and shipper, in a stop that began at began_s (time.monotonic)."""
@@ -526,6 +640,9 @@ class Service:
                     log(logging.INFO, "signals wait in the spool", kept=kept)
                 else:
                     log(logging.WARNING, "signals were left unsent", kept=kept)
+        releases, self._releases = self._releases, None
+        if releases is not None:
+            releases.close()
         spool, self._spool = self._spool, None
         if spool is not None:
             spool.close()

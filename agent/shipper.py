@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from random import SystemRandom
 from types import TracebackType
@@ -116,6 +116,21 @@ class Numberings(Protocol):
 
     def finish(self, queue: Any) -> None:
         """Take a former numbering away: all of it is delivered."""
+
+
+class Rules(Protocol):
+    """What takes releases of rules (releases.Releases). Called from the shipper's thread."""
+
+    version: int
+    """Grows with every change of `report`, which is then sent at once."""
+    on_change: Callable[[], None]
+    """Called at every such change, from any thread."""
+
+    @property
+    def report(self) -> wire.ReleaseReport: ...
+    def offer(self, offer: wire.Offer) -> wire.Fetch | None: ...
+    def chunk(self, chunk: wire.Chunk) -> wire.Fetch | None: ...
+    def withdraw(self, withdraw: wire.Withdraw) -> None: ...
 
 
 class MemoryQueue:
@@ -229,6 +244,7 @@ class Shipper:
     queue_signals_max, queue_bytes_max  bounds of what waits for an acknowledgement
     spool       where signals wait instead of in memory; the two bounds are then its own affair, and
                 what earlier runs left there is delivered first
+    rules       what takes releases of rules; None: this host takes none
     context     the ZeroMQ context of many shippers in one process; they are closed before it ends
     heartbeat_s         between heartbeats
     peer_timeout_s      without a word from the aggregator for so long, connect again; an answer to
@@ -255,6 +271,7 @@ class Shipper:
         queue_signals_max: int = 100_000,
         queue_bytes_max: int = 64 << 20,
         spool: Numberings | None = None,
+        rules: Rules | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         heartbeat_s: float = 5.0,
         peer_timeout_s: float = 30.0,
@@ -290,6 +307,7 @@ class Shipper:
         self._backoff_s = backoff_s
         self._backoff_max_s = backoff_max_s
         self._spool = spool
+        self._rules = rules
         self._context = context
         self._queue: Queue = (
             spool.current if spool else MemoryQueue(queue_signals_max, queue_bytes_max)
@@ -308,6 +326,8 @@ class Shipper:
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="shipper", daemon=True)
+        if rules is not None:
+            rules.on_change = self._nudge
 
     def start(self) -> None:
         """Begin to connect and send."""
@@ -323,6 +343,11 @@ class Shipper:
             return
         with self._lock:
             self._queue.put(signals)
+        self._nudge()
+
+    def _nudge(self) -> None:
+        """Let the shipper's thread look at what there is."""
+        with self._lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
@@ -504,6 +529,7 @@ class _Session:
         self.heard_s = time.monotonic()
         self.beat_s = 0.0
         self.clock: tuple[int, int, int, int] | None = None
+        self.rules_version = -1
         self.socket = context.socket(zmq.DEALER)
         self.monitor: zmq.Socket[bytes] | None = None
         socket = self.socket
@@ -576,8 +602,13 @@ class _Session:
                     pass
                 if self._delivered():
                     return True
-                if now_s >= self.beat_s:
+                if now_s >= self.beat_s or self._has_news():
                     self._heartbeat(now_s)
+
+    def _has_news(self) -> bool:
+        """Tell whether the host's release of rules has another state than was sent last."""
+        rules = self.shipper._rules
+        return rules is not None and rules.version != self.rules_version
 
     def _delivered(self) -> bool:
         """Tell whether nothing of a former numbering is left; it is taken away then."""
@@ -675,8 +706,23 @@ class _Session:
             with shipper._lock:
                 self.queue.commit(message.committed_seq)
                 shipper._counts["acknowledged"] += acknowledged
-        else:
+        elif not (self.welcomed and shipper._rules and self._take_rules(shipper._rules, message)):
             raise _Broken(f"an agent does not expect {type(message).__name__}")
+
+    def _take_rules(self, rules: Rules, message: wire.Message) -> bool:
+        """Do what a message about releases says; tell whether it was one."""
+        fetch = None
+        if isinstance(message, wire.Offer):
+            fetch = rules.offer(message)
+        elif isinstance(message, wire.Chunk):
+            fetch = rules.chunk(message)
+        elif isinstance(message, wire.Withdraw):
+            rules.withdraw(message)
+        else:
+            return False
+        if fetch is not None:
+            self._send(wire.encode(fetch))
+        return True
 
     def _send_batch(self) -> bool:
         """Send one batch if there is anything to send and credit for it."""
@@ -736,6 +782,11 @@ class _Session:
     def _heartbeat(self, now_s: float) -> None:
         shipper = self.shipper
         self.beat_s = now_s + shipper._heartbeat_s
+        release = None
+        if shipper._rules is not None:
+            # The version first: what changes in between is sent again.
+            self.rules_version = shipper._rules.version
+            release = shipper._rules.report
         with shipper._lock:
             lost = self.queue.lost_at_end()
             own = {f"ship.{name}": value for name, value in shipper._stats().items()}
@@ -748,6 +799,7 @@ class _Session:
                 addresses=shipper._hello.addresses,
                 rules_digest=shipper._hello.rules_digest,
                 clock=self.clock,
+                release=release,
             )
         self.clock = None
         self._send(wire.encode(beat))

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from vedette import __version__
-from vedette.aggregator import events_cli, fleet_cli, rules_cli, sequences_cli, views
+from vedette.aggregator import events_cli, fleet_cli, releases_cli, rules_cli, sequences_cli, views
 from vedette.aggregator.config import Config, ConfigError
 from vedette.aggregator.config import load as load_config
 from vedette.aggregator.sequences import Correlator, Fleet, fleet_of
@@ -481,7 +481,7 @@ def _config(path: Path) -> Config:
 
 
 @contextlib.contextmanager
-def _store(path: str | None, config_file: Path | None) -> Iterator[Store]:
+def _store(path: str | None, config_file: Path | None, guest: bool = False) -> Iterator[Store]:
     if config_file is not None and path is not None:
         raise UsageError("--store and --config both name a store; give one")
     if config_file is not None:
@@ -492,7 +492,7 @@ def _store(path: str | None, config_file: Path | None) -> Iterator[Store]:
         raise UsageError(
             f"which store? Give --store PATH or --config FILE, or set {STORE_VARIABLE}"
         )
-    with Store.open(path, read_only=True) as store:
+    with Store.open(path, read_only=not guest, guest=guest) as store:
         yield store
 
 
@@ -568,6 +568,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 sequences_cli.mount(app, sequences_app, _store, _when)
+releases_cli.mount(rules_cli.rules_app, _store)
 
 
 def main() -> None:

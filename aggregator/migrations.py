@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from vedette.core import wire
 from vedette.core.signal import Signal
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 BATCH_SIGNALS: Final = 1024
 
 _BUCKET_BITS: Final = 32
@@ -302,9 +302,15 @@ def _count_signals(connection: sa.Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
+def _note_releases(connection: sa.Connection) -> None:
+    """Hosts say which release of rules they have; the releases' tables are made if missing."""
+    connection.exec_driver_sql("ALTER TABLE hosts ADD COLUMN release TEXT NOT NULL DEFAULT 'null'")
+
+
 STEPS: Final[dict[int, Callable[[sa.Connection], None]]] = {
     1: _note_silence,
     2: _measure_clocks,
     3: _keep_batches,
     4: _count_signals,
+    5: _note_releases,
 }

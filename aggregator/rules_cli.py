@@ -43,7 +43,8 @@ rules_app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Rule files: check them, list their rules, show what a rule comes to.",
+    help="Rule files: check them, list their rules, show what a rule comes to; and bring them to "
+    "the fleet, signed.",
     epilog="Exit codes: 0 done, 1 no such rule, 2 the files have errors, or usage.",
 )
 

@@ -59,6 +59,8 @@ hosts_table = sa.Table(
     sa.Column("left_reason", sa.Text, nullable=False, server_default=""),
     # Since version 3.
     sa.Column("uncertainty_ns", _Number, nullable=False, server_default="-1"),
+    # Since version 6: what the host says of releases of rules (wire.ReleaseReport, or null).
+    sa.Column("release", sa.Text, nullable=False, server_default="null"),
     sqlite_with_rowid=False,
 )
 
@@ -228,6 +230,36 @@ incident_signals_table = sa.Table(
     sa.PrimaryKeyConstraint("incident_id", "position"),
     sqlite_with_rowid=False,
 )
+
+releases_table = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("number", _Number, primary_key=True, autoincrement=False),
+    # core.releases.Signed, as msgpack, and the pack.
+    sa.Column("manifest", sa.LargeBinary, nullable=False),
+    sa.Column("withdrawal", sa.LargeBinary, nullable=False),
+    sa.Column("packed", sa.LargeBinary, nullable=False),
+    sa.Column("pushed_ns", _Number, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("stage", _Number, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("changed_ns", _Number, nullable=False),
+)
+"""Releases of rules; the commands add and withdraw, the service stages (aggregator.rollout)."""
+
+release_hosts_table = sa.Table(
+    "release_hosts",
+    metadata,
+    sa.Column("number", _Number, nullable=False),
+    sa.Column("host_id", _Key, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("offered_ns", _Number, nullable=False),
+    sa.Column("changed_ns", _Number, nullable=False),
+    sa.PrimaryKeyConstraint("number", "host_id"),
+    sqlite_with_rowid=False,
+)
+"""The hosts that a release was offered to, and what became of it there."""
 
 meta_table = sa.Table(
     "meta",

@@ -45,6 +45,7 @@ from vedette.aggregator.config import Config
 from vedette.aggregator.correlating import Correlating, Correlator
 from vedette.aggregator.gate import Bucket, Gate, peer_address
 from vedette.aggregator.outputs import Outputs, OutputsError
+from vedette.aggregator.rollout import Rollout
 from vedette.aggregator.store import EVENTS_RATE, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.clock import HostClock
@@ -421,6 +422,7 @@ class Server:
                 if host.silent_since_ns:
                     self._silent.add(host.host_id)
                     self._heard_s[host.host_id] -= limits.silent_alert_s + SILENCE_S
+            self._rollout = Rollout(self._store)
             self._correlating: Correlating | None = None
             if correlator is not None:
                 self._correlating = Correlating(self._store, correlator)
@@ -631,6 +633,8 @@ class Server:
         for host_id, until_ns in progress:
             self._heard_s[host_id] = now_s
             self._progress.report(host_id, until_ns, now_s)
+        for host_id in self._rollout.news():
+            self._tell_of_releases(host_id)
 
     def _take(
         self,
@@ -671,6 +675,7 @@ class Server:
                 raise _Refused("rate", f"more than {HEARTBEATS_PER_S} heartbeats a second")
             if message.clock is not None and not clock.measure(*message.clock):
                 self.counters["clock_refused"] += 1
+            self._rollout.report(peer.host_id, message.release)
             message = peer.with_rate(message)
             committed_seq = self._store.heartbeat(
                 peer.host_id, peer.boot_id, message, received_ns, clock
@@ -687,7 +692,10 @@ class Server:
                 self._store.bye(peer.host_id, message.reason, received_ns)
             self._forget(route_id)
             self._progress.leave(peer.host_id)
+            self._rollout.left(peer.host_id)
             return None
+        if isinstance(message, wire.Fetch):
+            return self._rollout.fetch(peer.host_id, message)
         raise _Refused("malformed", f"an aggregator does not expect {type(message).__name__}")
 
     def _welcome(
@@ -730,6 +738,7 @@ class Server:
         self._progress.arrive(hello.host_id, time.monotonic())
         self._heard_s[hello.host_id] = time.monotonic()
         self._clocks.setdefault(hello.host_id, HostClock())
+        self._rollout.arrived(hello.host_id, hello.labels)
         log.info("host %s (%r) connected, boot %s", hello.host_id, hello.hostname, hello.boot_id)
         return wire.Welcome(
             protocol=wire.PROTOCOL,
@@ -738,6 +747,16 @@ class Server:
             message_bytes_max=limits.message_bytes_max,
             clock=(hello.time_ns, received_ns, received_ns),
         )
+
+    def _tell_of_releases(self, host_id: str) -> None:
+        """Offer a host the release that it is to have, or tell it that one is withdrawn."""
+        route_id = self._routes.get(host_id)
+        if route_id is None:
+            return
+        with self._store_errors_counted():
+            message = self._rollout.message(host_id)
+            if message is not None:
+                self._send(route_id, message)
 
     def _share(self, host_id: str) -> tuple[Bucket, Bucket]:
         """Return what a host may still do: signals, and HELLOs; it outlives connections."""
@@ -898,6 +917,9 @@ class Server:
             self._silence_s = now_s + SILENCE_S
             with self._store_errors_counted():
                 self._note_silence(now_s)
+        with self._store_errors_counted():
+            for host_id in self._rollout.tick(now_s, self._silent):
+                self._tell_of_releases(host_id)
         if now_s >= self._expire_s:
             with self._store_errors_counted():
                 self._expire(now_s)
@@ -1006,6 +1028,7 @@ class Server:
         for name, value in queues.items():
             queued.add_sample(queued.name, {"output": name.removeprefix("output_queued.")}, value)
         yield queued
+        yield from self._collect_releases()
         info = Metric("vedette_aggregator", "version", "info")
         info.add_sample("vedette_aggregator_info", {"version": __version__}, 1)
         yield info
@@ -1023,6 +1046,20 @@ class Server:
     def _of_gate(self) -> dict[str, int]:
         stats = {} if self._gate is None else self._gate.stats()
         return {f"gate.{name}": value for name, value in stats.items()}
+
+    def _collect_releases(self) -> Iterator[Metric]:
+        sent = Metric("vedette_aggregator_release_messages", "sent to hosts", "counter")
+        for name in ("offers", "withdrawals", "chunks", "chunks_refused"):
+            value = self._rollout.counters[name]
+            sent.add_sample(f"{sent.name}_total", {"what": name}, value)
+        yield sent
+        gone = Metric("vedette_aggregator_releases_withdrawn", "for hosts' errors", "counter")
+        gone.add_sample(f"{gone.name}_total", {}, self._rollout.counters["withdrawn"])
+        yield gone
+        hosts = Metric("vedette_aggregator_release_hosts", "of the newest releases", "gauge")
+        for (number, status), count in self._rollout.by_status.items():
+            hosts.add_sample(hosts.name, {"release": str(number), "status": status}, count)
+        yield hosts
 
     def _unhealthy(self) -> str | None:
         stuck_s = time.monotonic() - self._ticked_s

@@ -57,7 +57,15 @@ from vedette.aggregator.signals import (
 )
 from vedette.core.clock import UNKNOWN_NS, HostClock
 from vedette.core.signal import PRIORITIES, Signal
-from vedette.core.wire import Batch, Columns, Heartbeat, Hello, LostRange, RuleEntry
+from vedette.core.wire import (
+    Batch,
+    Columns,
+    Heartbeat,
+    Hello,
+    LostRange,
+    ReleaseReport,
+    RuleEntry,
+)
 from vedette.core.wire import columns as wire_columns
 
 __all__ = [
@@ -147,6 +155,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     """When it said goodbye, where it has not come back; else 0."""
     left_reason: str = ""
     uncertainty_ns: int = UNKNOWN_NS
+    release: ReleaseReport | None = None
+    """How it stands with releases of rules; None: it takes none."""
 
 
 class AddressSpan(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,8 +307,11 @@ class Store:
         self._reader = Reader(self.reading, self.hostnames)
 
     @classmethod
-    def open(cls, target: str | Path, *, read_only: bool = False) -> Store:
+    def open(cls, target: str | Path, *, read_only: bool = False, guest: bool = False) -> Store:
         """Open a store, by its path or URL; a writer makes what is missing, and migrates.
+
+        guest  write beside the one process that does: only what that process looks for, which is
+               releases of rules
 
         Raises StoreError for a file that is missing (readers), unreadable, not a store of Vedette,
         damaged, or written by a newer version; for a database that cannot be reached, or that
@@ -306,16 +319,16 @@ class Store:
         """
         if is_url(target):
             name = sa.make_url(str(target)).render_as_string(hide_password=True)
-            engine = _postgresql_engine(str(target), name, read_only)
+            engine = _postgresql_engine(str(target), name, read_only, sole=not guest)
         else:
             name = str(target)
-            _check_path(Path(target), read_only)
+            _check_path(Path(target), read_only or guest)
             engine = _sqlite_engine(Path(target), read_only)
         try:
             store = cls(name, engine)
             store._read_only = read_only
             try:
-                store._prepare(read_only)
+                store._prepare(read_only or guest)
             except BaseException:
                 store.close()
                 raise
@@ -805,6 +818,7 @@ class Store:
                 "counters": _json(beat.counters),
                 "offset_ns": clock.offset_ns,
                 "uncertainty_ns": clock.uncertainty_ns,
+                "release": _json(beat.release),
             }
             if self._addresses.get(host_id) != beat.addresses:
                 with self.transaction() as connection:
@@ -1184,10 +1198,7 @@ class Store:
         """All hosts, by name."""
         query = sa.select(hosts_table).order_by(hosts_table.c.hostname, hosts_table.c.host_id)
         with self.reading() as connection:
-            return [
-                _struct(row, Host, ("addresses", "labels", "counters"))
-                for row in connection.execute(query)
-            ]
+            return [_host(row) for row in connection.execute(query)]
 
     def addresses(self) -> list[AddressSpan]:
         """Since when and until when hosts had their addresses, the oldest first."""
@@ -1327,7 +1338,9 @@ def _check_path(path: Path, read_only: bool) -> None:
         raise StoreError(f"{path}: folder {path.parent} does not exist; make it first")
 
 
-def _postgresql_engine(url: str, name: str, read_only: bool, *, durable: bool = True) -> sa.Engine:
+def _postgresql_engine(
+    url: str, name: str, read_only: bool, *, durable: bool = True, sole: bool = True
+) -> sa.Engine:
     made = sa.make_url(url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(
         made,
@@ -1345,6 +1358,7 @@ def _postgresql_engine(url: str, name: str, read_only: bool, *, durable: bool = 
             else:
                 # An acknowledged signal is gone from its agent.
                 cursor.execute("SET synchronous_commit = on")
+            if sole and durable and not read_only:
                 # Goes with the connection, so also where the aggregator is killed.
                 cursor.execute("SELECT pg_try_advisory_lock(%s)", (_WRITER_LOCK,))
                 if not cursor.fetchone()[0]:
@@ -1404,6 +1418,12 @@ def _struct(row: sa.Row[*tuple[Any, ...]], kind: type[_T], json_columns: Sequenc
     return kind(**values)
 
 
+def _host(row: sa.Row[*tuple[Any, ...]]) -> Host:
+    host = _struct(row, Host, ("addresses", "labels", "counters", "release"))
+    release = msgspec.convert(host.release, ReleaseReport | None)
+    return msgspec.structs.replace(host, release=release)
+
+
 def _greater(column: sa.Column[int], name: str) -> sa.Case[Any]:
     value = sa.bindparam(name, type_=sa.BigInteger)
     return sa.case((value > column, value), else_=column)
@@ -1429,7 +1449,7 @@ def _advance_host() -> sa.Update:
 def _note_beat() -> sa.Update:
     names = (
         *("addresses", "rules_digest", "lost_events", "counters"),
-        *("offset_ns", "uncertainty_ns"),
+        *("offset_ns", "uncertainty_ns", "release"),
     )
     return (
         hosts_table.update()

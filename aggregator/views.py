@@ -10,6 +10,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -106,6 +107,7 @@ def host_json(host: Host, *, utc: bool) -> dict[str, Any]:
         "labels": host.labels,
         "version": host.version,
         "rules_digest": host.rules_digest,
+        "release": None if host.release is None else msgspec.structs.asdict(host.release),
         "boot_id": host.boot_id,
         "first_seen": iso_text(host.first_seen_ns, utc=utc),
         "last_seen": iso_text(host.last_seen_ns, utc=utc),
@@ -217,6 +219,7 @@ def hosts_table(hosts: Iterable[Host], now_ns: int) -> RenderableType:
     for name in ("events/s", "signals", "late", "lost", "events lost", "spool"):
         table.add_column(name, justify="right")
     table.add_column("rules")
+    table.add_column("release", overflow="fold")
     table.add_column("version")
     for host in hosts:
         ago_ns = max(0, now_ns - host.last_seen_ns)
@@ -232,9 +235,25 @@ def hosts_table(hosts: Iterable[Host], now_ns: int) -> RenderableType:
             _count(host.lost_events),
             str(host.counters.get("ship.kept", 0)),
             shown(host.rules_digest[:ID_CHARS]),
+            _release(host),
             shown(host.version),
         )
     return table
+
+
+def _release(host: Host) -> Text:
+    """Return the release of rules in force, and what became of a later one."""
+    report = host.release
+    if report is None:
+        return Text("-", style="dim")
+    text = Text(str(report.number or "none"), style="green" if report.number else "dim")
+    if report.tried == report.number:
+        if report.status not in ("confirmed", ""):
+            text.append(f" {report.status}", style="yellow")
+    elif report.status:
+        style = "red" if report.status in ("failed", "refused") else "yellow"
+        text.append(f", {report.tried} {report.status}", style=style)
+    return text
 
 
 def _count(number: int) -> Text:

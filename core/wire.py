@@ -7,6 +7,10 @@
                                          ◄─ ACK        committed up to here, how much credit
     HEARTBEAT  counters, complete until  ─►
                                          ◄─ ACK
+                                         ◄─ OFFER      a release of rules, signed
+    FETCH      a part of the pack        ─►
+                                         ◄─ CHUNK      that part
+                                         ◄─ WITHDRAW   a release is taken back, signed
     BYE                                  ─►
                                          ◄─ ERROR      refused, and why; the connection is over
 
@@ -22,16 +26,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from vedette.core.columns import chosen, fields_at, pack, shown_chars
+from vedette.core.releases import CHUNK_BYTES, PACKED_BYTES_MAX, Number, Signed
 from vedette.core.signal import PRIORITIES, Signal
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Version of everything in this file; HELLO carries it and another version is refused."""
 
 BATCH_SIGNALS_MAX: Final = 4096
@@ -142,6 +147,27 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     clock: tuple[_Number, _Number, _Number] | None = None
 
 
+ReleaseStatus = Literal[
+    "", "taking", "trial", "confirmed", "failed", "refused", "withdrawn", "missing"
+]
+"""What became of the release that was tried last; "missing": its file was lost."""
+
+
+class ReleaseReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a host that takes releases of rules stands.
+
+    number, digest  the one in force; 0 and empty: none
+    tried, status   the one that came last, and what became of it
+    reason          for people, of a failure or refusal
+    """
+
+    number: _Number = 0
+    digest: _PlainText = ""
+    tried: _Number = 0
+    status: ReleaseStatus = ""
+    reason: Annotated[str, msgspec.Meta(max_length=1024, pattern=_NO_NUL)] = ""
+
+
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sent every few seconds, busy or not.
 
@@ -150,6 +176,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lost_events        kernel events lost since this boot_id began, all causes
     counters           anything countable, by name, for people
     clock              of the last answer: its ``clock``, and when it came by the host's clock
+    release            None: this host takes no releases of rules
     """
 
     time_ns: _Number
@@ -160,6 +187,34 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     addresses: _Addresses
     rules_digest: _PlainText
     clock: tuple[_Number, _Number, _Number, _Number] | None = None
+    release: ReleaseReport | None = None
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A release of rules that this host is to take: its signed manifest (core/releases.py)."""
+
+    manifest: Signed
+
+
+class Fetch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Asks for the part of an offered release's pack that begins at offset."""
+
+    number: Number
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=PACKED_BYTES_MAX)]
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The part that was asked for; CHUNK_BYTES but for the last."""
+
+    number: Number
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=PACKED_BYTES_MAX)]
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=CHUNK_BYTES)]
+
+
+class Withdraw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A release is taken back: its signed withdrawal."""
+
+    withdrawal: Signed
 
 
 class Bye(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,7 +231,9 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: _Reason
 
 
-Message = Hello | Welcome | Batch | Ack | Heartbeat | Bye | Refusal
+Message = (
+    Hello | Welcome | Batch | Ack | Heartbeat | Bye | Refusal | Offer | Fetch | Chunk | Withdraw
+)
 
 
 class RuleEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -308,6 +365,10 @@ ACK: Final = 4
 HEARTBEAT: Final = 5
 BYE: Final = 6
 ERROR: Final = 7
+OFFER: Final = 8
+FETCH: Final = 9
+CHUNK: Final = 10
+WITHDRAW: Final = 11
 
 _KINDS: dict[type[Any], int] = {
     Hello: HELLO,
@@ -316,6 +377,10 @@ _KINDS: dict[type[Any], int] = {
     Heartbeat: HEARTBEAT,
     Bye: BYE,
     Refusal: ERROR,
+    Offer: OFFER,
+    Fetch: FETCH,
+    Chunk: CHUNK,
+    Withdraw: WITHDRAW,
 }
 KIND_NAMES: Final = {
     HELLO: "HELLO",
@@ -325,6 +390,10 @@ KIND_NAMES: Final = {
     HEARTBEAT: "HEARTBEAT",
     BYE: "BYE",
     ERROR: "ERROR",
+    OFFER: "OFFER",
+    FETCH: "FETCH",
+    CHUNK: "CHUNK",
+    WITHDRAW: "WITHDRAW",
 }
 _DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(cls) for cls, kind in _KINDS.items()

@@ -17,6 +17,7 @@ import pytest
 import zmq
 
 from tests import dashboard
+from tests.aggregator import test_releases as release_tests
 from tests.aggregator.postgres import MISSING, Postgres, programs
 from tests.aggregator.service import (
     RawAgent,
@@ -29,7 +30,7 @@ from tests.aggregator.service import (
     until,
 )
 from vedette.agent.shipper import Shipper
-from vedette.aggregator import config
+from vedette.aggregator import config, releases
 from vedette.aggregator.server import (
     PENDING_MAX,
     REPORT_KEY,
@@ -40,6 +41,7 @@ from vedette.aggregator.server import (
 )
 from vedette.aggregator.store import Store, StoreError
 from vedette.core import keys, wire
+from vedette.core.releases import check
 
 
 def shipper(endpoint: str, host_id: str = "a", **changes: object) -> Shipper:
@@ -494,6 +496,8 @@ def test_postgresql_is_a_store_by_one_line_and_kills_lose_nothing(
     tmp_path: Path, database: str
 ) -> None:
     count = 3000
+    with pytest.raises(StoreError, match="start the aggregator to make a store of it"):
+        Store.open(database, guest=True)
     with (
         aggregator(tmp_path, f"store: {{url: '{database}'}}") as service,
         shipper(service.endpoint) as agent,
@@ -511,6 +515,14 @@ def test_postgresql_is_a_store_by_one_line_and_kills_lose_nothing(
             (host,) = store.hosts()
         assert [s.seq for s in found] == list(range(1, count + 1))
         assert (host.signals_lost, host.signals_missing) == (0, 0)
+        signing = release_tests.Keys(tmp_path)
+        release = release_tests.made(signing, 1)
+        with (
+            release_tests.Host(tmp_path, service.endpoint, "b", [signing.signer]) as taker,
+            Store.open(database, guest=True) as guest,
+        ):
+            releases.push(guest, release, check(release)[0])
+            until(taker.has(1), "a release that was pushed beside the service")
         service.end(signal.SIGKILL)
 
 
