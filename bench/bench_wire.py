@@ -13,10 +13,12 @@ from vedette.agent.spool import Spool
 from vedette.bench.wire import (
     attack,
     batches,
+    burst,
     deliver,
     digest,
     drain,
     fleet,
+    killed,
     make_signals,
     recovery,
 )
@@ -118,6 +120,35 @@ def test_draining_a_spool(benchmark: BenchmarkFixture, tmp_path: Path, curve: bo
         "put_per_s": runs[0].put_per_s,
         "drained_per_s": runs[0].drained_per_s,
     }
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("agents", [1, 2])
+def test_a_burst_into_spools(benchmark: BenchmarkFixture, tmp_path: Path, agents: int) -> None:
+    rounds = iter(range(1000))
+    runs = []
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda: runs.append(burst(tmp_path / str(next(rounds)), 4 * SIGNALS, agents)), rounds=3
+    )
+    best = max(runs, key=lambda run: run.put_per_s)
+    assert all(run.kept == run.signals for run in runs)
+    benchmark.extra_info |= best._asdict() | {
+        "put_per_s": best.put_per_s,
+        "put_per_cpu_s": max(run.put_per_cpu_s for run in runs),
+    }
+    print(f"\n{benchmark.extra_info}")
+
+
+@pytest.mark.timeout(7200)
+def test_a_kill_at_full_load(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """VEDETTE_BENCH_RECOVERY=5000000: as many signals in the windows when it is killed."""
+    runs = []
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        lambda: runs.append(killed(tmp_path / "killed", RECOVERED)), rounds=1
+    )
+    assert runs[0].arrived == runs[0].sent
+    benchmark.extra_info |= runs[0]._asdict()
     print(f"\n{benchmark.extra_info}")
 
 

@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from itertools import count
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ from vedette.agent.spool import Spool
 from vedette.aggregator.config import Config, parse
 from vedette.aggregator.sequences import POSITION, Correlator
 from vedette.aggregator.server import REPORT_KEY, Server
+from vedette.aggregator.signals import Filter
 from vedette.aggregator.store import Store
 from vedette.core import keys, wire
 from vedette.core.ruleload import load_any
@@ -274,9 +277,13 @@ def _attackers(endpoint: str, server_key: str, addresses: int) -> Iterator[None]
 
 @contextmanager
 def _aggregator_with_pid(
-    folder: Path, agents: int, curve: bool, sequences: bool = False
+    folder: Path,
+    agents: int,
+    curve: bool,
+    sequences: bool = False,
+    endpoint: str = "tcp://127.0.0.1:*",
 ) -> Iterator[tuple[str, list[keys.CurveKeys | None], int]]:
-    text = "listen: {endpoint: 'tcp://127.0.0.1:*'}" + _LIMITS
+    text = f"listen: {{endpoint: '{endpoint}'}}" + _LIMITS
     curves: list[keys.CurveKeys | None] = [None] * agents
     if curve:
         own = keys.make_pair()
@@ -342,8 +349,7 @@ def drain(folder: Path, count: int, curve: bool) -> Drain:
         put_s = 0.0
         for start in range(0, count, SPOOL_SIGNALS):
             some = [
-                msgspec.structs.replace(signal, seq=start + signal.seq)
-                for signal in made[: count - start]
+                msgspec.structs.replace(one, seq=start + one.seq) for one in made[: count - start]
             ]
             before_s = time.perf_counter()
             for at in range(0, len(some), SEND_SIGNALS):
@@ -365,6 +371,158 @@ def drain(folder: Path, count: int, curve: bool) -> Drain:
         _wait(lambda: shipper.stats()["acknowledged"] == count, DEADLINE_S + count / 10_000)
         drain_s = time.perf_counter() - start_s
     return Drain(count, put_s, drain_s, spool_bytes)
+
+
+class Burst(NamedTuple):
+    """Agents' processes that spool at once, without an aggregator.
+
+    put_s, cpu_s  of the slowest; of all together
+    kept          what the spools have when they are opened anew: all of it
+    """
+
+    signals: int
+    put_s: float
+    cpu_s: float
+    kept: int
+
+    @property
+    def put_per_s(self) -> float:
+        return self.signals / self.put_s
+
+    @property
+    def put_per_cpu_s(self) -> float:
+        """Signals a second of one core."""
+        return self.signals / self.cpu_s
+
+
+def burst(folder: Path, count: int, agents: int, at_once: int = 1024) -> Burst:
+    """Give each of some agents so many signals as fast as their spools take them."""
+    folder.mkdir()
+    context = multiprocessing.get_context("spawn")
+    begin = context.Barrier(agents)
+    waiting = []
+    for number in range(agents):
+        here, there = context.Pipe(duplex=False)
+        path = folder / f"spool-{number}"
+        process = context.Process(target=_burst, args=(path, count, at_once, begin, there))
+        process.start()
+        waiting.append((process, here))
+    told = [here.recv() for _, here in waiting]
+    for process, here in waiting:
+        process.join()
+        process.close()
+        here.close()
+    kept = 0
+    for number in range(agents):
+        with Spool.open(
+            folder / f"spool-{number}", "next", bytes_max=1 << 40, age_s_max=1e6
+        ) as spool:
+            kept += sum(queue.kept for queue in spool.former)
+    return Burst(
+        count * agents, max(put_s for put_s, _ in told), sum(cpu_s for _, cpu_s in told), kept
+    )
+
+
+def _burst(path: Path, count: int, at_once: int, begin: Barrier, ready: Connection) -> None:
+    made = make_signals(min(count, SPOOL_SIGNALS))
+    put_s = cpu_s = 0.0
+    with Spool.open(path, "bench", bytes_max=1 << 40, age_s_max=1e6) as spool:
+        for start in range(0, count, len(made)):
+            some = [
+                msgspec.structs.replace(one, seq=start + one.seq) for one in made[: count - start]
+            ]
+            begin.wait()
+            before_s, cpu_before_s = time.perf_counter(), time.process_time()
+            for at in range(0, len(some), at_once):
+                spool.current.put(some[at : at + at_once])
+            put_s += time.perf_counter() - before_s
+            cpu_s += time.process_time() - cpu_before_s
+    ready.send((put_s, cpu_s))
+    ready.close()
+
+
+class Killed(NamedTuple):
+    """An aggregator that is killed at full load, and starts again.
+
+    window_signals  in its store when it was killed, all within what the sequences look back
+    delivers_s      from its new start until it acknowledges again
+    correlates_s    until the sequences have taken a signal that was sent after the kill
+    arrived         signals in the store at the end: every one, once
+    """
+
+    window_signals: int
+    delivers_s: float
+    correlates_s: float
+    arrived: int
+    sent: int
+
+
+def killed(folder: Path, count: int, agents: int = 4) -> Killed:
+    """Kill an aggregator when so many signals are stored, start it again, and send on.
+
+    Raises TimeoutError where any of it takes longer than DEADLINE_S and a second for each 10,000.
+    """
+    folder.mkdir()
+    patience_s = DEADLINE_S + count / 10_000
+    each = min(SPOOL_SIGNALS // 5, max(100, count // 40))
+    endpoint = f"ipc://{folder}/socket"
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        _, _, pid = first.enter_context(_aggregator_with_pid(folder, 0, False, True, endpoint))
+        shippers = [
+            stack.enter_context(
+                Shipper(
+                    endpoint,
+                    host_id=f"host-{number}",
+                    hostname=f"host-{number}",
+                    boot_id="bench",
+                    queue_signals_max=1 << 40,
+                    queue_bytes_max=1 << 40,
+                    heartbeat_s=1.0,
+                    backoff_max_s=1.0,
+                )
+            )
+            for number in range(agents)
+        ]
+        _wait(lambda: all(s.stats()["connected"] for s in shippers))
+        made = make_signals(each, start_ns=0, step_ns=1)
+        sent = 0
+
+        def send() -> int:
+            """Send some signals of now from each agent, where not ten times as many wait."""
+            nonlocal sent
+            _wait(lambda: max(s.stats()["kept"] for s in shippers) < 10 * each, patience_s)
+            now_ns = time.time_ns()
+            some = [
+                msgspec.structs.replace(s, seq=sent + s.seq, time_ns=now_ns + s.seq) for s in made
+            ]
+            sent += each
+            for shipper in shippers:
+                shipper.send(some)
+                shipper.update(complete_until_ns=now_ns + each)
+            return now_ns
+
+        def acknowledged() -> int:
+            return sum(s.stats()["acknowledged"] for s in shippers)
+
+        while acknowledged() < count:
+            send()
+        os.kill(pid, signal.SIGKILL)
+        window_signals = acknowledged()
+        killed_ns = send()
+        first.close()
+        start_s = time.perf_counter()
+        stack.enter_context(_aggregator_with_pid(folder, 0, False, True, endpoint))
+        _wait(lambda: acknowledged() > window_signals, patience_s)
+        delivers_s = time.perf_counter() - start_s
+        with Store.open(folder / "vedette.db", read_only=True) as store:
+            while _position_ns(store) <= killed_ns:
+                send()
+                time.sleep(0.05)
+            correlates_s = time.perf_counter() - start_s
+            _wait(lambda: all(s.stats()["kept"] == 0 for s in shippers), patience_s)
+            arrived = sum(len(places) for _, places in store.scan(Filter()))
+    return Killed(window_signals, delivers_s, correlates_s, arrived, sent * agents)
 
 
 class Recovery(NamedTuple):

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vedette.bench.wire import batches, deliver, digest, drain, make_signals, recovery
+from vedette.bench.wire import (
+    batches,
+    burst,
+    deliver,
+    digest,
+    drain,
+    killed,
+    make_signals,
+    recovery,
+)
 from vedette.core import wire
 from vedette.core.signal import Signal
 
@@ -36,3 +45,11 @@ def test_what_agents_send_is_what_the_store_has(tmp_path: Path) -> None:
 def test_a_spool_is_drained_and_sequences_recover(tmp_path: Path) -> None:
     assert drain(tmp_path / "drain", 3000, curve=True).signals == 3000
     assert recovery(tmp_path / "recovery", 3000).window_signals == 3000
+
+
+def test_a_burst_is_kept_and_a_killed_aggregator_goes_on(tmp_path: Path) -> None:
+    found = burst(tmp_path / "burst", 1000, 2)
+    assert found.kept == found.signals == 2000
+    after = killed(tmp_path / "killed", 2000)
+    assert after.window_signals >= 2000
+    assert after.arrived == after.sent
