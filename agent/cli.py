@@ -514,7 +514,9 @@ def config_check(
             read_pair(settings.ship.client_key_file)
         except KeyFileError as error:
             raise ConfigError(f"{file}: ship.client_key_file: {error}") from None
-    typer.echo(f"{file}: valid; {rules.enabled} rules")
+    signers = len(settings.rules.signers)
+    told = f"; releases are taken from {signers} signer{'' if signers == 1 else 's'}"
+    typer.echo(f"{file}: valid; {rules.enabled} rules{told if signers else ''}")
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ class Rules(_Section, frozen=True):
         Literal["audit", "block"],
     ] = {}
     signers: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=SIGNERS_MAX)] = ()
-    releases_path: _Text = "/var/lib/vedette/releases"
+    releases_path: _Text = "/var/lib/vedette-agent/releases"
 
     def __post_init__(self) -> None:
         for text in self.signers:

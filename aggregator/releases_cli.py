@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
+import sqlalchemy as sa
 import typer
 from rich import box
 from rich.console import Console
@@ -767,6 +768,12 @@ def _failing() -> Iterator[None]:
     except _Failure as error:
         _complain(str(error))
         raise typer.Exit(error.code) from None
+    except sa.exc.DBAPIError as error:
+        _complain(f"the store takes nothing: {str(error.orig).strip()}; try it again")
+        raise typer.Exit(EXIT_RUNTIME) from None
+    except msgspec.DecodeError as error:
+        _complain(f"the store has a release written by another version; use its commands: {error}")
+        raise typer.Exit(EXIT_RUNTIME) from None
     except (KeyFileError, PushError, ReleaseError, StoreError) as error:
         _complain(str(error))
         raise typer.Exit(EXIT_RUNTIME) from None

@@ -106,6 +106,7 @@ class Rollout:
             dict.fromkeys(("offers", "withdrawals", "chunks", "chunks_refused", "withdrawn"), 0)
         )
         self._releases: dict[int, _Release] = {}
+        self._unreadable: set[int] = set()
         self._rows: dict[int, dict[str, _Row]] = {}
         self._hosts = {
             host.host_id: _Host(host.labels, host.release is not None, bool(host.left_ns))
@@ -252,17 +253,24 @@ class Rollout:
         r = releases_table.c
         with self._store.reading() as connection:
             found = connection.execute(sa.select(r.number, r.state, r.stage)).all()
-            new = [row.number for row in found if row.number not in self._releases]
+            known = self._releases.keys() | self._unreadable
+            new = [row.number for row in found if row.number not in known]
             query = sa.select(r.number, r.manifest, r.withdrawal, r.state, r.stage)
             made = connection.execute(query.where(r.number.in_(new))).all() if new else []
         for one in made:
-            release = self._releases[one.number] = _Release(one)
+            try:
+                release = self._releases[one.number] = _Release(one)
+            except msgspec.DecodeError as error:
+                # A command of another version wrote it.
+                self._unreadable.add(one.number)
+                log.error("release %d cannot be read, and is left alone: %s", one.number, error)
+                continue
             self._changed(release, one.state)
         for row in found:
-            release = self._releases[row.number]
-            if (release.state, release.stage) != (row.state, row.stage):
-                release.stage = row.stage
-                self._changed(release, row.state)
+            had = self._releases.get(row.number)
+            if had is not None and (had.state, had.stage) != (row.state, row.stage):
+                had.stage = row.stage
+                self._changed(had, row.state)
         for number in self._releases.keys() - {row.number for row in found}:
             del self._releases[number]
             self._rows.pop(number, None)
@@ -294,8 +302,8 @@ class Rollout:
                 confirmed += 1
             elif row.status in releases.ERRORS:
                 errors[host_id] = row.reason
-            elif host is None or host.left:
-                continue  # it catches up when it comes again
+            elif host is None or host.left or not host.takes:
+                continue  # it catches up when it comes, or takes releases, again
             elif host_id not in silent:
                 pending += 1
             elif row.status in ("taking", "trial"):

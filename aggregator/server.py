@@ -695,6 +695,8 @@ class Server:
             self._rollout.left(peer.host_id)
             return None
         if isinstance(message, wire.Fetch):
+            if peer.heartbeats.take(1):
+                raise _Refused("rate", f"more than {HEARTBEATS_PER_S} messages a second")
             return self._rollout.fetch(peer.host_id, message)
         raise _Refused("malformed", f"an aggregator does not expect {type(message).__name__}")
 

@@ -522,6 +522,38 @@ def test_a_host_keeps_what_it_has_through_kills_damage_and_lost_keys(keys: Keys)
         pass
 
 
+def test_lost_events_fail_a_trial_and_marks_are_kept_by_label(keys: Keys) -> None:
+    folder, signers = keys.folder / "agent", [releases.parse_key(keys.signer)]
+    host = Releases(folder, signers, {"env": "prod"})
+    deliver(host, made(keys, 5, labels={"env": "prod"}))
+    host.switched(5)
+    host.start()
+    until(lambda: host.report.status == "confirmed", "confirmed")
+    deliver(host, made(keys, 6, settle_s=60.0))
+    host.note(0, 50)
+    host.switched(6)
+    host.note(0, 150)
+    assert host.due() is False
+    host.note(0, 151)
+    until(lambda: host.report.status == "failed", "a failure")
+    assert "101 kernel events lost" in host.report.reason
+    assert (host.wanted, host.due()) == (5, True)
+    host.close()
+    # A host whose labels have changed has nothing, and is not bound by what others had.
+    host = Releases(folder, signers, {"env": "dev"})
+    assert host.wanted == 0
+    assert deliver(host, made(keys, 6)).status == "refused"
+    assert deliver(host, made(keys, 3, labels={"env": "dev"})).status == "taking"
+    assert host.wanted == 3
+    # What proved itself and cannot be loaded now is tried again later, not given up.
+    host = Releases(folder, signers, {"env": "prod"})
+    host.failed(5, "a local file is wrong")
+    assert (host.wanted, host.due()) == (5, False)
+    assert (host.report.tried, host.report.status) == (5, "failed")
+    host.switched(5)
+    assert host.report.status == "confirmed"
+
+
 def test_the_command_checks_signs_and_refuses(world: World) -> None:
     folder = world.folder
     broken = folder / "broken.yaml"
@@ -561,6 +593,14 @@ def test_the_command_checks_signs_and_refuses(world: World) -> None:
     assert (code, "not those that were signed" in error) == (2, True)
     code, _, error = world.run("rules", "releases", "9")
     assert (code, "no release 9" in error) == (1, True)
+    # What a command of another version wrote is left alone, and stops nothing.
+    with Store.open(world.target, guest=True) as store, store.transaction() as connection:
+        connection.exec_driver_sql("UPDATE releases SET number = 70, manifest = x'00'")
+    until(lambda: "release 70 cannot be read" in world.service.log, "a word about it")
+    code, _, error = world.run("rules", "releases")
+    assert (code, "written by another version" in error) == (1, True)
+    with Store.open(world.target, guest=True) as store, store.transaction() as connection:
+        connection.exec_driver_sql("DELETE FROM releases")
     # Keys: encrypted, readable by others, of another kind.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VEDETTE_SIGNING_PASSPHRASE", "word")
