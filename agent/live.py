@@ -317,6 +317,10 @@ class Live:
             more = self.step()
             after_step()
 
+    def program_times(self) -> dict[str, tuple[int, int]]:
+        """Capture.program_times."""
+        return self._capture.program_times()
+
     def detach(self) -> None:
         """Let no new event in; what is in the ring stays to be consumed."""
         self._capture.detach()

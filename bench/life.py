@@ -74,13 +74,14 @@ class Part:
 class Host:
     """The live end of an agent over a cgroup of its own.
 
+    scope  the cgroup
     parts  what came of each `part`
     """
 
     def __init__(
         self, *, ring_bytes: int = 16 << 20, rules: Path | None = None, processes_max: int = 65536
     ) -> None:
-        self._scope = Scope()
+        self.scope = Scope()
         self._settings = config.Config(
             capture=config.Capture(ring_bytes=ring_bytes, wakeup_bytes=ring_bytes // 4),
             limits=config.Limits(processes_max=processes_max),
@@ -89,12 +90,12 @@ class Host:
         self.parts: list[Part] = []
 
     def __enter__(self) -> Self:
-        self._scope.__enter__()
+        self.scope.__enter__()
         try:
             capture = self._settings.capture
             settings = config.Config(
                 capture=config.Capture(
-                    scope=str(self._scope.folder),
+                    scope=str(self.scope.folder),
                     ring_bytes=capture.ring_bytes,
                     wakeup_bytes=capture.wakeup_bytes,
                 ),
@@ -105,7 +106,7 @@ class Host:
             self._live.start()
             self._procfs = ProcFS()
         except BaseException:
-            self._scope.__exit__(None, None, None)
+            self.scope.__exit__(None, None, None)
             raise
         return self
 
@@ -116,16 +117,15 @@ class Host:
         trace: TracebackType | None,
     ) -> None:
         self._live.close()
-        self._scope.__exit__(kind, error, trace)
-
-    @property
-    def folder(self) -> Path:
-        """The cgroup's folder."""
-        return self._scope.folder
+        self.scope.__exit__(kind, error, trace)
 
     def counters(self) -> dict[str, int]:
         """The agent's counters, by their names in its metrics."""
         return self._live.counters()
+
+    def program_times(self) -> dict[str, tuple[int, int]]:
+        """Capture.program_times."""
+        return self._live.program_times()
 
     def process(self, pid: int) -> Process | None:
         """What the table has under a pid."""
@@ -149,7 +149,10 @@ class Host:
 
     def differences(self) -> list[str]:
         """Where the table is not what /proc says of the processes in the scope."""
-        folders = (self.folder, *(path for path in self.folder.rglob("*") if path.is_dir()))
+        folders = (
+            self.scope.folder,
+            *(path for path in self.scope.folder.rglob("*") if path.is_dir()),
+        )
         pids = {
             int(pid) for folder in folders for pid in (folder / "cgroup.procs").read_text().split()
         }
@@ -178,7 +181,7 @@ class Host:
         What it did until it waits for its input was taken once this begins.
         """
         program = compile_c(_FOLDER / "life_load.c")
-        command = self._scope.command([program, *map(str, words)])
+        command = self.scope.command([program, *map(str, words)])
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
         ) as running:
@@ -269,7 +272,7 @@ def pids_limited(folder: Path, limit: int) -> Iterator[Path]:
 
 def fork_bomb(host: Host, limit: int) -> int:
     """A fork bomb below a bound of processes; returns how many there were at the end."""
-    inner = Scope(host.folder)
+    inner = Scope(host.scope.folder)
     with inner, pids_limited(inner.folder, limit) as bounded:
         program = compile_c(_FOLDER / "life_load.c")
         # It joins both folders itself before it becomes the bomb.

@@ -14,6 +14,11 @@ kernel programs cost those who call, and which other work on the machine disturb
 taken within a pair of runs that follow each other; their medians are given. The agent's own CPU is
 counted apart, as a share of the workload's.
 
+    programs  what a run of each kernel program costs, by the kernel's own count
+    own     what the agent itself takes, idle and at 10,000 and 50,000 events a second
+    burst   1,000,003 events at 100,000 and 300,000 a second and as fast as they go: how many an
+            agent with default buffers saw and lost
+
 ``python -m vedette.bench.overhead`` (`make overhead`, root) is the whole run;
 tests/bench/test_overhead.py is small.
 """
@@ -34,16 +39,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from vedette.bench.life import Host
 from vedette.bench.scope import Scope, compile_c
 
 _FOLDER: Final = Path(__file__).resolve().parent
 RULES: Final = _FOLDER.parent / "rules"
 _START_S_MAX: Final = 60.0
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
+BURST: Final = 1_000_003
 _AGENT: Final = [sys.executable, "-c", "from vedette.agent.cli import main; main()"]
 
 
@@ -125,12 +131,21 @@ class Bench:
                 return int(value) / 1e6
         raise ValueError(f"no usage_usec in {self.scope.folder}/cpu.stat")
 
-    def agent_cpu_s(self) -> float:
-        """CPU of the agent since its start; 0 without one."""
+    def agent_pids(self) -> list[int]:
+        """The agent, and its helper for /proc if it has one; nothing without an agent."""
         if self.agent is None:
-            return 0.0
-        stat = Path(f"/proc/{self.agent.pid}/stat").read_bytes().rpartition(b") ")[2].split()
-        return (int(stat[11]) + int(stat[12])) / _TICKS
+            return []
+        pid = self.agent.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def agent_cpu_ns(self) -> int:
+        """CPU of the agent's processes since their start: the first number of schedstat."""
+        return sum(
+            int((thread / "schedstat").read_text().split()[0])
+            for pid in self.agent_pids()
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+        )
 
     @contextmanager
     def watched(self, rules: Path, capture: dict[str, object]) -> Iterator[None]:
@@ -173,9 +188,10 @@ class Bench:
 
     def timed(self, work: Callable[[], float]) -> Taken:
         """Run work, which returns the seconds that count."""
-        cpu_s, agent_cpu_s = self.cpu_s(), self.agent_cpu_s()
+        cpu_s, agent_cpu_ns = self.cpu_s(), self.agent_cpu_ns()
         seconds = work()
-        return Taken(seconds, self.cpu_s() - cpu_s, self.agent_cpu_s() - agent_cpu_s)
+        agent_cpu_s = (self.agent_cpu_ns() - agent_cpu_ns) / 1e9
+        return Taken(seconds, self.cpu_s() - cpu_s, agent_cpu_s)
 
     def run(
         self, *program: str | Path, cwd: Path | None = None
@@ -407,15 +423,169 @@ def measure(
     return found
 
 
+@dataclass(frozen=True)
+class Own:
+    """What the agent itself takes.
+
+    rate        events per second that it took
+    cpu         of its processes together, as a share of one core
+    rss_bytes   resident, of the agent
+    helper_rss_bytes  of its helper for /proc; 0 without one
+    lost        events that it lost
+    """
+
+    rate: float
+    cpu: float
+    rss_bytes: int
+    helper_rss_bytes: int
+    lost: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The same, rounded."""
+        return {
+            "rate": round(self.rate),
+            "cpu": round(self.cpu, 4),
+            "rss_mib": round(self.rss_bytes / (1 << 20), 1),
+            "helper_rss_mib": round(self.helper_rss_bytes / (1 << 20), 1),
+            "lost": self.lost,
+        }
+
+
+UNFILTERED: Final = {"kernel_filter": False, "process_per_s": 0, "cgroup_per_s": 0}
+"""So that each event of a load reaches the agent."""
+
+
+def own_cost(rate: int, seconds: float, *, rules: Path = RULES) -> Own:
+    """What the agent takes at a rate of events (opens of a file); 0: idle."""
+    program = compile_c(_FOLDER / "overhead_load.c")
+    with Scope() as scope, tempfile.TemporaryDirectory(prefix="vedette-") as folder:
+        bench = Bench(scope, Path(folder))
+        path = bench.folder / "file"
+        path.touch()
+        with bench.watched(rules, dict(UNFILTERED)):
+            # What it began with is freed, and its process table is read.
+            time.sleep(min(2.0, seconds))
+            cpu_ns, begun = bench.agent_cpu_ns(), time.monotonic()
+            if rate:
+                bench.run(program, "paced", str(int(rate * seconds)), path, str(rate))
+            else:
+                time.sleep(seconds)
+            elapsed_s = time.monotonic() - begun
+            cpu_ns = bench.agent_cpu_ns() - cpu_ns
+            rss, *helpers = (_rss_bytes(pid) for pid in bench.agent_pids())
+        return Own(
+            rate=bench.records / elapsed_s,
+            cpu=cpu_ns / 1e9 / elapsed_s,
+            rss_bytes=rss,
+            helper_rss_bytes=sum(helpers),
+            lost=bench.lost,
+        )
+
+
+def _rss_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+@dataclass(frozen=True)
+class Burst:
+    """A burst of events at a rate (0: as fast as it goes): what an agent of default buffers saw.
+
+    count      calls made
+    seen, lost  of them; together exactly count
+    seconds    that they took
+    """
+
+    rate: int
+    count: int
+    seen: int
+    lost: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The same, with the rate that was reached."""
+        return {**asdict(self), "reached": round(self.count / self.seconds)}
+
+
+def burst(rate: int, count: int = BURST, *, rules: Path = RULES) -> Burst:
+    """Open a file so many times; what else a run of the load does is counted by an empty one."""
+    program = compile_c(_FOLDER / "overhead_load.c")
+    with Scope() as scope, tempfile.TemporaryDirectory(prefix="vedette-") as folder:
+        bench = Bench(scope, Path(folder))
+        path = bench.folder / "file"
+        path.touch()
+        submitted: list[int] = []
+        elapsed_ns = 0
+        for calls_made in (0, count):
+            with bench.watched(rules, dict(UNFILTERED)):
+                ran = bench.run(program, "paced", str(calls_made), path, str(rate))
+                elapsed_ns = int(ran.stdout)
+            # Records that the agent makes itself are among those that it took.
+            assert bench.counters["engine.records"] >= bench.counters["capture.submitted"]
+            submitted.append(bench.counters["capture.submitted"])
+        return Burst(rate, count, submitted[1] - submitted[0], bench.lost, elapsed_ns / 1e9)
+
+
+_STATS: Final = Path("/proc/sys/kernel/bpf_stats_enabled")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Runs of the kernel programs while a project is built: by tracepoint (runs, ns in all)."""
+
+    times: dict[str, tuple[int, int]]
+
+    def as_dict(self) -> dict[str, str | float]:
+        """Nanoseconds a run by tracepoint, and of all runs together."""
+        runs = sum(count for count, _ in self.times.values())
+        found = {name: round(ns / count) for name, (count, ns) in self.times.items() if count}
+        return {**found, "all": round(sum(ns for _, ns in self.times.values()) / max(runs, 1))}
+
+
+def program_times(files: int) -> Programs:
+    """What a run of each kernel program costs, all syscalls of the host included.
+
+    The kernel's own measure, as Falco's figures are; measuring adds to each run, and not to these.
+    """
+    was = _STATS.read_text()
+    _STATS.write_text("1")
+    try:
+        with Host(rules=RULES) as host, tempfile.TemporaryDirectory(prefix="vedette-") as folder:
+            generate(Path(folder), files)
+            with subprocess.Popen(
+                host.scope.command(["make", "-s", "-j2"]), stdin=subprocess.DEVNULL, cwd=folder
+            ) as build_:
+                while build_.poll() is None:
+                    host.step()
+            assert build_.returncode == 0, "the project does not build"
+            return Programs(host.program_times())
+    finally:
+        _STATS.write_text(was)
+
+
 def main() -> int:
     """Measure; print a line of JSON for each workload."""
     parser = argparse.ArgumentParser(prog="python -m vedette.bench.overhead")
-    parser.add_argument("workload", nargs="*", help="some of " + ", ".join(workloads()))
+    known = [*workloads(), "programs", "own", "burst"]
+    parser.add_argument("workload", nargs="*", help="some of " + ", ".join(known))
+    parser.add_argument("--read-at-entry", action="store_true", help="with capture.read_at_entry")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
-    for name in options.workload or workloads():
-        print(json.dumps(measure(name, options.rounds, scale=options.scale).as_dict()), flush=True)
+    for name in options.workload or known:
+        found: list[Overhead | Own | Burst | Programs] = []
+        if name == "own":
+            found += [own_cost(rate, 20 * options.scale) for rate in (0, 10_000, 50_000)]
+        elif name == "programs":
+            found.append(program_times(int(80 * options.scale)))
+        elif name == "burst":
+            count = int(BURST * options.scale)
+            found += [burst(rate, count) for rate in (100_000, 300_000, 0)]
+        else:
+            capture = {"read_at_entry": options.read_at_entry}
+            found.append(measure(name, options.rounds, scale=options.scale, **capture))
+        for one in found:
+            print(json.dumps(one.as_dict()), flush=True)
     return 0
 
 

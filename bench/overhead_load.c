@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * overhead_load MODE COUNT PATH: one thing again and again; prints the nanoseconds that it took.
+ * overhead_load MODE COUNT PATH [RATE]: one thing again and again; prints the nanoseconds that it took.
  *
  *   open     open PATH for reading, and close it
  *   exec     run PATH, and wait for its end
+ *   paced    open, RATE times a second, a millisecond's worth at once; 0: as fast as it goes
  *   connect  connect to a socket of our own over loopback, and close both ends
  */
 #define _GNU_SOURCE
@@ -60,13 +61,33 @@ static void connect_once(int server, const struct sockaddr_in *address)
 	close(taken);
 }
 
+static void open_paced(const char *path, long count, long rate)
+{
+	struct timespec next;
+	long done = 0, due;
+
+	clock_gettime(CLOCK_MONOTONIC, &next);
+	for (long turn = 1; done < count; turn++) {
+		due = rate ? rate * turn / 1000 : count;
+		for (; done < due && done < count; done++)
+			open_once(path);
+		next.tv_nsec += 1000000;
+		if (next.tv_nsec >= 1000000000) {
+			next.tv_nsec -= 1000000000;
+			next.tv_sec++;
+		}
+		if (done < count)
+			clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET};
 	socklen_t size = sizeof(address);
 	struct timespec from, to;
 
-	if (argc != 4)
+	if (argc != 4 && argc != 5)
 		return argc == 2 && !strcmp(argv[1], "nothing") ? 0 : 2;
 	long count = atol(argv[2]);
 	int server = socket(AF_INET, SOCK_STREAM, 0);
@@ -75,6 +96,10 @@ int main(int argc, char **argv)
 	    getsockname(server, (void *)&address, &size))
 		die("socket");
 	clock_gettime(CLOCK_MONOTONIC, &from);
+	if (argc == 5) {
+		open_paced(argv[3], count, atol(argv[4]));
+		count = 0;
+	}
 	for (long i = 0; i < count; i++) {
 		if (argv[1][0] == 'o')
 			open_once(argv[3]);

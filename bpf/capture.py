@@ -504,6 +504,15 @@ class Capture:
             counters["lost_scratch"] += kernel.program_misses(self._descriptor(name))
         return counters
 
+    def program_times(self) -> dict[str, tuple[int, int]]:
+        """Runs of each program that is attached, and the ns that they took in all.
+
+        Counted by the kernel since load(), while the sysctl kernel.bpf_stats_enabled is 1.
+        """
+        return {
+            _TRACEPOINTS[name]: kernel.program_times(self._descriptor(name)) for name in self._links
+        }
+
     def detach(self) -> None:
         """Stop capture; what is in the ring stays readable. Does nothing if not attached."""
         while self._links:

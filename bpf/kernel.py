@@ -18,6 +18,7 @@ _PROG_TYPE_RAW_TRACEPOINT = 17
 _MAP_TYPE_RINGBUF = 27
 _ATTRIBUTE_BYTES: Final = 120
 _INFO_BYTES: Final = 232
+_RUN_TIME_OFFSET: Final = 192
 _RECURSION_MISSES_OFFSET: Final = 208
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -68,12 +69,22 @@ def raw_tracepoint_open(name: str, program_fd: int) -> int:
 
 def program_misses(program_fd: int) -> int:
     """Runs that the kernel refused since the program was already running on that CPU."""
+    return int(struct.unpack_from("<Q", _program_info(program_fd), _RECURSION_MISSES_OFFSET)[0])
+
+
+def program_times(program_fd: int) -> tuple[int, int]:
+    """Runs of a program, and the ns that they took, while kernel.bpf_stats_enabled is 1."""
+    ns, runs = struct.unpack_from("<QQ", _program_info(program_fd), _RUN_TIME_OFFSET)
+    return int(runs), int(ns)
+
+
+def _program_info(program_fd: int) -> bytes:
     info = ctypes.create_string_buffer(_INFO_BYTES)
     _bpf(
         _OBJ_GET_INFO_BY_FD,
         struct.pack("<IIQ", program_fd, _INFO_BYTES, ctypes.addressof(info)),
     )
-    return int(struct.unpack_from("<Q", info, _RECURSION_MISSES_OFFSET)[0])
+    return info.raw
 
 
 def load_raw_tracepoint(instructions: Sequence[bytes]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vedette.bench.overhead import generate, measure
+from vedette.bench.overhead import burst, generate, measure, own_cost
 
 
 @pytest.mark.bpf
@@ -34,3 +34,22 @@ def test_the_project_is_always_the_same_and_builds(tmp_path: Path) -> None:
     assert len(digests) == 1
     subprocess.run(["make", "-s"], cwd=tmp_path / "one", check=True)
     subprocess.run([tmp_path / "one/program"], check=True)
+
+
+@pytest.mark.bpf
+def test_every_event_of_a_burst_is_seen_or_counted_as_lost() -> None:
+    for rate in (50_000, 0):
+        found = burst(rate, 30_011)
+        assert found.seen + found.lost == found.count
+        if rate:
+            assert found.seconds > 0.5 * found.count / rate
+
+
+@pytest.mark.bpf
+def test_what_an_agent_takes() -> None:
+    found = own_cost(5000, 1.0)
+    assert found.lost == 0
+    assert found.cpu > 0
+    assert 0 < found.rate < 5500
+    # Nothing of the compiler is left: LLVM alone is more than this.
+    assert found.rss_bytes < 150 << 20
