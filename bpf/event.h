@@ -163,6 +163,10 @@ enum vedette_type {
 #define VEDETTE_X_MEMFD 0x40    /* memory without a name in any directory (memfd_create) */
 #define VEDETTE_X_DELETED 0x80  /* no link was left */
 
+/* owner_flags: what is known of the owner of a file, which is the inode's as it was then. */
+#define VEDETTE_OWNER_KNOWN 1   /* owner_uid is the owner; without, it means nothing */
+#define VEDETTE_OWNER_IS_USER 2 /* and is the real user of the process */
+
 /* Loss and work counters, kept per CPU in the BPF array map `counters`. */
 enum vedette_counter {
 	VEDETTE_C_SUBMITTED = 0,     /* records put into the ring */
@@ -223,7 +227,8 @@ struct vedette_exec {
 	__u16 args_len;          /* argv, each argument ended by NUL */
 	__u16 cwd_len;           /* absolute path of the working directory */
 	__u16 env_len;           /* environment, each variable ended by NUL; empty unless asked for */
-	__u16 reserved[3];
+	__u16 owner_flags;       /* VEDETTE_OWNER_*: of the executable file; 0 where the exec failed */
+	__u32 owner_uid;
 	char comm[VEDETTE_COMM_LEN];
 };
 
@@ -256,6 +261,8 @@ struct vedette_open {
 	__s32 dirfd;             /* AT_FDCWD (-100) for open(2) */
 	__u16 path_len;          /* as passed */
 	__u16 dir_len;           /* absolute path of dirfd; only where path is relative to one */
+	__u32 owner_flags;       /* VEDETTE_OWNER_*: of the file that was opened; 0 where it was not */
+	__u32 owner_uid;
 };
 
 #define VEDETTE_S_KNOWN 1      /* vedette_sock.state: the descriptor is a socket */

@@ -606,6 +606,20 @@ static __always_inline u64 file_of(u64 task, s32 fd)
 	return file;
 }
 
+/* VEDETTE_OWNER_*, and who owns a file. */
+static __always_inline u32 owner_of(u64 task, u64 file, u32 *uid)
+{
+	u64 inode = 0, cred = 0;
+	u32 owner = 0, user = 0;
+
+	if (!file || READ(inode, file + OFF_file__f_inode) || !inode ||
+	    READ(owner, inode + OFF_inode__i_uid) || READ(cred, task + OFF_task_struct__cred) ||
+	    READ(user, cred + OFF_cred__uid))
+		return 0;
+	*uid = owner;
+	return VEDETTE_OWNER_KNOWN | (owner == user ? VEDETTE_OWNER_IS_USER : 0);
+}
+
 static __always_inline int read_regs(struct regs *regs)
 {
 	u64 user = bpf_task_pt_regs(bpf_get_current_task_btf());
@@ -963,6 +977,8 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 		goto filtered;
 	if (is_over_budget(s) || head(&r->h, task, s->type, s->call.result))
 		return 0;
+	if (s->call.result >= 0)
+		r->owner_flags = owner_of(task, file_of(task, s->call.result), &r->owner_uid);
 #if READ_AT_ENTRY
 	{
 		u64 thread = bpf_get_current_pid_tgid(), differs = 0;
@@ -1778,6 +1794,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 		s->flags |= VEDETTE_F_PATH_FAULT;
 	else {
 		file_facts(r, task, file);
+		r->owner_flags = owner_of(task, file, &r->owner_uid);
 		r->path_len = append_walk(s, end, file + OFF_file__f_path);
 	}
 	end += r->path_len;

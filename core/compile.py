@@ -54,6 +54,7 @@ INTS: Final = (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
     "login_type", "login_pid", "tty", "vpid", "pgid", "vpgid", "leads", "exebits", "exe_ino",
     "exe_ctime", "exe_mtime", "cmdnargs", "cmdlenargs", "apid", "loginshell",
+    "owner", "is_owner",
 )  # fmt: skip
 
 # Roles: of process predicates, whose value they ask about; of addresses and ports, which end's.
@@ -102,6 +103,8 @@ PLACES: Final[dict[str, tuple[str, int]]] = {
     "evt.arg.path": ("argpath", SELF),
     "evt.arg.filename": ("argfilename", SELF),
     "fd.num": ("fd", SELF),
+    "fs.owner.uid": ("owner", SELF),
+    "fs.is_owner": ("is_owner", SELF),
     "fd.name": ("name", SELF),
     "fd.nameraw": ("nameraw", SELF),
     "fd.directory": ("directory", SELF),
@@ -180,10 +183,12 @@ WORD_OF_INDEX: Final[dict[str, str]] = {
     "login_user": "login", "login_ip": "login", "login_host": "login", "login_line": "login",
     "login_type": "login", "login_pid": "login",
     "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
+    "owner": "owner", "is_owner": "owner",
 }  # fmt: skip
 for _name in calls.DESCRIPTIONS:
     WORD_OF_INDEX.setdefault(_name, "call")
-WORDS: Final = ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call")
+WORDS: Final = ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call",
+                "owner")  # fmt: skip
 _CALLS: Final = frozenset(layout.TYPES[name] for name in layout.CALLS)
 # Of a call, all that is not in one of these is in one word.
 _CALL_WORDS: Final = frozenset({None, "result", "fd"})
@@ -213,6 +218,7 @@ _GROUP_OF_INDEX: Final[dict[str, str]] = {
     "login_user": "login", "login_ip": "login", "login_host": "login", "login_line": "login",
     "login_type": "login", "login_pid": "login",
     "result": "result", "fd": "fd", "kind": "kind", "ip": "late", "port": "late",
+    "owner": "late", "is_owner": "late",
     "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
 }  # fmt: skip
 

@@ -52,6 +52,8 @@ cdef extern from "event.h" nogil:
         VEDETTE_ANSWER_MAX
         VEDETTE_S_KNOWN
         VEDETTE_S_CONNECTED
+        VEDETTE_OWNER_KNOWN
+        VEDETTE_OWNER_IS_USER
         VEDETTE_F_PATH_CUT
         VEDETTE_F_ARGS_CUT
         VEDETTE_F_DATA_CUT
@@ -120,6 +122,8 @@ cdef extern from "event.h" nogil:
         uint16_t args_len
         uint16_t cwd_len
         uint16_t env_len
+        uint16_t owner_flags
+        uint32_t owner_uid
         char comm[16]
 
     struct vedette_fork:
@@ -145,6 +149,8 @@ cdef extern from "event.h" nogil:
         int32_t dirfd
         uint16_t path_len
         uint16_t dir_len
+        uint32_t owner_flags
+        uint32_t owner_uid
 
     struct vedette_sock:
         vedette_header h

@@ -631,6 +631,13 @@ def _fd_name(view: EventView) -> bytes | None:
     return _sockname(view) if path is None else path
 
 
+def _owner(of: Callable[[Record], Scalar]) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        return of(view.record) if view.record.owner_flags & layout.OWNER_KNOWN else None
+
+    return get
+
+
 def _login(of: Callable[[bytes], Scalar | None]) -> Callable[[EventView], Raw]:
     def get(view: EventView) -> Raw:
         record = view.record
@@ -1207,6 +1214,19 @@ def _fill() -> None:
         SOCKS,
         multiple=True,
     )
+
+    opened = (*OPENS, *EXECS)
+    _add(
+        "fs.owner.uid", "uint", "event", "owner", _owner(lambda record: record.owner_uid),
+        "User id of the owner of the file that was opened or executed",
+        opened,
+    )  # fmt: skip
+    _add(
+        "fs.is_owner", "bool", "event", "owner",
+        _owner(lambda record: int(record.owner_flags & layout.OWNER_IS_USER != 0)),
+        "Whether the real user of the process owns the file that was opened or executed",
+        opened,
+    )  # fmt: skip
 
     login = ("write",)
     _add(

@@ -196,7 +196,8 @@ class _Entry:
 
     values      of the key: a path and where it leads, or one of anything else
     sources     executables that the entry is limited to; empty: none
-    owner_uid   None: whoever owns makes no difference
+    owner_only  the owner of the file passes
+    owner_uid   who that is taken to be where an event does not say it
     recursive   of a dir
     syscalls    of a path in the syscalls section
     """
@@ -210,7 +211,8 @@ class _Entry:
     sources: tuple[str, ...] = ()
     source_dirs: tuple[tuple[str, bool], ...] = ()
     recursive: bool = False
-    owner_uid: int | None = None
+    owner_only: bool = False
+    owner_uid: int = _ROOT_UID
     read_only: bool = False
     allowed_args: tuple[str, ...] | None = None
     syscalls: tuple[str, ...] = ()
@@ -241,7 +243,7 @@ class _Entry:
     @property
     def is_conditional(self) -> bool:
         """Whether the entry lets some pass: owners, readers or known arguments."""
-        return self.owner_uid is not None or self.read_only or self.allowed_args is not None
+        return self.owner_only or self.read_only or self.allowed_args is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -458,6 +460,9 @@ class _Reader:
     ) -> list[_Entry]:
         sources, dirs = self.sources(values, section)
         action = inherited.action
+        owner_uid = _ROOT_UID
+        if section == "file" and self.flag(values, "ownerOnly"):
+            owner_uid = self.owner(values, item)
         if section == "syscalls" and action != "Audit":
             if action == "Allow":
                 self.warn("Allow: there is no allow-list of syscalls; has no effect", item)
@@ -470,13 +475,13 @@ class _Reader:
             texts: Sequence[str],
             *,
             recursive: bool = False,
-            owner_uid: int | None = None,
             allowed_args: tuple[str, ...] | None = None,
             syscalls: tuple[str, ...] = (),
         ) -> _Entry:
             return _Entry(
                 policy, section, action, key, tuple(texts), item, sources, dirs, recursive,
-                owner_uid, self.flag(values, "readOnly"), allowed_args, syscalls,
+                self.flag(values, "ownerOnly"), owner_uid, self.flag(values, "readOnly"),
+                allowed_args, syscalls,
                 inherited.severity, inherited.tags, inherited.message,
             )  # fmt: skip
 
@@ -495,31 +500,23 @@ class _Reader:
                 self.warn(f"dir: {shown(folder)} has no / at its end; taken with one", item)
                 folder += "/"
             paths = self.real(folder.rstrip("/"), "/", item)
-            uid = self.owner(values, folder, item)
-            return [
-                made("dir", [path], recursive=self.flag(values, "recursive"), owner_uid=uid)
-                for path in paths
-            ]
+            recursive = self.flag(values, "recursive")
+            return [made("dir", [path], recursive=recursive) for path in paths]
         if name == "matchPatterns":
-            pattern = self.pattern(values, item)
-            return [made("pattern", [pattern], owner_uid=self.owner(values, pattern, item))]
+            return [made("pattern", [self.pattern(values, item)])]
         if "execname" in values:
             if "path" in values:
                 raise NodeError("path and execname: expected one of them", item)
             executable = self.text(values["execname"][1], "execname")
             if "/" in executable or not executable:
                 raise NodeError("execname: expected a name without /", values["execname"][1])
-            uid = self.owner(values, executable, item)
-            return [made("execname", [executable], owner_uid=uid, allowed_args=self.args(values))]
+            return [made("execname", [executable], allowed_args=self.args(values))]
         path = self.named(values, "path", item)
         if path.endswith("/"):
             raise NodeError("path: ends with /; matchDirectories is for directories", item)
         if re.search(r"[*?\[{]", path):
             self.warn("path: is taken letter by letter; matchPatterns is for wildcards", item)
-        uid = self.owner(values, path, item)
-        return [
-            made("path", self.real(path, "", item), owner_uid=uid, allowed_args=self.args(values))
-        ]
+        return [made("path", self.real(path, "", item), allowed_args=self.args(values))]
 
     def capability(self, values: _Map, item: yaml.Node) -> str:
         """Return a capability as the kernel names it: net_raw is CAP_NET_RAW."""
@@ -586,16 +583,19 @@ class _Reader:
                 found.append(leads + suffix)
         return found
 
-    def owner(self, values: _Map, path: str, node: yaml.Node) -> int | None:
-        if not self.flag(values, "ownerOnly"):
-            return None
+    def owner(self, values: _Map, node: yaml.Node) -> int:
+        """Return who is taken for the owner in calls that leave no file open."""
+        path = next(
+            (self.text(values[key][1], key) for key in ("path", "dir", "pattern") if key in values),
+            "",
+        )
         uid = None
         if self.host is not None and self.host.owner is not None and path.startswith("/"):
             uid = self.host.owner(path)
         taken = _ROOT_UID if uid is None else uid
         source = "no file is there to ask" if uid is None else "its owner when this was loaded"
         self.warn(
-            f"ownerOnly: an event does not carry the owner of its file yet; the owner of"
+            f"ownerOnly: of unlink, rename and other calls that leave no file open, the owner of"
             f" {shown(path)} is taken to be uid {taken}, {source}",
             node,
         )
@@ -920,8 +920,8 @@ def _group(entry: _Entry) -> object:
     """Entries with the same group make one rule: they differ in what they name alone."""
     return (
         entry.policy.name, entry.action, entry.level, entry.sources, entry.source_dirs,
-        entry.owner_uid, entry.read_only, entry.allowed_args, entry.severity, entry.tags,
-        entry.message, entry.syscalls,
+        entry.owner_only, entry.owner_uid, entry.read_only, entry.allowed_args, entry.severity,
+        entry.tags, entry.message, entry.syscalls,
     )  # fmt: skip
 
 
@@ -1085,8 +1085,12 @@ def _syscall(entry: _Entry) -> Expr:
 def _passes(entry: _Entry) -> Expr:
     """Return the check that a conditional entry lets an event pass: all its flags agree."""
     found: list[Expr] = []
-    if entry.owner_uid is not None:
-        found.append(check("user.uid", "=", entry.owner_uid))
+    if entry.owner_only:
+        owns: Expr = check("fs.is_owner", "=", 1)
+        if entry.section == "file":
+            unopened = all_of(_types(_FILE_CALLS), check("user.uid", "=", entry.owner_uid))
+            owns = any_of(owns, unopened)
+        found.append(owns)
     if entry.read_only:
         found.append(check("evt.is_open_write", "=", 0))
     if entry.allowed_args is not None:

@@ -19,6 +19,8 @@ ARGS_MAX = VEDETTE_ARGS_MAX
 ENV_MAX = VEDETTE_ENV_MAX
 ANSWER_MAX = VEDETTE_ANSWER_MAX
 RACED_MAX = VEDETTE_RACED_MAX
+OWNER_KNOWN = VEDETTE_OWNER_KNOWN
+OWNER_IS_USER = VEDETTE_OWNER_IS_USER
 SOCKET_KNOWN = VEDETTE_S_KNOWN
 SOCKET_CONNECTED = VEDETTE_S_CONNECTED
 DATA_MAX = VEDETTE_DATA_MAX
@@ -137,7 +139,9 @@ STRUCTS = {
         "filename_len": ("u2", _off(&_exec, &_exec.filename_len)),
         "args_len": ("u2", _off(&_exec, &_exec.args_len)),
         "cwd_len": ("u2", _off(&_exec, &_exec.cwd_len)),
-        "env_len": ("u2", _off(&_exec, &_exec.env_len)), "comm": ("S16", _off(&_exec, &_exec.comm)),
+        "env_len": ("u2", _off(&_exec, &_exec.env_len)),
+        "owner_flags": ("u2", _off(&_exec, &_exec.owner_flags)),
+        "owner_uid": ("u4", _off(&_exec, &_exec.owner_uid)), "comm": ("S16", _off(&_exec, &_exec.comm)),
     },
     "fork": {
         **_HEADER, "start_time_ns": ("u8", _off(&_fork, &_fork.start_time_ns)),
@@ -156,6 +160,8 @@ STRUCTS = {
         "mode": ("u4", _off(&_open, &_open.mode)), "dirfd": ("i4", _off(&_open, &_open.dirfd)),
         "path_len": ("u2", _off(&_open, &_open.path_len)),
         "dir_len": ("u2", _off(&_open, &_open.dir_len)),
+        "owner_flags": ("u4", _off(&_open, &_open.owner_flags)),
+        "owner_uid": ("u4", _off(&_open, &_open.owner_uid)),
     },
     "sock": {
         **_HEADER, "fd": ("i4", _off(&_sock, &_sock.fd)), "backlog": ("i4", _off(&_sock, &_sock.backlog)),

@@ -120,6 +120,8 @@ class Record:
     exit_code: int = 0
     reaper_pid: int = 0
     open_flags: int = 0
+    owner_flags: int = 0
+    owner_uid: int = 0
     mode: int = 0
     dirfd: int = -100
     fd: int = -1

@@ -660,6 +660,10 @@ def _record(
         session=acting.session,
         comm=acting.comm or b"",
     )
+    if "fs.owner.uid" in values or "fs.is_owner" in values:
+        record.owner_uid = values.number("fs.owner.uid", acting.uid)
+        owns = values.number("fs.is_owner", int(record.owner_uid == acting.uid))
+        record.owner_flags = layout.OWNER_KNOWN | (layout.OWNER_IS_USER if owns else 0)
     if kind == "exec":
         record.result = _result(values, 0)
         record.path = acting.exe_path or b""

@@ -326,6 +326,7 @@ cdef class RuleTables:
     cdef void _run_steps(self, uint32_t start, uint32_t count, bint late, Value* result) noexcept nogil
     cdef void _leaf(self, Leaf* leaf, bint late, Value* result) noexcept nogil
     cdef void _fetch(self, const Leaf* leaf, uint8_t* buffer, Value* value) noexcept nogil
+    cdef void _fetch_owner(self, uint32_t index, Value* value) noexcept nogil
     cdef void _fetch_path(self, uint32_t index, uint8_t* buffer, Value* value) noexcept nogil
     cdef bint _run_late(self, uint32_t at) noexcept nogil
     cdef uint32_t settle(self, ProcTable* table, uint32_t slot, const vedette_header* h, uint32_t row) noexcept nogil
@@ -338,6 +339,7 @@ cdef class RuleTables:
     cdef uint32_t _walk(self, ProcTable* table, uint32_t slot, uint32_t cwd_row, uint32_t numbers_row) noexcept nogil
     cdef uint32_t _vector(self, ProcTable* table, uint32_t slot) noexcept nogil
     cdef uint32_t _number_row(self, int small, int index, int64_t value) noexcept nogil
+    cdef uint32_t _owner_row(self, uint32_t flags, uint32_t uid) noexcept nogil
     cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil
     cdef uint32_t _path_row(self, int kind, const uint8_t* key, size_t size) noexcept nogil
     cdef int _open_path(self, const ProcTable* table, uint32_t slot, const vedette_open* r, const uint8_t** key, size_t* size) noexcept nogil

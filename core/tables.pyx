@@ -107,6 +107,8 @@ cdef enum:
     I_CMDLENARGS = 23
     I_APID = 24
     I_LOGINSHELL = 25
+    I_OWNER = 26
+    I_IS_OWNER = 27
     # Bits of I_LEADS
     LEADS_KNOWN = 1
     LEADS_OWN_GROUP = 2
@@ -123,6 +125,7 @@ cdef enum:
     W_PORT = 7
     W_LOGIN = 8
     W_CALL = 9
+    W_OWNER = 10
     # Roles, as in compile.py
     R_SELF = 0
     R_PARENT = 1
@@ -209,7 +212,8 @@ cdef uint32_t B_FSNAMERAW = plans.BYTES.index("fs.path.nameraw")
 assert plans.INTS == (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
     "login_type", "login_pid", "tty", "vpid", "pgid", "vpgid", "leads", "exebits", "exe_ino",
-    "exe_ctime", "exe_mtime", "cmdnargs", "cmdlenargs", "apid", "loginshell")
+    "exe_ctime", "exe_mtime", "cmdnargs", "cmdlenargs", "apid", "loginshell", "owner",
+    "is_owner")
 assert plans.GROUPS == (
     "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "call",
     "late")
@@ -218,7 +222,8 @@ assert plans.STEPS == (
 assert plans.COMPARISONS == (
     "=", "!=", "<", "<=", ">", ">=", "contains", "icontains", "startswith", "endswith", "pmatch")
 assert plans.VALUE_BYTES_MAX == SCRATCH_BYTES
-assert plans.WORDS == ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call")
+assert plans.WORDS == ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call",
+                       "owner")
 
 # Numbers that have arrays of rows: SMALL_COUNT words each, in this order.
 cdef enum:
@@ -1860,6 +1865,8 @@ cdef class RuleTables:
                 _set_number(value, _record_kind(h))
             elif index == I_OPENBITS:
                 _set_number(value, _open_bits((<const vedette_open*>h).open_flags))
+            elif index == I_OWNER or index == I_IS_OWNER:
+                self._fetch_owner(index, value)
             elif index == I_PORT:
                 if end.size and end.roles & leaf.role:
                     _set_number(value, end.port)
@@ -1899,6 +1906,19 @@ cdef class RuleTables:
                 _set_bytes(value, login + 76, _text_size(login + 76, 256))
             elif _login_ip_size(login):
                 _set_bytes(value, login + 348, _login_ip_size(login))
+
+    cdef void _fetch_owner(self, uint32_t index, Value* value) noexcept nogil:
+        cdef const vedette_header* h = self.t.late_record
+        cdef uint32_t flags
+        cdef uint32_t uid
+        if _is_open(h):
+            flags = (<const vedette_open*>h).owner_flags
+            uid = (<const vedette_open*>h).owner_uid
+        else:
+            flags = (<const vedette_exec*>h).owner_flags
+            uid = (<const vedette_exec*>h).owner_uid
+        if flags & VEDETTE_OWNER_KNOWN:
+            _set_number(value, uid if index == I_OWNER else flags & VEDETTE_OWNER_IS_USER != 0)
 
     cdef void _fetch_path(self, uint32_t index, uint8_t* buffer, Value* value) noexcept nogil:
         cdef Tables* t = &self.t
@@ -2394,6 +2414,29 @@ cdef class RuleTables:
         cache_put(&t.numbers, hashed, key, 2, row + 1)
         return row
 
+    cdef uint32_t _owner_row(self, uint32_t flags, uint32_t uid) noexcept nogil:
+        """The row of who owns the file of an open or exec."""
+        cdef Tables* t = &self.t
+        cdef bint is_user = flags & VEDETTE_OWNER_IS_USER != 0
+        cdef uint64_t key[2]
+        cdef uint64_t hashed
+        cdef uint32_t row
+        if not flags & VEDETTE_OWNER_KNOWN:
+            return 0
+        key[0] = uid | <uint64_t>is_user << 32
+        key[1] = I_OWNER
+        hashed = vedette_nh(t.hash_key.nh, key, 2)
+        row = cache_get(&t.numbers, hashed, key, 2)
+        if row != 0:
+            return row - 1
+        t.class_misses += 1
+        self._begin()
+        self._match_int(I_OWNER, uid)
+        self._match_int(I_IS_OWNER, is_user)
+        row = _space_row(&t.classes)
+        cache_put(&t.numbers, hashed, key, 2, row + 1)
+        return row
+
     cdef uint32_t _open_row(self, uint32_t flags) noexcept nogil:
         cdef Tables* t = &self.t
         cdef OpenMemo* memo = &t.open_memo[(flags * <uint32_t>0x9E3779B1) >> 26]
@@ -2849,6 +2892,9 @@ cdef class RuleTables:
             key[count] = self._raw_row(0, <const uint8_t*>r + sizeof(vedette_open),
                                        r.path_len) if has_path else 0
             count += 1
+        if words >> W_OWNER & 1:
+            key[count] = self._owner_row(r.owner_flags, r.owner_uid)
+            count += 1
         return count
 
     cdef int _sock_key(self, const vedette_sock* r, uint32_t words, TypeCode* gate, uint32_t* key,
@@ -2915,6 +2961,9 @@ cdef class RuleTables:
             else:
                 key[count] = self._raw_row(
                     2, <const uint8_t*>r + sizeof(vedette_exec) + r.path_len, r.filename_len)
+            count += 1
+        if words >> W_OWNER & 1:
+            key[count] = self._owner_row(r.owner_flags, r.owner_uid)
             count += 1
         return count
 

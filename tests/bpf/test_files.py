@@ -14,6 +14,7 @@ from vedette.core import layout
 pytestmark = pytest.mark.bpf
 Start = Callable[..., Watch]
 AT_FDCWD = -100
+NOBODY = 65534
 
 
 def python(scope: Scope, code: str, *arguments: str | Path) -> str:
@@ -263,3 +264,50 @@ def test_an_unreadable_argument_is_flagged_and_counted(
     ]
     counters = seen.counters()
     assert counters["partial_fault"] == len(records) == counters["submitted"] - 1
+
+
+def test_the_owner_of_what_is_opened_and_executed_is_told(
+    watch: Start, scope: Scope, tmp_path: Path
+) -> None:
+    seen = watch("openat", "execve")
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:-2]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    owners = {"root": 0, "nobody": NOBODY, "other": 4242}
+    for name, uid in owners.items():
+        path = tmp_path / name
+        path.write_bytes(Path("/bin/true").read_bytes())
+        path.chmod(0o755)
+        os.chown(path, uid, 0)
+    setuid = tmp_path / "setuid"
+    setuid.write_bytes(Path("/bin/true").read_bytes())
+    setuid.chmod(0o4755)
+    code = """
+        import os, sys
+        os.setgid(65534); os.setuid(65534)
+        for name in "root", "nobody", "other", "absent":
+            path = sys.argv[1] + "/" + name
+            try:
+                os.open(path, os.O_RDONLY)
+            except OSError:
+                continue
+            os.spawnv(os.P_WAIT, path, [path])
+        os.spawnv(os.P_WAIT, sys.argv[1] + "/setuid", ["setuid"])
+    """
+    python(scope, code, tmp_path)
+    folder = os.fsencode(tmp_path) + b"/"
+    told = [
+        (record.type, record["path"].removeprefix(folder), record["owner_flags"],
+         record["owner_uid"])
+        for record in seen.records()
+        if record["path"].startswith(folder)
+    ]  # fmt: skip
+    known, mine = layout.OWNER_KNOWN, layout.OWNER_KNOWN | layout.OWNER_IS_USER
+    assert told == [
+        ("openat", b"root", known, 0), ("execve", b"root", known, 0),
+        ("openat", b"nobody", mine, NOBODY), ("execve", b"nobody", mine, NOBODY),
+        ("openat", b"other", known, 4242), ("execve", b"other", known, 4242),
+        ("openat", b"absent", 0, 0),
+        # Who owns it is the user that the program becomes, and not who ran it.
+        ("execve", b"setuid", known, 0),
+    ]  # fmt: skip

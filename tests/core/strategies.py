@@ -334,6 +334,12 @@ _IDS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+_OWNER: dict[str, st.SearchStrategy[Any]] = {
+    "owner_flags": st.integers(0, 3),
+    "owner_uid": UIDS,
+}
+
+
 def process_values() -> st.SearchStrategy[dict[str, Any]]:
     """The arguments of Process, without a parent."""
     return st.fixed_dictionaries(
@@ -411,6 +417,7 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "env": st.sampled_from([b"", *ENV_TEXTS]),
         **_FACTS,
         **_IDS,
+        **_OWNER,
     },
     "ids": {"session": PIDS, **_IDS},
     "raced": {
@@ -445,6 +452,7 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "open": {
         "open_flags": _OPEN_FLAGS,
+        **_OWNER,
         "mode": st.integers(0, 0o777),
         "dirfd": st.sampled_from([-100, -100, 3]),
         "path": st.sampled_from(PATH_TEXTS),

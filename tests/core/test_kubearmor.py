@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.machine import Machine
-from vedette.core import calls, documents
+from vedette.core import calls, documents, layout
 from vedette.core.fields import AF_INET, AF_UNIX
 from vedette.core.kubearmor import (
     CLASSES,
@@ -191,6 +191,10 @@ def test_protocols(protocol: str, l4proto: int, socktype: int) -> None:
     assert of("socket", arg0=AF_UNIX, arg1=1, arg2=0, result=3) == []
 
 
+OWNED = {"owner_flags": layout.OWNER_KNOWN | layout.OWNER_IS_USER}
+FOREIGN = {"owner_flags": layout.OWNER_KNOWN}
+
+
 def test_readers_and_owners_pass() -> None:
     of = judge(
         """\
@@ -203,13 +207,23 @@ def test_readers_and_owners_pass() -> None:
     )
     assert of.open(b"/r") == []
     assert of.open(b"/r", O_WRONLY) == ["would_block"]
-    assert of.open(b"/o", O_WRONLY, uid=0) == []
-    assert of.open(b"/o", uid=1000) == ["would_block"]
-    assert of.open(b"/ro", uid=0) == []
-    assert of.open(b"/ro", O_WRONLY, uid=0) == of.open(b"/ro", uid=1) == ["would_block"]
+    assert of.open(b"/o", O_WRONLY, **OWNED) == []
+    assert of.open(b"/o", uid=0, **FOREIGN) == of.open(b"/o", uid=0) == ["would_block"]
+    assert of.open(b"/ro", **OWNED) == []
+    assert of.open(b"/ro", O_WRONLY, **OWNED) == of.open(b"/ro", **FOREIGN) == ["would_block"]
 
 
-def test_the_owner_is_asked_for_when_policies_are_loaded(tmp_path: Path) -> None:
+def test_the_owner_of_an_executable_is_its_own() -> None:
+    of = judge("process: {matchPaths: [{path: /o, ownerOnly: true}]}")
+    assert warnings(clean(policy("process: {matchPaths: [{path: /o, ownerOnly: true}]}"))) == []
+    assert of.run(b"/o", **OWNED) == []
+    # The effective user that a setuid bit makes of a process owns nothing more.
+    assert of.run(b"/o", uid=0, **FOREIGN) == ["would_block"]
+
+
+def test_of_calls_without_a_file_the_owner_is_asked_for_when_policies_are_loaded(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "x"
     file.touch()
     uid = file.stat().st_uid
@@ -220,9 +234,14 @@ def test_the_owner_is_asked_for_when_policies_are_loaded(tmp_path: Path) -> None
         host=Host("h", owner=lambda path: owners.get(path, uid if path == str(file) else None)),
     )
     of = Judge(made)
-    assert of.open(b"/o", uid=1000) == of.open(b"/n", uid=0) == []
-    assert of.open(b"/o", uid=0) == of.open(b"/n", uid=1000) == ["would_block"]
-    assert of.open(str(file).encode(), uid=uid) == []
+
+    def unlinks(path: bytes, uid: int) -> list[str]:
+        return of("unlink", path=path, uid=uid)
+
+    assert unlinks(b"/o", 1000) == unlinks(b"/n", 0) == []
+    assert unlinks(b"/o", 0) == unlinks(b"/n", 1000) == ["would_block"]
+    assert unlinks(str(file).encode(), uid) == []
+    assert of.open(b"/o", uid=1000, **FOREIGN) == ["would_block"]
     found = [text for text in warnings(made) if "ownerOnly" in text]
     assert len(found) == 3 and "uid 1000, its owner when this was loaded" in found[0]
     assert "no file is there to ask" in found[1]

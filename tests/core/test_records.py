@@ -69,7 +69,7 @@ def _with(field: str, value: int) -> bytes:
     [
         (b"", "truncated", False),
         (_with("mode", 0)[:47], "truncated: 47 bytes, a header has 48", False),
-        (_with("mode", 0)[:-8], "truncated: 72 bytes, the record has 80", False),
+        (_with("mode", 0)[:-8], "truncated: 80 bytes, the record has 88", False),
         (_with("size", 60), "not a multiple of 8", False),
         (_with("size", 40), "not within", False),
         (_with("size", 0), "not within", False),
