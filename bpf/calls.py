@@ -144,6 +144,7 @@ CALLS: Final[dict[str, Call]] = {
     # struct io_uring_params: sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features
     "io_uring_setup": _call(425, 425, numbers=(0,), data=1, data_bytes=24),
     "sysinfo": _call(99, 116),
+    "personality": _call(135, 136, numbers=(0,)),
 }  # fmt: skip
 
 SHAPES: Final = {TYPES[name]: call.pack() for name, call in CALLS.items()}

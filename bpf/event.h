@@ -115,8 +115,7 @@ enum vedette_type {
 	VEDETTE_SOCKET = 76,
 	VEDETTE_IO_URING_SETUP = 77,
 	VEDETTE_SYSINFO = 78,
-	VEDETTE_CAPABLE = 79, /* no syscall: the kernel asked for a capability; args: its number,
-	                       * and the depth of the user namespace that it was asked over */
+	VEDETTE_PERSONALITY = 79,
 	/* struct vedette_sock; the first four only of datagrams to or from a peer that the process has
 	 * not met on this socket, the last three only of sockets */
 	VEDETTE_SENDTO = 80,
@@ -128,6 +127,9 @@ enum vedette_type {
 	VEDETTE_DUP3 = 86,
 	VEDETTE_SUPPRESSED = 87, /* struct vedette_suppressed */
 	VEDETTE_RACED = 88,      /* struct vedette_raced */
+	VEDETTE_CAPABLE = 89, /* struct vedette_call, but no syscall: the kernel asked for a
+	                       * capability; args: its number,
+	                       * and the depth of the user namespace that it was asked over */
 	/* From here on: records that keep the tables right and are no events for rules. */
 	VEDETTE_IDS = 100,    /* struct vedette_ids */
 	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */

@@ -809,7 +809,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}
-	if (what >= VEDETTE_UNLINK && what <= VEDETTE_SYSINFO) {
+	if (what >= VEDETTE_UNLINK && what <= VEDETTE_PERSONALITY) {
 		handler = HANDLE_CALL;
 	} else if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
 		if (result >= 0)

@@ -13,11 +13,11 @@ from typing import Final, Literal
 
 Op = Literal[
     "path", "target", "raw_path", "raw_target", "link_target", "directory", "filename", "file",
-    "text", "number", "names", "user", "group",
+    "text", "number", "names", "user", "group", "hex",
 ]  # fmt: skip
 OPS: Final[tuple[Op, ...]] = (
     "path", "target", "raw_path", "raw_target", "link_target", "directory", "filename", "file",
-    "text", "number", "names", "user", "group",
+    "text", "number", "names", "user", "group", "hex",
 )  # fmt: skip
 
 DATA: Final = 16
@@ -46,7 +46,7 @@ class Value:
             data, resolved at the directory of the path; directory, filename: of the path;
             file: "<f>" and the path, without one the number; text: the data before its first NUL;
             number: decimal; names: by a table of NAMES; user, group: the name, without one the
-            number
+            number; hex: hexadecimal, as auditd writes an argument
     place   which register, or DATA + offset
     size    of a number: bytes, negative where it is signed; 8 at an offset is 4 bytes there and 4
             more, 12 bytes further on (struct __user_cap_data_struct)
@@ -141,6 +141,13 @@ NAMES: Final[dict[str, Names]] = {
     ),
     # Of Linux's numbers, not of Falco's own; sys/ptrace.h, linux/ptrace.h, asm/ptrace-abi.h.
     "capability": Names(tuple((0xFFFFFFFF, i, name) for i, name in enumerate(CAPABILITIES))),
+    # linux/personality.h
+    "personality": _flags(
+        "UNAME26=0x20000 ADDR_NO_RANDOMIZE=0x40000 FDPIC_FUNCPTRS=0x80000 MMAP_PAGE_ZERO=0x100000 "
+        "ADDR_COMPAT_LAYOUT=0x200000 READ_IMPLIES_EXEC=0x400000 ADDR_LIMIT_32BIT=0x800000 "
+        "SHORT_INODE=0x1000000 WHOLE_SECONDS=0x2000000 STICKY_TIMEOUTS=0x4000000 "
+        "ADDR_LIMIT_3GB=0x8000000"
+    ),
     "ptrace": _values(
         "PTRACE_TRACEME=0 PTRACE_PEEKTEXT=1 PTRACE_PEEKDATA=2 PTRACE_PEEKUSR=3 PTRACE_POKETEXT=4 "
         "PTRACE_POKEDATA=5 PTRACE_POKEUSR=6 PTRACE_CONT=7 PTRACE_KILL=8 PTRACE_SINGLESTEP=9 "
@@ -308,7 +315,7 @@ _OWNERS: Final = {"uid": _user(1), "gid": _group(2)}
 _RENAME_AT: Final = {"olddirfd": _dirfd(0), "newdirfd": _dirfd(2)}
 _LINK_AT: Final = {"olddir": _dirfd(0), "newdir": _dirfd(2)}
 
-CALLS: Final[dict[str, dict[str, Value]]] = {
+_CALLS: Final[dict[str, dict[str, Value]]] = {
     "unlink": _one_path("path"),
     "unlinkat": _one_path("name", dirfd=_dirfd(0), flags=_names(2, "unlinkat")),
     "rmdir": _one_path("path"),
@@ -396,11 +403,26 @@ CALLS: Final[dict[str, dict[str, Value]]] = {
         features=_number(DATA + 20, 4),
     ),
     "sysinfo": {},
+    "personality": _arguments(persona=_names(0, "personality")),
     "capable": {
         "capability.name": _names(0, "capability"),
         "capability.userns_level": _number(1, 4),
     },
 }  # fmt: skip
+
+
+def _raw(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the fields of those of the first four arguments that are known as registers."""
+    ops = ("number", "names", "user", "group", "file")
+    places = {value.place for value in values.values() if value.op in ops}
+    return {f"audit.a{n}": Value("hex", n) for n in range(RAW_ARGUMENTS) if n in places}
+
+
+RAW_ARGUMENTS: Final = 4
+"""auditd writes so many of a syscall's arguments, a0 to a3."""
+CALLS: Final[dict[str, dict[str, Value]]] = {
+    name: values | (_raw(values) if name != "capable" else {}) for name, values in _CALLS.items()
+}
 """Event type -> field -> how its text comes about."""
 
 FD_ARGUMENT: Final = ("fchmod", "fchown", "ftruncate", "finit_module", "setns")
@@ -454,7 +476,7 @@ def number_of(value: Value, text: bytes, ids: Mapping[int, bytes]) -> int | None
             if name == text:
                 return number
     try:
-        return int(text) & NUMBER_MASKS[value.size]
+        return int(text, 16 if value.op == "hex" else 10) & NUMBER_MASKS[value.size]
     except ValueError:
         return None
 
@@ -505,6 +527,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "evt.arg.path": "Absolute path of unlink, mkdir, rmdir, mknod, chown, truncate, chroot; of an "
     "open as it was passed; of a chdir where it led",
     "evt.arg.pathname": "Absolute path of fchownat",
+    "evt.arg.persona": "Flags of personality, such as ADDR_NO_RANDOMIZE; else the number",
     "evt.arg.pid": "Process that kill, ptrace and their like are about",
     "evt.arg.proto": "Protocol of socket, as a number",
     "evt.arg.put_old": "Absolute path of where pivot_root puts the old root",
@@ -523,6 +546,11 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "evt.arg.type": "Type of socket as a number; file system of mount; that of perf_event_open",
     "evt.arg.uargs": "Parameters of a kernel module",
     "evt.arg.uid": "User of setuid and chown: its name, else its number",
+    **{
+        f"audit.a{n}": f"The {word} argument in hexadecimal, as auditd writes it; missing "
+        "where it is a pointer"
+        for n, word in enumerate(("first", "second", "third", "fourth"))
+    },
     "capability.name": "The capability that the kernel asked for, such as CAP_NET_RAW",
     "capability.userns_level": "Depth of the user namespace that it was asked over; 0: the "
     "initial one",

@@ -162,7 +162,7 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
                 or (<const vedette_write*>data).data_len > VEDETTE_DATA_MAX):
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_write*>data).path_len + (<const vedette_write*>data).data_len
-    elif VEDETTE_UNLINK <= h.type <= VEDETTE_CAPABLE:
+    elif VEDETTE_UNLINK <= h.type <= VEDETTE_PERSONALITY or h.type == VEDETTE_CAPABLE:
         fixed = sizeof(vedette_call)
         if (h.size < fixed or (<const vedette_call*>data).path_len > VEDETTE_PATH_MAX
                 or (<const vedette_call*>data).dir_len > VEDETTE_PATH_MAX

@@ -31,6 +31,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_FCHDIR
         VEDETTE_CREAT
         VEDETTE_UNLINK
+        VEDETTE_PERSONALITY
         VEDETTE_CAPABLE
         VEDETTE_AT_CWD_PATH
         VEDETTE_AT_CWD_TARGET

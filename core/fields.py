@@ -372,6 +372,8 @@ def call_value(view: EventView, name: str) -> bytes | None:
             return calls.id_text(view.users, number)
         case "group":
             return calls.id_text(view.groups, number)
+        case "hex":
+            return b"%x" % number
     return calls.number_text(number, value.size)
 
 

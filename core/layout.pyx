@@ -50,15 +50,17 @@ CALLS = (
     "ptrace", "process_vm_readv", "process_vm_writev", "memfd_create", "init_module",
     "finit_module", "delete_module", "bpf", "perf_event_open", "userfaultfd",
     "unshare", "setns", "kill", "tkill", "tgkill",
-    "prctl", "socket", "io_uring_setup", "sysinfo", "capable",
+    "prctl", "socket", "io_uring_setup", "sysinfo", "personality",
 )
 TYPES.update((name, VEDETTE_UNLINK + i) for i, name in enumerate(CALLS))
-assert TYPES["capable"] == VEDETTE_CAPABLE
+assert TYPES["personality"] == VEDETTE_PERSONALITY
+CALLS += ("capable",)
 
 TYPES.update({
     "sendto": VEDETTE_SENDTO, "sendmsg": VEDETTE_SENDMSG, "recvfrom": VEDETTE_RECVFROM,
     "recvmsg": VEDETTE_RECVMSG, "dup": VEDETTE_DUP, "dup2": VEDETTE_DUP2, "dup3": VEDETTE_DUP3,
     "suppressed": VEDETTE_SUPPRESSED, "raced": VEDETTE_RACED,
+    "capable": VEDETTE_CAPABLE,
 })
 STATE_TYPES = {
     "ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS, "gone": VEDETTE_GONE,

@@ -509,6 +509,37 @@ class Syscall(Target):
 
 
 @dataclass(frozen=True)
+class Terminal(Target):
+    """A controlling terminal by its name: proc.tty has its number."""
+
+    def exists(self) -> Expr:
+        return check("proc.tty", "!=", 0)
+
+    def text(self, pattern: Pattern, cased: bool, note: Note) -> Expr:
+        if list(pattern) == [Wild.ANY]:
+            return TRUE
+        one = pattern[0] if len(pattern) == 1 else None
+        name = one.decode("utf-8", "replace").lower() if isinstance(one, bytes) else ""
+        if name == "(none)":
+            return check("proc.tty", "=", 0)
+        found = re.fullmatch(r"(pts/?|ttys|tty)([0-9]{1,4})", name)
+        if found is None:
+            raise Refused("expected pts0, tty1, ttyS0 and their like, or (none)")
+        major, first = {"pts": (136, 0), "tty": (4, 0), "ttys": (4, 64)}[found[1].rstrip("/")]
+        minor = first + int(found[2])
+        # new_encode_dev(), linux/kdev_t.h
+        return check("proc.tty", "=", minor & 0xFF | major << 8 | (minor & ~0xFF) << 12)
+
+
+@dataclass(frozen=True)
+class Count(Number):
+    """The number of arguments, argv[0] included."""
+
+    def number(self, source: str) -> int:
+        return super().number(source) - 1
+
+
+@dataclass(frozen=True)
 class Nowhere(Target):
     """A field that Sigma has and no event here; ``about`` says why."""
 
@@ -758,8 +789,15 @@ _NORMAL: Final = tuple(
     name for name in _PATH_EVENTS if name not in (*catalogue.OPENS, *CREATED, *DELETED)
 )
 ARGUMENTS_MAX: Final = 63
-RAW_ARGUMENT: Final = Nowhere("the raw arguments of a syscall are not captured")
+RAW_ARGUMENT: Final = Nowhere(
+    "of the raw arguments of a syscall, those of a0 to a3 are known that are numbers, and only of"
+    " syscalls that the rule names; `vedette fields audit.` says which"
+)
 _UNSET: Final = ((0xFFFFFFFF, -1),)
+
+_IN_SYSCALLS: Final = (
+    "in a SYSCALL record a0 to a3 are audit.a0 to audit.a3, of those of its syscalls that have them"
+)
 
 AUDITD: Final = LogSource(
     "auditd",
@@ -767,10 +805,10 @@ AUDITD: Final = LogSource(
     "see the record types",
     "%evt.type %fd.name by %proc.cmdline (executable %proc.exepath, user %user.name)",
     {
-        "a0": First("proc.exe, of an exec (in a SYSCALL record: not captured)", "proc.exe"),
+        "a0": First(f"proc.exe, of an exec ({_IN_SYSCALLS})", "proc.exe"),
         **{
             f"a{number}": Word(
-                "that word of proc.args, of an exec (in a SYSCALL record: not captured)",
+                f"that word of proc.args, of an exec ({_IN_SYSCALLS})",
                 number,
             )
             for number in range(1, ARGUMENTS_MAX + 1)
@@ -809,13 +847,34 @@ AUDITD: Final = LogSource(
             "user.loginuid (4294967295: unset)", "user.loginuid", -1, 2**32 - 2, _UNSET,
             signal="user.loginuid",
         ),
-        **dict.fromkeys(
-            ("uid", "gid", "suid", "fsuid", "sgid", "fsgid", "tty", "ses", "inode", "mode", "ouid",
-             "ogid", "saddr", "argc"),
-            Nowhere("not captured yet"),
+        "tty": Terminal("proc.tty: pts0, tty1, ttyS0, (none)"),
+        "argc": Count(
+            "proc.cmdnargs and one, of an exec", "proc.cmdnargs", 1, 2**31 - 1,
         ),
+        "ouid": _number("fs.owner.uid, of opens and execs that succeeded", "fs.owner.uid"),
+        **dict.fromkeys(
+            ("uid", "gid", "suid", "fsuid", "sgid", "fsgid"),
+            Nowhere("of a process's ids the effective ones are captured; write euid or egid"),
+        ),
+        "ses": Nowhere("the audit session's number is not captured; auid tells who logged in"),
+        "saddr": Nowhere("an address that is written in hexadecimal; category network_connection"
+                         " has its parts"),
+        **dict.fromkeys(("inode", "mode", "ogid", "dev", "rdev"),
+                        Nowhere("of a file's inode the owner is captured; name has its path")),
+        **dict.fromkeys(("arch", "items", "per", "subj", "obj", "cap_fp", "cap_fi"),
+                        Nowhere("no event carries it")),
     },
 )  # fmt: skip
+
+
+def raw_argument(name: str, syscalls: frozenset[str]) -> Target:
+    """Return what an argument (a0 to a63) of a SYSCALL record is, of the syscalls named."""
+    field_name = f"audit.{name}"
+    if syscalls.isdisjoint(catalogue.events_of(field_name)):
+        return RAW_ARGUMENT
+    return _text(field_name, field_name)
+
+
 RESTRICTING: Final = frozenset(
     {"name", "nametype", "SYSCALL", "syscall", "key", "proctitle"}
     | {f"a{number}" for number in range(ARGUMENTS_MAX + 1)}

@@ -515,7 +515,8 @@ class _Auditd(_Compiler):
         target = super().target(name, item, among)
         types = _types([among], deep=False) or self.types
         if isinstance(target, sigma_fields.Word | sigma_fields.First) and types == {"SYSCALL"}:
-            return sigma_fields.RAW_ARGUMENT
+            calls = _syscalls([among]) or _syscalls(list(self.parsed.detection.detections.values()))
+            return sigma_fields.raw_argument(item.field, calls)
         return target
 
     def keywords(self, name: str) -> Target:
@@ -530,6 +531,19 @@ class _Auditd(_Compiler):
 
 def _types(detections: list[SigmaDetection], *, deep: bool = True) -> frozenset[str]:
     """Return the record types that detections name, in capitals."""
+    return frozenset(name.upper() for name in _named(detections, ("type",), deep=deep))
+
+
+def _syscalls(detections: list[SigmaDetection]) -> frozenset[str]:
+    """Return the syscalls that detections name."""
+    named = _named(detections, ("SYSCALL", "syscall"), deep=True)
+    return frozenset(name.lower() for name in named)
+
+
+def _named(
+    detections: list[SigmaDetection], fields: tuple[str, ...], *, deep: bool
+) -> frozenset[str]:
+    """Return the texts without wildcards that some fields are compared with."""
     found: set[str] = set()
     stack: list[SigmaDetection | SigmaDetectionItem] = list(detections)
     first = set(map(id, detections))
@@ -538,11 +552,11 @@ def _types(detections: list[SigmaDetection], *, deep: bool = True) -> frozenset[
         if isinstance(item, SigmaDetection):
             if deep or id(item) in first:
                 stack.extend(item.detection_items)
-        elif item.field == "type":
+        elif item.field in fields:
             for value in item.value:
                 pattern = pattern_of(value) if isinstance(value, SigmaString) else []
                 if len(pattern) == 1 and not isinstance(pattern[0], Wild):
-                    found.add(pattern[0].decode("utf-8", "replace").upper())
+                    found.add(pattern[0].decode("utf-8", "replace"))
     return frozenset(found)
 
 

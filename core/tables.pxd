@@ -28,7 +28,7 @@ cdef enum:
     MIDDLE_WORDS = 16
     LONG_WORDS = 64
     SCRATCH_BYTES = 16384
-    CALL_OPS_MAX = 12           # fields that one type of struct vedette_call has
+    CALL_OPS_MAX = 16           # fields that one type of struct vedette_call has
     CALL_NAME_MAX = 40
 
 

@@ -298,6 +298,7 @@ cdef enum:
     OP_NAMES = 10
     OP_USER = 11
     OP_GROUP = 12
+    OP_HEX = 13
     # Where in `scratch` a path is put together to be resolved, behind a call's key.
     AT_UNRESOLVED = 1024
 
@@ -314,7 +315,7 @@ def _fill_call_shapes():
     cdef bytes name
     assert calls.OPS == (
         "path", "target", "raw_path", "raw_target", "link_target", "directory", "filename", "file",
-        "text", "number", "names", "user", "group")
+        "text", "number", "names", "user", "group", "hex")
     assert len(calls.NAMES) <= 64
     for number, (key, table) in enumerate(calls.NAMES.items()):
         numbers[key] = number
@@ -371,6 +372,18 @@ cdef size_t _signed_text(char* target, uint64_t number, int size) noexcept nogil
         target[out] = digits[count]
         out += 1
     return out
+
+
+cdef size_t _hex_text(char* target, uint64_t number) noexcept nogil:
+    cdef int shift = 60
+    cdef size_t size = 0
+    while shift > 0 and not number >> shift:
+        shift -= 4
+    while shift >= 0:
+        target[size] = b"0123456789abcdef"[number >> shift & 15]
+        size += 1
+        shift -= 4
+    return size
 
 
 cdef size_t _names_text(char* target, const CallNames* names, uint64_t number,
@@ -802,7 +815,7 @@ cdef inline bint _is_open(const vedette_header* h) noexcept nogil:
 
 
 cdef inline bint _is_call(const vedette_header* h) noexcept nogil:
-    return VEDETTE_UNLINK <= h.type <= VEDETTE_CAPABLE
+    return VEDETTE_UNLINK <= h.type <= VEDETTE_PERSONALITY or h.type == VEDETTE_CAPABLE
 
 
 cdef int64_t _record_fd(const vedette_header* h) noexcept nogil:
@@ -3116,6 +3129,8 @@ cdef class RuleTables:
                 size = _names_text(<char*>buffer, op.names, number, op.size)
             elif op.op == OP_USER or op.op == OP_GROUP:
                 size = self._id_text(op.op == OP_GROUP, <uint32_t>number, <char*>buffer)
+            elif op.op == OP_HEX:
+                size = _hex_text(<char*>buffer, number)
             else:
                 size = _signed_text(<char*>buffer, number, op.size)
             _set_bytes(value, buffer, size)

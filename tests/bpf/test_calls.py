@@ -652,6 +652,7 @@ CASES = [
     ),
     Case("sysinfo", "x" + "00" * 112, arguments()),
     Case("sysinfo", "n8", arguments(), EFAULT),
+    Case("personality", "n0x40000", arguments(persona="ADDR_NO_RANDOMIZE"), None),
 ]  # fmt: skip
 
 
@@ -670,6 +671,11 @@ def check(case: Case, done: Done, records: list[Record], *, is_compat: bool) -> 
     expected = case.expected(done)
     own = {name for name, one in FIELDS.items() if case.name in one.events and one.scope == "event"}
     about_calls = {name for name in own if name in calls.CALLS[case.name] or name == "fd.num"}
+    raw = {name for name in about_calls if name.startswith("audit.a")}
+    about_calls -= raw
+    for name in raw:
+        number = getattr(record, f"arg{name[-1]}")
+        assert extract(FieldRef(name), view) == f"{number:x}".encode()
     assert expected.keys() == about_calls, "every field is checked"
     seen = {name: extract(FieldRef(name), view) for name in expected}
     wanted = {
@@ -698,7 +704,7 @@ def test_each_type_has_its_cases() -> None:
     assert succeeds | fails == CALLS.keys() == set(layout.CALLS) - {"capable"}
     assert CALLS.keys() - succeeds == {"init_module", "finit_module", "delete_module"}
     assert CALLS.keys() - fails <= {
-        "setfsuid", "setfsgid", "process_vm_readv", "process_vm_writev",
+        "setfsuid", "setfsgid", "process_vm_readv", "process_vm_writev", "personality",
     }  # fmt: skip
 
 
