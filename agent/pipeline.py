@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from vedette.agent import config
 from vedette.agent.errors import ConfigError
 from vedette.agent.logs import log
@@ -61,6 +63,11 @@ BASE_FIELDS = (
     "login.type",
 )
 """Fields that every signal carries where it has them: sequences join on them."""
+
+LINEAGE_MAX = 16
+LINEAGE_CHARS_MAX = 200
+"""Of a program's path and of a command line in the lineage of an alert."""
+LINEAGE_TEXT_MAX = 12_000
 
 _BASE_REFS = tuple(FieldRef(name) for name in BASE_FIELDS)
 
@@ -176,6 +183,33 @@ def _owner(path: str) -> int | None:
 
 
 _Wanted = tuple[str, FieldRef, FieldType]
+
+
+def lineage(process: Process) -> str:
+    """Return the ancestors of a process as JSON, the parent first: pid, program, command line.
+
+    Of LINEAGE_MAX ancestors, each text cut at LINEAGE_CHARS_MAX.
+    """
+    found: list[tuple[int, str, str]] = []
+    ancestor = process.parent
+    while ancestor is not None and len(found) < LINEAGE_MAX:
+        words = (ancestor.args or b"").rstrip(b"\0").replace(b"\0", b" ")
+        found.append(
+            (
+                ancestor.pid,
+                _shown(ancestor.exe_path or ancestor.comm or b""),
+                _shown(words or ancestor.comm or b""),
+            )
+        )
+        ancestor = ancestor.parent
+    # Whatever is escaped in it, it has to be sent whole.
+    while len(text := msgspec.json.encode(found).decode()) > LINEAGE_TEXT_MAX:
+        found.pop()
+    return text
+
+
+def _shown(raw: bytes) -> str:
+    return raw[:LINEAGE_CHARS_MAX].decode("utf-8", "backslashreplace")[:LINEAGE_CHARS_MAX]
 
 
 class _Prepared:
@@ -356,6 +390,7 @@ class Pipeline:
             event, process, facts.users, facts.groups, self._hostname, facts.boot_to_wall_ns,
             self.engine.names.by_address,
         )  # fmt: skip
+        ancestors = ""
         for index in indices:
             prepared = self._rules[index]
             rule = prepared.rule
@@ -364,6 +399,10 @@ class Pipeline:
                 value = display(extract(ref, view), kind)
                 if value is not None:
                     values[name] = value
+            if rule.alert and process.parent is not None:
+                # What the tree of processes at the time of an alert is made of.
+                ancestors = ancestors or lineage(process)
+                values["proc.lineage"] = ancestors
             self.signals += 1
             self.by_rule[rule.name] += 1
             self._taken.append(

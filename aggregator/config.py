@@ -73,6 +73,25 @@ class Store(_Section, frozen=True):
         return self.path if self.url is None else self.url
 
 
+class Queries(_Section, frozen=True):
+    """The socket by which readers ask the store questions, from this machine or from others.
+
+    endpoint     ZeroMQ endpoint to bind; none: no socket. Who may ask are the allow-list's keys of
+                 the role `reader` (listen.allow_list); without keys it must be local, unless
+                 listen.insecure says otherwise
+    workers      questions that are answered at the same time, each over a connection of its own
+    rows_max, bytes_max, seconds_max  of one answer
+    """
+
+    endpoint: (
+        Annotated[str, msgspec.Meta(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")] | None
+    ) = None
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    rows_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10_000
+    bytes_max: Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 30)] = 32 << 20
+    seconds_max: _Seconds = 60.0
+
+
 class Sequences(_Section, frozen=True):
     """What the aggregator looks for.
 
@@ -207,6 +226,7 @@ class Config(_Section, frozen=True):
 
     listen: Listen = Listen()
     store: Store = Store()
+    queries: Queries = Queries()
     sequences: Sequences = Sequences()
     limits: Limits = Limits()
     outputs: Annotated[tuple[Output, ...], msgspec.Meta(max_length=64)] = ()
@@ -294,6 +314,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "": Config,
     "listen": Listen,
     "store": Store,
+    "queries": Queries,
     "sequences": Sequences,
     "limits": Limits,
     "outputs": Output,
@@ -317,7 +338,7 @@ def _explain(message: str, path: Path, lines: dict[str, int]) -> str:
             f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
         )
         key = f"{key}.{unknown[1]}" if key else unknown[1]
-    elif key == "listen.endpoint":
+    elif key in ("listen.endpoint", "queries.endpoint"):
         what = "expected tcp://ADDRESS:PORT, such as tcp://0.0.0.0:7710, or ipc:///PATH"
     elif key == "metrics.listen":
         what = "expected HOST:PORT, such as 127.0.0.1:9772"

@@ -133,6 +133,10 @@ class Fleet:
         """Return a host's name; its id where the host is not known."""
         return self._names.get(host_id, host_id)
 
+    def labels(self, host_id: str) -> dict[str, str]:
+        """Return a host's labels, from its last report."""
+        return self._labels.get(host_id, {})
+
     def behind(self, address: str, time_ns: int) -> str | None:
         """Return the name of the host that had an address (in canonical form) at some time."""
         spans = self._by_address.get(address)

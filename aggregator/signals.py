@@ -155,6 +155,7 @@ class Filter(NamedTuple):
     priority_max  the least urgent priority that is meant, as index into PRIORITIES
     since_ns, until_ns  by the signals' own time, both included
     wanted        of the rules and their tags
+    where         returns those of some places in a batch that are meant
     """
 
     hosts: Sequence[str] | None = None
@@ -166,6 +167,7 @@ class Filter(NamedTuple):
     alerts_only: bool = False
     late: bool | None = None
     wanted: Wanted | None = None
+    where: Callable[[StoredBatch, Places], Places] | None = None
 
     @property
     def asks_rules(self) -> bool:
@@ -201,7 +203,8 @@ class Filter(NamedTuple):
             mask &= time_ns <= self.until_ns
         if self.late is not None:
             mask &= (time_ns <= batch.released_ns) == self.late
-        return np.flatnonzero(mask)
+        places = np.flatnonzero(mask)
+        return places if self.where is None or not len(places) else self.where(batch, places)
 
 
 class _Run:
@@ -286,6 +289,8 @@ class Reader:
         self._cache: OrderedDict[int, StoredBatch] = OrderedDict()
         self._cache_bytes = 0
         self._run: _Run | None = None
+        self.watch: Callable[[int], None] | None = None
+        """Told what bucket of time a question has come to; may end it by an exception."""
 
     def forget(self) -> None:
         """Forget what was read: a transaction was undone, or batches were deleted."""
@@ -349,6 +354,8 @@ class Reader:
                 batches = self._load(connection, ids.all())
                 if not batches:
                     break
+                if self.watch is not None:
+                    self.watch(int(batches[0].columns.time_ns[-1]) >> BUCKET_BITS)
                 first = batches[-1].id + 1
                 for batch in batches:
                     places = asked.places(batch)
@@ -384,6 +391,8 @@ class Reader:
         bucket = None
         some: list[tuple[StoredBatch, Places]] = []
         for rows in self._pages(asked, newest_first, by_time):
+            if self.watch is not None:
+                self.watch(rows[0][0])
             with self._transaction() as connection:
                 batches = {
                     batch.id: batch

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from vedette.aggregator import migrations
 from vedette.aggregator.schema import (
+    BUCKET_BITS,
     addresses_table,
     batch_rules_table,
     batch_times_table,
@@ -1141,10 +1143,56 @@ class Store:
             until_ns=until_ns,
             alerts_only=alerts_only,
         )
+        return self.chosen(asked, limit, after_id)
+
+    def chosen(self, asked: Filter, limit: int, after_id: int | None = None) -> list[StoredSignal]:
+        """Signals that a filter means; the newest, or those after one as they arrived."""
         limit = min(limit, QUERY_ROWS_MAX)
         if after_id is not None:
             return self._reader.arrived(asked, after_id, limit)
         return self._reader.newest(asked, limit)
+
+    def host_ids(self, host: str) -> list[str]:
+        """The ids of the hosts of a name or an id."""
+        return self._host_ids(host)
+
+    def signal(self, signal_id: int) -> StoredSignal | None:
+        """One signal by its id; None where there is none, or no longer."""
+        found = self.chosen(Filter(), 1, signal_id - 1)
+        return found[0] if found and found[0].id == signal_id else None
+
+    def times(self) -> tuple[int, int] | None:
+        """The times of the first and the last bucket that has signals; None: there are none."""
+        bucket = batch_times_table.c.bucket
+        with self.reading() as connection:
+            # One by one, since an index then needs no more than a look at its end.
+            first, last = (
+                connection.execute(sa.select(end(bucket))).scalar_one()
+                for end in (sa.func.min, sa.func.max)
+            )
+        if first is None or last is None:
+            return None
+        return first << BUCKET_BITS, ((last + 1) << BUCKET_BITS) - 1
+
+    def watch(self, told: Callable[[int], None] | None, deadline_s: float | None = None) -> None:
+        """Have the next questions tell how far in time they are, and end in time.
+
+        told        called with a time in nanoseconds, now and then; may raise to end a question
+        deadline_s  by time.monotonic(): a statement of the database that is not done raises
+                    StoreError
+        """
+        self._reader.watch = None if told is None else lambda bucket: told(bucket << BUCKET_BITS)
+        raw: Any = self._connection.connection.driver_connection
+        if self._sqlite:
+            raw.set_progress_handler(
+                None if deadline_s is None else lambda: int(time.monotonic() > deadline_s), 20_000
+            )
+        else:
+            left_ms = (
+                0 if deadline_s is None else max(1, int((deadline_s - time.monotonic()) * 1e3))
+            )
+            self._connection.exec_driver_sql(f"SET statement_timeout = {left_ms}")
+            self._connection.commit()
 
     def scan(
         self, asked: Filter, *, newest_first: bool = False

@@ -165,6 +165,7 @@ def _host_state(host: Host) -> tuple[str, str]:
 def signal_json(signal: StoredSignal, fleet: Fleet, *, utc: bool) -> dict[str, Any]:
     """Return a signal as JSON is to show it."""
     return {
+        "id": signal.id,
         "time": iso_text(signal.time_ns, utc=utc),
         "time_ns": signal.time_ns,
         "host_time_ns": signal.host_time_ns,
@@ -260,10 +261,12 @@ def _count(number: int) -> Text:
     return Text(str(number), style="bold red" if number else "dim")
 
 
-def alert_line(signal: StoredSignal, fleet: Fleet, *, utc: bool) -> Text:
-    """Return a signal as one line."""
+def alert_line(signal: StoredSignal, fleet: Fleet, *, utc: bool, ids: bool = False) -> Text:
+    """Return a signal as one line; ids: with its id in front."""
     name = PRIORITIES[signal.priority]
     line = Text()
+    if ids:
+        line.append(f"{signal.id}  ", style="dim")
     line.append(time_text(signal.time_ns, utc=utc), style="dim")
     line.append(f"  {name:<13} ", style=_STYLES[name])
     line.append(f"{shown(fleet.name(signal.host_id))}  ", style="bold")
@@ -274,7 +277,7 @@ def alert_line(signal: StoredSignal, fleet: Fleet, *, utc: bool) -> Text:
     return line
 
 
-def incidents_table(incidents: Sequence[Incident], fleet: Fleet, *, utc: bool) -> RenderableType:
+def incidents_table(incidents: Sequence[Incident], fleet: Fleet, *, utc: bool) -> Table:
     """Return incidents as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("id", no_wrap=True)
@@ -348,7 +351,7 @@ def _rows(incident: Incident, full: bool) -> list[tuple[str, list[StoredSignal]]
     return rows
 
 
-def _is_inbound(signal: StoredSignal) -> bool:
+def is_inbound(signal: StoredSignal) -> bool:
     """Tell whether the remote end came to this host, rather than this host going there."""
     if "fd.rip" not in signal.fields:
         return "login.ip" in signal.fields
@@ -369,7 +372,7 @@ class _Lanes:
         for place in incident.signals:
             here, there = self.ends(place.signal)
             # Who comes in from a host stands to the right of it.
-            for name in (there, here) if _is_inbound(place.signal) else (here, there):
+            for name in (there, here) if is_inbound(place.signal) else (here, there):
                 if name is not None:
                     names[name] = None
         self.titles = [shown(name)[: self.NAME_CHARS_MAX] for name in names]
@@ -406,7 +409,7 @@ class _Lanes:
         first, last = sorted((here, there))
         if there != here:
             chars[first + 1 : last] = glyphs.dash * (last - first - 1)
-            if (here if _is_inbound(signal) else there) == last:
+            if (here if is_inbound(signal) else there) == last:
                 chars[last - 1] = glyphs.right
             else:
                 chars[first + 1] = glyphs.left
@@ -456,7 +459,7 @@ def _facts(signal: StoredSignal, fleet: Fleet) -> list[tuple[str, str]]:
     if "fd.rip" in signal.fields:
         port = signal.fields.get("fd.rport")
         text = shown(signal.fields["fd.rip"]) + ("" if port is None else f" port {shown(port)}")
-        label = "from" if _is_inbound(signal) else "to"
+        label = "from" if is_inbound(signal) else "to"
         found.insert(min(1, len(found)), (label, text + _called(signal, fleet)))
     return found
 

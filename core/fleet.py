@@ -88,9 +88,24 @@ CARRIED_FIELDS: dict[str, fields.Field] = {
     for name, description in (
         ("proc.exe_sha256", "SHA-256 of the program that runs, hex"),
         ("login.key", "Fingerprint of the key that let a user in, SHA256:…"),
+        (
+            "proc.lineage",
+            "The ancestors of the process of an alert, JSON: [pid, program, command line] each",
+        ),
     )
 }
 """Fields that signals of some sources carry, and conditions of rules do not know (yet)."""
+
+STANDS_FOR: dict[str, tuple[str, ...]] = {
+    "fd.cnet": ("fd.cip",),
+    "fd.snet": ("fd.sip",),
+    "fd.lnet": ("fd.lip",),
+    "fd.rnet": ("fd.rip",),
+    "fd.net": ("fd.lip", "fd.rip", "fd.cip", "fd.sip"),
+    "fd.ip": ("fd.lip", "fd.rip", "fd.cip", "fd.sip"),
+    "fd.port": ("fd.lport", "fd.rport", "fd.cport", "fd.sport"),
+}
+"""Fields that a condition may ask about where signals carry others: any of these is meant."""
 
 LABEL = "host.label."
 """Begins the fields that are labels of the host, whose names follow."""
@@ -248,9 +263,19 @@ def holds(expr: Expr, signal: FleetSignal) -> bool:
 
 def _predicate_holds(node: Predicate, signal: FleetSignal) -> bool:
     name = str(node.field)
-    kind, is_multiple = _shape(node.field)
     pseudo = pseudo_reader(name)
-    value = signal.signal.fields.get(name) if pseudo is None else pseudo(signal)
+    if pseudo is not None:
+        return value_holds(node, pseudo(signal))
+    carried = signal.signal.fields
+    value = carried.get(name)
+    if value is None and name in STANDS_FOR:
+        return any(value_holds(node, carried.get(other)) for other in STANDS_FOR[name])
+    return value_holds(node, value)
+
+
+def value_holds(node: Predicate, value: FieldValue) -> bool:
+    """Tell whether a predicate is true of its field's value in a signal."""
+    kind, is_multiple = _shape(node.field)
     # A field with several values travels as one text, joined by commas.
     parts = value.split(",") if is_multiple and isinstance(value, str) else [value]
     for part in parts:
@@ -258,6 +283,25 @@ def _predicate_holds(node: Predicate, signal: FleetSignal) -> bool:
         if raw is not None and operator_holds(node.op, raw, node.values):
             return True
     return False
+
+
+def may_hold(expr: Expr, known: Callable[[Predicate], bool | None]) -> bool | None:
+    """Evaluate a condition of which only some predicates are known (None: not known).
+
+    None: it depends on those that are not.
+    """
+    match expr:
+        case Predicate():
+            return known(expr)
+        case Not():
+            found = may_hold(expr.item, known)
+            return None if found is None else not found
+        case And() | Or():
+            decides = isinstance(expr, Or)
+            values = [may_hold(item, known) for item in expr.items]
+            if decides in values:
+                return decides
+            return None if None in values else not decides
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,323 @@
+"""What the commands that ask share: where the store is, times, and how answers reach a terminal.
+
+Piped output has no colours, no pager, no progress and no folding at 80 characters; JSON lines and
+CSV are the same wherever they go. What is said beside the data goes to the standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime as dt
+import difflib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vedette.aggregator.config import Config, ConfigError
+from vedette.aggregator.config import load as load_config
+from vedette.aggregator.query_client import is_remote, keys_for, read_client, remote
+from vedette.aggregator.questions import Source, local
+from vedette.aggregator.sequences import Fleet
+from vedette.aggregator.store import Store
+from vedette.core.output import clean
+from vedette.core.signal import PRIORITIES
+
+EXIT_RUNTIME = 1
+EXIT_USAGE = 2
+PIPED_WIDTH = 160
+STORE_VARIABLE = "VEDETTE_STORE"
+PROGRESS_AFTER_S = 0.5
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="PATH",
+        help="The aggregator's store: a SQLite file, postgresql://USER@HOST/NAME, or from "
+        f"elsewhere its query socket, tcp://HOST:7711; default: what {STORE_VARIABLE} says, or "
+        "~/.config/vedette/client.yaml.",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Take the store that FILE names."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV, a line of names first.")]
+UtcOption = Annotated[bool, typer.Option("--utc", help="Show and read times in UTC.")]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(metavar="WHEN", help="From then on: 90s, 15m, 2h, 7d ago, or 2026-11-23T08:00."),
+]
+UntilOption = Annotated[str | None, typer.Option(metavar="WHEN", help="Up to then, as --since.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="At most.")]
+FollowOption = Annotated[
+    bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
+]
+PagerOption = Annotated[
+    bool, typer.Option("--no-pager", help="Never show long answers through $PAGER.")
+]
+
+
+class CliError(Exception):
+    """A message for the operator. Exit code 1."""
+
+    exit_code = EXIT_RUNTIME
+
+
+class UsageError(CliError):
+    """What was asked for cannot be meant. Exit code 2."""
+
+    exit_code = EXIT_USAGE
+
+
+def example(*lines: str) -> str:
+    """Return a command's epilog of examples."""
+    return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+def config_of(path: Path) -> Config:
+    """Load the aggregator's configuration. Raises UsageError."""
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _target(path: str | None, config_file: Path | None) -> str:
+    if config_file is not None and path is not None:
+        raise UsageError("--store and --config both name a store; give one")
+    if config_file is not None:
+        path = config_of(config_file).store.target
+    path = path or os.environ.get(STORE_VARIABLE) or read_client().store
+    if not path:
+        raise UsageError(
+            f"which store? Give --store PATH or --config FILE, or set {STORE_VARIABLE}"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def opened_store(
+    path: str | None, config_file: Path | None, guest: bool = False
+) -> Iterator[Store]:
+    """Open the store that is meant, which has to be here; guest: to write beside its owner."""
+    target = _target(path, config_file)
+    if is_remote(target):
+        raise UsageError(f"{target}: this needs the store itself, not its query socket")
+    with Store.open(target, read_only=not guest, guest=guest) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def source(path: str | None, config_file: Path | None) -> Iterator[Source]:
+    """Open what is to be asked: a store that is here, or an aggregator's query socket."""
+    target = _target(path, config_file)
+    with contextlib.ExitStack() as stack:
+        if is_remote(target):
+            found = stack.enter_context(remote(target, keys_for(target, read_client())))
+        else:
+            store = stack.enter_context(Store.open(target, read_only=True))
+            found = stack.enter_context(local(store))
+        yield found
+        for text in dict.fromkeys(found.notes):
+            note(f"this is not all: {text}")
+
+
+def fleet_of(asked: Source) -> Fleet:
+    """Return the fleet as a store knows it."""
+    return Fleet(asked.hosts(), asked.addresses())
+
+
+def known_host(asked: Source, host: str | None) -> None:
+    """Raise CliError where a host is named that there is none of."""
+    if host is not None:
+        names = [(one.hostname, one.host_id) for one in asked.hosts()]
+        if all(host not in name for name in names):
+            raise no_such("host", host, [name for name, _ in names])
+
+
+@contextlib.contextmanager
+def progress(asked: Source) -> Iterator[None]:
+    """Show how far a question has come, on a terminal, if it takes a while."""
+    console = Console(stderr=True)
+    if not console.is_terminal or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    bar = Progress(
+        TextColumn("looking through the signals"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    task = bar.add_task("", total=1.0)
+    with bar:
+        asked.progress = lambda share: bar.update(task, completed=share)
+        try:
+            yield
+        finally:
+            asked.progress = None
+
+
+# Times, names.
+
+_AGO = re.compile(r"([0-9]{1,9})\s*(s|m|h|d|w)")
+_AGO_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def span(text: str, option: str) -> int:
+    """Read a length of time such as 15m; in nanoseconds. Raises UsageError."""
+    found = _AGO.fullmatch(text.strip())
+    if found is None or int(found[1]) == 0:
+        raise UsageError(f"{option}: expected a time such as 30s, 15m, 2h or 1d")
+    return int(found[1]) * _AGO_S[found[2]] * 10**9
+
+
+def when(text: str | None, option: str, now_ns: int, utc: bool) -> int | None:
+    """Read a point in time: how long ago, or a date and time, or a time of today."""
+    if text is None:
+        return None
+    ago = _AGO.fullmatch(text.strip())
+    if ago is not None:
+        return max(0, now_ns - int(ago[1]) * _AGO_S[ago[2]] * 10**9)
+    today = dt.datetime.fromtimestamp(now_ns // 10**9, tz=dt.UTC if utc else None).date()
+    for candidate in (text.strip(), f"{today}T{text.strip()}"):
+        try:
+            moment = dt.datetime.fromisoformat(candidate)
+        except ValueError:
+            continue
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=dt.UTC) if utc else moment.astimezone()
+        return max(0, int(moment.timestamp() * 10**6) * 1000)
+    raise UsageError(f"{option}: expected 90s, 15m, 2h, 7d or a time such as 2026-11-23T08:00")
+
+
+def priority(text: str | None) -> int | None:
+    """Read a priority's name; return its number."""
+    if text is None:
+        return None
+    name = text.upper()
+    name = {"INFO": "INFORMATIONAL", "WARN": "WARNING"}.get(name, name)
+    if name not in PRIORITIES:
+        raise UsageError(f"--priority: expected one of {', '.join(PRIORITIES).lower()}")
+    return PRIORITIES.index(name)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return what may have been meant."""
+    near = difflib.get_close_matches(name[:100], list(known)[:10_000], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def no_such(what: str, name: str, known: Iterable[str]) -> CliError:
+    return CliError(f"no {what} {name}{hint(name, known)}")
+
+
+# Output.
+
+
+def console(file: Any = None, *, of: Any = None) -> Console:
+    """Return a console on the standard output, or one that writes elsewhere in its manner."""
+    # Where no terminal says how wide it is, lines are not to be folded at 80 characters.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    return Console(width=width, highlight=False, file=file, **(of or {}))
+
+
+def show(what: RenderableType, *, pager: bool = True, soft_wrap: bool = False) -> None:
+    """Print something; through a pager where a terminal is too short for it and pager allows."""
+    out = console()
+    if not (pager and out.is_terminal and not out.is_dumb_terminal and sys.stdin.isatty()):
+        out.print(what, soft_wrap=soft_wrap)
+        return
+    text = io.StringIO()
+    kept = console(
+        text,
+        of={
+            "force_terminal": True,
+            "color_system": out.color_system,
+            "no_color": out.no_color,
+            "legacy_windows": False,
+        },
+    )
+    if "COLUMNS" not in os.environ:
+        kept.width = out.width
+    kept.print(what, soft_wrap=soft_wrap)
+    words = _pager()
+    if words is None or text.getvalue().count("\n") < out.height:
+        sys.stdout.write(text.getvalue())
+        sys.stdout.flush()
+        return
+    environment = os.environ | {"LESS": os.environ.get("LESS", "FRX")}
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        subprocess.run(
+            words, input=text.getvalue().encode("utf-8", "replace"), env=environment, check=False
+        )
+
+
+def _pager() -> list[str] | None:
+    """Return the pager's command; None: there is none, or it is set to nothing or to cat."""
+    text = os.environ.get("VEDETTE_PAGER", os.environ.get("PAGER", "less"))
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return None
+    return words if words and words != ["cat"] and shutil.which(words[0]) else None
+
+
+def print_plain(text: str) -> None:
+    print(clean(text.encode("utf-8", "backslashreplace")))
+
+
+def print_json(rows: Iterable[dict[str, Any]]) -> None:
+    """Print an object a line."""
+    for row in rows:
+        sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_csv(names: Sequence[str], rows: Iterable[dict[str, Any]], *, header: bool = True) -> None:
+    """Print rows as CSV (RFC 4180); lists joined by blanks, mappings as JSON."""
+    writer = csv.writer(sys.stdout, lineterminator="\r\n")
+    if header:
+        writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in names])
+    sys.stdout.flush()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    if isinstance(value, list | dict):
+        return msgspec.json.encode(value).decode()
+    return str(value).replace("\0", "\ufffd")
+
+
+def one_form(as_json: bool, as_csv: bool) -> None:
+    """Raise UsageError where two forms of output are asked for."""
+    if as_json and as_csv:
+        raise UsageError("--json and --csv: give one of them")
+
+
+def note(text: str) -> None:
+    """Say something beside the data, where it does not mix with it."""
+    Console(stderr=True, highlight=False).print(text, style="dim", markup=False)

@@ -1,0 +1,266 @@
+"""The query socket: a real process, real keys; what is asked there is answered as here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+from tests.aggregator import attack
+from tests.aggregator.service import until
+from tests.aggregator.test_searching import fill
+from vedette.aggregator import query_client
+from vedette.aggregator.query_client import RemoteError, remote
+from vedette.aggregator.questions import AskSignals, encode_question, local
+from vedette.aggregator.searching import QuestionError
+from vedette.aggregator.store import Store
+from vedette.core import keys
+
+SERVED = re.compile(r"questions are answered on (\S+)")
+
+
+class Serving:
+    """A query server's process over a store with an attack in it."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder = folder
+        (folder / "aggregator.yaml").write_text(config)
+        self.log = folder / "log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "vedette.aggregator.query_server"),
+                    str(folder / "aggregator.yaml"),
+                ],
+                stdin=subprocess.PIPE,
+                stderr=log,
+            )
+        until(lambda: SERVED.search(self.log.read_text()) or self.process.poll() is not None, "it")
+        found = SERVED.search(self.log.read_text())
+        assert found is not None, self.log.read_text()
+        self.endpoint = found[1]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0, self.log.read_text()
+
+
+@contextmanager
+def serving(folder: Path, queries: str = "", more: str = "") -> Iterator[Serving]:
+    endpoint = f"ipc://{folder}/questions" if not more else "tcp://127.0.0.1:*"
+    made = Serving(folder, f"queries: {{endpoint: '{endpoint}'{queries}}}\n{more}")
+    try:
+        yield made
+        made.close()
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with Store.open(tmp_path / "vedette.db") as store:
+        attack.fill(store)
+        attack.correlate(store)
+    return tmp_path
+
+
+def test_the_answers_are_those_of_the_store_itself(folder: Path) -> None:
+    with (
+        serving(folder) as served,
+        remote(served.endpoint, None) as there,
+        Store.open(folder / "vedette.db", read_only=True) as store,
+        local(store) as here,
+    ):
+        incident = here.incidents()[0].id
+        last = here.signals(limit=1)[0]
+        for ask in (
+            lambda asked: asked.hosts(),
+            lambda asked: asked.addresses(),
+            lambda asked: asked.last_signal_id(),
+            lambda asked: asked.signals(limit=1000),
+            lambda asked: asked.signals(after_id=0, tag="ssh", limit=1000),
+            lambda asked: asked.signals(condition="login.user = deploy and host.name = b"),
+            lambda asked: asked.signal(last.id),
+            lambda asked: asked.signal(1),
+            lambda asked: asked.counts(by=("rule", "time"), every_ns=10**10),
+            lambda asked: asked.incidents(),
+            lambda asked: asked.incidents_written(0, "", 10),
+            lambda asked: asked.incident(incident),
+            lambda asked: asked.incident("ffff"),
+            lambda asked: asked.meta("sequences.position"),
+        ):
+            assert ask(there) == ask(here)
+        with pytest.raises(QuestionError, match=r"condition: .*lgin.user"):
+            there.signals(condition="lgin.user = x")
+        with pytest.raises(QuestionError, match="not to be read"):
+            there.meta("outputs")
+        # Whoever was refused may go on.
+        assert len(there.hosts()) == 3
+
+
+def keyed(folder: Path) -> tuple[str, dict[str, keys.KeyPair]]:
+    own = keys.make_pair()
+    keys.write_pair(folder / "key", own)
+    pairs = {name: keys.make_pair() for name in ("alice", "web-1", "stranger")}
+    keys.enroll(folder / "allow", "alice", pairs["alice"].public, keys.READER)
+    keys.enroll(folder / "allow", "web-1", pairs["web-1"].public)
+    return own.public, pairs
+
+
+def test_readers_alone_may_ask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_key, pairs = keyed(folder)
+    with serving(folder, more="listen: {key_file: key, allow_list: allow}") as served:
+        with remote(served.endpoint, keys.CurveKeys(server_key, pairs["alice"])) as asked:
+            assert len(asked.hosts()) == 3
+            keys.revoke(folder / "allow", "alice")
+
+            def is_refused() -> bool:
+                try:
+                    asked.hosts()
+                except QuestionError as error:
+                    return "may no longer ask" in str(error)
+                return False
+
+            until(is_refused, "the end of a key that was taken off")
+        monkeypatch.setattr(query_client, "CONNECT_S", 0.5)
+        for curve in (
+            keys.CurveKeys(server_key, pairs["alice"]),
+            keys.CurveKeys(server_key, pairs["web-1"]),
+            keys.CurveKeys(server_key, pairs["stranger"]),
+            keys.CurveKeys(pairs["web-1"].public, pairs["stranger"]),
+            None,
+        ):
+            with (
+                remote(served.endpoint, curve) as asked,
+                pytest.raises(RemoteError, match="enrolled there with the role reader"),
+            ):
+                asked.hosts()
+
+
+def test_a_reader_cannot_speak_as_a_host(folder: Path) -> None:
+    _, pairs = keyed(folder)
+    assert pairs["alice"].public not in keys.read_allow_list(folder / "allow", keys.AGENT)
+
+
+def test_answers_are_bounded_in_rows_bytes_and_time(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "vedette.db") as store:
+        fill(store, 900)
+    with (
+        serving(tmp_path, ", rows_max: 300") as served,
+        remote(served.endpoint, None) as asked,
+    ):
+        assert len(asked.signals(limit=10_000)) == 300
+        assert asked.notes == ["no more than 300 rows are sent"]
+        asked.notes.clear()
+        assert len(asked.signals(limit=300)) == 300
+        assert asked.notes == []
+    with serving(tmp_path, ", bytes_max: 65536") as served, remote(served.endpoint, None) as asked:
+        assert 0 < len(asked.signals(limit=10_000)) < 900
+        assert asked.notes == ["no more than 65536 bytes are sent"]
+    # A tenth of a second is the least that may be set; these are asked for of each signal alone.
+    slow = " or ".join(f"peer.host = {'x' * 50}{number}" for number in range(1200))
+    with (
+        serving(tmp_path, ", seconds_max: 0.1, workers: 1") as served,
+        remote(served.endpoint, None) as asked,
+    ):
+        began_s = time.monotonic()
+        with pytest.raises(QuestionError, match=r"not answered within 0.1 s"):
+            for _ in range(50):
+                asked.counts(by=("rule", "host"), condition=slow)
+        assert time.monotonic() - began_s < 15
+        assert len(asked.hosts()) == 3
+
+
+def test_garbage_and_many_questions_harm_nobody(folder: Path) -> None:
+    with serving(folder) as served, remote(served.endpoint, None) as asked:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            rude = context.socket(zmq.DEALER)
+            rude.connect(served.endpoint)
+            for frames in (
+                [b""], [b"1"], [b"1", b""], [b"1", os.urandom(100)], [b"1", b"\x81\xa4type\xa1x"],
+                [b"x" * 1000, b""], [b"1", b"2", b"3"],
+            ):  # fmt: skip
+                rude.send_multipart(frames)
+            # Asks and never reads.
+            question = encode_question(AskSignals(limit=1000))
+            for number in range(200):
+                rude.send_multipart([str(number).encode(), question])
+            assert len(asked.hosts()) == 3
+            refused = [rude.recv_multipart()[1][:1] for _ in range(3)]
+            assert b"F" in refused
+        finally:
+            context.destroy(linger=0)
+        assert len(asked.hosts()) == 3
+
+
+def test_without_keys_it_is_local_or_refused(folder: Path) -> None:
+    (folder / "aggregator.yaml").write_text("queries: {endpoint: 'tcp://0.0.0.0:*'}")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vedette.aggregator.query_server"),
+            str(folder / "aggregator.yaml"),
+        ],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no keys are set" in done.stderr
+
+
+def test_it_lives_and_dies_with_its_aggregator(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "listen: {endpoint: 'tcp://127.0.0.1:*'}\n"
+        f"queries: {{endpoint: 'ipc://{tmp_path}/questions'}}\n"
+    )
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        service = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vedette.aggregator.cli"),
+                *("aggregator", "run", "--config", str(tmp_path / "a.yaml")),
+            ],
+            stderr=file,
+        )
+    try:
+        until(lambda: SERVED.search(log.read_text()), "the query socket")
+        (child,) = children_of(service.pid)
+        with remote(f"ipc://{tmp_path}/questions", None) as asked:
+            assert asked.hosts() == []
+        # It is made again where it dies,
+        os.kill(child, 9)
+        until(lambda: len(SERVED.findall(log.read_text())) == 2, "another one")
+        with remote(f"ipc://{tmp_path}/questions", None) as asked:
+            assert asked.hosts() == []
+        (child,) = children_of(service.pid)
+        # and ends where the aggregator is killed.
+        service.kill()
+        service.wait()
+        until(lambda: not is_running(child), "its end")
+    finally:
+        service.kill()
+        service.wait()
+
+
+def children_of(pid: int) -> list[int]:
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
