@@ -103,6 +103,7 @@ setup(
     package_data={
         "vedette": ["py.typed"],
         "vedette.core": ["*.pyi", "*.pxd", "*.h"],
+        "vedette.bench": ["*.c"],
         "vedette.bpf": ["*.h", "*.c"],
         "vedette.rules": ["*.yaml"],
     },

@@ -387,6 +387,74 @@ def _with_rules(settings: config.Config, rule_files: list[Path]) -> config.Confi
     )
 
 
+@app.command(
+    epilog=_example(
+        "vedette-agent profile --config /etc/vedette/agent.yaml --seconds 600 -o web.yaml",
+        "vedette-agent profile --rules rules --seconds 60",
+        "vedette bench plan --hosts 5000 --profile web.yaml",
+    )
+)
+def profile(
+    config_file: ConfigOption = None,
+    rule_files: Annotated[
+        list[Path] | None,
+        typer.Option("--rules", "-r", metavar="FILE", help="Rule file or folder; repeatable."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=604_800, metavar="N", help="Watch for N seconds.")
+    ] = 60,
+    scope: Annotated[
+        str | None,
+        typer.Option(metavar="HOST|DIR", help="`host`, or the folder of a cgroup v2 subtree."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write; default: the output."),
+    ] = None,
+) -> None:
+    """Record what happens on this host, for planning a fleet of its kind.
+
+    It is watched by the rules as `run` would watch it; events by type, signals and bursts are
+    counted, and signals go nowhere. Take an hour that is typical, or the worst one of the week.
+    """
+    from vedette.agent.profile import as_yaml, record
+    from vedette.agent.service import Requests
+
+    settings = config.load(config_file) if config_file is not None else config.Config()
+    if rule_files:
+        settings = _with_rules(settings, rule_files)
+    if not settings.rules.files:
+        raise ConfigError("profile needs rules: give --config FILE which names some, or --rules")
+    if scope is not None:
+        try:
+            section = msgspec.structs.replace(settings.capture, scope=scope)
+        except ValueError as error:
+            raise ConfigError(f"--scope: {error}") from None
+        settings = msgspec.structs.replace(settings, capture=section)
+    logs.setup(settings.log.level)
+    requests = Requests()
+
+    def begun() -> None:
+        requests.begun = True
+        logs.log(logging.INFO, "watching", seconds=seconds, scope=settings.capture.scope)
+
+    with requests.installed():
+        try:
+            found = record(settings, seconds, lambda: requests.stop, begun)
+        except KeyboardInterrupt:
+            raise AgentError("stopped before capture began") from None
+    text = as_yaml(found)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise AgentError(f"{output}: cannot be written: {error.strerror}") from None
+    events = sum(found["events_per_s"].values())
+    typer.echo(f"{output}: {events:.0f} events/s, {found['signals_per_s']:.2f} signals/s", err=True)
+
+
 def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     """Return what would be captured for rules: each event type, and who needs it."""
     from vedette.agent.live import untold_types

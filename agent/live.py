@@ -87,6 +87,7 @@ class Live:
     """A capture of this host and the pipeline that it feeds.
 
     everything  capture all event types, not only what the rules and the process table need
+    tally       given the bytes of all records, for counting
     loader      who loads the kernel programs; None: a process with the caller's rights
     files       who reads /proc; None: this process
     executables who reads executables; None: a process with the caller's rights
@@ -106,8 +107,10 @@ class Live:
         loader: Loader | None = None,
         files: HelperFiles | None = None,
         executables: HashReader | None = None,
+        tally: Callable[[bytes], None] | None = None,
     ) -> None:
         self._settings = settings
+        self._tally = tally
         self._everything = everything
         self._facts = facts
         self._recorder = recorder
@@ -261,6 +264,12 @@ class Live:
             self._recorder.tick()
             if self._recorder.due:
                 self._restart_recording(self._recorder)
+        elif self._tally is not None:
+            records = reader.read(READ_BYTES)
+            more = bool(records)
+            if records:
+                engine.feed(records)
+                self._tally(records)
         else:
             more = engine.consume(reader, RECORDS_MAX) >= RECORDS_MAX
         self._check_files()

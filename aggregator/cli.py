@@ -42,6 +42,7 @@ from vedette.aggregator.terminal import (
     print_plain,
     when,
 )
+from vedette.bench import cli as bench_cli
 from vedette.core import sequence
 from vedette.core.keys import KeyFileError, make_pair, read_pair, write_pair
 from vedette.core.output import clean
@@ -81,6 +82,8 @@ queries_cli.mount(app)
 processes_cli.mount(app)
 top_cli.mount(app)
 export_cli.mount(app, queries_cli.incidents_app)
+# The one place that looks up to bench: the command has its commands, too.
+bench_cli.mount(app)
 
 
 def _version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.core import (
+from vedette.bench.core import (
     engine_of,
     median_ns,
     memory_bytes,
@@ -24,7 +24,7 @@ from bench.core import (
     stages_ns,
     stalls_ms,
 )
-from bench.workload import Workload, rule_texts, rules, workload
+from vedette.bench.workload import Workload, rule_texts, rules, workload
 from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine
 from vedette.core.floor import header_and_hash

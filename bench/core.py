@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from bench.workload import Workload, rules
+from vedette.bench.workload import Workload, rules
 from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine, Process, RuleTables, check_records
 from vedette.core.floor import header_and_hash

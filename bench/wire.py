@@ -8,6 +8,7 @@ says that a run did the work: it depends on the seed and the count alone.
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import os
 import random
@@ -178,7 +179,7 @@ def deliver(
     folder.mkdir()
     with ExitStack() as stack:
         endpoint, curves, pid = stack.enter_context(
-            _aggregator_with_pid(folder, agents, curve, sequences)
+            aggregator_with_pid(folder, agents, curve, sequences)
         )
         spools = [
             stack.enter_context(
@@ -276,7 +277,7 @@ def _attackers(endpoint: str, server_key: str, addresses: int) -> Iterator[None]
 
 
 @contextmanager
-def _aggregator_with_pid(
+def aggregator_with_pid(
     folder: Path,
     agents: int,
     curve: bool,
@@ -314,6 +315,7 @@ def _aggregator_with_pid(
 
 
 def _serve(config: Config, sequences: bool, ready: Connection) -> None:
+    logging.getLogger("vedette").setLevel(logging.ERROR)
     found = shipped_sequences() if sequences else ()
     server = Server(config, (lambda store: Correlator(store, found)) if sequences else None)
     ready.send(server.endpoint)
@@ -356,7 +358,7 @@ def drain(folder: Path, count: int, curve: bool) -> Drain:
                 spool.current.put(some[at : at + SEND_SIGNALS])
             put_s += time.perf_counter() - before_s
         spool_bytes = spool.gauges()["spool_bytes"]
-        endpoint, curves, _ = stack.enter_context(_aggregator_with_pid(folder, 1, curve))
+        endpoint, curves, _ = stack.enter_context(aggregator_with_pid(folder, 1, curve))
         start_s = time.perf_counter()
         shipper = stack.enter_context(
             Shipper(
@@ -468,7 +470,7 @@ def killed(folder: Path, count: int, agents: int = 4) -> Killed:
     endpoint = f"ipc://{folder}/socket"
     with ExitStack() as stack:
         first = stack.enter_context(ExitStack())
-        _, _, pid = first.enter_context(_aggregator_with_pid(folder, 0, False, True, endpoint))
+        _, _, pid = first.enter_context(aggregator_with_pid(folder, 0, False, True, endpoint))
         shippers = [
             stack.enter_context(
                 Shipper(
@@ -512,7 +514,7 @@ def killed(folder: Path, count: int, agents: int = 4) -> Killed:
         killed_ns = send()
         first.close()
         start_s = time.perf_counter()
-        stack.enter_context(_aggregator_with_pid(folder, 0, False, True, endpoint))
+        stack.enter_context(aggregator_with_pid(folder, 0, False, True, endpoint))
         _wait(lambda: acknowledged() > window_signals, patience_s)
         delivers_s = time.perf_counter() - start_s
         with Store.open(folder / "vedette.db", read_only=True) as store:
@@ -669,7 +671,7 @@ def fleet(folder: Path, agents: int, curve: bool, signals_each: int = 10) -> Fle
     context.max_sockets = min(4 * agents + 1024, context.get(zmq.SOCKET_LIMIT))
     try:
         with ExitStack() as stack:
-            endpoint, curves, pid = stack.enter_context(_aggregator_with_pid(folder, agents, curve))
+            endpoint, curves, pid = stack.enter_context(aggregator_with_pid(folder, agents, curve))
             before_bytes = _rss_bytes(pid)
             start_s = time.perf_counter()
             shippers = [

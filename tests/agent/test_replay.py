@@ -169,6 +169,7 @@ def test_the_replay_gives_the_signals(captured: bytes, rules: pipeline.Loaded) -
         "user.uid": 33,
         "user.name": "www-data",
         "fd.name": "/secret/b",
+        "proc.lineage": '[[10,"/bin/sh","sh"]]',
     }
     assert signals[2].output == "<NA> of root read /secret/c, below <NA>"
     again, _ = replayed(captured, rules)

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from bench.bench_core import STREAMS
-from bench.core import (
+from vedette.bench.core import (
     STAGES,
     engine_of,
     falco_rules,
@@ -16,7 +16,7 @@ from bench.core import (
     stages_ns,
     stalls_ms,
 )
-from bench.workload import rules, workload
+from vedette.bench.workload import rules, workload
 from vedette.core.floor import header_and_hash
 from vedette.core.rules import Rule
 from vedette.core.twin import Twin

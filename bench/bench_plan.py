@@ -1,0 +1,33 @@
+"""make plan-check: the forecast of a simulated fleet lies within 20 % of what is measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vedette.bench.measures import FULL, QUICK
+from vedette.bench.truth import WITHIN, Fleet, check
+
+ROUNDS = int(os.environ.get("VEDETTE_BENCH_ROUNDS", "3"))
+FLEETS = {
+    "a dozen hosts": Fleet(),
+    "many quiet hosts": Fleet(
+        hosts=40, events_per_s=500, messages_per_s=1, message_signals=2, heartbeat_s=2.0
+    ),
+}
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", list(FLEETS))
+def test_the_forecast_is_what_is_measured(tmp_path: Path, name: str) -> None:
+    size = FULL if ROUNDS > 3 else QUICK
+    found = check(tmp_path, FLEETS[name], size, ROUNDS)
+    for one in found:
+        print(
+            f"{name}: {one.name}: forecast {one.forecast:.6g}, measured {one.measured:.6g}, "
+            f"{one.off:+.1%}"
+        )
+    wrong = [one.name for one in found if not one.holds]
+    assert not wrong, f"further off than {WITHIN:.0%}: {', '.join(wrong)}"
