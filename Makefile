@@ -15,7 +15,7 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
              tests/core/test_tables_stateful.py tests/fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test soak life overhead sanitize demo docs bench dist deb vm-test clean
+.PHONY: help machine build lint test soak life overhead sanitize demo docs bench plan-check dist deb vm-test clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
@@ -29,6 +29,7 @@ help:
 	@echo 'make lint      ruff, mypy --strict, cython-lint'
 	@echo 'make docs      write the tables in docs/ from the code'
 	@echo 'make bench     benchmarks (ARGS=... goes to pytest)'
+	@echo 'make plan-check  a simulated fleet, forecast and measured, within 20 % (some minutes)'
 	@echo 'make plots     the benchmarks of the core, drawn into docs/plots'
 	@echo 'make dist      the wheel and the source distribution, in dist/'
 	@echo 'make deb       the Debian packages, in build/deb/'
@@ -115,6 +116,10 @@ docs: build
 
 bench: build
 	$(BIN)/pytest bench -o python_files='bench_*.py' $(ARGS)
+
+# The planner's forecast of a simulated fleet, held to what is measured of it.
+plan-check: build
+	$(BIN)/pytest bench/bench_plan.py -o python_files='bench_*.py' -q -s $(ARGS)
 
 # What docs/performance.md shows of the core, measured again (some minutes) and drawn.
 plots: build

@@ -175,10 +175,12 @@ def measure_core(size: Size) -> Found:
         digest: list[str] = []
         engine = core.engine_of(stream, rules(count), digest)
         for _ in range(size.rounds + 1):
-            began_s = time.perf_counter()
+            began_s = time.process_time()
             engine.feed(stream.records)
-            spent_s = time.perf_counter() - began_s
-            made.add(f"core.events_per_s.{count}", stream.count / spent_s, "events/s", "higher")
+            spent_s = time.process_time() - began_s
+            made.add(
+                f"core.events_per_s.{count}", stream.count / spent_s, "events/s of CPU", "higher"
+            )
         made.digest[f"core.events_per_s.{count}"] = digest[0]
         assert engine.close() == 0
     return made.found()
