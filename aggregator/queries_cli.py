@@ -187,6 +187,32 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
+def _which(
+    host: str | None,
+    rule: str | None,
+    tag: str | None,
+    priority: str | None,
+    since: str | None,
+    until: str | None,
+    *,
+    utc: bool,
+    alerts_only: bool,
+    condition: str = "",
+) -> dict[str, Any]:
+    """Return what options say of signals, as questions.Which has it. Raises UsageError."""
+    now_ns = time.time_ns()
+    return {
+        "host": host,
+        "rule": rule,
+        "tag": tag,
+        "priority_max": terminal.priority(priority),
+        "since_ns": terminal.when(since, "--since", now_ns, utc),
+        "until_ns": terminal.when(until, "--until", now_ns, utc),
+        "alerts_only": alerts_only,
+        "condition": condition,
+    }
+
+
 def alerts(
     host: HostOption = None,
     rule: RuleOption = None,
@@ -209,17 +235,8 @@ def alerts(
     no_pager: PagerOption = False,
 ) -> None:
     """Show what rules matched on the fleet's hosts, the newest last."""
-    now_ns = time.time_ns()
     printer = _Printer(as_json=as_json, as_csv=as_csv, utc=utc, ids=ids, names=_names(fields))
-    wanted: dict[str, Any] = {
-        "host": host,
-        "rule": rule,
-        "tag": tag,
-        "priority_max": terminal.priority(priority),
-        "since_ns": terminal.when(since, "--since", now_ns, utc),
-        "until_ns": terminal.when(until, "--until", now_ns, utc),
-        "alerts_only": not everything,
-    }
+    wanted = _which(host, rule, tag, priority, since, until, utc=utc, alerts_only=not everything)
     with terminal.source(store_path, config_file) as asked:
         terminal.known_host(asked, host)
         _show_signals(asked, wanted, limit, printer, follow=follow, pager=not no_pager)
@@ -260,20 +277,13 @@ def search(
     index; for the rest all signals of the time are gone through, from the newest back, until
     --limit are found.
     """
-    now_ns = time.time_ns()
     printer = _Printer(as_json=as_json, as_csv=as_csv, utc=utc, ids=ids, names=_names(fields))
     if not condition.strip():
         raise UsageError("the condition is empty; `vedette alerts` shows all")
-    wanted: dict[str, Any] = {
-        "host": host,
-        "rule": rule,
-        "tag": tag,
-        "priority_max": terminal.priority(priority),
-        "since_ns": terminal.when(since, "--since", now_ns, utc),
-        "until_ns": terminal.when(until, "--until", now_ns, utc),
-        "alerts_only": alerts_only,
-        "condition": condition,
-    }
+    wanted = _which(
+        host, rule, tag, priority, since, until,
+        utc=utc, alerts_only=alerts_only, condition=condition,
+    )  # fmt: skip
     with terminal.source(store_path, config_file) as asked:
         terminal.known_host(asked, host)
         _show_signals(asked, wanted, limit, printer, follow=follow, pager=not no_pager)
@@ -355,8 +365,11 @@ def stats(
         check_dimension(name)
     if len(names) > 3:
         raise UsageError("--by: no more than three")
-    since_ns = terminal.when(since, "--since", now_ns, utc)
-    until_ns = terminal.when(until, "--until", now_ns, utc)
+    wanted = _which(
+        host, rule, tag, priority, since, until,
+        utc=utc, alerts_only=alerts_only, condition=condition,
+    )  # fmt: skip
+    since_ns, until_ns = wanted["since_ns"], wanted["until_ns"]
     end_ns = now_ns if until_ns is None else until_ns
     span_ns = max(10**9, end_ns - (since_ns or 0))
     every_ns = _nice(span_ns) if every is None else terminal.span(every, "--every")
@@ -364,16 +377,6 @@ def stats(
         raise UsageError("--every goes with --by time")
     if "time" in names and since_ns is not None and span_ns // every_ns > INTERVALS_MAX:
         raise UsageError(f"--every: more than {INTERVALS_MAX} intervals; take longer ones")
-    wanted: dict[str, Any] = {
-        "host": host,
-        "rule": rule,
-        "tag": tag,
-        "priority_max": terminal.priority(priority),
-        "since_ns": since_ns,
-        "until_ns": until_ns,
-        "alerts_only": alerts_only,
-        "condition": condition,
-    }
     is_line = "time" in names and len(names) > 1
     with terminal.source(store_path, config_file) as asked:
         terminal.known_host(asked, host)

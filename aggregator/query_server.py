@@ -54,6 +54,8 @@ PARTS_MAX: Final = 64
 """Parts of an answer that wait to be sent."""
 TICK_MS: Final = 250
 ALLOW_LIST_S: Final = 1.0
+TOLD_S: Final = 60.0
+"""How often it is logged what was asked, where something was."""
 HANDSHAKE_MS: Final = 10_000
 NICENESS: Final = 5
 RESTART_S: Final = 1.0
@@ -90,6 +92,8 @@ class QueryServer:
         self._lock = threading.Lock()
         self._gone: set[bytes] = set()
         self._busy: Counter[bytes] = Counter()
+        self._counters: Counter[str] = Counter()
+        self._told: tuple[float, Counter[str]] = (time.monotonic(), Counter())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._authenticator: ThreadAuthenticator | None = None
         # Fails here, where it can be told, if the store cannot be opened.
@@ -180,6 +184,21 @@ class QueryServer:
             if self._parts in ready:
                 self._send()
             self._watch_allow_list()
+            self._say_counters()
+
+    def _say_counters(self) -> None:
+        told_s, before = self._told
+        if time.monotonic() - told_s < TOLD_S:
+            return
+        with self._lock:
+            now = self._counters.copy()
+        self._told = time.monotonic(), now
+        if now != before:
+            log.info("questions so far: %s", ", ".join(f"{n} {c}" for n, c in sorted(now.items())))
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._counters[what] += 1
 
     def _watch_allow_list(self) -> None:
         path = self._config.listen.allow_list
@@ -205,6 +224,7 @@ class QueryServer:
             except zmq.ZMQError:
                 return
             if not self._may(key):
+                self._count("refused")
                 self._tell(route_id, number, encode_failure("this key may no longer ask"))
                 return
         of_key = key or route_id.hex()
@@ -222,6 +242,7 @@ class QueryServer:
             except queue.Full:
                 busy = "too many questions are waiting; ask again later"
                 self._done(route_id, of_key)
+        self._count("refused")
         self._tell(route_id, number, encode_failure(busy))
 
     def _done(self, route_id: bytes, of_key: str) -> None:
@@ -275,20 +296,21 @@ class QueryServer:
                     raise _Gone
                 socket.send_multipart([to, of, encode_part(part)])
 
-            failure = ""
+            failure, what = "", "answered"
             try:
                 if store is None:
                     store = Store.open(self._config.store.target, read_only=True)
                 answer(store, decode_question(raw), tell, self._bounds)
             except _Gone:
-                pass
+                what = "left"
             except OutOfTime:
+                what = "too_long"
                 failure = (
                     f"not answered within {self._bounds.seconds:g} s (queries.seconds_max); ask of "
                     "a shorter time, a host or a rule"
                 )
             except (QuestionError, StoreError) as error:
-                failure = str(error)
+                failure, what = str(error), "failed"
                 if isinstance(error, StoreError) and store is not None:
                     # A database may have gone away; the next question opens it again.
                     with contextlib.suppress(Exception):
@@ -298,9 +320,11 @@ class QueryServer:
                 raise
             except Exception:
                 log.exception("a question failed")
+                what = "failed"
                 failure = "internal error; the aggregator's log has it"
             finally:
                 self._done(route_id, of_key)
+                self._count(what)
             if failure:
                 socket.send_multipart([route_id, number, encode_failure(failure)])
             who = self._allowed[of_key].host_id if of_key in self._allowed else "a local reader"
@@ -344,7 +368,9 @@ class Supervisor:
                 code = self._process.wait()
             if self._stop.is_set():
                 return
-            wait_s = RESTART_S if time.monotonic() - began_s > 60 else min(2 * wait_s, 60.0)
+            wait_s = (
+                RESTART_S if time.monotonic() - began_s > 60 else min(2 * wait_s, RESTART_S_MAX)
+            )
             log.error("the query socket's process ended (%d); again in %.0f s", code, wait_s)
             self._stop.wait(wait_s)
 
@@ -366,7 +392,9 @@ def beside(config: Config, config_file: Path) -> Iterator[None]:
 def main(load: Callable[[Path], Config], path: Path) -> int:
     """Serve until the standard input ends; return an exit code."""
     config = load(path)
-    os.nice(NICENESS)
+    # A service's filter of syscalls may forbid it; the questions are answered all the same.
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
     try:
         server = QueryServer(config)
     except (QueryServerError, StoreError) as error:

@@ -354,10 +354,10 @@ class Reader:
                 batches = self._load(connection, ids.all())
                 if not batches:
                     break
-                if self.watch is not None:
-                    self.watch(int(batches[0].columns.time_ns[-1]) >> BUCKET_BITS)
                 first = batches[-1].id + 1
                 for batch in batches:
+                    if self.watch is not None:
+                        self.watch(int(batch.columns.time_ns[-1]) >> BUCKET_BITS)
                     places = asked.places(batch)
                     places = places[(batch.id << PLACE_BITS | places) > after_id]
                     found += [(batch, at) for at in places[: limit - len(found)].tolist()]
@@ -391,8 +391,6 @@ class Reader:
         bucket = None
         some: list[tuple[StoredBatch, Places]] = []
         for rows in self._pages(asked, newest_first, by_time):
-            if self.watch is not None:
-                self.watch(rows[0][0])
             with self._transaction() as connection:
                 batches = {
                     batch.id: batch
@@ -403,6 +401,8 @@ class Reader:
                     if some:
                         yield some
                     bucket, some = row[0], []
+                if self.watch is not None:
+                    self.watch(row[0])
                 if row[1] in batches:
                     places = asked.places(batches[row[1]], bucket)
                     if len(places):

@@ -155,7 +155,7 @@ def stalls_ms(made: Workload, before: Sequence[Rule], after: Sequence[Rule]) -> 
     what the compiling thread itself computed within one batch's time. Then they are replaced in
     turn, and freed in a thread; the fields ``release_…`` say the same of that.
     """
-    batches = _batches(made.records, 500)
+    batches = chunks(made.records, 500)
     engine = engine_of(made, before)
     prepared: list[RuleTables] = []
 
@@ -242,7 +242,8 @@ def stalls_ms(made: Workload, before: Sequence[Rule], after: Sequence[Rule]) -> 
     }
 
 
-def _batches(records: bytes, count: int) -> list[bytes]:
+def chunks(records: bytes, count: int) -> list[bytes]:
+    """Cut records into pieces of so many; the last may have fewer."""
     made: list[bytes] = []
     at = start = 0
     number = 0

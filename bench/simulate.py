@@ -25,6 +25,7 @@ import msgspec
 
 from vedette.agent.shipper import Shipper
 from vedette.aggregator.store import Store
+from vedette.bench.core import chunks
 from vedette.bench.wire import (
     SEED,
     aggregator_with_pid,
@@ -191,18 +192,6 @@ class _Host:
         self.at = 0
 
 
-def _chunks(records: bytes, count: int) -> list[bytes]:
-    made: list[bytes] = []
-    at = start = number = 0
-    while at < len(records):
-        at += int.from_bytes(records[at + 8 : at + 12], "little")
-        number += 1
-        if number % count == 0:
-            made.append(records[start:at])
-            start = at
-    return made
-
-
 def _hosts(endpoint: str, curves: list[CurveKeys | None], load: Load, pipe: Connection) -> None:
     with ExitStack() as stack:
         shippers = [
@@ -217,7 +206,7 @@ def _hosts(endpoint: str, curves: list[CurveKeys | None], load: Load, pipe: Conn
         engines: list[Engine] = []
         # An engine takes as many records at a time as have come in a tick.
         per_feed = max(1, round(load.events_per_s * TICK_S)) if load.events_per_s else 0
-        chunks: list[bytes] = []
+        pieces: list[bytes] = []
         if load.events_per_s:
             made = workload("mixed", RECORDS)
             chosen = rules(load.rules)
@@ -227,7 +216,9 @@ def _hosts(endpoint: str, curves: list[CurveKeys | None], load: Load, pipe: Conn
                     engine.add_process(process)
                 engine.feed(made.records)
                 engines.append(engine)
-            chunks = _chunks(made.records, per_feed)
+            pieces = chunks(made.records, per_feed)
+            # The last may have fewer.
+            pieces = pieces[:-1] or pieces
         hosts = [
             _Host(number, shipper, engines[number % len(engines)] if engines else None)
             for number, shipper in enumerate(shippers)
@@ -248,7 +239,7 @@ def _hosts(endpoint: str, curves: list[CurveKeys | None], load: Load, pipe: Conn
                 time.sleep(wait_s)
             for host in hosts:
                 if host.engine is not None:
-                    host.engine.feed(chunks[host.at % len(chunks)])
+                    host.engine.feed(pieces[host.at % len(pieces)])
                     host.at += 1
                     events += per_feed
                 # Spread over the tick's hosts, so that not all send at one moment.
