@@ -227,7 +227,7 @@ def _trees(
     for (host_id, boot_id), signals in own.items():
         more = {s.id: s for s in around.get(host_id, ()) if s.boot_id == boot_id}
         forest = Forest([*{**more, **{s.id: s for s in signals}}.values()])
-        pids = {signal.fields["proc.pid"] for signal in signals}
+        pids = dict.fromkeys(signal.fields["proc.pid"] for signal in signals)
         roots: dict[int, None] = {}
         for pid in pids:
             root = forest.root_of(pid)

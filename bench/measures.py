@@ -34,6 +34,8 @@ LINK_HOSTS: Final = 20
 LINK_RATES: Final = (0.5, 2.0, 8.0, 32.0)
 """Messages per host and second at which the way to the aggregator is measured."""
 LINK_BATCH: Final = 100
+EVENT_RATES: Final = (500, 5_000)
+"""Events per simulated host and second."""
 AGENT_EVENTS_PER_S: Final = 500_000
 
 
@@ -223,7 +225,8 @@ def measure_store(size: Size) -> Found:
     with _folder() as folder:
         for turn in range(size.rounds):
             for batch in BATCHES:
-                some = signals[: max(batch, min(len(signals), 400 * batch))]
+                # Enough that pages which are not full yet do not count.
+                some = signals[: max(batch, min(len(signals), 400 * batch + 2_000))]
                 payloads = [wire_encode(one)[1:] for one in wire.batches(some, batch)]
                 path = folder / f"{turn}-{batch}"
                 with Store.open(path) as store:
@@ -302,7 +305,7 @@ def link_loads(seconds: float) -> dict[str, Load]:
         "beats": Load(**rest | {"heartbeat_s": 0.25}),
         **{f"messages.{rate:g}": Load(**rest, messages_per_s=rate) for rate in LINK_RATES},
         "signals": Load(**rest, messages_per_s=2.0, message_signals=LINK_BATCH),
-        "events": Load(**rest | {"hosts": 4}, events_per_s=8_000),
+        **{f"events.{rate}": Load(**rest, events_per_s=rate) for rate in EVENT_RATES},
     }
 
 
@@ -323,7 +326,7 @@ def add_link(add: Callable[..., None], name: str, load: Load, run: Run) -> None:
     """Put what a simulated fleet cost among the samples, as it was: the planner takes it apart."""
     add(f"link.{name}.hosts_cpu", run.hosts_cpu, "cores")
     add(f"link.{name}.aggregator_cpu", run.aggregator_cpu, "cores")
-    if name not in ("idle", "events"):
+    if name != "idle" and not name.startswith("events"):
         add(f"link.{name}.sent", run.sent_bytes_per_s, "bytes/s")
         add(f"link.{name}.received", run.received_bytes_per_s, "bytes/s")
     if name == "idle":

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import yaml
 
-from vedette.bench.measures import BATCHES, LINK_BATCH, LINK_HOSTS, LINK_RATES, median
+from vedette.bench.measures import BATCHES, EVENT_RATES, LINK_BATCH, LINK_HOSTS, LINK_RATES, median
 from vedette.bench.results import Result
 
 DRAWS: Final = 300
@@ -121,6 +121,17 @@ def _interpolated(points: list[tuple[float, float]], at: float) -> float:
     return points[-1][1]
 
 
+def _shared(points: list[tuple[float, float]], count: float) -> float:
+    """Return a cost per signal at so many together: what they share is divided by their number."""
+    if count <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if count <= x1:
+            share = (1 / count - 1 / x0) / (1 / x1 - 1 / x0)
+            return y0 + (y1 - y0) * share
+    return points[-1][1]
+
+
 class Costs:
     """The costs of single things, taken from measures. Raises PlanError where some are missing."""
 
@@ -157,7 +168,13 @@ class Costs:
             setattr(self, f"_signal_{side}", max(0.0, grown) / more)
         self._store_bytes = [(float(size), self[f"store.bytes.{size}"]) for size in BATCHES]
         self._wire_bytes = [(float(size), self[f"wire.bytes.{size}"]) for size in BATCHES]
-        self.event_simulated_s = max(0.0, self["link.events.hosts_cpu"] - idle_hosts) / (4 * 8_000)
+        self._event_simulated = [
+            (
+                float(rate),
+                max(0.0, self[f"link.events.{rate}.hosts_cpu"] - idle_hosts) / (rate * LINK_HOSTS),
+            )
+            for rate in EVENT_RATES
+        ]
 
     def __getitem__(self, name: str) -> float:
         try:
@@ -185,6 +202,9 @@ class Costs:
     def signal_aggregator_s(self) -> float:
         return float(getattr(self, "_signal_aggregator"))  # noqa: B009
 
+    def event_simulated_s(self, per_host: float) -> float:
+        return _interpolated(self._event_simulated, per_host)
+
     def message_agent_s(self, per_host: float) -> float:
         return _interpolated(self._message_agent, per_host)
 
@@ -193,7 +213,7 @@ class Costs:
 
     def message_bytes(self, per_host: float, signals: float) -> tuple[float, float]:
         """Return what a message of so many signals sends, and gets back."""
-        content = signals * _interpolated(self._wire_bytes, signals) - self._wire_bytes[0][1]
+        content = signals * _shared(self._wire_bytes, signals) - self._wire_bytes[0][1]
         # Content fills further segments.
         content *= 1 + 66 / 1448
         sent = _interpolated(self._message_sent, per_host) + max(0.0, content)
@@ -201,7 +221,7 @@ class Costs:
 
     def store_bytes(self, signals: float) -> float:
         """Return what a signal takes in the store, in batches of so many."""
-        return _interpolated(self._store_bytes, signals)
+        return _shared(self._store_bytes, signals)
 
 
 def forecast(
@@ -234,7 +254,9 @@ def forecast(
         "store_bytes_per_s": hosts * signals * costs.store_bytes(per_message),
     }
     if simulated:
-        found["hosts_cpu"] = costs.harness + hosts * (link + events * costs.event_simulated_s)
+        found["hosts_cpu"] = costs.harness + hosts * (
+            link + events * costs.event_simulated_s(events)
+        )
         return found
     event_us = costs.by_rules("agent.event_us", profile.rules)
     core = costs.by_rules("core.events_per_s", profile.rules)

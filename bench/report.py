@@ -17,7 +17,7 @@ table{border-collapse:collapse} th{text-align:left;color:#57606a}
 td,th{padding:4px 16px 4px 0;border-bottom:1px solid #e4e7eb}
 .n{text-align:right} .bad{color:#b00020;font-weight:600} .dim{color:#6e7781}
 """
-_W, _H, _LEFT, _BOTTOM = 720, 300, 60, 40
+_W, _H, _LEFT, _RIGHT, _BOTTOM = 720, 300, 60, 40, 40
 
 
 def plan_html(plan: Plan) -> str:
@@ -78,19 +78,21 @@ def _range(figure: Figure, show: object) -> str:
     return f"{show(figure.low)} to {show(figure.high)}"
 
 
-def _axes(title: str, left: list[tuple[float, str]], below: list[tuple[float, str]]) -> list[str]:
-    """Return a plot's frame; places are of 1, from the left and from below."""
-    width, height = _W - _LEFT - 20, _H - _BOTTOM - 30
+def _axes(
+    title: str, left: list[tuple[float, str]], below: list[tuple[float, str]], more: int = 0
+) -> list[str]:
+    """Return a plot's frame, `more` pixels higher; places are of 1, from the left and below."""
+    width, height = _W - _LEFT - _RIGHT, _H - _BOTTOM - 30
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_W}" height="{_H}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_W}" height="{_H + more}" '
         'font-family="sans-serif" font-size="11">',
-        f'<rect width="{_W}" height="{_H}" fill="white"/>'
+        f'<rect width="{_W}" height="{_H + more}" fill="white"/>'
         f'<text x="8" y="16" font-size="13" font-weight="bold">{escape(title)}</text>',
     ]
     for at, text in left:
         y = 30 + height * (1 - at)
         out.append(
-            f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_W - 20}" y2="{y:.1f}" stroke="#e4e7eb"/>'
+            f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_W - _RIGHT}" y2="{y:.1f}" stroke="#e4e7eb"/>'
             f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
         )
     for at, text in below:
@@ -102,7 +104,7 @@ def _axes(title: str, left: list[tuple[float, str]], below: list[tuple[float, st
 
 
 def _line(points: list[tuple[float, float]], colour: str) -> str:
-    width, height = _W - _LEFT - 20, _H - _BOTTOM - 30
+    width, height = _W - _LEFT - _RIGHT, _H - _BOTTOM - 30
     text = " ".join(
         f"{_LEFT + width * x:.1f},{30 + height * (1 - min(1.0, max(0.0, y))):.1f}"
         for x, y in points
@@ -118,6 +120,7 @@ def _growth(plan: Plan) -> str:
         "share of each limit that is used",
         [(share / 2, f"{share * 100:.0f} %") for share in (0, 0.5, 1, 1.5, 2)],
         [(number / last, f"{step.hosts:,}") for number, step in enumerate(plan.steps)],
+        more=16 * min(len(names), len(COLOURS)),
     )
     out.append(_line([(0, 0.5), (1, 0.5)], "#b00020"))
     for number, name in enumerate(names[: len(COLOURS)]):
@@ -128,7 +131,7 @@ def _growth(plan: Plan) -> str:
         colour = COLOURS[number]
         out.append(_line(points, colour))
         out.append(
-            f'<text x="{_LEFT + 8}" y="{44 + 14 * number}" fill="{colour}">{escape(name)}</text>'
+            f'<text x="{_LEFT}" y="{_H + 6 + 16 * number}" fill="{colour}">{escape(name)}</text>'
         )
     return "".join([*out, "</svg>"])
 

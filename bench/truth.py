@@ -9,6 +9,7 @@ memory has no part in it: this machine has one kernel.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,10 @@ from vedette.bench.plan import Profile, forecast
 from vedette.bench.simulate import Load, simulate
 
 WITHIN: Final = 0.2
+_FIGURES: Final = (
+    *("events_per_s", "signals_per_s", "messages_per_s", "sent_bytes_per_s"),
+    *("received_bytes_per_s", "hosts_cpu", "aggregator_cpu"),
+)
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,11 +70,12 @@ class Held(msgspec.Struct, frozen=True):
         return abs(self.off) <= WITHIN
 
 
-def check(folder: Path, fleet: Fleet, size: Size, rounds: int) -> list[Held]:
-    """Measure costs and run the fleet, in turn; return each figure beside its forecast."""
+def check(
+    folder: Path, fleets: Mapping[str, Fleet], size: Size, rounds: int
+) -> dict[str, list[Held]]:
+    """Measure costs and run the fleets, in turn; return each one's figures and their forecasts."""
     samples: dict[str, list[float]] = {}
-    runs: dict[str, list[float]] = {}
-    store_bytes: list[float] = []
+    runs: dict[str, dict[str, list[float]]] = {title: {} for title in fleets}
 
     def add(name: str, value: float, _unit: str, _better: str = "lower") -> None:
         samples.setdefault(name, []).append(value)
@@ -84,15 +90,16 @@ def check(folder: Path, fleet: Fleet, size: Size, rounds: int) -> list[Held]:
             add_link(add, name, load, run)
             empty_bytes = run.store_bytes if name == "idle" else empty_bytes
             shutil.rmtree(folder / f"{turn}-{name}")
-        run = simulate(folder / f"{turn}-fleet", fleet.load(size.seconds))
-        shutil.rmtree(folder / f"{turn}-fleet")
-        for name in (
-            *("events_per_s", "signals_per_s", "messages_per_s", "sent_bytes_per_s"),
-            *("received_bytes_per_s", "hosts_cpu", "aggregator_cpu"),
-        ):
-            runs.setdefault(name, []).append(float(getattr(run, name)))
-        store_bytes.append((run.store_bytes - empty_bytes) / run.seconds)
-    runs["store_bytes_per_s"] = store_bytes
+        for title, fleet in fleets.items():
+            run = simulate(folder / f"{turn}-fleet", fleet.load(size.seconds))
+            shutil.rmtree(folder / f"{turn}-fleet")
+            measured = {name: float(getattr(run, name)) for name in _FIGURES}
+            measured["store_bytes_per_s"] = (run.store_bytes - empty_bytes) / run.seconds
+            for name, value in measured.items():
+                runs[title].setdefault(name, []).append(value)
     values = {name: median(some) for name, some in samples.items()}
-    expected = forecast(values, fleet.profile(), fleet.hosts, simulated=True)
-    return [Held(name, expected[name], median(some)) for name, some in runs.items()]
+    found = {}
+    for title, fleet in fleets.items():
+        expected = forecast(values, fleet.profile(), fleet.hosts, simulated=True)
+        found[title] = [Held(n, expected[n], median(some)) for n, some in runs[title].items()]
+    return found

@@ -177,9 +177,11 @@ def test_counts_are_those_of_signals_one_by_one(where: str) -> None:  # noqa: F8
     every_ns, shift_ns = 30 * 10**9, 7 * 10**9
     with Store.open(where) as store, local(store) as asked:
         fill(store)
-        for wanted in WHICH:
+        is_sqlite = not where.startswith("postgresql")
+        for turn, wanted in enumerate(WHICH):
             signals = asked.signals(**wanted, limit=10_000)
-            for by in BY:
+            # A server is asked a third of it: the statements are the same.
+            for by in BY if is_sqlite else BY[turn % 3 :: 3]:
                 found = asked.counts(
                     **wanted, by=by, every_ns=every_ns, shift_ns=shift_ns, limit=10_000
                 )

@@ -51,8 +51,8 @@ def figures() -> dict[str, float]:
         "link.beats.aggregator_cpu": 0.02 + 80 * 100e-6,
         "link.beats.sent": 80 * 400.0,
         "link.beats.received": 80 * 200.0,
-        "link.events.hosts_cpu": 0.01 + 32_000 * 100e-9,
-        "link.events.aggregator_cpu": 0.02,
+        "link.events.500.hosts_cpu": 0.01 + 10_000 * 100e-9,
+        "link.events.5000.hosts_cpu": 0.01 + 100_000 * 100e-9,
         "aggregator.memory_bytes": 1e8,
         "connection.memory_bytes": 5e4,
         "delivery.signals_per_s": 100_000.0,
@@ -136,6 +136,10 @@ def test_costs_between_measures_are_interpolated_and_beyond_them_stay() -> None:
     assert costs.by_rules("agent.event_us", 316) == pytest.approx(0.1 * 2**0.5, rel=1e-2)
     assert costs.by_rules("agent.event_us", 100_000) == pytest.approx(0.2)
     assert costs.by_rules("nothing", 100) is None
+    assert costs.store_bytes(1) == costs.store_bytes(50) == 1000
+    values = figures() | {"store.bytes.1": 1000.0, "store.bytes.10": 280.0}
+    # 800 of a batch, and 200 of each signal.
+    assert Costs(values).store_bytes(4) == pytest.approx(400)
     with pytest.raises(PlanError, match=r"the figures lack aggregator\.memory_bytes"):
         values = figures()
         del values["aggregator.memory_bytes"]
