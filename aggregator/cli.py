@@ -274,6 +274,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 sequences_cli.mount(app, sequences_app, opened_store, when)
+releases_cli.mount(rules_cli.rules_app, opened_store)
 
 
 def main() -> None:
