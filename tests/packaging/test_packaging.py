@@ -72,7 +72,8 @@ def commands() -> list[str]:
     def walk(command: object, name: str) -> None:
         found.append(name)
         for word, child in getattr(command, "commands", {}).items():
-            walk(child, f"{name}-{word}")
+            if not child.hidden:
+                walk(child, f"{name}-{word}")
 
     walk(typer.main.get_command(aggregator_cli.app), "vedette")
     walk(typer.main.get_command(agent_cli.app), "vedette-agent")
