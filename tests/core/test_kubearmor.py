@@ -686,6 +686,7 @@ def test_published_policies_compile_to_decisions() -> None:
             found.append((path.name, node))
     made = load_policies(found, None)
     assert [str(f) for f in made.findings if f.severity == "error"] == []
+    assert (len(list(CORPUS.glob("*.yaml"))), len(made.decisions)) == (37, 47)
     for file, node in found:
         alone = load_policies([(file, node)], None)
         assert alone.decisions, file
