@@ -35,6 +35,11 @@
 
 #define SYSCALL_NUMBERS 512u
 #define X32_BIT 0x40000000u
+#define SYS_MMAP_ 9 /* x86-64's */
+#define SYS_MPROTECT_ 10
+#define SYS_BRK_ 12
+#define SYS_MREMAP_ 25
+#define MAP_ANONYMOUS_ 0x20
 #define TS_COMPAT 0x0002 /* set while a 32-bit syscall runs; arch/x86, since 2.6 */
 
 #define AT_FDCWD_ (-100)
@@ -2128,11 +2133,19 @@ BPF_ARRAY(asked_capabilities, u64, 1);
 /* Whether the kernel only asks how much memory a process may map: cap_vm_enough_memory() asks for
  * CAP_SYS_ADMIN with every mmap, brk and exec, and whoever lacks it goes on all the same. The
  * tracepoint does not say who asks, the stack does. */
-static __always_inline int is_accounting(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int is_accounting(struct bpf_raw_tracepoint_args *ctx, u64 task)
 {
+	struct regs regs;
 #if ACCOUNTING_END
 	u64 frames[FRAMES] = {};
+#endif
 
+	/* Most often a syscall that does nothing else; a look at the stack takes some microseconds. */
+	if (!is_compat(task) && !read_regs(&regs) &&
+	    (regs.orig_ax == SYS_MPROTECT_ || regs.orig_ax == SYS_BRK_ || regs.orig_ax == SYS_MREMAP_ ||
+	     (regs.orig_ax == SYS_MMAP_ && (regs.r10 & MAP_ANONYMOUS_))))
+		return 1;
+#if ACCOUNTING_END
 	if (bpf_get_stack(ctx, frames, sizeof(frames), 0) < 0)
 		return 0;
 #pragma unroll
@@ -2182,7 +2195,7 @@ int on_capable(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	READ(level, target + OFF_user_namespace__level);
-	if (capability == CAP_SYS_ADMIN_ && !level && is_accounting(ctx))
+	if (capability == CAP_SYS_ADMIN_ && !level && is_accounting(ctx, task))
 		return 0;
 	if (is_over_budget(s))
 		return 0;
