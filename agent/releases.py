@@ -185,6 +185,10 @@ class Releases:
         self.on_change: Callable[[], None] = lambda: None
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_mode & 0o022:
+                raise AgentError(
+                    f"rules.releases_path: others can write to {folder}; run `chmod 700 {folder}`"
+                )
             for left in folder.glob("*.files"):
                 shutil.rmtree(left)
             for half in folder.glob("*.new"):

@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -28,7 +28,7 @@ import sqlalchemy as sa
 
 from vedette.aggregator import releases
 from vedette.aggregator.schema import release_hosts_table, releases_table
-from vedette.aggregator.store import Store
+from vedette.aggregator.store import RELEASE_FAILED, RELEASE_WITHDRAWN, Store
 from vedette.core import wire
 from vedette.core.releases import CHUNK_BYTES, Manifest, Signed
 
@@ -61,13 +61,14 @@ class _Release:
 
 
 class _Row:
-    """What became of a release on a host it was offered to."""
+    """What became of a release on a host it was offered to; told: its failure was an alert."""
 
-    __slots__ = ("reason", "status")
+    __slots__ = ("reason", "status", "told")
 
     def __init__(self, status: str, reason: str) -> None:
         self.status = status
         self.reason = reason
+        self.told = status in releases.ERRORS
 
 
 class _Host:
@@ -97,11 +98,13 @@ class Rollout:
     """See the module. Belongs to the server's thread, and writes through its store.
 
     by_status  (release, status) -> hosts, of the newest releases; replaced as a whole
+    now_ns     times for the alerts that it makes
     counters   offers, withdrawals (sent to hosts), chunks, chunks_refused, withdrawn (releases)
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._store = store
+        self._now_ns = now_ns
         self.counters: Counter[str] = Counter(
             dict.fromkeys(("offers", "withdrawals", "chunks", "chunks_refused", "withdrawn"), 0)
         )
@@ -158,6 +161,9 @@ class Rollout:
         is_less = report.status == "withdrawn" and row and row.status in releases.ERRORS
         if row is not None and report.status and not is_less:
             self._note(report.tried, host_id, report.status, report.reason)
+            if report.status in releases.ERRORS and not row.told:
+                row.told = True
+                self._alert(RELEASE_FAILED, host_id, report.tried, report.reason)
         host.report = report
         self._dirty = True
 
@@ -358,10 +364,17 @@ class Rollout:
         named = [f"{host_id}: {errors[host_id]}" for host_id in sorted(errors)[:_NAMED_MAX]]
         more = "" if len(errors) <= _NAMED_MAX else f"; and {len(errors) - _NAMED_MAX} more"
         reason = f"{len(errors)} of its hosts had errors: {'; '.join(named)}{more}"[:1024]
-        if self._write(release, "withdrawn", release.stage, reason):
+        with self._store.transaction():
+            is_done = self._write(release, "withdrawn", release.stage, reason)
+            if is_done:
+                self._alert(RELEASE_WITHDRAWN, min(errors), release.number, reason)
+        if is_done:
             self.counters["withdrawn"] += 1
             log.error("release %d is withdrawn: %r", release.number, reason)
             self._changed(release, "withdrawn")
+
+    def _alert(self, rule: str, host_id: str, number: int, reason: str) -> None:
+        self._store.note_release(rule, host_id, number, reason, self._now_ns())
 
     def _write(self, release: _Release, state: str, stage: int, reason: str = "") -> bool:
         """Write a release's state down, unless the commands have changed it meanwhile."""

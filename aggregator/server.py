@@ -422,7 +422,7 @@ class Server:
                 if host.silent_since_ns:
                     self._silent.add(host.host_id)
                     self._heard_s[host.host_id] -= limits.silent_alert_s + SILENCE_S
-            self._rollout = Rollout(self._store)
+            self._rollout = Rollout(self._store, self._fresh_ns)
             self._correlating: Correlating | None = None
             if correlator is not None:
                 self._correlating = Correlating(self._store, correlator)
@@ -953,6 +953,12 @@ class Server:
             return 0
         return max(0, self._released_ns - self._correlating.taken_ns)
 
+    def _fresh_ns(self) -> int:
+        """Return a time for a signal made here, which the sequences have not come to yet."""
+        now_ns = max(time.time_ns(), self._released_ns + 1)
+        self._newest_ns = max(self._newest_ns, now_ns)
+        return now_ns
+
     def _note_silence(self, now_s: float) -> None:
         """Make an alert of each host that fell silent, and of each that is heard again."""
         limit_s = self.config.limits.silent_alert_s
@@ -964,9 +970,7 @@ class Server:
         news = dict(islice(news.items(), FLEET_SIGNALS_MAX))
         if not news:
             return
-        now_ns = max(time.time_ns(), self._released_ns + 1)
-        self._store.note_silence(news, now_ns)
-        self._newest_ns = max(self._newest_ns, now_ns)
+        self._store.note_silence(news, self._fresh_ns())
         for host_id, silent in news.items():
             if silent:
                 self._silent.add(host_id)

@@ -90,8 +90,14 @@ ADDRESSES_PER_HOST_MAX: Final = 1024
 QUERY_ROWS_MAX: Final = 100_000
 FLEET_BOOT: Final = "aggregator"
 """The numbering of signals that the aggregator makes itself, about a host."""
-FLEET_RULES: Final = frozenset(("Host fell silent", "Host heard again"))
-FLEET_TAGS: Final = frozenset(("fleet", "host_silent", "host_heard"))
+RELEASE_FAILED: Final = "Rules release failed"
+RELEASE_WITHDRAWN: Final = "Rules release withdrawn"
+FLEET_RULES: Final = frozenset(
+    ("Host fell silent", "Host heard again", RELEASE_FAILED, RELEASE_WITHDRAWN)
+)
+FLEET_TAGS: Final = frozenset(
+    ("fleet", "host_silent", "host_heard", "release_failed", "release_withdrawn")
+)
 EVENTS_RATE: Final = "events_per_s"
 """Among a host's counters: what the aggregator reckons from its heartbeats."""
 FLEET_SIGNALS_MAX: Final = 500
@@ -895,14 +901,39 @@ class Store:
                         signals_stored=c.signals_stored + 1,
                     )
                 )
-                with self._grouped() as group:
-                    boot = self._boot(row.host_id, FLEET_BOOT, new=True)
-                    boot.note(boot.committed_seq + 1, 0, now_ns)
-                    group.boots[row.host_id, FLEET_BOOT] = boot
-                    numbered = msgspec.structs.replace(signal, seq=boot.committed_seq)
-                    columns = wire_columns(Batch(signals=[numbered]))
-                    self._add(group, boot, columns, 0, 0, now_ns, 0, HostClock(0, 0))
+                self._add_own(row.host_id, signal)
         return news
+
+    def note_release(self, rule: str, host_id: str, number: int, reason: str, now_ns: int) -> None:
+        """Write down, as a signal of a host, what became of a release of rules there.
+
+        rule  RELEASE_FAILED or RELEASE_WITHDRAWN
+        """
+        is_failure = rule == RELEASE_FAILED
+        what = "failed on this host" if is_failure else "is withdrawn from all hosts"
+        signal = Signal(
+            seq=0,
+            time_ns=now_ns,
+            rule=rule,
+            priority=PRIORITIES.index("WARNING" if is_failure else "ERROR"),
+            tags=("fleet", "release_failed" if is_failure else "release_withdrawn"),
+            output=f"Release {number} of rules {what}: {reason}",
+            fields={"release.number": number, "release.reason": reason},
+        )
+        with self.transaction():
+            self._add_own(host_id, signal)
+            with self._grouped() as group:
+                group.host(host_id)["stored"] += 1
+
+    def _add_own(self, host_id: str, signal: Signal) -> None:
+        """Have a signal written that the aggregator makes about a host."""
+        with self._grouped() as group:
+            boot = self._boot(host_id, FLEET_BOOT, new=True)
+            boot.note(boot.committed_seq + 1, 0, signal.time_ns)
+            group.boots[host_id, FLEET_BOOT] = boot
+            numbered = msgspec.structs.replace(signal, seq=boot.committed_seq)
+            columns = wire_columns(Batch(signals=[numbered]))
+            self._add(group, boot, columns, 0, 0, signal.time_ns, 0, HostClock(0, 0))
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that knows ON CONFLICT."""

@@ -32,7 +32,7 @@ from vedette.aggregator import releases as stored
 from vedette.aggregator.cli import app
 from vedette.aggregator.releases import Info
 from vedette.aggregator.rollout import rank
-from vedette.aggregator.store import Store
+from vedette.aggregator.store import RELEASE_FAILED, RELEASE_WITHDRAWN, Store
 from vedette.core import releases, wire
 from vedette.core.releases import CHUNK_BYTES, RuleFile
 
@@ -277,6 +277,10 @@ detection: {selection: {Image: /bin/x}, condition: selection}
         assert "the name is taken already, at release 2: rules.yaml:2" in b.report.reason
         info = world.info(2)
         assert info.reason.startswith("1 of its hosts had errors: b: ")
+        with Store.open(world.target, read_only=True) as store:
+            alerts = store.signals(host="b", tag="fleet", after_id=0, limit=10)
+        assert [item.rule for item in alerts] == [RELEASE_FAILED, RELEASE_WITHDRAWN]
+        assert all(item.alert and "the name is taken already" in item.output for item in alerts)
         # With one error allowed it stays, and b stays with what it has.
         assert world.push("--stages", "100%", "--errors-max", "1", names=("two",)) == 3
         world.becomes(3, "complete")
@@ -515,6 +519,10 @@ def test_a_host_keeps_what_it_has_through_kills_damage_and_lost_keys(keys: Keys)
     host = Releases(folder, signers, {})
     assert host.wanted == 3
     assert deliver(host, first).status == "refused"
+    folder.chmod(0o770)
+    with pytest.raises(AgentError, match="run `chmod 700"):
+        Releases(folder, signers, {})
+    folder.chmod(0o700)
     # A signer that is not in the configuration any more counts for nothing.
     other = keys.folder / "other.pem"
     host = Releases(folder, [releases.parse_key(releases.make_key(other))], {})
