@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vedette.agent import config, pipeline
+from vedette.agent import config, logs, pipeline
 from vedette.agent.errors import ConfigError
 from vedette.agent.replay import Replay
 from vedette.core import capturefile
@@ -250,6 +250,41 @@ def test_the_live_runs_matching_is_kept_unless_another_is_asked_for(tmp_path: Pa
             matching=matching,  # type: ignore[arg-type]
         ).run(signals.extend)
         assert [item.rule for item in signals] == expected
+
+
+def test_rules_about_what_the_kernel_cannot_tell_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs.LOGGER, "propagate", True)
+    path = tmp_path / "rules.yaml"
+    conditions = {
+        "capable alone": "evt.type = capable and proc.name = x",
+        "by its field": "capability.name = CAP_NET_RAW",
+        "one of two": "evt.type in (capable, execve) and proc.name = x",
+        "never": "evt.type = capable and evt.type = execve",
+        "off": "evt.type = capable",
+    }
+    path.write_text(
+        "".join(
+            f"- rule: {name}\n  desc: d\n  condition: {condition}\n  output: x\n"
+            f"  priority: NOTICE\n  enabled: {str(name != 'off').lower()}\n"
+            for name, condition in conditions.items()
+        )
+    )
+    untold = "never matches, this kernel does not tell of capable events"
+    section = config.Rules(files=(str(path),))
+
+    def warned() -> list[str]:
+        caplog.clear()
+        pipeline.load(section, untold=kernel_lacks)
+        fields = [getattr(record, "fields", {}) for record in caplog.records]
+        return [str(one["warning"]) for one in fields if untold in str(one.get("warning"))]
+
+    kernel_lacks: frozenset[str] = frozenset()
+    assert warned() == []
+    kernel_lacks = frozenset({"capable"})
+    assert [line.split('"')[1] for line in warned()] == ["capable alone", "by its field"]
+    assert warned()[0].startswith(f"{path}:1:1: warning: ")
 
 
 def on(loaded: pipeline.Loaded) -> list[str]:

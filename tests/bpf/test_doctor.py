@@ -56,6 +56,19 @@ def test_missing_headers_and_types_fail_with_a_cure(
     assert not doctor.can_capture(checks.values())
 
 
+def test_a_kernel_that_is_taken_to_lack_the_tracepoint_is_told_of_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "unavailable", lambda: frozenset({"capable"}))
+    check = {check.name: check for check in doctor.run_checks()}["use of capabilities"]
+    assert (check.status, check.cure) == ("warn", "boot a kernel of version 6.14 or later")
+    assert "matchCapabilities) never match" in check.found
+    monkeypatch.setattr(doctor, "unavailable", frozenset)
+    monkeypatch.setattr(doctor, "accounting", lambda: {"ACCOUNTING_END": "0ull"})
+    check = {check.name: check for check in doctor.run_checks()}["use of capabilities"]
+    assert check.status == "warn" and "sysctl kernel.kptr_restrict" in check.cure
+
+
 def test_a_check_is_plain_data() -> None:
     check = doctor.Check("kernel", "ok", "6.1")
     assert check.as_dict() == {"name": "kernel", "status": "ok", "found": "6.1", "cure": ""}
