@@ -25,11 +25,11 @@ from vedette.agent.procfiles import HelperError, HelperFiles, LocalFiles
 from vedette.agent.recorder import Recording
 from vedette.agent.sweep import Sweep
 from vedette.bpf.btf import BtfError
-from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, Drop, Loader
+from vedette.bpf.capture import LOGIN_KEY, Capture, CaptureConfig, CaptureError, Drop, Loader
 from vedette.bpf.offsets import unavailable
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
-from vedette.core.needs import HASHES, NAMES_OF_ADDRESSES
+from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES
 from vedette.core.rules import Rule
 
 RECORDS_MAX = 4096
@@ -209,6 +209,8 @@ class Live:
         types -= {"hash"}
         if self.pipeline.shows(NAMES_OF_ADDRESSES):
             types |= {"dns"}
+        if self.pipeline.shows(LOGIN_KEYS):
+            types |= {LOGIN_KEY}
         drops: dict[str, Drop] = {}
         # What is recorded may be judged by other rules than these.
         if self._settings.capture.kernel_filter and self._recorder is None:

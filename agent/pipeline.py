@@ -60,6 +60,7 @@ BASE_FIELDS = (
     "fd.sport",
     "login.user",
     "login.ip",
+    "login.key",
     "login.type",
 )
 """Fields that every signal carries where it has them: sequences join on them."""

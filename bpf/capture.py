@@ -51,6 +51,9 @@ _SYSCALLS: Final = {
     "dup2": (33, 63),
     "dup3": (292, 330),
 }
+LOGIN_KEY: Final = "login_key"
+"""Beside the event types: whether writes of login records have what sshd said of the key."""
+_WANTED_LOGIN_KEYS: Final = 254  # its place in the map `wanted`
 _SOCKETCALL: Final = 102  # i386's one number for all socket calls
 _ACTION_SOCKETCALL: Final = 255
 _SOCKET_TYPES: Final = frozenset(
@@ -154,7 +157,7 @@ class CaptureConfig:
     ring_bytes     size of the ring buffer in bytes, a power of two
     wakeup_bytes   fill from which the reader is woken at once; below, it reads by its own timer
     cgroup         folder of the cgroup v2 subtree to watch; None: the whole host
-    event_types    names of event types to report; None: all
+    event_types    names of event types to report, and LOGIN_KEY; None: all
     watched_paths  absolute paths of files whose writes are reported (16 at most)
     exclude_pid    process that is never reported (the agent itself); None: none
     environment    whether an exec's record has the environment
@@ -193,7 +196,7 @@ class CaptureConfig:
             raise CaptureError(
                 f"wakeup_bytes={self.wakeup_bytes}: expected 1 to ring_bytes ({self.ring_bytes})"
             )
-        unknown = sorted((self.event_types or frozenset()) - TYPES.keys())
+        unknown = sorted((self.event_types or frozenset()) - TYPES.keys() - {LOGIN_KEY})
         if unknown:
             raise CaptureError(
                 f"unknown event type {unknown[0]!r}: expected some of {', '.join(TYPES)}"
@@ -215,7 +218,7 @@ class CaptureConfig:
     @property
     def types(self) -> frozenset[str]:
         """The event types asked for, all of them where none were named."""
-        return frozenset(TYPES) if self.event_types is None else self.event_types
+        return frozenset((*TYPES, LOGIN_KEY)) if self.event_types is None else self.event_types
 
 
 def cgroup_scope(folder: Path) -> tuple[int, int]:
@@ -317,6 +320,8 @@ class Capture:
         types = set(self._types)
         if self._watching():
             types |= _OPEN_TYPES  # how a watched file's descriptor is learnt
+            if LOGIN_KEY in types:
+                types.add("sendto")  # how sshd speaks to the log
         else:
             types.discard("write")
         if "dns" in types:
@@ -393,7 +398,7 @@ class Capture:
     def _tell(self, before: dict[int, int]) -> None:
         """Tell the programs which events are asked for; ``before`` is what `actions` has."""
         descriptors = self._descriptors
-        for name, number in TYPES.items():
+        for name, number in (*TYPES.items(), (LOGIN_KEY, _WANTED_LOGIN_KEYS)):
             is_wanted = struct.pack("<I", name in self._types)
             kernel.map_update(descriptors["wanted"], struct.pack("<I", number), is_wanted)
         for number, action in (dict.fromkeys(before, 0) | self._numbers()).items():
@@ -431,7 +436,10 @@ class Capture:
         refuses.
         """
         wanted = frozenset(types)
-        before, self._drops = self._drops, _within_bounds(drops or {})
+        drops = dict(drops or {})
+        if LOGIN_KEY in wanted:
+            drops.pop("sendto", None)
+        before, self._drops = self._drops, _within_bounds(drops)
         if self._descriptors and before != self._drops:
             try:
                 self._tell_drops(before)
@@ -439,7 +447,7 @@ class Capture:
                 raise CaptureError(f"the kernel refuses: {error}") from error
         if wanted == self._types:
             return
-        unknown = sorted(wanted - TYPES.keys())
+        unknown = sorted(wanted - TYPES.keys() - {LOGIN_KEY})
         if unknown:
             raise CaptureError(f"unknown event type {unknown[0]!r}")
         actions = self._numbers()

@@ -31,6 +31,7 @@
 #define VEDETTE_ENV_MAX 4095
 #define VEDETTE_DATA_MAX 511
 #define VEDETTE_ANSWER_MAX 1023
+#define VEDETTE_LOG_MAX 255
 #define VEDETTE_COMM_LEN 16
 #define VEDETTE_RECORD_MAX 20736
 
@@ -298,6 +299,9 @@ struct vedette_write {
 	__s32 fd;
 	__u16 path_len;
 	__u16 data_len;
+	__u16 log_len;           /* where keys of logins are asked for: what the process, named sshd*, last
+	                          * said to its log that has the word Accepted */
+	__u16 reserved[3];
 };
 
 /* Any other syscall. args are the registers as they were passed, zero where the argument is a

@@ -48,7 +48,7 @@ BYTES: tuple[str, ...] = (
     "name", "directory", "filename", "nameraw", "argpath", "argfilename",
     "flags", "ip", "login_user", "login_ip", "login_host", "login_line", "sockname",
     "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container", "unit",
-    "slice", "cgroup", "sha256",
+    "slice", "cgroup", "sha256", "login_key",
 )  # fmt: skip
 INTS: Final = (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
@@ -116,6 +116,7 @@ PLACES: Final[dict[str, tuple[str, int]]] = {
     "login.ip": ("login_ip", SELF),
     "login.host": ("login_host", SELF),
     "login.line": ("login_line", SELF),
+    "login.key": ("login_key", SELF),
     "login.type": ("login_type", SELF),
     "login.pid": ("login_pid", SELF),
     "proc.exeline": ("exeline", SELF),
@@ -181,7 +182,7 @@ WORD_OF_INDEX: Final[dict[str, str]] = {
     "nameraw": "raw", "argpath": "raw", "argfilename": "raw",
     "ip": "ip", "port": "port",
     "login_user": "login", "login_ip": "login", "login_host": "login", "login_line": "login",
-    "login_type": "login", "login_pid": "login",
+    "login_key": "login", "login_type": "login", "login_pid": "login",
     "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
     "owner": "owner", "is_owner": "owner",
 }  # fmt: skip

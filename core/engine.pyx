@@ -159,9 +159,11 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
     elif h.type == VEDETTE_WRITE:
         fixed = sizeof(vedette_write)
         if (h.size < fixed or (<const vedette_write*>data).path_len > VEDETTE_PATH_MAX
-                or (<const vedette_write*>data).data_len > VEDETTE_DATA_MAX):
+                or (<const vedette_write*>data).data_len > VEDETTE_DATA_MAX
+                or (<const vedette_write*>data).log_len > VEDETTE_LOG_MAX):
             return RECORD_SKIP
-        blobs = <size_t>(<const vedette_write*>data).path_len + (<const vedette_write*>data).data_len
+        blobs = (<size_t>(<const vedette_write*>data).path_len
+                 + (<const vedette_write*>data).data_len + (<const vedette_write*>data).log_len)
     elif VEDETTE_UNLINK <= h.type <= VEDETTE_PERSONALITY or h.type == VEDETTE_CAPABLE:
         fixed = sizeof(vedette_call)
         if (h.size < fixed or (<const vedette_call*>data).path_len > VEDETTE_PATH_MAX
@@ -445,7 +447,7 @@ cdef class Engine:
         """The event types to capture for the rules that are on."""
         self._check_open()
         return needed(self.tables.event_types(), names=self.tables.asks_names,
-                      hashes=self.tables.asks_hashes)
+                      hashes=self.tables.asks_hashes, keys=self.tables.asks_keys)
 
     @property
     def on_unhashed(self):

@@ -51,6 +51,7 @@ cdef extern from "event.h" nogil:
         VEDETTE_GONE
         VEDETTE_HASH
         VEDETTE_ANSWER_MAX
+        VEDETTE_LOG_MAX
         VEDETTE_S_KNOWN
         VEDETTE_S_CONNECTED
         VEDETTE_OWNER_KNOWN
@@ -173,6 +174,7 @@ cdef extern from "event.h" nogil:
         int32_t fd
         uint16_t path_len
         uint16_t data_len
+        uint16_t log_len
 
     struct vedette_chdir:
         vedette_header h

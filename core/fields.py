@@ -7,6 +7,7 @@ engine computes the same from the same table; property tests hold the two togeth
 from __future__ import annotations
 
 import difflib
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -653,6 +654,22 @@ def _login(of: Callable[[bytes], Scalar | None]) -> Callable[[EventView], Raw]:
     return get
 
 
+_KEY: Final = re.compile(
+    rb"Accepted publickey for .*? ssh2:(?= ).*? (SHA256:[A-Za-z0-9+/]*)", re.DOTALL
+)
+_KEY_BYTES: Final = 50
+
+
+def login_key(log: bytes) -> bytes | None:
+    """Return the fingerprint of the key that sshd says it has accepted (ssh-keygen -l's form)."""
+    found = _KEY.search(log)
+    return found[1] if found is not None and len(found[1]) == _KEY_BYTES else None
+
+
+def _login_key(view: EventView) -> Raw:
+    return _login(lambda data: login_key(view.record.log))(view)
+
+
 def _utmp_text(at: int, size: int) -> Callable[[bytes], bytes]:
     return lambda data: data[at : at + size].split(b"\0", 1)[0]
 
@@ -1267,6 +1284,11 @@ def _fill() -> None:
         "Terminal of the login",
         login,
     )
+    _add(
+        "login.key", "string", "event", "login", _login_key,
+        "Fingerprint (SHA256:…) of the public key that logged in, as sshd says to its log",
+        login,
+    )  # fmt: skip
     _add(
         "login.type",
         "int",

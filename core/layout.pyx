@@ -18,6 +18,7 @@ PATH_MAX = VEDETTE_PATH_MAX
 ARGS_MAX = VEDETTE_ARGS_MAX
 ENV_MAX = VEDETTE_ENV_MAX
 ANSWER_MAX = VEDETTE_ANSWER_MAX
+LOG_MAX = VEDETTE_LOG_MAX
 RACED_MAX = VEDETTE_RACED_MAX
 OWNER_KNOWN = VEDETTE_OWNER_KNOWN
 OWNER_IS_USER = VEDETTE_OWNER_IS_USER
@@ -181,6 +182,7 @@ STRUCTS = {
         **_HEADER, "fd": ("i4", _off(&_write, &_write.fd)),
         "path_len": ("u2", _off(&_write, &_write.path_len)),
         "data_len": ("u2", _off(&_write, &_write.data_len)),
+        "log_len": ("u2", _off(&_write, &_write.log_len)),
     },
     "chdir": {
         **_HEADER, "fd": ("i4", _off(&_chdir, &_chdir.fd)),

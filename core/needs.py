@@ -37,14 +37,23 @@ HASHES: Final = frozenset({"proc.exe_sha256", "proc.pexe_sha256", "proc.aexe_sha
 """Fields that executables are read for."""
 
 
-def needed(types: Iterable[int], *, names: bool, hashes: bool) -> frozenset[str]:
+LOGIN_KEYS: Final = frozenset({"login.key"})
+"""Fields that what sshd says to its log is kept for."""
+
+
+def needed(types: Iterable[int], *, names: bool, hashes: bool, keys: bool) -> frozenset[str]:
     """Return the event types to capture for rules that can match these.
 
     names   whether a rule asks for the name of an address
     hashes  whether a rule asks for the hash of an executable; such records are made by the agent
+    keys    whether a rule asks for the key of a login; that is no record but part of a write
     """
-    more = ({"dns"} if names else set()) | ({"hash"} if hashes else set())
-    return BASE | more | {_NAMES[number] for number in types}
+    more = {"dns": names, "hash": hashes, "login_key": keys}
+    return (
+        BASE
+        | {name for name, asked in more.items() if asked}
+        | {_NAMES[number] for number in types}
+    )
 
 
 def asking_only(rules: Iterable[Rule], types: frozenset[str]) -> list[Rule]:

@@ -23,7 +23,7 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "exit": (),
     "open": ("path", "dir"),
     "sock": ("path",),
-    "write": ("path", "data"),
+    "write": ("path", "data", "log"),
     "chdir": ("path",),
     "call": ("path", "dir", "target", "target_dir", "data"),
     "ids": (),
@@ -51,6 +51,7 @@ BLOB_BYTES_MAX: Final[dict[str, int]] = {
     "cwd": layout.PATH_MAX,
     "env": layout.ENV_MAX,
     "answer": layout.ANSWER_MAX,
+    "log": layout.LOG_MAX,
     "was": layout.RACED_MAX,
     "data": layout.DATA_MAX,
 }
@@ -76,9 +77,9 @@ class Record:
 
     The names are those of bpf/event.h, which has the words on each. ``comm`` ends before its
     first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes, ``exe_sha256`` is 32; path,
-    filename, args, dir, target, target_dir, data, cwd, env, answer and was are the blobs; ``arg0``
-    to ``arg5`` are the registers of a call. ``type`` is a number of TYPE_NUMBERS, ``size`` counts
-    the whole record in bytes (0 in a record that was built and never encoded).
+    filename, args, dir, target, target_dir, data, cwd, env, answer, log and was are the blobs;
+    ``arg0`` to ``arg5`` are the registers of a call. ``type`` is a number of TYPE_NUMBERS, ``size``
+    counts the whole record in bytes (0 in a record that was built and never encoded).
     """
 
     type: int
@@ -152,6 +153,7 @@ class Record:
     cwd: bytes = b""
     env: bytes = b""
     answer: bytes = b""
+    log: bytes = b""
     was: bytes = b""
 
     @property

@@ -284,6 +284,7 @@ cdef class RuleTables:
     cdef tuple index_names      # those of bytes, then those of ints
     cdef readonly bint asks_names   # a rule asks for the name of an address
     cdef readonly bint asks_hashes  # a rule asks for the hash of an executable
+    cdef readonly bint asks_keys    # a rule asks for the key of a login
     cdef bint uses_vectors      # a rule asks about a process
     cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate

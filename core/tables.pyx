@@ -24,7 +24,7 @@ from vedette.core import compile as plans
 from vedette.core import patterns
 from vedette.core.cgroups import NOWHERE, placement
 from vedette.core.fields import CAPABILITIES, EventView
-from vedette.core.needs import HASHES, NAMES_OF_ADDRESSES
+from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES
 from vedette.core.records import decode
 from vedette.core.twin import evaluate
 
@@ -80,6 +80,7 @@ cdef enum:
     B_SLICE = 26
     B_CGROUP = 27
     B_SHA256 = 28
+    B_LOGIN_KEY = 29
     # The order of compile.INTS
     I_RESULT = 0
     I_UID = 1
@@ -188,6 +189,7 @@ cdef enum:
     VALUE_BYTES = 1
     VALUE_NUMBER = 2
     END_WORDS = 3               # of the key of an address
+    KEY_BYTES = 50              # SHA256: and 32 bytes in base64 without its padding
     # What a gate says of a row
     GATE_UNKNOWN = 0
     GATE_OPEN = 1
@@ -201,11 +203,11 @@ cdef uint32_t CODE_TRUE = plans.TRUE
 # A value of the cut's cache: the two sets do not decide, the whole conditions must be run.
 cdef uint32_t UNDECIDED = 0x7FFFFFFF
 
-assert plans.BYTES[:29] == (
+assert plans.BYTES[:30] == (
     "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
     "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
     "sockname", "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container",
-    "unit", "slice", "cgroup", "sha256")
+    "unit", "slice", "cgroup", "sha256", "login_key")
 cdef uint32_t B_ARGNAME = plans.BYTES.index("evt.arg.name")
 cdef uint32_t B_FSNAME = plans.BYTES.index("fs.path.name")
 cdef uint32_t B_FSNAMERAW = plans.BYTES.index("fs.path.nameraw")
@@ -868,6 +870,39 @@ cdef const uint8_t* _login_data(const vedette_write* r) noexcept nogil:
     return path + r.path_len
 
 
+cdef const uint8_t* _find(const uint8_t* text, const uint8_t* end, const char* sought,
+                          size_t size) noexcept nogil:
+    """Where a text is within another, or NULL."""
+    while text + size <= end:
+        if memcmp(text, sought, size) == 0:
+            return text
+        text += 1
+    return NULL
+
+
+cdef const uint8_t* _login_key(const vedette_write* r) noexcept nogil:
+    """The fingerprint of the key of a login, KEY_BYTES, or NULL; fields.login_key in C."""
+    cdef const uint8_t* log = <const uint8_t*>r + sizeof(vedette_write) + r.path_len + r.data_len
+    cdef const uint8_t* end = log + r.log_len
+    cdef const uint8_t* key
+    cdef uint8_t c
+    cdef int count = 0
+    log = _find(log, end, b"Accepted publickey for ", 23)
+    if log != NULL:
+        log = _find(log, end, b" ssh2: ", 7)
+    if log != NULL:
+        log = _find(log + 6, end, b" SHA256:", 8)
+    if log == NULL:
+        return NULL
+    key = log + 8
+    while key + count < end:
+        c = key[count]
+        if not (97 <= c <= 122 or 65 <= c <= 90 or 48 <= c <= 57 or c == 43 or c == 47):
+            break
+        count += 1
+    return log + 1 if count == KEY_BYTES - 7 else NULL
+
+
 cdef inline int64_t _login_type(const uint8_t* data) noexcept nogil:
     cdef int16_t kind
     memcpy(&kind, data, 2)
@@ -1201,6 +1236,7 @@ cdef class RuleTables:
         self.index_names = (*plan.bytes, *plan.ints)
         self.asks_names = any([p.field.name in NAMES_OF_ADDRESSES for p in plan.predicates])
         self.asks_hashes = any([p.field.name in HASHES for p in plan.predicates])
+        self.asks_keys = any([p.field.name in LOGIN_KEYS for p in plan.predicates])
         self.conditions = tuple(conditions)
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
@@ -2649,6 +2685,9 @@ cdef class RuleTables:
         size = _login_ip_size(data)
         if size:
             self._match(B_LOGIN_IP, data + 348, size)
+        data = _login_key(r)
+        if data != NULL:
+            self._match(B_LOGIN_KEY, data, KEY_BYTES)
         return self._class_row(G_LOGIN)
 
     # The verdict

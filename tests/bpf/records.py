@@ -17,7 +17,7 @@ _BLOBS = {
     "exec": ("path", "filename", "args", "cwd", "env"),
     "open": ("path", "dir"),
     "sock": ("path",),
-    "write": ("path", "data"),
+    "write": ("path", "data", "log"),
     "chdir": ("path",),
     "call": ("path", "dir", "target", "target_dir", "data"),
     "fork": (),

@@ -225,6 +225,48 @@ def test_writes_to_a_watched_file_carry_their_data(
     assert {(record["fd"], record["path"]) for record in records} == {(fd, os.fsencode(watched))}
 
 
+SAYS = """
+        import ctypes, os, socket, sys
+        name, how = sys.argv[1:3]
+        ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)
+        journal, sshd = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        def say(text):
+            sshd.send(text) if how == "syslog" else os.write(2, text)
+        for text in sys.argv[4:]:
+            say(text.encode())
+        fd = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b"record")
+"""
+ACCEPTED = (
+    "<38>Nov 27 02:00:00 sshd[12]: Accepted publickey for ana from 10.0.0.1 port 52 ssh2: "
+    "ED25519 SHA256:" + "k" * 43
+)
+
+
+@pytest.mark.parametrize("how", ["syslog", "stderr"])
+def test_what_a_program_that_is_called_sshd_says_of_a_login_is_with_its_record(
+    watch: Start, scope: Scope, tmp_path: Path, how: str
+) -> None:
+    watched = tmp_path / "watched"
+    seen = watch("write", "login_key", watched_paths=(str(watched),))
+
+    def told(name: str, *said: str) -> list[bytes]:
+        python(scope, SAYS, name, how, watched, *said)
+        return [record["log"] for record in seen.records()]
+
+    assert told("sshd", "Connection from 10.0.0.1", ACCEPTED, "session opened") == [
+        ACCEPTED.encode()
+    ]
+    assert told("sshd-session", ACCEPTED, "Accepted password for ana") == [
+        b"Accepted password for ana"
+    ]
+    assert told("sshd", ACCEPTED + "x" * 200) == [(ACCEPTED + "x" * 200).encode()[:255]]
+    assert told("sshd", "Failed password for ana") == [b""]
+    assert told("login", ACCEPTED) == [b""]
+    seen.capture.want({"write"})
+    assert told("sshd", ACCEPTED) == [b""]
+
+
 def test_a_descriptor_reused_for_another_file_is_not_mislabelled(
     watch: Start, scope: Scope, tmp_path: Path
 ) -> None:

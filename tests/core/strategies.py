@@ -46,6 +46,14 @@ CGROUP_TEXTS = [
     b"/user.slice/user-0.slice/session-1.scope", b"",
 ]  # fmt: skip
 HASHES = [bytes(range(32)), b"\xab" * 32]
+_ACCEPTED = b"Accepted publickey for ann from 10.0.0.1 port 5 ssh2: ED25519"
+LOG_TEXTS = [
+    b"", _ACCEPTED + b" SHA256:" + b"k" * 43,
+    _ACCEPTED + b"-CERT SHA256:" + b"+/0" * 14 + b"A ID x",
+    _ACCEPTED + b" SHA256:" + b"k" * 42, _ACCEPTED + b" SHA256:" + b"k" * 44 + b"\r\n",
+    b"x" + _ACCEPTED, b"Accepted password for ann from 10.0.0.1 port 5 ssh2",
+    b"Accepted publickey for  ssh2: SHA256:" + b"k" * 43 + b"\r\n",
+]  # fmt: skip
 SUN_TEXTS = [b"", b"\0abstract", b"/run/x.sock", b"sock", b"\0", b"a\0b", b"@abstract"]
 OTHER_TEXTS = [
     b"open", b"openat", b"execve", b"procexit", b"connect", b"write", b"chdir", b"fork", b"SUCCESS",
@@ -60,6 +68,7 @@ OTHER_TEXTS = [
     b"pts/0", b"ssh:notty", b"CAP_SYS_ADMIN", b"CAP_CHOWN CAP_SYS_ADMIN", b"0123456789ab",
     b"ssh.service", b"system.slice", b"-.slice", b"sh:3", b"PATH=/bin A=1 ", b"A=1", b"1",
     *(known.hex().encode() for known in HASHES),
+    b"SHA256:" + b"k" * 43,
     b"ip", b"db.example", b"web.example", b"six.example",
 ]  # fmt: skip
 TEXTS = (
@@ -479,6 +488,7 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         ),
         "data": _UTMP | _UTMP | _UTMP.map(lambda data: data[:383]) | st.binary(max_size=8)
         | _UTMP.map(lambda data: (data * 2)[: layout.DATA_MAX]),
+        "log": st.sampled_from(LOG_TEXTS),
     },
     "call": {
         **{f"arg{i}": _ARGUMENTS for i in range(6)},

@@ -167,6 +167,13 @@ CASES = [
         ("500 b ssh_login login.ip=10.0.0.1", "500 b ssh_login login.ip=10.0.0.3"),
     ),
     Case(
+        "Key added, then a login with a new key",
+        "1 a ssh_login login.key=SHA256:old\n2 b ssh_login login.key=SHA256:new\n"
+        "9 a ssh_authorized_keys_changed\n20 a ssh_login login.key=SHA256:old\n"
+        "30 a ssh_login login.key=SHA256:new\n",
+        ("30 a ssh_login login.key=SHA256:new", "30 a ssh_login login.user=ana"),
+    ),
+    Case(
         "Account made and a login, from one host",
         PIVOT + "400 b account_created\n500 b ssh_login login.ip=10.0.0.1\n",
         ("400 b", "501 b"),

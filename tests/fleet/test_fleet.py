@@ -37,6 +37,7 @@ class Story:
     """
 
     name: str
+    stolen_key: str
     addresses: dict[str, str]
     quiet_end_ns: int
     quiet_signals: list[Found]
@@ -85,8 +86,10 @@ def story() -> Iterator[Story]:
             text=True,
             check=True,
         )
+        key = fleet.hosts["b"].home("ana") / ".ssh/id_ed25519.pub"
         told = Story(
             fleet.name,
+            subprocess.check_output(["ssh-keygen", "-lf", key], text=True).split()[1],
             fleet.addresses,
             quiet_end_ns,
             *quiet,
@@ -202,6 +205,10 @@ def test_its_signals_name_users_addresses_files_and_programs(story: Story) -> No
 
     (landing,) = step(story, "landing")
     assert (landing["fields"]["login.user"], landing["fields"]["login.ip"]) == ("ops", b)
+    # The stolen key is known by what sshd said of it; who came by password has none.
+    assert landing["fields"]["login.key"] == story.stolen_key
+    (entry,) = step(story, "entry")
+    assert "login.key" not in entry["fields"]
 
     (execution,) = step(story, "execution")
     (callback,) = step(story, "callback")
