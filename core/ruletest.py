@@ -703,9 +703,9 @@ def _record(
         record.path = values.bytes("fd.name") or b"/var/log/wtmp"
         record.fd = values.number("fd.num", 3)
         record.data = _login_record(values)
-        key = values.bytes("login.key")
-        if key is not None:
-            record.log = b"Accepted publickey for user from address port 1 ssh2: ED25519 " + key
+        accepted = values.bytes("login.key")
+        if accepted is not None:
+            record.log = b"Accepted publickey for user from host port 1 ssh2: ED25519 " + accepted
         record.result = _result(values, UTMP_SIZE)
     elif kind == "raced":
         record.of_type = layout.TYPES.get((values.bytes("evt.arg_raced.type") or b"").decode(), 0)
