@@ -65,25 +65,12 @@ k8s.pod.cni.json         string  none   Network of the pod, as JSON
 UNCAPTURED: Final = """
 # a counter of the events
 evt.num                  int     none   Number of the event, counted from 1
-# the time of the event as text
-evt.time                 string  none   Time of the event
-evt.time.s               string  none   Time of the event without its fraction
-evt.time.iso8601         string  none   Time of the event, ISO 8601
-evt.datetime             string  none   Date and time of the event
-evt.datetime.s           string  none   Date and time of the event without its fraction
-evt.rawtime              int     none   Nanoseconds since the epoch
-evt.rawtime.s            int     none   Seconds since the epoch
-evt.rawtime.ns           int     none   Fraction of the second, in nanoseconds
+# when capture began, and plugins
 evt.reltime              int     none   Nanoseconds since capture began
 evt.pluginname           string  none   Plugin that made the event
 evt.plugininfo           string  none   What the plugin says of the event
-# the event's number, category and CPU
+# the event's CPU, and its entry
 evt.cpu                  int     none   CPU of the event
-evt.category             string  none   Category of the event
-evt.count                uint    none   Always 1
-evt.count.error          uint    none   1 for an event that failed
-evt.is_syscall           bool    none   Whether the event is a syscall
-evt.syscall.type         string  none   Name of the syscall
 evt.is_async             bool    none   Whether the event came asynchronously
 evt.asynctype            string  none   Type of an asynchronous event
 evt.is_io                bool    none   Whether the event reads or writes
@@ -102,31 +89,19 @@ evt.buffer               string  none   Data that the event carried
 evt.buflen               int     none   Length of the data
 evt.buflen.in            int     none   Length of data that came in
 evt.buflen.out           int     none   Length of data that went out
-# the arguments of the syscall as text
-evt.args                 string  none   All arguments as text
+# arguments by number, and as they were passed
 evt.arg                  string  key    Argument by name or number
 evt.rawarg               string  key    Argument by name, not interpreted
-evt.info                 string  none   All arguments as text
-# the mode of an open
-evt.is_open_exec         bool    none   Whether an open made a file that may be executed
 # the syscalls that have this argument
 evt.arg.addr             string  none   Address that was passed
 evt.arg.data             string  none   Data that was passed
-evt.arg.res              string  none   Result
 evt.arg.signal           string  none   Signal that was delivered
-evt.arg.exe              string  none   First argument of exec
-evt.arg.args             string  none   Arguments of exec
 evt.arg.env              string  none   Environment of exec
-evt.arg.comm             string  none   Name of the process
-evt.arg.cwd              string  none   Working directory
 evt.arg.prot             string  none   Protection of mmap and mprotect
 evt.arg.offset           string  none   Offset
 evt.arg.resource         string  none   Resource of setrlimit
-evt.arg.tuple            string  none   Addresses and ports of a socket
 evt.arg.queuepct         string  none   How full the queue of listen is
-evt.arg.backlog          string  none   Backlog of listen
 # the state of the file descriptor
-fd.is_server             bool    none   Whether the process is the socket's server
 fd.is_upper_layer        bool    none   Whether the file lies in an overlay's upper layer
 fd.is_lower_layer        bool    none   Whether the file lies in an overlay's lower layer
 fd.uid                   string  none   Thread and descriptor

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Final, Literal, Protocol
 
-from vedette.core import calls, catalogue, layout
+from vedette.core import calls, catalogue, eventvalues, layout
 from vedette.core.cgroups import NOWHERE, Placement, placement
 from vedette.core.expr import FieldRef, Operand
 from vedette.core.records import Record
@@ -952,6 +952,147 @@ def _ancestral(name: str, kind: FieldType, of: Of, meaning: str) -> None:
     _BY_ARGUMENT[name] = _nth_ancestor(of)
 
 
+def _is_open_exec(view: EventView) -> int | None:
+    if struct_of(view.record) != "open" or view.record.flags & _F_DATA_FAULT:
+        return None
+    creates = view.record.open_flags & O_CREAT or view.record.open_flags & O_TMPFILE == O_TMPFILE
+    return int(bool(creates and view.record.mode & 0o111))
+
+
+def _wall_ns(view: EventView) -> int:
+    return (view.record.time_ns + view.boot_to_wall_ns) & (2**63 - 1)
+
+
+def _executed(of: Callable[[Record], Raw]) -> Callable[[EventView], Raw]:
+    """A value of an exec that succeeded, of its own record."""
+    return lambda view: (
+        of(view.record) if struct_of(view.record) == "exec" and view.record.result == 0 else None
+    )
+
+
+def _is_server(view: EventView) -> int | None:
+    kind = view.record.type_name
+    if kind not in SOCKS or kind in DUPS or kind in ("sendmsg", "sendto", "connect"):
+        return 0 if kind in ("sendmsg", "sendto", "connect") else None
+    return 1
+
+
+@cache
+def _arguments_of(type_name: str) -> tuple[FieldRef, ...]:
+    return tuple(
+        FieldRef(name)
+        for name, known in FIELDS.items()
+        if name.startswith("evt.arg.") and name != "evt.arg.res" and type_name in known.events
+    )
+
+
+def _all_arguments(view: EventView) -> bytes | None:
+    """Return the result and every evt.arg.* that the event has, `name=value`, joined by blanks."""
+    record = view.record
+    parts: list[bytes] = []
+    if record.type_name != "procexit":
+        error = result_text(record.result) if record.result < 0 else None
+        parts.append(b"res=%d" % record.result + (b"" if error is None else b"(" + error + b")"))
+    for ref in _arguments_of(record.type_name):
+        value = extract(ref, view)
+        if value is not None and not isinstance(value, list):
+            text = value if isinstance(value, bytes) else b"%d" % value
+            parts.append(ref.name.removeprefix("evt.arg.").encode() + b"=" + text)
+    return b" ".join(parts) or None
+
+
+def _fill_other_words(called: tuple[str, ...]) -> None:
+    """Add what says in another way what an event has. Only Python computes these."""
+    not_syscalls = ("procexit", "suppressed", "raced", "capable")
+    syscalls = tuple(name for name in ALL if name not in not_syscalls)
+    values: tuple[tuple[str, FieldType, Callable[[EventView], Raw], str, tuple[str, ...]], ...] = (
+        ("evt.time", "string", lambda v: eventvalues.clock(_wall_ns(v)), "Time of day, UTC", ALL),
+        (
+            "evt.time.s", "string", lambda v: eventvalues.clock(_wall_ns(v), fraction=False),
+            "Time of day without its fraction, UTC", ALL,
+        ),
+        (
+            "evt.time.iso8601", "string", lambda v: eventvalues.iso8601(_wall_ns(v)),
+            "Time of the event, ISO 8601, UTC", ALL,
+        ),
+        (
+            "evt.datetime", "string", lambda v: eventvalues.date_and_clock(_wall_ns(v)),
+            "Date and time of day, UTC", ALL,
+        ),
+        (
+            "evt.datetime.s", "string",
+            lambda v: eventvalues.date_and_clock(_wall_ns(v), fraction=False),
+            "Date and time of day without its fraction, UTC", ALL,
+        ),
+        ("evt.rawtime", "int", _wall_ns, "Nanoseconds since the epoch", ALL),
+        ("evt.rawtime.s", "int", lambda v: _wall_ns(v) // 10**9, "Seconds since the epoch", ALL),
+        (
+            "evt.rawtime.ns", "int", lambda v: _wall_ns(v) % 10**9,
+            "Fraction of the second, in nanoseconds", ALL,
+        ),
+        (
+            "evt.category", "string",
+            lambda v: eventvalues.CATEGORIES.get(v.record.type_name, b"other"),
+            "file, net, process, user, memory, signal, system or other", ALL,
+        ),
+        ("evt.count", "uint", lambda v: 1, "Always 1", ALL),
+        (
+            "evt.count.error", "uint",
+            lambda v: 1 if v.record.type_name in called and v.record.result < 0 else None,
+            "1 for an event that failed", called,
+        ),
+        (
+            "evt.is_syscall", "bool", lambda v: int(v.record.type_name in syscalls),
+            "Whether the event is a syscall", ALL,
+        ),
+        (
+            "evt.syscall.type", "string",
+            lambda v: v.record.type_name.encode() if v.record.type_name in syscalls else None,
+            "Name of the syscall", syscalls,
+        ),
+        ("evt.args", "string", _all_arguments, "Result and all arguments: res=3 name=/x", ALL),
+        ("evt.info", "string", _all_arguments, "The same as evt.args", ALL),
+        (
+            "evt.arg.res", "string", _result(result_text),
+            "SUCCESS or the error's name; the same as evt.res", called,
+        ),
+        (
+            "evt.arg.exe", "string", _executed(lambda r: next(iter(argv(r.args) or ()), None)),
+            "argv[0] of an exec that succeeded", EXECS,
+        ),
+        (
+            "evt.arg.args", "string",
+            _executed(lambda r: b" ".join((argv(r.args) or [])[1:]) if r.args else None),
+            "Arguments of an exec that succeeded, argv[0] excluded", EXECS,
+        ),
+        (
+            "evt.arg.comm", "string", _executed(lambda r: r.comm),
+            "Name of the process after an exec that succeeded", EXECS,
+        ),
+        (
+            "evt.arg.cwd", "string", _executed(lambda r: r.cwd or None),
+            "Working directory at an exec that succeeded", EXECS,
+        ),
+        (
+            "evt.arg.backlog", "string",
+            lambda v: b"%d" % v.record.backlog if v.record.type_name == "listen" else None,
+            "Backlog of listen", ("listen",),
+        ),
+        (
+            "evt.arg.tuple", "string",
+            lambda v: _sockname(v) if struct_of(v.record) == "sock" else None,
+            "Both ends of an IP socket, client:port->server:port", SOCKS,
+        ),
+        (
+            "fd.is_server", "bool", _is_server,
+            "Whether the process is the server: it bound, listened, accepted or was sent to first",
+            tuple(name for name in SOCKS if name not in DUPS),
+        ),
+    )  # fmt: skip
+    for name, kind, get, meaning, events in values:
+        _add(name, kind, "event", "words", get, meaning, events)
+
+
 def _fill() -> None:
     files = (*OPENS, "write")
     called = tuple(name for name in ALL if name != "procexit")
@@ -1017,6 +1158,12 @@ def _fill() -> None:
         "Whether the open may create a file (O_CREAT, O_TMPFILE)",
         OPENS,
     )
+    _add(
+        "evt.is_open_exec", "bool", "event", "open_flags", _is_open_exec,
+        "Whether the open may create a file that can be executed, by the mode that was passed",
+        OPENS,
+    )  # fmt: skip
+    _fill_other_words(called)
     _add(
         "evt.arg.flags",
         "string",

@@ -211,8 +211,8 @@ def _streams(draw: st.DrawFn) -> bytes:
     return b"".join(parts)
 
 
-@pytest.mark.timeout(300)
-@settings(max_examples=400, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=150, deadline=None)
 @given(
     rules=s.rule_lists(s.conditions(s.predicates(_HASH_FIELDS))),
     processes=st.lists(s.process_values(), max_size=4),
