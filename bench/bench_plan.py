@@ -8,20 +8,14 @@ from pathlib import Path
 import pytest
 
 from vedette.bench.measures import FULL, QUICK
-from vedette.bench.truth import WITHIN, Fleet, check
+from vedette.bench.truth import FLEETS, WITHIN, check
 
-ROUNDS = int(os.environ.get("VEDETTE_BENCH_ROUNDS", "3"))
-FLEETS = {
-    "a dozen hosts": Fleet(),
-    "many quiet hosts": Fleet(
-        hosts=40, events_per_s=500, messages_per_s=1, message_signals=2, heartbeat_s=2.0
-    ),
-}
+ROUNDS = int(os.environ.get("VEDETTE_BENCH_ROUNDS", "8"))
 
 
 @pytest.mark.timeout(3600)
 def test_the_forecast_is_what_is_measured(tmp_path: Path) -> None:
-    size = FULL if ROUNDS > 3 else QUICK
+    size = FULL if ROUNDS > 20 else QUICK
     wrong = []
     for title, figures in check(tmp_path, FLEETS, size, ROUNDS).items():
         for one in figures:

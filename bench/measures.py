@@ -22,7 +22,7 @@ import msgspec
 from vedette.agent.spool import Spool
 from vedette.aggregator.store import Store
 from vedette.bench import agent, capture, core, sequences, wire
-from vedette.bench.simulate import Load, Run, simulate
+from vedette.bench.simulate import Load, Run, Session, simulate
 from vedette.bench.workload import Workload, rules, workload
 from vedette.core.wire import PROTOCOL, Hello
 from vedette.core.wire import encode as wire_encode
@@ -34,6 +34,7 @@ LINK_HOSTS: Final = 20
 LINK_RATES: Final = (0.5, 2.0, 8.0, 32.0)
 """Messages per host and second at which the way to the aggregator is measured."""
 LINK_BATCH: Final = 100
+LINK_HEARTBEAT_S: Final = 0.25
 EVENT_RATES: Final = (500, 5_000)
 """Events per simulated host and second."""
 AGENT_EVENTS_PER_S: Final = 500_000
@@ -297,32 +298,38 @@ def measure_delivery(size: Size) -> Found:
     return made.found()
 
 
-def link_loads(seconds: float) -> dict[str, Load]:
+LINK: Final = Session(hosts=LINK_HOSTS)
+BEATING: Final = Session(hosts=LINK_HOSTS, heartbeat_s=LINK_HEARTBEAT_S)
+
+
+def link_loads() -> dict[str, Load]:
     """Return the loads that the costs of the way between hosts and aggregator come from."""
-    rest: dict[str, Any] = {"hosts": LINK_HOSTS, "seconds": seconds, "heartbeat_s": 60.0}
     return {
-        "idle": Load(**rest),
-        "beats": Load(**rest | {"heartbeat_s": 0.25}),
-        **{f"messages.{rate:g}": Load(**rest, messages_per_s=rate) for rate in LINK_RATES},
-        "signals": Load(**rest, messages_per_s=2.0, message_signals=LINK_BATCH),
-        **{f"events.{rate}": Load(**rest, events_per_s=rate) for rate in EVENT_RATES},
+        "idle": Load(hosts=LINK_HOSTS),
+        **{
+            f"messages.{rate:g}": Load(hosts=LINK_HOSTS, messages_per_s=rate) for rate in LINK_RATES
+        },
+        "signals": Load(hosts=LINK_HOSTS, messages_per_s=2.0, message_signals=LINK_BATCH),
+        **{f"events.{rate}": Load(hosts=LINK_HOSTS, events_per_s=rate) for rate in EVENT_RATES},
     }
 
 
 def measure_link(size: Size) -> Found:
     """Simulated hosts and a real aggregator, at rates that hosts have on ordinary days."""
     made = _Gathered()
-    loads = link_loads(size.seconds)
     with _folder() as folder:
-        for turn in range(max(1, (size.rounds + 1) // 2)):
-            for name, load in loads.items():
-                run = simulate(folder / f"{turn}-{name}", load)
-                add_link(made.add, name, load, run)
-                shutil.rmtree(folder / f"{turn}-{name}")
+        for name, session, loads in (
+            ("link", LINK, link_loads()),
+            ("beating", BEATING, {"beats": Load(hosts=LINK_HOSTS)}),
+        ):
+            runs = simulate(folder / name, session, loads, size.seconds, size.rounds)
+            for load, some in runs.items():
+                for run in some:
+                    add_link(made.add, load, run)
     return made.found()
 
 
-def add_link(add: Callable[..., None], name: str, load: Load, run: Run) -> None:
+def add_link(add: Callable[..., None], name: str, run: Run) -> None:
     """Put what a simulated fleet cost among the samples, as it was: the planner takes it apart."""
     add(f"link.{name}.hosts_cpu", run.hosts_cpu, "cores")
     add(f"link.{name}.aggregator_cpu", run.aggregator_cpu, "cores")

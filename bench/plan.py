@@ -19,14 +19,22 @@ from typing import Annotated, Any, Final
 import msgspec
 import yaml
 
-from vedette.bench.measures import BATCHES, EVENT_RATES, LINK_BATCH, LINK_HOSTS, LINK_RATES, median
+from vedette.bench.measures import (
+    BATCHES,
+    EVENT_RATES,
+    LINK_BATCH,
+    LINK_HEARTBEAT_S,
+    LINK_HOSTS,
+    LINK_RATES,
+    median,
+)
 from vedette.bench.results import Result
 
 DRAWS: Final = 300
 MODEL_ERROR: Final = 0.2
 DOUBLINGS: Final = 6
 DAY_S: Final = 86_400
-BEATS_PER_S: Final = LINK_HOSTS / 0.25
+BEATS_PER_S: Final = LINK_HOSTS / LINK_HEARTBEAT_S
 EVENT_BYTES: Final = 256
 """Of a record in the ring, on average."""
 RING_BYTES: Final = 16 << 20

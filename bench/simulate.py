@@ -16,6 +16,7 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,16 +52,22 @@ DEADLINE_S: Final = 120.0
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What a simulated fleet does, per host and second.
 
+    hosts    that do something; all of the session are connected
     messages_per_s, message_signals  hand-overs of signals to the shipper, and signals in each
     """
 
     hosts: int
-    seconds: float
     events_per_s: float = 0.0
-    rules: int = 100
     messages_per_s: float = 0.0
     message_signals: int = 1
-    heartbeat_s: float = 5.0
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fleet is, whatever it does: connected hosts, and how they are set."""
+
+    hosts: int
+    rules: int = 100
+    heartbeat_s: float = 60.0
     sequences: bool = True
 
 
@@ -68,71 +75,91 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured: rates per second of the whole fleet, CPU in cores.
 
     sent_bytes, received_bytes  by the hosts, with all headers
-    store_bytes                 growth of the store's content
+    store_bytes_per_s           growth of the store's content
     """
 
     seconds: float
     events_per_s: float
     signals_per_s: float
     messages_per_s: float
-    heartbeats_per_s: float
     hosts_cpu: float
     aggregator_cpu: float
     sent_bytes_per_s: float
     received_bytes_per_s: float
-    store_bytes: int
+    store_bytes_per_s: float
     aggregator_rss_bytes: int
     signals: int
     digest: str
 
 
-def simulate(folder: Path, load: Load) -> Run:
-    """Run a fleet. Raises TimeoutError where it does not come to its end."""
+def simulate(
+    folder: Path, session: Session, loads: Mapping[str, Load], seconds: float, rounds: int = 1
+) -> dict[str, list[Run]]:
+    """Run a fleet under loads in turn, again and again; return the runs of each.
+
+    Taken in turn, what else the machine does meanwhile meets all of them.
+    Raises TimeoutError where it does not come to its end.
+    """
     folder.mkdir(parents=True)
+    found: dict[str, list[Run]] = {name: [] for name in loads}
     with ExitStack() as stack:
         endpoint, curves, pid = stack.enter_context(
-            aggregator_with_pid(folder, load.hosts, True, load.sequences)
+            aggregator_with_pid(folder, session.hosts, True, session.sequences)
         )
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_hosts, args=(endpoint, curves, load, there), daemon=True)
+        process = context.Process(
+            target=_hosts,
+            args=(endpoint, curves, session, dict(loads), seconds, there),
+            daemon=True,
+        )
         process.start()
         there.close()
         try:
             _hear(here)
-            before_s = cpu_s(pid)
-            here.send("go")
-            told = _hear(here)
-            spent_s = cpu_s(pid) - before_s
-            rss_bytes = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf(
-                "SC_PAGE_SIZE"
-            )
-            here.send("end")
+            store = stack.enter_context(Store.open(folder / "vedette.db", read_only=True))
+            for _ in range(rounds):
+                for name in loads:
+                    found[name].append(_run(here, pid, store, name, session))
+            here.send(None)
             process.join(DEADLINE_S)
         finally:
             process.kill()
             process.join()
             process.close()
             here.close()
-    with Store.open(folder / "vedette.db", read_only=True) as store:
-        size_bytes = store.size_bytes()
-        stored = sum(host.signals_stored for host in store.hosts())
+    return found
+
+
+def _run(pipe: Connection, pid: int, store: Store, name: str, session: Session) -> Run:
+    """Have the hosts do one thing for its time; return what it cost."""
+    bytes_before, stored_before = store.size_bytes(), _stored(store)
+    before_s = cpu_s(pid)
+    pipe.send(name)
+    told = _hear(pipe)
+    spent_s = cpu_s(pid) - before_s
+    rss_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    stored = _stored(store) - stored_before
     assert stored == told["signals"], (stored, told["signals"])
+    seconds = told["seconds"]
     return Run(
-        seconds=told["seconds"],
-        events_per_s=told["events"] / told["seconds"],
-        signals_per_s=told["signals"] / told["seconds"],
-        messages_per_s=told["messages"] / told["seconds"],
-        heartbeats_per_s=told["heartbeats"] / told["seconds"],
-        hosts_cpu=told["cpu_s"] / told["seconds"],
-        aggregator_cpu=spent_s / told["seconds"],
-        sent_bytes_per_s=told["sent_bytes"] / told["seconds"],
-        received_bytes_per_s=told["received_bytes"] / told["seconds"],
-        store_bytes=size_bytes,
-        aggregator_rss_bytes=rss_bytes,
+        seconds=seconds,
+        events_per_s=told["events"] / seconds,
+        signals_per_s=told["signals"] / seconds,
+        messages_per_s=told["messages"] / seconds,
+        hosts_cpu=told["cpu_s"] / seconds,
+        aggregator_cpu=spent_s / seconds,
+        sent_bytes_per_s=told["sent_bytes"] / seconds,
+        received_bytes_per_s=told["received_bytes"] / seconds,
+        store_bytes_per_s=(store.size_bytes() - bytes_before) / seconds,
+        aggregator_rss_bytes=rss_pages * os.sysconf("SC_PAGE_SIZE"),
         signals=stored,
         digest=f"{told['events']}:{stored}",
     )
+
+
+def _stored(store: Store) -> int:
+    return sum(host.signals_stored for host in store.hosts())
 
 
 def harmless_signals(count: int = 1_000) -> list[Signal]:
@@ -192,33 +219,40 @@ class _Host:
         self.at = 0
 
 
-def _hosts(endpoint: str, curves: list[CurveKeys | None], load: Load, pipe: Connection) -> None:
+def _hosts(
+    endpoint: str,
+    curves: list[CurveKeys | None],
+    session: Session,
+    loads: dict[str, Load],
+    seconds: float,
+    pipe: Connection,
+) -> None:
+    """Be the hosts: do what is asked for by its name, until None."""
     with ExitStack() as stack:
         shippers = [
             stack.enter_context(
                 Shipper(
                     endpoint, host_id=f"host-{number}", hostname=f"host-{number}",
-                    boot_id="bench", curve=curves[number], heartbeat_s=load.heartbeat_s,
+                    boot_id="bench", curve=curves[number], heartbeat_s=session.heartbeat_s,
                 )
             )
-            for number in range(load.hosts)
+            for number in range(session.hosts)
         ]  # fmt: skip
         engines: list[Engine] = []
-        # An engine takes as many records at a time as have come in a tick.
-        per_feed = max(1, round(load.events_per_s * TICK_S)) if load.events_per_s else 0
-        pieces: list[bytes] = []
-        if load.events_per_s:
+        pieces: dict[int, list[bytes]] = {0: []}
+        if any(load.events_per_s for load in loads.values()):
             made = workload("mixed", RECORDS)
-            chosen = rules(load.rules)
-            for _ in range(min(load.hosts, ENGINES_MAX)):
+            chosen = rules(session.rules)
+            for _ in range(min(session.hosts, ENGINES_MAX)):
                 engine = Engine(chosen, on_match=lambda *match: None)
                 for process in made.processes:
                     engine.add_process(process)
                 engine.feed(made.records)
                 engines.append(engine)
-            pieces = chunks(made.records, per_feed)
-            # The last may have fewer.
-            pieces = pieces[:-1] or pieces
+            for count in {_per_feed(load) for load in loads.values()} - {0}:
+                # The last may have fewer.
+                cut = chunks(made.records, count)
+                pieces[count] = cut[:-1] or cut
         hosts = [
             _Host(number, shipper, engines[number % len(engines)] if engines else None)
             for number, shipper in enumerate(shippers)
@@ -227,55 +261,72 @@ def _hosts(endpoint: str, curves: list[CurveKeys | None], load: Load, pipe: Conn
         _wait_for(lambda: all(s.stats()["connected"] for s in shippers))
         _traffic(endpoint)
         pipe.send("ready")
-        pipe.recv()
-        bytes_before = _traffic(endpoint)
-        began_s = time.perf_counter()
-        cpu_before_s = time.process_time()
-        events = messages = signals = 0
-        ticks = max(1, round(load.seconds / TICK_S))
-        for tick in range(ticks):
-            wait_s = began_s + tick * TICK_S - time.perf_counter()
-            if wait_s > 0:
-                time.sleep(wait_s)
-            for host in hosts:
-                if host.engine is not None:
-                    host.engine.feed(pieces[host.at % len(pieces)])
-                    host.at += 1
-                    events += per_feed
-                # Spread over the tick's hosts, so that not all send at one moment.
-                phase = host.number / len(hosts)
-                due = int((tick + 1) * TICK_S * load.messages_per_s + phase) - int(
-                    tick * TICK_S * load.messages_per_s + phase
-                )
-                now_ns = time.time_ns()
-                for _ in range(due):
-                    some = [
-                        msgspec.structs.replace(
-                            kinds[(host.seq + n) % len(kinds)], seq=host.seq + n + 1, time_ns=now_ns
-                        )
-                        for n in range(load.message_signals)
-                    ]
-                    host.seq += load.message_signals
-                    host.shipper.send(some)
-                    messages += 1
-                    signals += load.message_signals
-                host.shipper.update(complete_until_ns=now_ns)
-        lasted_s = time.perf_counter() - began_s
-        _wait_for(lambda: all(s.stats()["kept"] == 0 for s in shippers))
-        spent_s = time.process_time() - cpu_before_s
-        bytes_after = _traffic(endpoint)
-        pipe.send(
-            {
-                "seconds": lasted_s, "events": events, "messages": messages, "signals": signals,
-                "heartbeats": lasted_s / load.heartbeat_s * load.hosts,
-                "cpu_s": spent_s,
-                "sent_bytes": bytes_after[0] - bytes_before[0],
-                "received_bytes": bytes_after[1] - bytes_before[1],
-            }
-        )  # fmt: skip
-        pipe.recv()
+        while (name := pipe.recv()) is not None:
+            load = loads[name]
+            count = _per_feed(load)
+            active = hosts[: load.hosts]
+            bytes_before = _traffic(endpoint)
+            cpu_before_s = time.process_time()
+            told = _act(active, load, pieces[count], count, kinds, seconds)
+            _wait_for(lambda: all(s.stats()["kept"] == 0 for s in shippers))
+            told["cpu_s"] = time.process_time() - cpu_before_s
+            bytes_after = _traffic(endpoint)
+            told["sent_bytes"] = bytes_after[0] - bytes_before[0]
+            told["received_bytes"] = bytes_after[1] - bytes_before[1]
+            pipe.send(told)
         for engine in engines:
             engine.close()
+
+
+def _per_feed(load: Load) -> int:
+    """Return how many records an engine takes at a time: as many as have come in a tick."""
+    return max(1, round(load.events_per_s * TICK_S)) if load.events_per_s else 0
+
+
+def _act(
+    hosts: list[_Host],
+    load: Load,
+    pieces: list[bytes],
+    count: int,
+    kinds: list[Signal],
+    seconds: float,
+) -> dict[str, float]:
+    """Do what a load says for its time; return how much of it was done."""
+    events = messages = signals = 0
+    began_s = time.perf_counter()
+    for tick in range(max(1, round(seconds / TICK_S))):
+        wait_s = began_s + tick * TICK_S - time.perf_counter()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        now_ns = time.time_ns()
+        for number, host in enumerate(hosts):
+            if host.engine is not None and count:
+                host.engine.feed(pieces[host.at % len(pieces)])
+                host.at += 1
+                events += count
+            # Spread over the time between two, so that not all send at one moment.
+            phase = number / len(hosts)
+            due = int((tick + 1) * TICK_S * load.messages_per_s + phase) - int(
+                tick * TICK_S * load.messages_per_s + phase
+            )
+            for _ in range(due):
+                some = [
+                    msgspec.structs.replace(
+                        kinds[(host.seq + n) % len(kinds)], seq=host.seq + n + 1, time_ns=now_ns
+                    )
+                    for n in range(load.message_signals)
+                ]
+                host.seq += load.message_signals
+                host.shipper.send(some)
+                messages += 1
+                signals += load.message_signals
+            host.shipper.update(complete_until_ns=now_ns)
+    return {
+        "seconds": time.perf_counter() - began_s,
+        "events": events,
+        "messages": messages,
+        "signals": signals,
+    }
 
 
 def _wait_for(condition: Any) -> None:

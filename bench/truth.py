@@ -8,50 +8,61 @@ memory has no part in it: this machine has one kernel.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from vedette.bench.measures import Size, add_link, link_loads, measure_store, measure_wire, median
+from vedette.bench.measures import (
+    BEATING,
+    LINK,
+    LINK_HEARTBEAT_S,
+    LINK_HOSTS,
+    Size,
+    add_link,
+    link_loads,
+    measure_store,
+    measure_wire,
+    median,
+)
 from vedette.bench.plan import Profile, forecast
-from vedette.bench.simulate import Load, simulate
+from vedette.bench.simulate import Load, Run, simulate
 
 WITHIN: Final = 0.2
 _FIGURES: Final = (
     *("events_per_s", "signals_per_s", "messages_per_s", "sent_bytes_per_s"),
-    *("received_bytes_per_s", "hosts_cpu", "aggregator_cpu"),
+    *("received_bytes_per_s", "store_bytes_per_s", "hosts_cpu", "aggregator_cpu"),
 )
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """A fleet that is forecast and run. Per host and second."""
+    """A fleet that is forecast and run. Per host and second. beats: with frequent heartbeats."""
 
-    hosts: int = 12
-    events_per_s: float = 3_000
-    messages_per_s: float = 4
-    message_signals: int = 5
-    heartbeat_s: float = 1.0
-
-    def load(self, seconds: float) -> Load:
-        return Load(
-            hosts=self.hosts,
-            seconds=seconds,
-            events_per_s=self.events_per_s,
-            messages_per_s=self.messages_per_s,
-            message_signals=self.message_signals,
-            heartbeat_s=self.heartbeat_s,
-        )
+    load: Load
+    beats: bool = False
 
     def profile(self) -> Profile:
+        load = self.load
         return Profile(
-            events_per_s={"mixed": self.events_per_s},
-            signals_per_s=self.messages_per_s * self.message_signals,
-            messages_per_s=self.messages_per_s,
-            heartbeat_s=self.heartbeat_s,
+            events_per_s={"mixed": load.events_per_s},
+            signals_per_s=load.messages_per_s * load.message_signals,
+            messages_per_s=load.messages_per_s,
+            heartbeat_s=LINK_HEARTBEAT_S if self.beats else LINK.heartbeat_s,
         )
+
+
+FLEETS: Final = {
+    "a dozen hosts": Fleet(
+        load=Load(hosts=12, events_per_s=3_000, messages_per_s=4, message_signals=5)
+    ),
+    "eighteen quiet hosts": Fleet(
+        load=Load(hosts=18, events_per_s=1_000, messages_per_s=1, message_signals=2)
+    ),
+    "hosts that beat": Fleet(
+        load=Load(hosts=LINK_HOSTS, messages_per_s=3, message_signals=3), beats=True
+    ),
+}
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -75,7 +86,7 @@ def check(
 ) -> dict[str, list[Held]]:
     """Measure costs and run the fleets, in turn; return each one's figures and their forecasts."""
     samples: dict[str, list[float]] = {}
-    runs: dict[str, dict[str, list[float]]] = {title: {} for title in fleets}
+    runs: dict[str, list[Run]] = {}
 
     def add(name: str, value: float, _unit: str, _better: str = "lower") -> None:
         samples.setdefault(name, []).append(value)
@@ -83,23 +94,26 @@ def check(
     for group in (measure_wire, measure_store):
         for name, one in group(size).items():
             samples[name] = one.samples
-    for turn in range(rounds):
-        empty_bytes = 0
-        for name, load in link_loads(size.seconds).items():
-            run = simulate(folder / f"{turn}-{name}", load)
-            add_link(add, name, load, run)
-            empty_bytes = run.store_bytes if name == "idle" else empty_bytes
-            shutil.rmtree(folder / f"{turn}-{name}")
-        for title, fleet in fleets.items():
-            run = simulate(folder / f"{turn}-fleet", fleet.load(size.seconds))
-            shutil.rmtree(folder / f"{turn}-fleet")
-            measured = {name: float(getattr(run, name)) for name in _FIGURES}
-            measured["store_bytes_per_s"] = (run.store_bytes - empty_bytes) / run.seconds
-            for name, value in measured.items():
-                runs[title].setdefault(name, []).append(value)
+    for session, loads, beats in (
+        (LINK, link_loads(), False),
+        (BEATING, {"beats": Load(hosts=LINK_HOSTS)}, True),
+    ):
+        own = {title: fleet.load for title, fleet in fleets.items() if fleet.beats is beats}
+        found = simulate(folder / f"{beats}", session, loads | own, size.seconds, rounds)
+        for name, some in found.items():
+            if name in own:
+                runs[name] = some
+                continue
+            for run in some:
+                add_link(add, name, run)
     values = {name: median(some) for name, some in samples.items()}
-    found = {}
-    for title, fleet in fleets.items():
-        expected = forecast(values, fleet.profile(), fleet.hosts, simulated=True)
-        found[title] = [Held(n, expected[n], median(some)) for n, some in runs[title].items()]
-    return found
+    held = {}
+    for title, some in runs.items():
+        load = fleets[title].load
+        expected = forecast(values, fleets[title].profile(), load.hosts, simulated=True)
+        held[title] = [
+            Held(name, expected[name], median([float(getattr(run, name)) for run in some]))
+            for name in _FIGURES
+            if name != "events_per_s" or load.events_per_s
+        ]
+    return held

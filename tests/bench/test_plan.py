@@ -28,7 +28,7 @@ from vedette.bench.plan import (
     read_profile,
 )
 from vedette.bench.results import FORMAT, Result, ResultError, compare
-from vedette.bench.simulate import Load, harmless_signals, simulate
+from vedette.bench.simulate import Load, Session, harmless_signals, simulate
 
 PROFILE = """
 format: vedette-profile/1
@@ -253,11 +253,15 @@ def test_a_profile_that_is_none_is_refused(tmp_path: Path, profile: str, message
 
 
 def test_a_simulated_fleet_does_what_it_is_told(tmp_path: Path) -> None:
-    load = Load(
-        hosts=3, seconds=0.5, events_per_s=2_000, messages_per_s=10, message_signals=3,
-        heartbeat_s=0.2,
-    )  # fmt: skip
-    run = simulate(tmp_path / "fleet", load)
+    loads = {
+        "busy": Load(hosts=3, events_per_s=2_000, messages_per_s=10, message_signals=3),
+        "idle": Load(hosts=3),
+    }
+    session = Session(hosts=4, heartbeat_s=0.2)
+    runs = simulate(tmp_path / "fleet", session, loads, 0.5, rounds=2)
+    assert {name: len(some) for name, some in runs.items()} == {"busy": 2, "idle": 2}
+    assert runs["idle"][1].digest == "0:0"
+    run = runs["busy"][1]
     assert run.digest == f"{3 * 20 * 50}:{run.signals}"
     assert run.signals in range(3 * 3 * 4, 3 * 3 * 6 + 1)
     assert run.sent_bytes_per_s > run.signals * 100
@@ -282,3 +286,19 @@ def test_a_run_has_all_measures_of_its_groups() -> None:
     assert direct[name].digest == found.measures[name].digest
     assert found.machine["cores"]
     assert set(found.versions) == {"vedette", "python", "sqlite", "libzmq"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("run", "--only", "nothing"), 2),
+        (("run", "--against", "/nonexistent"), 1),
+        (("plan", "--hosts", "5", "--profile", "/nonexistent"), 2),
+        (("plan", "--hosts", "0", "--profile", "x"), 2),
+        (("plan", "--hosts", "5", "--profile", "x", "--disk", "much"), 2),
+    ],
+)
+def test_what_cannot_be_meant_ends_with_its_code(arguments: tuple[str, ...], code: int) -> None:
+    done = CliRunner().invoke(app, ["bench", *arguments])
+    assert done.exit_code == code
+    assert done.stdout == ""
