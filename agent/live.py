@@ -332,6 +332,13 @@ class Live:
         """Capture.program_times."""
         return self._capture.program_times()
 
+    def attach(self) -> None:
+        """Let events in again after `detach`. Raises AgentError."""
+        try:
+            self._capture.attach()
+        except CaptureError as error:
+            raise AgentError(str(error)) from None
+
     def detach(self) -> None:
         """Let no new event in; what is in the ring stays to be consumed."""
         self._capture.detach()

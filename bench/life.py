@@ -79,11 +79,21 @@ class Host:
     """
 
     def __init__(
-        self, *, ring_bytes: int = 16 << 20, rules: Path | None = None, processes_max: int = 65536
+        self,
+        *,
+        ring_bytes: int = 16 << 20,
+        rules: Path | None = None,
+        processes_max: int = 65536,
+        read_at_entry: bool = False,
     ) -> None:
         self.scope = Scope()
         self._settings = config.Config(
-            capture=config.Capture(ring_bytes=ring_bytes, wakeup_bytes=ring_bytes // 4),
+            capture=config.Capture(
+                scope=str(self.scope.folder),
+                ring_bytes=ring_bytes,
+                wakeup_bytes=ring_bytes // 4,
+                read_at_entry=read_at_entry,
+            ),
             limits=config.Limits(processes_max=processes_max),
             rules=config.Rules(files=() if rules is None else (str(rules),)),
         )
@@ -92,16 +102,8 @@ class Host:
     def __enter__(self) -> Self:
         self.scope.__enter__()
         try:
-            capture = self._settings.capture
-            settings = config.Config(
-                capture=config.Capture(
-                    scope=str(self.scope.folder),
-                    ring_bytes=capture.ring_bytes,
-                    wakeup_bytes=capture.wakeup_bytes,
-                ),
-                limits=self._settings.limits,
-            )
-            rules = pipeline.load(self._settings.rules).rules if self._settings.rules.files else ()
+            settings = self._settings
+            rules = pipeline.load(settings.rules).rules if settings.rules.files else ()
             self._live = Live(settings, rules, host_facts(settings.host))
             self._live.start()
             self._procfs = ProcFS()
@@ -126,6 +128,14 @@ class Host:
     def program_times(self) -> dict[str, tuple[int, int]]:
         """Capture.program_times."""
         return self._live.program_times()
+
+    def attach(self) -> None:
+        """Let events in again."""
+        self._live.attach()
+
+    def detach(self) -> None:
+        """Let no events in, as if there were no agent; what there is, is still taken."""
+        self._live.detach()
 
     def process(self, pid: int) -> Process | None:
         """What the table has under a pid."""

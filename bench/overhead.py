@@ -1,7 +1,7 @@
 """What the agent costs the programs of a host: one run, with and without it, in turn.
 
-The agent is the real one, a process of its own with the shipped rules, which watches a cgroup. In
-that cgroup runs, again and again without and with an agent:
+The live end of an agent with the shipped rules watches a cgroup, its kernel programs detached and
+attached again in turn. In that cgroup runs, again and again without and with them:
 
     open, exec, connect   a system call, or a program, at full speed (overhead_load.c)
     build                 make -j2 of a generated C project
@@ -11,8 +11,9 @@ that cgroup runs, again and again without and with an agent:
 
 For each way: seconds by the clock, and seconds of CPU of all in the cgroup, which has what the
 kernel programs cost those who call, and which other work on the machine disturbs less. Ratios are
-taken within a pair of runs that follow each other; their medians are given. The agent's own CPU is
-counted apart, as a share of the workload's.
+taken within a pair of runs that follow each other; their medians are given. The CPU of who takes
+the events is counted apart, as a share of the workload's. What an agent takes as a process of its
+own, and what it loses, is measured of a real one:
 
     programs  what a run of each kernel program costs, by the kernel's own count
     own     what the agent itself takes, idle and at 10,000 and 50,000 events a second
@@ -36,12 +37,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from vedette.bench.life import Host
 from vedette.bench.scope import Scope, compile_c
@@ -59,12 +61,12 @@ class Taken:
 
     seconds      by the clock
     cpu_s        of all that ran in the cgroup, in the kernel too
-    agent_cpu_s  of the agent meanwhile; 0 without one
+    agent_cpu_s  of who takes the events, meanwhile
     """
 
     seconds: float
     cpu_s: float
-    agent_cpu_s: float = 0.0
+    agent_cpu_s: float
 
 
 @dataclass
@@ -106,6 +108,32 @@ class Overhead:
             "records": round(self.records / len(self.pairs) / self.count, 2),
             "lost": self.lost,
         }
+
+
+class Taker:
+    """A thread that takes a host's events until the end."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._is_done = threading.Event()
+        self._thread = threading.Thread(target=self._take)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._clock = time.pthread_getcpuclockid(self._thread.ident or 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    def cpu_s(self) -> float:
+        """CPU that it took so far."""
+        return time.clock_gettime(self._clock)
+
+    def _take(self) -> None:
+        while not self._is_done.is_set():
+            self._host.step()
 
 
 class Bench:
@@ -186,12 +214,11 @@ class Bench:
             count for name, count in self.counters.items() if name.startswith("capture.lost_")
         )
 
-    def timed(self, work: Callable[[], float]) -> Taken:
+    def timed(self, work: Callable[[], float], taker: Taker) -> Taken:
         """Run work, which returns the seconds that count."""
-        cpu_s, agent_cpu_ns = self.cpu_s(), self.agent_cpu_ns()
+        cpu_s, taker_s = self.cpu_s(), taker.cpu_s()
         seconds = work()
-        agent_cpu_s = (self.agent_cpu_ns() - agent_cpu_ns) / 1e9
-        return Taken(seconds, self.cpu_s() - cpu_s, agent_cpu_s)
+        return Taken(seconds, self.cpu_s() - cpu_s, taker.cpu_s() - taker_s)
 
     def run(
         self, *program: str | Path, cwd: Path | None = None
@@ -391,35 +418,50 @@ def workloads(scale: float = 1.0) -> dict[str, tuple[str, int, Callable[..., obj
         return max(1, int(count * scale))
 
     return {
-        "open": ("open and close", many(300_000), lambda b, n: calls(b, "open", n)),
-        "exec": ("program", many(3000), lambda b, n: calls(b, "exec", n)),
-        "connect": ("connection", many(30_000), lambda b, n: calls(b, "connect", n)),
-        "build": ("source file", many(80), build),
-        "sshd": ("login", many(40), sshd),
-        "redis": ("request", many(200_000), redis),
-        "nginx": ("request", many(20_000), nginx),
+        "open": ("open and close", many(100_000), lambda b, n: calls(b, "open", n)),
+        "exec": ("program", many(1000), lambda b, n: calls(b, "exec", n)),
+        "connect": ("connection", many(10_000), lambda b, n: calls(b, "connect", n)),
+        "build": ("source file", many(24), build),
+        "sshd": ("login", many(10), sshd),
+        "redis": ("request", many(50_000), redis),
+        "nginx": ("request", many(5_000), nginx),
     }
 
 
 def measure(
-    name: str, rounds: int, *, scale: float = 1.0, rules: Path = RULES, **capture: object
+    name: str,
+    rounds: int,
+    *,
+    scale: float = 1.0,
+    rules: Path = RULES,
+    read_at_entry: bool = False,
 ) -> Overhead:
-    """Run one workload, `rounds` times without and with an agent.
+    """Run one workload, `rounds` times without and with the kernel programs attached.
 
     Raises AssertionError where something does not start, CalledProcessError where work fails.
     """
     unit, count, prepare = workloads(scale)[name]
     found = Overhead(name, unit, count)
-    with Scope() as scope, tempfile.TemporaryDirectory(prefix="vedette-") as folder:
-        bench = Bench(scope, Path(folder))
-        with prepare(bench, count) as work:  # type: ignore[attr-defined]
+    with (
+        Host(rules=rules, read_at_entry=read_at_entry) as host,
+        tempfile.TemporaryDirectory(prefix="vedette-") as folder,
+    ):
+        host.detach()
+        bench = Bench(host.scope, Path(folder))
+        with Taker(host) as taker, prepare(bench, count) as work:  # type: ignore[attr-defined]
             work()
-            for _ in range(rounds):
-                off = bench.timed(work)
-                with bench.watched(rules, dict(capture)):
-                    on = bench.timed(work)
-                found.pairs.append((off, on))
-        found.lost, found.records = bench.lost, bench.records
+            for turn in range(rounds):
+                pair: dict[bool, Taken] = {}
+                # Each comes first in every second pair.
+                for is_on in (turn % 2 == 1, turn % 2 == 0):
+                    if is_on:
+                        host.attach()
+                    pair[is_on] = bench.timed(work, taker)
+                    host.detach()
+                found.pairs.append((pair[False], pair[True]))
+        counters = host.counters()
+        found.records = counters["engine.records"]
+        found.lost = sum(n for name, n in counters.items() if name.startswith("capture.lost_"))
     return found
 
 
@@ -569,7 +611,7 @@ def main() -> int:
     known = [*workloads(), "programs", "own", "burst"]
     parser.add_argument("workload", nargs="*", help="some of " + ", ".join(known))
     parser.add_argument("--read-at-entry", action="store_true", help="with capture.read_at_entry")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
     for name in options.workload or known:
@@ -582,8 +624,8 @@ def main() -> int:
             count = int(BURST * options.scale)
             found += [burst(rate, count) for rate in (100_000, 300_000, 0)]
         else:
-            capture = {"read_at_entry": options.read_at_entry}
-            found.append(measure(name, options.rounds, scale=options.scale, **capture))
+            entry = options.read_at_entry
+            found.append(measure(name, options.rounds, scale=options.scale, read_at_entry=entry))
         for one in found:
             print(json.dumps(one.as_dict()), flush=True)
     return 0
