@@ -11,8 +11,8 @@ does after 1 s, 3 s and 7 s.
 
 A source is an address, or of IPv6 a /64. Where so much fails in total that these bounds are not
 enough, strangers are shut out first: addresses outside of the networks (/16, of IPv6 /48) that
-hosts were welcomed from. Where that is not enough either, nobody is let in anew until the bucket
-has filled again.
+hosts have said they are in, or were welcomed from. Where that is not enough either, nobody is let
+in anew until the bucket has filled again.
 """
 
 from __future__ import annotations
@@ -227,7 +227,12 @@ class Gate:
                 self._early[descriptor] = address
             elif connection.address in (None, address):
                 connection.welcomed = True
-            network = neighbourhood(address)
+        self.know(address)
+
+    def know(self, address: str) -> None:
+        """Let who is near an address in where strangers are not."""
+        network = neighbourhood(address)
+        with self._lock:
             if network is not None:
                 self._stale |= self._shut["strangers"] and network not in self._known
                 self._known[network] = None

@@ -49,6 +49,7 @@ from vedette.aggregator.rollout import Rollout
 from vedette.aggregator.store import EVENTS_RATE, FLEET_BOOT, FLEET_SIGNALS_MAX, HostsFull, Store
 from vedette.core import wire
 from vedette.core.clock import HostClock
+from vedette.core.fleet import canonical_address, names_a_host
 from vedette.core.keys import AGENT, Allowed, KeyFileError, read_allow_list, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
 from vedette.core.notify import Notifier
@@ -417,6 +418,9 @@ class Server:
             for host in self._store.hosts():
                 self._progress.arrive(host.host_id, time.monotonic())
                 self._clocks[host.host_id] = HostClock(host.offset_ns, host.uncertainty_ns)
+                for address in map(canonical_address, host.addresses):
+                    if self._gate is not None and address and names_a_host(address):
+                        self._gate.know(address)
                 # Silence while nobody listened is not the host's; one that was noted before is.
                 self._heard_s[host.host_id] = time.monotonic()
                 if host.silent_since_ns:

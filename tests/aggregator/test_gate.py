@@ -22,7 +22,10 @@ from tests.aggregator.service import (
 )
 from tests.aggregator.test_server import acknowledged, report, reported, shipper
 from vedette.aggregator import gate
+from vedette.aggregator.config import parse
 from vedette.aggregator.gate import Bucket, Gate, Network, attach, neighbourhood, program, source
+from vedette.aggregator.server import Server
+from vedette.aggregator.store import Store
 from vedette.core import keys, wire
 
 SHORT_S = 0.15
@@ -277,6 +280,17 @@ def test_many_sources_together_are_bounded_and_known_networks_let_in(tmp_path: P
         assert counters["gate.shut.everybody"] >= 1
         assert counters.get("gate.blocked", 0) == 0
         assert stored_numbers(service.store_path, "good") == list(range(1, 101))
+
+
+def test_after_a_restart_hosts_networks_are_known(tmp_path: Path) -> None:
+    text = "listen: {endpoint: 'tcp://127.0.0.1:*'}"
+    settings = parse(text, tmp_path / "aggregator.yaml")
+    with Store.open(tmp_path / "vedette.db") as store:
+        store.hello(hello("a", addresses=["10.1.2.3", "127.0.0.1", "no address"]), 1, 10)
+    server = Server(settings)
+    assert server._gate is not None
+    assert list(server._gate._known) == [neighbourhood("10.1.0.0")]
+    server.close()
 
 
 def test_a_host_that_keeps_coming_is_let_in_as_often_as_it_may(tmp_path: Path) -> None:
