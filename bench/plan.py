@@ -130,7 +130,7 @@ def _interpolated(points: list[tuple[float, float]], at: float) -> float:
 
 
 def _shared(points: list[tuple[float, float]], count: float) -> float:
-    """Return a cost per signal at so many together: what they share is divided by their number."""
+    """Return a cost of one among so many: what they share is divided by their number."""
     if count <= points[0][0]:
         return points[0][1]
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -214,10 +214,10 @@ class Costs:
         return _interpolated(self._event_simulated, per_host)
 
     def message_agent_s(self, per_host: float) -> float:
-        return _interpolated(self._message_agent, per_host)
+        return _shared(self._message_agent, per_host)
 
     def message_aggregator_s(self, total: float) -> float:
-        return _interpolated(self._message_aggregator, total)
+        return _shared(self._message_aggregator, total)
 
     def message_bytes(self, per_host: float, signals: float) -> tuple[float, float]:
         """Return what a message of so many signals sends, and gets back."""
