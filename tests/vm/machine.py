@@ -36,8 +36,11 @@ class Machine:
         self._folder = Path(tempfile.mkdtemp(prefix="vedette-vm-"))
         self.console = self._folder / "console"
         self._port = free_port()
-        shared = self._folder / "debs.ext4"
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", DEBS, shared, "512M"], check=True)
+        debs, shared = self._folder / "debs", self._folder / "debs.ext4"
+        debs.mkdir()
+        for deb in DEBS.glob("*.deb"):
+            shutil.copy(deb, debs)
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", debs, shared, "256M"], check=True)
         drive = "if=virtio,format=raw,snapshot=on,file="
         self._process = subprocess.Popen(
             [

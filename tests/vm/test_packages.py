@@ -134,6 +134,7 @@ def test_they_install_upgrade_and_leave_nothing(chroot: Chroot) -> None:
     stored = chroot.folder / "var/lib/vedette/vedette.db"
     stored.write_text("what is stored")
     newer = chroot.folder / "newer"
+    newer.mkdir()
     for deb in sorted(debs.iterdir()):
         tree = newer / deb.name.partition("_")[0]
         subprocess.run(["dpkg-deb", "-R", deb, tree], check=True)
