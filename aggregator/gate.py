@@ -45,7 +45,7 @@ SOURCES_MAX: Final = 4096
 BRIEF_SHARE: Final = 0.25
 """What a connection counts for in total that was gone before it could be asked for its address: it
 has cost libzmq little. One source that only makes such is mostly found out all the same."""
-LOGGED_PER_S: Final = 10.0
+LOG_INTERVAL_S: Final = 10.0
 
 _ATTACH_FILTER: Final = 26  # SO_ATTACH_FILTER of asm-generic/socket.h
 _LOAD_BYTE, _LOAD_WORD, _LOAD_KEPT, _KEEP = 0x30, 0x20, 0x60, 0x02  # linux/bpf_common.h
@@ -310,7 +310,7 @@ class Gate:
     def _say(self, text: str, *values: object) -> None:
         """Log a warning, but not as many as somebody who means ill would like."""
         now_s = time.monotonic()
-        if now_s - self._logged_s > LOGGED_PER_S:
+        if now_s - self._logged_s > LOG_INTERVAL_S:
             self._logged_s = now_s
             log.warning(text, *values)
 

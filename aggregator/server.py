@@ -80,7 +80,7 @@ GONE_S: Final = 5.0
 """Who could not be answered is forgotten after so long."""
 EVENTS_MAX: Final = 1 << 16
 REFUSALS_LOGGED_MAX: Final = 20
-REFUSALS_LOGGED_PER_S: Final = 10
+REFUSALS_LOG_INTERVAL_S: Final = 10
 TICK_S: Final = 0.25
 REPORT_S: Final = 5.0
 SILENCE_S: Final = 1.0
@@ -875,7 +875,7 @@ class Server:
     def _log_refusal(self, text: str, *values: str) -> None:
         """Log a warning, but not as many as somebody who means ill would like."""
         now_s = time.monotonic()
-        if now_s - self._refusals_since_s > REFUSALS_LOGGED_PER_S:
+        if now_s - self._refusals_since_s > REFUSALS_LOG_INTERVAL_S:
             if self._refusals_logged > REFUSALS_LOGGED_MAX:
                 hidden = self._refusals_logged - REFUSALS_LOGGED_MAX
                 log.warning("%d more refusals were counted and not logged", hidden)
