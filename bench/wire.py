@@ -323,6 +323,13 @@ def _serve(config: Config, sequences: bool, ready: Connection) -> None:
     server.run()
 
 
+def _renumbered(count: int) -> Iterator[list[Signal]]:
+    """Give so many signals, SPOOL_SIGNALS at a time: the same again and again, numbered on."""
+    made = make_signals(min(count, SPOOL_SIGNALS))
+    for start in range(0, count, len(made)):
+        yield [msgspec.structs.replace(one, seq=start + one.seq) for one in made[: count - start]]
+
+
 class Drain(NamedTuple):
     """An agent that was cut off comes back. put_s: into the spool; drain_s: until all is stored."""
 
@@ -343,16 +350,12 @@ class Drain(NamedTuple):
 def drain(folder: Path, count: int, curve: bool) -> Drain:
     """Spool signals without an aggregator, then deliver them. Raises TimeoutError."""
     folder.mkdir()
-    made = make_signals(SPOOL_SIGNALS)
     with ExitStack() as stack:
         spool = stack.enter_context(
             Spool.open(folder / "spool", "bench", bytes_max=1 << 40, age_s_max=1e9)
         )
         put_s = 0.0
-        for start in range(0, count, SPOOL_SIGNALS):
-            some = [
-                msgspec.structs.replace(one, seq=start + one.seq) for one in made[: count - start]
-            ]
+        for some in _renumbered(count):
             before_s = time.perf_counter()
             for at in range(0, len(some), SEND_SIGNALS):
                 spool.current.put(some[at : at + SEND_SIGNALS])
@@ -426,13 +429,9 @@ def burst(folder: Path, count: int, agents: int, at_once: int = 1024) -> Burst:
 
 
 def _burst(path: Path, count: int, at_once: int, begin: Barrier, ready: Connection) -> None:
-    made = make_signals(min(count, SPOOL_SIGNALS))
     put_s = cpu_s = 0.0
     with Spool.open(path, "bench", bytes_max=1 << 40, age_s_max=1e6) as spool:
-        for start in range(0, count, len(made)):
-            some = [
-                msgspec.structs.replace(one, seq=start + one.seq) for one in made[: count - start]
-            ]
+        for some in _renumbered(count):
             begin.wait()
             before_s, cpu_before_s = time.perf_counter(), time.process_time()
             for at in range(0, len(some), at_once):
