@@ -369,7 +369,7 @@ cdef class RuleTables:
     cdef uint32_t _cut(self, const TypeCode* code, uint32_t allowed, uint32_t certain, bint whole) noexcept nogil
     cdef uint32_t _verdict_row(self) noexcept nogil
     cdef bint _run(self, uint32_t at) noexcept nogil
-    cdef int _pack_process(self, TypeCode* code, plan, dict shared) except -1
+    cdef int _pack_process(self, TypeCode* code, plan, list shared) except -1
     cdef int _pack_part(self, Part* target, plan) except -1
     cdef tuple matched(self, uint32_t row)
     cdef tuple confirm(self, tuple rules, bytes record, process)

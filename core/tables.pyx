@@ -1444,7 +1444,7 @@ cdef class RuleTables:
         cdef Tables* t = &self.t
         cdef TypeCode* code
         cdef uint32_t i
-        cdef dict shared = {}
+        cdef list shared = []
         t.code_count = <uint32_t>len(plan.code)
         t.code = <Node*>_alloc(t.heap, t.code_count * sizeof(Node))
         for i, (predicate, then, otherwise) in enumerate(plan.code):
@@ -1486,22 +1486,26 @@ cdef class RuleTables:
                     or VEDETTE_SENDTO <= number <= VEDETTE_DUP3) and code.words >> W_IP & 1)
         return 0
 
-    cdef int _pack_process(self, TypeCode* code, plan, dict shared) except -1:
+    cdef int _pack_process(self, TypeCode* code, plan, list shared) except -1:
         """Most event types have the same rules about processes: those that name no type.
 
-        shared: what was packed, by what it means
+        shared: the different plans that were packed, in the order of t.processes
         """
         cdef Tables* t = &self.t
         cdef ProcessPart* made
-        meaning = (frozenset(plan.starts.items()), tuple(plan.always))
-        let_others_run()
-        if meaning not in shared:
-            shared[meaning] = t.processes_count
-            made = &t.processes[t.processes_count]
+        cdef uint32_t place = 0
+        for other in shared:
+            let_others_run()
+            if other.always == plan.always and other.starts == plan.starts:
+                break
+            place += 1
+        if place == len(shared):
+            shared.append(plan)
+            made = &t.processes[place]
             t.processes_count += 1
             self._pack_part(&made.part, plan)
             made.by_vector = <uint32_t*>_alloc(t.heap, t.classes.rows_size * sizeof(uint32_t))
-        code.process = &t.processes[<int>shared[meaning]]
+        code.process = &t.processes[place]
         code.by_vector = code.process.by_vector
         return 0
 

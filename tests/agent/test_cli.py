@@ -47,10 +47,18 @@ RunAgent = Callable[..., Ran]
 
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunAgent:
-    """Run `vedette-agent` with arguments."""
+    """Run `vedette-agent` with arguments.
+
+    What captures does so in a process of its own: it gives up its rights for good.
+    """
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: str) -> Ran:
+        if arguments[0] in ("run", "capture", "profile"):
+            program = [sys.executable, "-c", "from vedette.agent.cli import main; main()"]
+            done = subprocess.run([*program, *arguments], capture_output=True, check=False)
+            assert b"Traceback" not in done.stdout + done.stderr
+            return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
         monkeypatch.setattr(sys, "argv", ["vedette-agent", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
