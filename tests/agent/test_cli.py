@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from vedette.agent import cli
+from vedette.agent.logs import LOGGER
 from vedette.bpf.doctor import can_capture, run_checks
 from vedette.core.capturefile import CaptureWriter, End, Header
 from vedette.core.keys import make_pair, write_pair
@@ -46,7 +47,7 @@ RunAgent = Callable[..., Ran]
 
 
 @pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunAgent:
+def agent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[RunAgent]:
     """Run `vedette-agent` with arguments.
 
     What captures does so in a process of its own: it gives up its rights for good.
@@ -67,7 +68,10 @@ def agent(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
         assert "Traceback" not in out + err
         return Ran(0 if code is None else int(code), out, err)
 
-    return run
+    handlers, level, propagate = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    yield run
+    LOGGER.handlers[:], LOGGER.propagate = handlers, propagate
+    LOGGER.setLevel(level)
 
 
 @pytest.fixture
