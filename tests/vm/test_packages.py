@@ -153,6 +153,7 @@ def test_they_install_upgrade_and_leave_nothing(chroot: Chroot) -> None:
     assert chroot.run("vedette", "--version")
 
     # Removal keeps configuration and state, a purge nothing.
+    chroot.run("vedette", "keys", "init", "/etc/vedette/agent.key", "--group", "vedette-agent")
     chroot.run("apt-get", "remove", "-q", "-y", "vedette-common")
     assert not (chroot.folder / "usr/lib/vedette").exists()
     assert not (chroot.folder / "usr/bin/vedette").exists()
