@@ -20,7 +20,8 @@ _RESULT: Final = ("evt.type", "evt.rawres", "evt.res", "evt.failed")
 # What says the same again, in another way.
 _SAME: Final = (
     "fd.nameraw", "fd.directory", "fd.filename", "fd.typechar", "fd.num", "evt.is_open_read",
-    "evt.is_open_write", "evt.is_open_create",
+    "evt.is_open_write", "evt.is_open_create", "evt.arg.res", "evt.arg.exe", "evt.arg.args",
+    "evt.arg.comm", "evt.arg.cwd", "evt.arg.tuple",
 )  # fmt: skip
 _FIRST: Final = ("fd.name", "evt.arg.", "fs.path.", "login.", "fd.l4proto")
 VALUE_CHARS_MAX: Final = 400

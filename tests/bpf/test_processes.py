@@ -157,11 +157,15 @@ def test_a_thread_is_no_fork_and_a_process_exits_once(
 
 
 def test_an_exit_is_reported_once_without_the_tracepoints_own_word(
-    watch: Start, scope: Scope, workload: Path, monkeypatch: pytest.MonkeyPatch
+    watch: Start, scope: Scope, workload: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Kernels before 6.16 do not tell the tracepoint whether the group is dead.
-    macros = capture.macros
-    monkeypatch.setattr(capture, "macros", lambda btf: macros(btf) | {"EXIT_ARGUMENTS": 1})
+    source = tmp_path / "older.bpf.c"
+    source.write_text(
+        "#undef EXIT_ARGUMENTS\n#define EXIT_ARGUMENTS 1\n"
+        + (Path(capture.__file__).parent / "vedette.bpf.c").read_text()
+    )
+    monkeypatch.setattr(capture, "_SOURCE", source)
     seen = watch("procexit", is_fresh=True)
     for _ in range(31):
         scope.run(workload, "threads")
