@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def stale_modules(root: Path, flavour: str) -> list[str]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    # A shell that runs this in the background has it ignored, and so would the programs under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     flavour = os.environ.get("VEDETTE_BUILD", "release")
     stale = stale_modules(ROOT, flavour)
     if stale:

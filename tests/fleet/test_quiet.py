@@ -163,7 +163,7 @@ _ODD: dict[str, tuple[str, set[str]]] = {
     "listener": (
         "cp /usr/bin/python3 /tmp/p; /tmp/p -c 'import socket\n"
         'with socket.create_server(("0.0.0.0", 4445)): pass\'',
-        {"dropped_program_run", "dropped_program_listens"},
+        {"dropped_program_run", "dropped_program_identified", "dropped_program_listens"},
     ),
     "refused": (
         "! setpriv --reuid=33 --regid=33 --clear-groups cat /etc/shadow",
