@@ -382,7 +382,7 @@ cdef size_t _hex_text(char* target, uint64_t number) noexcept nogil:
     while shift > 0 and not number >> shift:
         shift -= 4
     while shift >= 0:
-        target[size] = b"0123456789abcdef"[number >> shift & 15]
+        target[size] = _HEX[number >> shift & 15]
         size += 1
         shift -= 4
     return size
@@ -870,16 +870,6 @@ cdef const uint8_t* _login_data(const vedette_write* r) noexcept nogil:
     return path + r.path_len
 
 
-cdef const uint8_t* _find(const uint8_t* text, const uint8_t* end, const char* sought,
-                          size_t size) noexcept nogil:
-    """Where a text is within another, or NULL."""
-    while text + size <= end:
-        if memcmp(text, sought, size) == 0:
-            return text
-        text += 1
-    return NULL
-
-
 cdef const uint8_t* _login_key(const vedette_write* r) noexcept nogil:
     """The fingerprint of the key of a login, KEY_BYTES, or NULL; fields.login_key in C."""
     cdef const uint8_t* log = <const uint8_t*>r + sizeof(vedette_write) + r.path_len + r.data_len
@@ -887,11 +877,11 @@ cdef const uint8_t* _login_key(const vedette_write* r) noexcept nogil:
     cdef const uint8_t* key
     cdef uint8_t c
     cdef int count = 0
-    log = _find(log, end, b"Accepted publickey for ", 23)
+    log = <const uint8_t*>memmem(log, end - log, b"Accepted publickey for ", 23)
     if log != NULL:
-        log = _find(log, end, b" ssh2: ", 7)
+        log = <const uint8_t*>memmem(log, end - log, b" ssh2: ", 7)
     if log != NULL:
-        log = _find(log + 6, end, b" SHA256:", 8)
+        log = <const uint8_t*>memmem(log + 6, end - log - 6, b" SHA256:", 8)
     if log == NULL:
         return NULL
     key = log + 8
