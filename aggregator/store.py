@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,13 +287,59 @@ class _Group:
         return found
 
 
-class _Names:
-    """Counts changes of hosts' names and addresses, for all connections of a process."""
+class _Turns:
+    """Who writes next, of a process' connections to one SQLite file: who asked first.
 
-    __slots__ = ("version",)
+    SQLite itself has no queue: who finds its lock taken sleeps and asks again, and beside somebody
+    who writes all the time may do so until its patience ends ("database is locked").
+    """
 
     def __init__(self) -> None:
-        self.version = 0
+        self._changing = threading.Lock()
+        self._taken = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def __enter__(self) -> None:
+        with self._changing:
+            if not self._taken:
+                self._taken = True
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+        try:
+            mine.acquire()
+        except BaseException:
+            with self._changing:
+                given = mine not in self._waiting
+                if not given:
+                    self._waiting.remove(mine)
+            if given:
+                self._pass_on()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._changing:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
+
+class _Shared:
+    """What all connections of a process to one store have together.
+
+    names_version  counts changes of hosts' names and addresses
+    """
+
+    __slots__ = ("names_version", "turns")
+
+    def __init__(self) -> None:
+        self.names_version = 0
+        self.turns = _Turns()
 
 
 class Store:
@@ -299,7 +347,7 @@ class Store:
 
     def __init__(self, name: str, engine: sa.Engine) -> None:
         self.name = name
-        self._names = _Names()
+        self._shared = _Shared()
         self._engine = engine
         self._sqlite = engine.dialect.name == "sqlite"
         self._connection = engine.connect()
@@ -366,13 +414,13 @@ class Store:
             )
         made = Store(self.name, engine)
         made._read_only = False
-        made._names = self._names
+        made._shared = self._shared
         return made
 
     @property
     def names_version(self) -> int:
         """Grows whenever a host's name or addresses may have changed (writers only)."""
-        return self._names.version
+        return self._shared.names_version
 
     def _prepare(self, read_only: bool) -> None:
         with self.transaction() as connection:
@@ -460,7 +508,7 @@ class Store:
             yield self._connection
             return
         try:
-            with self._connection.begin():
+            with self._turn(), self._connection.begin():
                 self._depth += 1
                 try:
                     yield self._connection
@@ -470,6 +518,12 @@ class Store:
         except BaseException:
             self._undone()
             raise
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        """Return what the outermost transaction waits for: only who writes SQLite takes turns."""
+        if not self._sqlite or self._read_only or self._connection.info.get(_READS):
+            return contextlib.nullcontext()
+        return self._shared.turns
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -622,7 +676,7 @@ class Store:
             # Read again from the database: some of the host's numberings may go now.
             self._boots.pop(hello.host_id, None)
             self._addresses[hello.host_id] = hello.addresses
-            self._names.version += 1
+            self._shared.names_version += 1
             boot = self._boot(hello.host_id, hello.boot_id, new=True)
             boot.last_seen_ns = received_ns
             with self._grouped() as group:
@@ -838,7 +892,7 @@ class Store:
         self, connection: sa.Connection, host_id: str, addresses: list[str], now_ns: int
     ) -> None:
         """Write down since when a host has the addresses that it has now."""
-        self._names.version += 1
+        self._shared.names_version += 1
         c = addresses_table.c
         connection.execute(
             addresses_table.update()
@@ -1244,7 +1298,7 @@ class Store:
     def hostnames(self) -> dict[str, str]:
         """The names of all hosts by their host_ids."""
         version, names = self._hostnames
-        if self._read_only or version != self._names.version:
+        if self._read_only or version != self._shared.names_version:
             with self.reading() as connection:
                 names = {
                     row.host_id: row.hostname
@@ -1252,7 +1306,7 @@ class Store:
                         sa.select(hosts_table.c.host_id, hosts_table.c.hostname)
                     )
                 }
-            self._hostnames = self._names.version, names
+            self._hostnames = self._shared.names_version, names
         return names
 
     def _host_ids(self, host: str) -> list[str]:

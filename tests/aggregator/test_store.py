@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import signal as signals
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -610,6 +615,70 @@ def test_the_fleets_order_is_that_of_bytes_in_any_locale(where: str) -> None:
         for host_id in ("a", "B", "_", "b", "A"):
             commit(store, host_id, signal(1, 10))
         assert [s.host_id for s in store.released(None, 100)] == ["A", "B", "_", "a", "b"]
+
+
+def test_connections_of_a_process_write_in_turn(tmp_path: Path) -> None:
+    """Somebody who writes without a pause, as the server does under load, keeps nobody waiting."""
+    rounds = itertools.count()
+    now = next(rounds)
+    ended = threading.Event()
+    with Store.open(tmp_path / "s") as store, contextlib.closing(store.companion()) as other:
+
+        def write_on() -> None:
+            nonlocal now
+            while not ended.is_set():
+                with store.transaction():
+                    now = next(rounds)
+                    time.sleep(0.01)
+
+        busy = threading.Thread(target=write_on)
+        busy.start()
+        until(lambda: now > 0, "the first transaction")
+        waited = []
+        try:
+            for number in range(20):
+                before = now
+                with other.transaction():
+                    waited.append(now - before)
+                    other.set_meta("number", str(number))
+        finally:
+            ended.set()
+            busy.join()
+        # The one that was open, and no other.
+        assert max(waited) <= 1
+        assert store.meta("number") == "19"
+
+
+def test_who_gives_up_waiting_for_a_turn_keeps_nobody_waiting() -> None:
+    turns = db._Turns()
+    waiting = threading.Event()
+    passed = threading.Event()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    def hold() -> None:
+        with turns:
+            waiting.set()
+            passed.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    waiting.wait()
+    before = signals.signal(signals.SIGALRM, stop)
+    signals.setitimer(signals.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(Stopped), turns:
+            pytest.fail("somebody else's turn")
+    finally:
+        signals.signal(signals.SIGALRM, before)
+        passed.set()
+        holder.join()
+    with turns:
+        pass
 
 
 def test_a_server_that_went_away_is_used_again(server: Postgres) -> None:
