@@ -43,6 +43,16 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="Configuration file."),
 ]
+_USUAL = f"what {config.FILE_VARIABLE} says, else {config.INSTALLED_FILE} where it may be read"
+RulesConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help=f"Configuration file; where there are no --rules, {_USUAL}.",
+    ),
+]
 
 
 def _size(text: str) -> int:
@@ -92,8 +102,11 @@ def _example(*lines: str) -> str:
 )
 def run(
     config_file: Annotated[
-        Path, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.")
-    ],
+        Path | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help=f"Configuration file; default: {_USUAL}."
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write what is captured to FILE, for replay."),
@@ -122,7 +135,7 @@ def run(
     # Imported here, since only what watches the kernel needs the parts that load programs.
     from vedette.agent.service import Service
 
-    service = Service(config_file, record=record, record_bytes_max=record_bytes_max)
+    service = Service(_usual(config_file), record=record, record_bytes_max=record_bytes_max)
     logs.setup(service.settings.log.level)
     service.separate(user)
     service.run()
@@ -320,7 +333,7 @@ def replay(
         list[Path] | None,
         typer.Option("--rules", "-r", metavar="FILE", help="Rule file or folder; repeatable."),
     ] = None,
-    config_file: ConfigOption = None,
+    config_file: RulesConfigOption = None,
     matching: Annotated[
         Matching | None,
         typer.Option(help="Which rules that match are reported; default: as in the capture."),
@@ -339,13 +352,7 @@ def replay(
     from vedette.core.capturefile import CaptureFileError, CaptureReader
     from vedette.core.signal import Signal
 
-    if config_file is None and not rule_files:
-        raise ConfigError(
-            "replay needs rules: give --rules FILE, or --config FILE which names some"
-        )
-    settings = config.load(config_file) if config_file is not None else config.Config()
-    if rule_files:
-        settings = _with_rules(settings, rule_files)
+    settings = _ruled(config_file, rule_files or [])
     logs.setup(settings.log.level)
     rules = pipeline.load(settings.rules, settings.host)
     hostname = ""
@@ -379,6 +386,33 @@ def replay(
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
 
 
+def _usual(config_file: Path | None) -> Path:
+    """Return the configuration that is named, or the usual one. Raises ConfigError."""
+    found = config_file or config.usual_file()
+    if found is None:
+        raise ConfigError(
+            f"which configuration? Give --config FILE, or set {config.FILE_VARIABLE}"
+            + (
+                f"; {config.INSTALLED_FILE} may not be read by this user"
+                if config.INSTALLED_FILE.exists()
+                else ""
+            )
+        )
+    return found
+
+
+def _ruled(config_file: Path | None, rule_files: list[Path]) -> config.Config:
+    """Return settings with rules: of the files, else of a configuration. Raises ConfigError."""
+    if config_file is None and not rule_files:
+        config_file = config.usual_file()
+    settings = config.load(config_file) if config_file is not None else config.Config()
+    if rule_files:
+        settings = _with_rules(settings, rule_files)
+    if not settings.rules.files:
+        raise ConfigError("no rules: give --rules FILE, or --config FILE which names some")
+    return settings
+
+
 def _with_rules(settings: config.Config, rule_files: list[Path]) -> config.Config:
     """Return the settings with these rule files in place of theirs."""
     files = tuple(str(name) for name in rule_files)
@@ -395,7 +429,7 @@ def _with_rules(settings: config.Config, rule_files: list[Path]) -> config.Confi
     )
 )
 def profile(
-    config_file: ConfigOption = None,
+    config_file: RulesConfigOption = None,
     rule_files: Annotated[
         list[Path] | None,
         typer.Option("--rules", "-r", metavar="FILE", help="Rule file or folder; repeatable."),
@@ -420,11 +454,7 @@ def profile(
     from vedette.agent.profile import as_yaml, record
     from vedette.agent.service import Requests
 
-    settings = config.load(config_file) if config_file is not None else config.Config()
-    if rule_files:
-        settings = _with_rules(settings, rule_files)
-    if not settings.rules.files:
-        raise ConfigError("profile needs rules: give --config FILE which names some, or --rules")
+    settings = _ruled(config_file, rule_files or [])
     if scope is not None:
         try:
             section = msgspec.structs.replace(settings.capture, scope=scope)
@@ -565,7 +595,10 @@ def doctor(
 
 @config_app.command("check", epilog=_example("vedette-agent config check /etc/vedette/agent.yaml"))
 def config_check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Configuration file.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help=f"Configuration file; default: {_USUAL}."),
+    ] = None,
 ) -> None:
     """Check a configuration file, and the rule and key files that it names.
 
@@ -574,6 +607,7 @@ def config_check(
     from vedette.agent.live import untold_types
     from vedette.core.keys import KeyFileError, read_pair
 
+    file = _usual(file)
     settings = config.load(file)
     logs.setup(settings.log.level)
     rules = pipeline.load(settings.rules, settings.host, untold=untold_types())

@@ -7,6 +7,7 @@ one. Paths in the file are relative to the file's own folder.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -20,6 +21,9 @@ from vedette.core.limits import TABLES
 from vedette.core.releases import SIGNERS_MAX, ReleaseError, parse_key
 
 CONFIG_BYTES_MAX = 1 << 20
+# Not VEDETTE_CONFIG, which is the aggregator's: both may be on one machine.
+FILE_VARIABLE = "VEDETTE_AGENT_CONFIG"
+INSTALLED_FILE = Path("/etc/vedette/agent.yaml")
 
 _Bytes = Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 36)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4095)]
@@ -251,6 +255,17 @@ class Config(_Section, frozen=True):
     heartbeat_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
     metrics: Metrics = Metrics()
     log: Log = Log()
+
+
+def usual_file() -> Path | None:
+    """Return the file that is meant where none is named.
+
+    That is what FILE_VARIABLE says, else the package's where whoever asks may read it.
+    """
+    named = os.environ.get(FILE_VARIABLE)
+    if named:
+        return Path(named)
+    return INSTALLED_FILE if os.access(INSTALLED_FILE, os.R_OK) else None
 
 
 def load(path: Path) -> Config:

@@ -33,6 +33,7 @@ from vedette.aggregator.terminal import (
     EXIT_USAGE,
     CliError,
     JsonOption,
+    ServiceConfigOption,
     UsageError,
     config_of,
     example,
@@ -40,6 +41,7 @@ from vedette.aggregator.terminal import (
     opened_store,
     print_json,
     print_plain,
+    service_file,
     when,
 )
 from vedette.bench import cli as bench_cli
@@ -126,9 +128,7 @@ def setup_log(level: str) -> None:
     "run", epilog=example("vedette aggregator run --config /etc/vedette/aggregator.yaml")
 )
 def aggregator_run(
-    config_file: Annotated[
-        Path, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.")
-    ],
+    config_file: ServiceConfigOption = None,
 ) -> None:
     """Receive the fleet's signals, store them, and look for sequences, until SIGTERM or SIGINT.
 
@@ -138,6 +138,7 @@ def aggregator_run(
     from vedette.aggregator.query_server import beside
     from vedette.aggregator.server import Server, ServerError
 
+    config_file = service_file(config_file)
     config = config_of(config_file)
     setup_log(config.log.level)
     found = load_sequences(Path(name) for name in config.sequences.files)

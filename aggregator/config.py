@@ -7,6 +7,7 @@ file's own folder.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,8 @@ import yaml
 from vedette.core.wire import BATCH_SIGNALS_MAX, MESSAGE_BYTES_MIN
 
 CONFIG_BYTES_MAX = 1 << 20
+FILE_VARIABLE = "VEDETTE_CONFIG"
+INSTALLED_FILE = Path("/etc/vedette/aggregator.yaml")
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4095)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=86400)]
@@ -232,6 +235,17 @@ class Config(_Section, frozen=True):
     outputs: Annotated[tuple[Output, ...], msgspec.Meta(max_length=64)] = ()
     metrics: Metrics = Metrics()
     log: Log = Log()
+
+
+def installed_file() -> Path | None:
+    """Return the configuration that the package brings, where whoever asks may read it."""
+    return INSTALLED_FILE if os.access(INSTALLED_FILE, os.R_OK) else None
+
+
+def usual_file() -> Path | None:
+    """Return the file that is meant where none is named: FILE_VARIABLE's, or the package's."""
+    named = os.environ.get(FILE_VARIABLE)
+    return Path(named) if named else installed_file()
 
 
 def load(path: str | Path) -> Config:

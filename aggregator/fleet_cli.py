@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from vedette.aggregator.config import ConfigError, load
+from vedette.aggregator.terminal import ServiceConfigOption, UsageError, service_file
 from vedette.core import keys
 from vedette.core.keys import KeyFileError
 from vedette.core.output import clean
@@ -35,10 +36,6 @@ def _example(*lines: str) -> str:
 
 HostArgument = Annotated[
     str, typer.Argument(metavar="HOST-ID", help="The host's id; a reader's name.")
-]
-ConfigOption = Annotated[
-    Path,
-    typer.Option("--config", "-c", metavar="FILE", help="The aggregator's configuration."),
 ]
 KeyOption = Annotated[
     str | None,
@@ -63,7 +60,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def enroll(
     host_id: HostArgument,
-    config_file: ConfigOption,
+    config_file: ServiceConfigOption = None,
     key: KeyOption = None,
     out: OutOption = None,
     role: Annotated[
@@ -82,7 +79,7 @@ def enroll(
     """
     with _failing():
         if role not in keys.ROLES:
-            raise _UsageError(f"--role: expected one of {', '.join(keys.ROLES)}")
+            raise UsageError(f"--role: expected one of {', '.join(keys.ROLES)}")
         allow_list, server_key = _listen(config_file)
         made = _key(key, out)
         with _undoing(out):
@@ -92,7 +89,7 @@ def enroll(
 
 def rotate(
     host_id: HostArgument,
-    config_file: ConfigOption,
+    config_file: ServiceConfigOption = None,
     key: KeyOption = None,
     out: OutOption = None,
     overlap: Annotated[
@@ -109,7 +106,7 @@ def rotate(
     match = _OVERLAP.fullmatch(overlap)
     with _failing():
         if match is None:
-            raise _UsageError("--overlap: expected a time such as 0s, 30m, 24h or 7d")
+            raise UsageError("--overlap: expected a time such as 0s, 30m, 24h or 7d")
         allow_list, server_key = _listen(config_file)
         made = _key(key, out)
         now_s = time.time()
@@ -120,7 +117,11 @@ def rotate(
     _tell(host_id, made, server_key, out, as_json, old_valid_until=f"{end:%Y-%m-%dT%H:%M:%SZ}")
 
 
-def revoke(host_id: HostArgument, config_file: ConfigOption, as_json: JsonOption = False) -> None:
+def revoke(
+    host_id: HostArgument,
+    config_file: ServiceConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Take all keys of a host off the list: within a second its connection is over.
 
     What it sent stays in the store.
@@ -135,22 +136,18 @@ def mount(app: typer.Typer) -> None:
     """Add the commands to `vedette`."""
     app.command(
         epilog=_example(
-            "vedette enroll web-1 -c /etc/vedette/aggregator.yaml --key 'rq5...'",
-            "vedette enroll web-1 -c /etc/vedette/aggregator.yaml --out web-1.key",
-            "vedette enroll alice -c /etc/vedette/aggregator.yaml --key 'm2c...' --role reader",
+            "vedette enroll web-1 --key 'rq5...'",
+            "vedette enroll web-1 --out web-1.key",
+            "vedette enroll alice --key 'm2c...' --role reader",
         )
     )(enroll)
     app.command(
         epilog=_example(
-            "vedette rotate web-1 -c /etc/vedette/aggregator.yaml --key 'x7w...'",
-            "vedette rotate web-1 -c /etc/vedette/aggregator.yaml --out web-1.key --overlap 0s",
+            "vedette rotate web-1 --key 'x7w...'",
+            "vedette rotate web-1 --out web-1.key --overlap 0s",
         )
     )(rotate)
-    app.command(epilog=_example("vedette revoke web-1 -c /etc/vedette/aggregator.yaml"))(revoke)
-
-
-class _UsageError(Exception):
-    pass
+    app.command(epilog=_example("vedette revoke web-1"))(revoke)
 
 
 @contextmanager
@@ -158,7 +155,7 @@ def _failing() -> Iterator[None]:
     """Turn what cannot be done into a message and an exit code."""
     try:
         yield
-    except (_UsageError, ConfigError) as error:
+    except (UsageError, ConfigError) as error:
         _say(str(error))
         raise typer.Exit(EXIT_USAGE) from None
     except KeyFileError as error:
@@ -177,11 +174,12 @@ def _undoing(out: Path | None) -> Iterator[None]:
         raise
 
 
-def _listen(config_file: Path) -> tuple[str, str]:
+def _listen(config_file: Path | None) -> tuple[str, str]:
     """Return the allow-list's path and the aggregator's public key."""
+    config_file = service_file(config_file)
     listen = load(config_file).listen
     if listen.allow_list is None or listen.key_file is None:
-        raise _UsageError(
+        raise UsageError(
             f"{config_file}: listen.key_file and listen.allow_list are not set; "
             "`vedette keys init FILE` makes the first, the second is made here"
         )
@@ -190,7 +188,7 @@ def _listen(config_file: Path) -> tuple[str, str]:
 
 def _key(key: str | None, out: Path | None) -> str:
     if (key is None) == (out is None):
-        raise _UsageError("give one of --key (the host's public key) and --out (make a key pair)")
+        raise UsageError("give one of --key (the host's public key) and --out (make a key pair)")
     if key is not None:
         return keys.check_key(key, "--key")
     assert out is not None

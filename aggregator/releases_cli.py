@@ -25,6 +25,7 @@ from rich.text import Text
 from vedette.aggregator import releases
 from vedette.aggregator.releases import Info, PushError
 from vedette.aggregator.store import Store, StoreError
+from vedette.aggregator.terminal import ConfigOption
 from vedette.aggregator.views import iso_text, shown, span_text, time_text
 from vedette.core import releases as signed
 from vedette.core.compile import UnsupportedRule, compile_rules
@@ -54,12 +55,8 @@ StoreOption = Annotated[
         "--store",
         metavar="PATH",
         help="The aggregator's store, a SQLite file or postgresql://USER@HOST/NAME; default: what "
-        "VEDETTE_STORE says.",
+        "VEDETTE_STORE says, or the configuration.",
     ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="Take the store that FILE names."),
 ]
 KeyOption = Annotated[
     Path | None,
@@ -612,7 +609,7 @@ def mount(rules_app: typer.Typer, open_store: OpenStore) -> None:
             "vedette rules push rules local.yaml --key signing.pem --wait",
             "vedette rules push rules -k signing.pem --label env=prod --stages 5%,50%,100%",
             "vedette rules push rules -k signing.pem --number 8 --out - "
-            "| ssh aggregator vedette rules push - -c /etc/vedette/aggregator.yaml",
+            "| ssh aggregator vedette rules push -",
             codes="0 done, 1 it failed or (--wait) was taken back, 2 usage, or the rules have "
             "errors.",
         ),

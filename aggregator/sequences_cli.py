@@ -15,6 +15,7 @@ import typer
 from vedette.aggregator import views
 from vedette.aggregator.sequences import fleet_of, recompute
 from vedette.aggregator.store import Store
+from vedette.aggregator.terminal import ConfigOption, StoreOption
 from vedette.core import recordings
 from vedette.core.correlator import Change, Correlator, Incident, Witness, sent_signals
 from vedette.core.output import clean
@@ -379,13 +380,8 @@ def mount(
             str,
             typer.Option(metavar="WHEN", help="From then on: 90s, 15m, 2h, 7d ago, or a time."),
         ] = "24h",
-        store_path: Annotated[
-            str | None, typer.Option("--store", metavar="PATH", help="The aggregator's store.")
-        ] = None,
-        config_file: Annotated[
-            Path | None,
-            typer.Option("--config", "-c", metavar="FILE", help="Take the store that FILE names."),
-        ] = None,
+        store_path: StoreOption = None,
+        config_file: ConfigOption = None,
         as_json: Annotated[
             bool, typer.Option("--json", help="Print JSON, one object a line.")
         ] = False,

@@ -26,7 +26,14 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vedette.aggregator.config import Config, ConfigError
+from vedette.aggregator.config import (
+    FILE_VARIABLE,
+    INSTALLED_FILE,
+    Config,
+    ConfigError,
+    installed_file,
+    usual_file,
+)
 from vedette.aggregator.config import load as load_config
 from vedette.aggregator.query_client import is_remote, keys_for, read_client, remote
 from vedette.aggregator.questions import Source, local
@@ -47,13 +54,29 @@ StoreOption = Annotated[
         "--store",
         metavar="PATH",
         help="The aggregator's store: a SQLite file, postgresql://USER@HOST/NAME, or from "
-        f"elsewhere its query socket, tcp://HOST:7711; default: what {STORE_VARIABLE} says, or "
-        "~/.config/vedette/client.yaml.",
+        f"elsewhere its query socket, tcp://HOST:7711; default: what {STORE_VARIABLE} says, or the "
+        "configuration.",
     ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="Take the store that FILE names."),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help=f"Take the store that FILE names; default: what {FILE_VARIABLE} says, else the "
+        f"user's client.yaml, else {INSTALLED_FILE} where it may be read.",
+    ),
+]
+ServiceConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help=f"The aggregator's configuration; default: what {FILE_VARIABLE} says, else "
+        f"{INSTALLED_FILE} where it may be read.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV, a line of names first.")]
@@ -97,17 +120,42 @@ def config_of(path: Path) -> Config:
         raise UsageError(str(error)) from None
 
 
-def _target(path: str | None, config_file: Path | None) -> str:
+def target_of(path: str | None, config_file: Path | None) -> str:
+    """Return the store that is meant by options, or where there are none. Raises UsageError."""
     if config_file is not None and path is not None:
         raise UsageError("--store and --config both name a store; give one")
+    if config_file is None:
+        path = path or os.environ.get(STORE_VARIABLE)
+        if not path and FILE_VARIABLE in os.environ:
+            config_file = usual_file()
+        elif not path:
+            # Whoever has a file of their own means that, also on the aggregator's machine.
+            path = read_client().store
+            config_file = None if path else installed_file()
     if config_file is not None:
         path = config_of(config_file).store.target
-    path = path or os.environ.get(STORE_VARIABLE) or read_client().store
     if not path:
         raise UsageError(
-            f"which store? Give --store PATH or --config FILE, or set {STORE_VARIABLE}"
+            f"which store? Give --store PATH or --config FILE, or set {STORE_VARIABLE}{_unread()}"
         )
     return path
+
+
+def service_file(config_file: Path | None) -> Path:
+    """Return the aggregator's configuration: the one that is named, or the usual one.
+
+    Raises UsageError where there is none.
+    """
+    found = config_file or usual_file()
+    if found is None:
+        raise UsageError(
+            f"which configuration? Give --config FILE, or set {FILE_VARIABLE}{_unread()}"
+        )
+    return found
+
+
+def _unread() -> str:
+    return f"; {INSTALLED_FILE} may not be read by this user" if INSTALLED_FILE.exists() else ""
 
 
 @contextlib.contextmanager
@@ -115,7 +163,7 @@ def opened_store(
     path: str | None, config_file: Path | None, guest: bool = False
 ) -> Iterator[Store]:
     """Open the store that is meant, which has to be here; guest: to write beside its owner."""
-    target = _target(path, config_file)
+    target = target_of(path, config_file)
     if is_remote(target):
         raise UsageError(f"{target}: this needs the store itself, not its query socket")
     with Store.open(target, read_only=not guest, guest=guest) as store:
@@ -125,7 +173,7 @@ def opened_store(
 @contextlib.contextmanager
 def source(path: str | None, config_file: Path | None) -> Iterator[Source]:
     """Open what is to be asked: a store that is here, or an aggregator's query socket."""
-    target = _target(path, config_file)
+    target = target_of(path, config_file)
     with contextlib.ExitStack() as stack:
         if is_remote(target):
             found = stack.enter_context(remote(target, keys_for(target, read_client())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vedette.agent import cli
+from tests.installed import with_etc
+from vedette.agent import cli, config
 from vedette.agent.logs import LOGGER
 from vedette.bpf.doctor import can_capture, run_checks
 from vedette.core.capturefile import CaptureWriter, End, Header
@@ -175,6 +177,37 @@ def test_config_check(agent: RunAgent, tmp_path: Path, rule_file: Path) -> None:
     ran = agent("config", "check", str(path))
     assert ran.code == 2
     assert ran.err.startswith(f"vedette-agent: {rule_file}:4:") and "evt.type" in ran.err
+
+
+def test_the_configuration_is_found_without_being_named(
+    agent: RunAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rule_file: Path
+) -> None:
+    named, package = tmp_path / "named.yaml", tmp_path / "package.yaml"
+    text = f"rules: {{files: [{rule_file}]}}\noutputs: [{{type: stdout}}]\n"
+    monkeypatch.setattr(config, "INSTALLED_FILE", package)
+    monkeypatch.delenv("VEDETTE_AGENT_CONFIG", raising=False)
+    ran = agent("config", "check")
+    assert ran.code == 2 and "which configuration? Give --config FILE" in ran.err
+    package.write_text(text)
+    ran = agent("config", "check")
+    assert (ran.code, ran.out) == (0, f"{package}: valid; 2 rules\n")
+    named.write_text(text)
+    monkeypatch.setenv("VEDETTE_AGENT_CONFIG", str(named))
+    ran = agent("config", "check")
+    assert (ran.code, ran.out) == (0, f"{named}: valid; 2 rules\n")
+    monkeypatch.setenv("VEDETTE_AGENT_CONFIG", str(tmp_path / "none.yaml"))
+    for command in (("run",), ("replay", str(named)), ("profile",)):
+        ran = agent(*command)
+        assert ran.code == 2 and "none.yaml: cannot be read" in ran.err
+
+
+def test_an_installed_agent_is_checked_without_options(tmp_path: Path, rule_file: Path) -> None:
+    etc = {"agent.yaml": f"rules: {{files: [{rule_file}]}}\noutputs: [{{type: stdout}}]\n"}
+    program = [sys.executable, "-c", "from vedette.agent.cli import main; main()"]
+    command = with_etc(tmp_path / "etc", etc, [*program, "config", "check"])
+    environment = {k: v for k, v in os.environ.items() if k != "VEDETTE_AGENT_CONFIG"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, "/etc/vedette/agent.yaml: valid; 2 rules\n")
 
 
 def test_config_check_reads_the_key_file(agent: RunAgent, tmp_path: Path) -> None:

@@ -74,4 +74,4 @@ def test_what_cannot_be_profiled_is_refused(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "profile needs rules" in done.stderr
+    assert "no rules: give --rules FILE" in done.stderr

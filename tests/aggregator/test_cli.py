@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rich.console import Console
 
 from tests.aggregator import attack
 from tests.aggregator.service import until
+from tests.installed import with_etc
 from vedette import __version__
-from vedette.aggregator import views
+from vedette.aggregator import config, terminal, views
 from vedette.aggregator.sequences import fleet_of
 from vedette.aggregator.store import Store
 from vedette.core.wire import Batch
@@ -38,14 +40,16 @@ def environment(**changed: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("VEDETTE_STORE", "COLUMNS", "FORCE_COLOR", "TERM")
+        if name not in ("VEDETTE_STORE", "VEDETTE_CONFIG", "COLUMNS", "FORCE_COLOR", "TERM")
     }
     return {**kept, "TZ": "Asia/Tokyo", "PYTHONIOENCODING": "utf-8", **changed}
 
 
-def run(*arguments: str | Path, **changed: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str | Path, command: Sequence[str] = COMMAND, **changed: str
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*command, *map(str, arguments)],
         env=environment(**changed),
         capture_output=True,
         encoding="utf-8",
@@ -69,6 +73,55 @@ def test_hosts(store_path: Path) -> None:
     assert done.returncode == 0
     assert "10.77.0.12" in done.stdout
     assert "127.0.0.1" not in done.stdout
+
+
+def test_the_store_is_found_without_being_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Options, VEDETTE_STORE, VEDETTE_CONFIG, the user's own file, the package's: in this order."""
+
+    def naming(name: str) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"store: {{path: {name}.db}}")
+        return path
+
+    def meant() -> str:
+        return Path(terminal.target_of(None, None)).stem
+
+    package = tmp_path / "package.yaml"
+    for module in (config, terminal):
+        monkeypatch.setattr(module, "INSTALLED_FILE", package)
+    (tmp_path / "client.yaml").write_text("")
+    monkeypatch.setenv("VEDETTE_CLIENT", str(tmp_path / "client.yaml"))
+    for name in ("VEDETTE_STORE", "VEDETTE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(terminal.UsageError, match="which store"):
+        meant()
+    with pytest.raises(terminal.UsageError, match="which configuration"):
+        terminal.service_file(None)
+    assert terminal.service_file(naming("package")) == package == terminal.service_file(None)
+    assert meant() == "package"
+    (tmp_path / "client.yaml").write_text("store: client.db")
+    assert meant() == "client"
+    monkeypatch.setenv("VEDETTE_CONFIG", str(naming("variable")))
+    assert meant() == "variable"
+    assert terminal.service_file(None) == tmp_path / "variable.yaml"
+    monkeypatch.setenv("VEDETTE_STORE", "store.db")
+    assert meant() == "store"
+    assert Path(terminal.target_of(None, naming("option"))).stem == "option"
+    assert terminal.target_of("path.db", None) == "path.db"
+    monkeypatch.delenv("VEDETTE_STORE")
+    monkeypatch.setenv("VEDETTE_CONFIG", str(tmp_path / "none.yaml"))
+    with pytest.raises(terminal.UsageError, match=r"none\.yaml: cannot be read"):
+        meant()
+
+
+def test_an_installed_aggregator_is_asked_without_options(store_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "client.yaml").write_text("")
+    etc = {"aggregator.yaml": f"store: {{path: {store_path}}}"}
+    command = with_etc(tmp_path / "etc", etc, COMMAND)
+    done = run("hosts", command=command, VEDETTE_CLIENT=str(tmp_path / "client.yaml"))
+    assert done.returncode == 0 and "10.77.0.12" in done.stdout
 
 
 def test_alerts_are_filtered_and_timed(store_path: Path) -> None:

@@ -85,9 +85,7 @@ def mark(vm: Machine, part: str) -> None:
 
 def stored(vm: Machine) -> Counter[str]:
     """What of the markers the aggregator has stored, and how often."""
-    lines = vm.run(
-        f"vedette alerts -c /etc/vedette/aggregator.yaml --rule '{RULE}' --json -n 100000"
-    ).splitlines()
+    lines = vm.run(f"vedette alerts --rule '{RULE}' --json -n 100000").splitlines()
     return Counter(json.loads(line)["output"] for line in lines)
 
 
@@ -163,14 +161,14 @@ def test_nothing_is_lost_or_doubled_by_restart_kill_and_reboot(vm: Machine) -> N
         "sed -i -e 's|# key_file:|key_file:|' -e 's|# allow_list:|allow_list:|' "
         "/etc/vedette/aggregator.yaml"
     )
-    told = vm.run(f"vedette enroll {host} -c /etc/vedette/aggregator.yaml --key '{public}' --json")
+    told = vm.run(f"vedette enroll {host} --key '{public}' --json")
     server = json.loads(told)["server_key"]
     vm.run(f"cat > /etc/vedette/marker.yaml <<'END'\n{RULES}\nEND")
     vm.run(f"cat >> /etc/vedette/agent.yaml <<'END'\n{AGENT_EXTRA.format(server=server)}\nEND")
     vm.run(
         "sed -i -e 's|# listen: 127.0.0.1:9771|listen: 127.0.0.1:9771|' "
         "-e 's|^    - /usr/share/vedette/rules$|    - /etc/vedette/marker.yaml|' "
-        "/etc/vedette/agent.yaml && vedette-agent config check /etc/vedette/agent.yaml"
+        "/etc/vedette/agent.yaml && vedette-agent config check"
     )
     # Nobody takes what the agent has until all of it is there.
     vm.run("systemctl disable --now vedette-aggregator")
