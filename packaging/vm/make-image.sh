@@ -44,6 +44,8 @@ if [ "$(cat "$CACHE/mark" 2>/dev/null)" = "$MARK" ]; then
     exit 0
 fi
 rm -f "$CACHE/mark"
+[ "$(cat "$CACHE/root.mark" 2>/dev/null)" = "$MARK" ] || rm -rf "$CACHE/root"
+echo "$MARK" >"$CACHE/root.mark"
 strap "$CACHE/root" "$PACKAGES"
 root=$CACHE/root
 
