@@ -84,9 +84,14 @@ SettleOption = Annotated[
     ),
 ]
 ErrorsOption = Annotated[
-    int,
+    int | None,
     typer.Option(
-        min=0, max=1_000_000, metavar="N", help="More hosts with errors take it back everywhere."
+        min=0,
+        max=1_000_000,
+        metavar="N",
+        help="More hosts with errors take it back everywhere; default: "
+        f"{signed.ERRORS_PERCENT} % of the stage's hosts and one at least, so that no host alone "
+        f"decides; of fewer than {signed.ERRORS_HOSTS_MIN} hosts, none.",
     ),
 ]
 SignalsOption = Annotated[
@@ -159,7 +164,7 @@ def push(
     labels: list[str],
     stages: str,
     settle: str,
-    numbers: dict[str, int],
+    numbers: dict[str, int | None],
     note: str,
     key_file: Path | None,
     number: int | None,
@@ -356,6 +361,13 @@ def _selector(manifest: Manifest) -> str:
     return f"hosts with {labels}" if labels else "all hosts"
 
 
+def _errors_text(manifest: Manifest) -> str:
+    """Say how many hosts' errors a release survives."""
+    if manifest.errors_max is not None:
+        return f"up to {manifest.errors_max} hosts'"
+    return f"up to {signed.ERRORS_PERCENT} % of the stage's hosts', or one's"
+
+
 def _manifest_json(manifest: Manifest, signer: str) -> dict[str, Any]:
     return {
         "release": manifest.number,
@@ -521,7 +533,7 @@ def _show(store: Store, number: int, as_json: bool, utc: bool) -> None:
         ("stages", ", ".join(f"{share:g} %" for share in manifest.stages)),
         (
             "errors",
-            f"up to {manifest.errors_max} hosts'; a host's are more than "
+            f"{_errors_text(manifest)}; a host's are more than "
             f"{manifest.signals_per_s_max} signals a second or {manifest.lost_events_max} events "
             f"lost within {span_text(int(manifest.settle_s * 1e9))}",
         ),
@@ -632,7 +644,7 @@ def mount(rules_app: typer.Typer, open_store: OpenStore) -> None:
         ] = None,
         stages: StagesOption = "5%,50%,100%",
         settle: SettleOption = "60s",
-        errors_max: ErrorsOption = 0,
+        errors_max: ErrorsOption = None,
         signals_per_s_max: SignalsOption = signed.SIGNALS_PER_S_MAX,
         lost_events_max: LostOption = signed.LOST_EVENTS_MAX,
         note: NoteOption = "",
@@ -668,7 +680,7 @@ def mount(rules_app: typer.Typer, open_store: OpenStore) -> None:
         Agents that name the signer's public key verify the release, compile it beside the rules
         that run, and put it in force. A host goes back by itself where it cannot be compiled, makes
         too many signals, or the agent does not survive it; the whole fleet goes back where more
-        than --errors-max hosts do. Hosts that are away take it when they come again.
+        hosts do than --errors-max allows. Hosts that are away take it when they come again.
         """
         with _failing():
             push(

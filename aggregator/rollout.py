@@ -7,8 +7,9 @@ is in, which hosts it was offered to, and what these have said of it.
 A stage is a share of the hosts whose labels a release selects, and which take releases. Its hosts
 are the first ones by a hash of release and host that are there, so nobody chooses them, and a small
 fleet has one in its first stage, too. A stage is over when none of its hosts has still to answer,
-and one at least runs the release well; whoever was away catches up later. More errors than
-the release allows withdraw it: every host that has it is sent the withdrawal, which was signed
+and one at least runs the release well; whoever was away catches up later. A host with an error
+does not count: another takes its place in the stage, so that no host alone decides. More of them
+than the release allows withdraw it: every host that has it is sent the withdrawal, which was signed
 together with the release. A host has an error if it reports a failure or a refusal, or falls silent
 while it has the release on trial.
 """
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 1.0
 """How often the table is looked at for what the commands have written."""
 RESEND_S: Final = 30.0
+ANSWER_S: Final = 600.0
+"""A stage waits so long for a host beyond what it needs to settle; then others take its place."""
 TOLD_PER_TICK: Final = 200
 """Hosts that are told between two rounds of messages: an offer makes them fetch."""
 PACKS_MAX: Final = 2
@@ -63,9 +66,10 @@ class _Release:
 class _Row:
     """What became of a release on a host it was offered to; told: its failure was an alert."""
 
-    __slots__ = ("reason", "status", "told")
+    __slots__ = ("offered_ns", "reason", "status", "told")
 
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, offered_ns: int, status: str, reason: str) -> None:
+        self.offered_ns = offered_ns
         self.status = status
         self.reason = reason
         self.told = status in releases.ERRORS
@@ -125,9 +129,9 @@ class Rollout:
         self._dirty = True
         h = release_hosts_table.c
         with store.reading() as connection:
-            query = sa.select(h.number, h.host_id, h.status, h.reason)
-            for number, host_id, status, reason in connection.execute(query):
-                self._rows.setdefault(number, {})[host_id] = _Row(status, reason)
+            query = sa.select(h.number, h.host_id, h.offered_ns, h.status, h.reason)
+            for number, host_id, *row in connection.execute(query):
+                self._rows.setdefault(number, {})[host_id] = _Row(*row)
         self._look()
 
     # What hosts do.
@@ -302,6 +306,7 @@ class Rollout:
         rows = self._rows.setdefault(number, {})
         errors: dict[str, str] = {}
         confirmed = pending = 0
+        waiting_since_ns = time.time_ns() - int((manifest.settle_s + ANSWER_S) * 1e9)
         for host_id, row in rows.items():
             host = self._hosts.get(host_id)
             if row.status == "confirmed":
@@ -311,19 +316,20 @@ class Rollout:
             elif host is None or host.left or not host.takes:
                 continue  # it catches up when it comes, or takes releases, again
             elif host_id not in silent:
-                pending += 1
+                # Who stays connected and never answers holds up nobody.
+                pending += row.offered_ns >= waiting_since_ns
             elif row.status in ("taking", "trial"):
                 errors[host_id] = "it fell silent while it had the release on trial"
-        if len(errors) > manifest.errors_max:
-            self._withdraw(release, errors)
-            return
         matching = [
             (host_id, host)
             for host_id, host in self._hosts.items()
             if host.takes and manifest.selects(host.labels)
         ]
         quota = math.ceil(len(matching) * manifest.stages[release.stage] / 100)
-        wanted = quota - confirmed - pending - len(errors)
+        if len(errors) > manifest.errors_allowed(len(matching), quota):
+            self._withdraw(release, errors)
+            return
+        wanted = quota - confirmed - pending
         if wanted > 0:
             others = [item for item in matching if item[0] not in rows and item[0] not in silent]
             here = sorted(
@@ -404,7 +410,7 @@ class Rollout:
                 .on_conflict_do_update(index_elements=["number", "host_id"], set_=values)
             )
         if row is None:
-            self._rows[number][host_id] = _Row(status, reason)
+            self._rows[number][host_id] = _Row(now_ns, status, reason)
             self._version += 1
         else:
             row.status, row.reason = status, reason

@@ -43,6 +43,9 @@ SIGNERS_MAX: Final = 16
 SETTLE_S: Final = 60.0
 SIGNALS_PER_S_MAX: Final = 100
 LOST_EVENTS_MAX: Final = 1000
+ERRORS_PERCENT: Final = 5
+ERRORS_HOSTS_MIN: Final = 3
+"""Where a release is for fewer hosts and allows no number of errors, one host's take it back."""
 
 _FILE_MAGIC: Final = b"vedette-release-1\n"
 _KEY_PREFIX: Final = "ed25519:"
@@ -86,7 +89,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     labels             hosts that have all of these take it; none: every host
     stages             shares of these hosts, in per cent, that take it one after the other
     settle_s           how long a host runs it without an error before it reports success
-    errors_max         hosts that may report errors before it is taken back everywhere
+    errors_max         hosts that may report errors before it is taken back everywhere; None: as
+                       many as `errors_allowed` says
     signals_per_s_max  a host that makes more, and ten times as many as before, goes back
     lost_events_max    the same for kernel events lost while it settles
     """
@@ -100,7 +104,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     labels: Labels
     stages: Annotated[tuple[_Share, ...], msgspec.Meta(min_length=1, max_length=STAGES_MAX)]
     settle_s: Annotated[float, msgspec.Meta(ge=0, le=86400)]
-    errors_max: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+    errors_max: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None
     signals_per_s_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
     lost_events_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
     signed_ns: _Count
@@ -113,6 +117,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def selects(self, labels: Mapping[str, str]) -> bool:
         """Tell whether a host with these labels takes it."""
         return all(labels.get(name) == value for name, value in self.labels.items())
+
+    def errors_allowed(self, selected: int, stage_hosts: int) -> int:
+        """Return how many hosts may have errors.
+
+        selected     hosts that it is for
+        stage_hosts  hosts that are to have it in the stage that is under way
+
+        Without a number of its own one host alone takes back nothing, unless there are only two:
+        it may be broken, or an attacker's.
+        """
+        if self.errors_max is not None:
+            return self.errors_max
+        if selected < ERRORS_HOSTS_MIN:
+            return 0
+        return max(1, stage_hosts * ERRORS_PERCENT // 100)
 
 
 class Withdrawal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,6 +29,7 @@ from vedette.agent.errors import AgentError
 from vedette.agent.releases import STARTS_MAX, Releases
 from vedette.agent.shipper import Shipper
 from vedette.aggregator import releases as stored
+from vedette.aggregator import rollout
 from vedette.aggregator.cli import app
 from vedette.aggregator.releases import Info
 from vedette.aggregator.rollout import rank
@@ -296,6 +297,90 @@ detection: {selection: {Image: /bin/x}, condition: selection}
         code, out, error = world.run("rules", "rollback", "--to", "3", "-k", world.key, "--json")
         assert (code, json.loads(out)["release"]) == (0, 4)
         until(lambda: a.loaded == ["two"], "the rules of release 3, again")
+
+
+def failing(host: Host) -> None:
+    """Let a host say of whatever release it gets that it did harm."""
+    host.releases.switched = lambda number: host.releases.failed(number, "so it says")  # type: ignore[method-assign]
+
+
+def test_no_host_alone_takes_a_release_back_and_two_do(world: World) -> None:
+    """The one that lies is the first of the first stage, where it is the only one."""
+    with contextlib.ExitStack() as stack:
+        hosts = {name: stack.enter_context(world.host(name)) for name in "abcd"}
+        until(lambda: len(stored_hosts(world)) == 4, "all report")
+        liar, *honest = sorted("abcd", key=lambda name: rank(1, name))
+        failing(hosts[liar])
+        assert world.push("--stages", "25%,50%,100%") == 1
+        world.becomes(1, "complete")
+        assert world.statuses(1) == {liar: "failed"} | dict.fromkeys(honest, "confirmed")
+        assert [hosts[name].loaded for name in honest] == [["one"]] * 3
+        _, out, _ = world.run("rules", "releases", "1")
+        assert "up to 5 % of the stage's hosts', or one's" in out
+        # A release that does harm everywhere gets to two hosts.
+        for host in hosts.values():
+            failing(host)
+        assert world.push("--stages", "25%,50%,100%", names=("two",)) == 2
+        world.becomes(2, "withdrawn")
+        assert list(world.statuses(2).values()) == ["failed", "failed"]
+        assert world.info(2).reason.startswith("2 of its hosts had errors: ")
+        # Where any error is to stop it, one does.
+        assert world.push("--errors-max", "0", "--stages", "25%,50%,100%", names=("two",)) == 3
+        world.becomes(3, "withdrawn")
+        assert list(world.statuses(3).values()) == ["failed"]
+
+
+def test_how_many_hosts_may_have_errors(keys: Keys) -> None:
+    def allowed(selected: int, stage_hosts: int, errors_max: int | None = None) -> int:
+        signed = made(keys, 1, errors_max=errors_max).manifest
+        manifest = releases.verify(signed, releases.Manifest, None)
+        return manifest.errors_allowed(selected, stage_hosts)
+
+    assert [allowed(hosts, hosts) for hosts in (1, 2, 3, 39, 40, 1000)] == [0, 0, 1, 1, 2, 50]
+    assert allowed(1000, 1) == 1
+    assert [allowed(1000, 1000, errors_max) for errors_max in (0, 7)] == [0, 7]
+
+
+def test_a_stage_does_not_wait_for_ever_for_who_does_not_answer(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(keys.folder / "s") as store:
+        for name in "abc":
+            store.hello(hello(name), 1, 100)
+        going = rollout.Rollout(store)
+        release = made(keys, 1, stages=(50.0, 100.0), settle_s=0.0)
+        stored.push(store, release, releases.verify(release.manifest, releases.Manifest, None))
+
+        def say(name: str, status: str) -> None:
+            with store.transaction():
+                number = 1 if status == "confirmed" else 0
+                going.report(name, wire.ReleaseReport(tried=1, number=number, status=status))
+
+        for name in "abc":
+            going.arrived(name, {})
+            going.report(name, wire.ReleaseReport())
+        mute, second, third = sorted("abc", key=lambda name: rank(1, name))
+
+        def offered(now_s: float) -> set[str]:
+            going.tick(now_s, ())
+            return {row.host_id for row in stored.hosts(store, 1)}
+
+        assert offered(10.0) == {mute, second}
+        say(second, "confirmed")
+        say(mute, "trial")
+        assert offered(20.0) == {mute, second}
+        monkeypatch.setattr(rollout, "ANSWER_S", 0.0)
+        assert offered(30.0) == {mute, second, third}
+        say(third, "confirmed")
+        for now_s in (40.0, 50.0):
+            going.tick(now_s, ())
+        found = stored.find(store, 1)
+        assert found is not None and found.state == "complete"
+        assert {row.host_id: row.status for row in stored.hosts(store, 1)} == {
+            mute: "trial",
+            second: "confirmed",
+            third: "confirmed",
+        }
 
 
 def test_too_many_signals_or_silence_on_trial_take_it_back(world: World) -> None:
