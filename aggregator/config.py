@@ -116,6 +116,8 @@ class Limits(_Section, frozen=True):
                        seconds
     failed_connections_per_s  the same for all addresses together; beyond, only those near a host's
                        that was welcomed can connect, and then none, until it is fewer
+    connections_max    connections that may be open at once, also by hosts that leave old ones open;
+                       one beyond is hung up on
     silent_after_s     a host that reports no progress for so long is set aside: the fleet's
                        sequences go on without it, and what it sends later is marked late
     lag_s_max          the same for a host whose reported progress is so far behind the clock
@@ -128,6 +130,7 @@ class Limits(_Section, frozen=True):
     host_signals_per_s: Annotated[int, msgspec.Meta(ge=100, le=100_000_000)] = 100_000
     source_failed_connections_per_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e6)] = 5.0
     failed_connections_per_s: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = 30.0
+    connections_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 20_000
     silent_after_s: _Seconds = 15.0
     lag_s_max: _Seconds = 60.0
     silent_alert_s: _Seconds = 60.0

@@ -186,10 +186,12 @@ class Gate:
     """The filter of one listening socket. Its methods may be called from any thread.
 
     source_per_s, total_per_s  connections that may fail; of the total strangers have half
+    connections_max            that may be open; what comes beyond is counted as ``full``
     """
 
-    def __init__(self, source_per_s: float, total_per_s: float) -> None:
+    def __init__(self, source_per_s: float, total_per_s: float, connections_max: int) -> None:
         self._source_per_s = source_per_s
+        self._connections_max = connections_max
         self._strangers = Bucket(total_per_s / 2, total_per_s)
         self._everybody = Bucket(total_per_s, 2 * total_per_s)
         self._sources: OrderedDict[Network, Bucket] = OrderedDict()
@@ -200,7 +202,7 @@ class Gate:
         self._shut = {"strangers": False, "everybody": False}
         self._listening = -1
         self._stale = False
-        self._counts = Counter(failed=0, blocked=0, errors=0)
+        self._counts = Counter(failed=0, blocked=0, errors=0, full=0)
         self._logged_s = 0.0
         self._lock = threading.Lock()
 
@@ -210,11 +212,16 @@ class Gate:
             self._listening = descriptor
 
     def accepted(self, descriptor: int, address: str | None) -> bool:
-        """Note a connection; False where its source is blocked, so that it is to be hung up on.
+        """Note a connection; False where it is to be hung up on: it is blocked, or one too many.
 
         address  None where it cannot be known any more
         """
         with self._lock:
+            if len(self._connections) >= self._connections_max:
+                # It is not noted, so its end is on nobody's account.
+                self._counts["full"] += 1
+                self._say("%d connections are open, no more are let in", self._connections_max)
+                return False
             made = self._connections[descriptor] = _Connection(address)
             made.welcomed = address is not None and self._early.pop(descriptor, None) == address
             return address is None or source(address) not in self._blocked

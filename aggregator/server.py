@@ -24,6 +24,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -75,6 +76,10 @@ HELLOS_PER_S: Final = 1
 HELLOS_BURST: Final = 60
 PENDING_MAX: Final = 1024
 """Connections that said no HELLO yet; beyond, the oldest is hung up on."""
+DESCRIPTORS_KEPT: Final = 128
+"""Of what the process may have open, for other things than agents' connections."""
+REFUSED_S: Final = 5.0
+"""A host that is refused is hung up on after so long: time to read why, and to go by itself."""
 PENDING_S: Final = 15.0
 GONE_S: Final = 5.0
 """Who could not be answered is forgotten after so long."""
@@ -250,6 +255,7 @@ class _Peer:
         "_events",
         "boot_id",
         "committed_seq",
+        "descriptor",
         "heartbeats",
         "held_until_s",
         "host_id",
@@ -258,10 +264,11 @@ class _Peer:
         "unacked_messages",
     )
 
-    def __init__(self, host_id: str, boot_id: str, key: str) -> None:
+    def __init__(self, host_id: str, boot_id: str, key: str, descriptor: int) -> None:
         self.host_id = host_id
         self.boot_id = boot_id
         self.key = key
+        self.descriptor = descriptor
         self.committed_seq = 0
         self.unacked = 0
         self.unacked_messages = 0
@@ -370,6 +377,8 @@ class Server:
         self._shares: dict[str, tuple[Bucket, Bucket]] = {}
         self._held: dict[bytes, _Peer] = {}
         self._gone: deque[tuple[float, bytes]] = deque()
+        self._owners: dict[int, bytes] = {}
+        self._ending: deque[tuple[float, int, bytes]] = deque(maxlen=REFUSED_MAX)
         self._refusals_logged = 0
         self._refusals_since_s = 0.0
         self._stop = False
@@ -399,6 +408,7 @@ class Server:
                 self._gate = Gate(
                     config.limits.source_failed_connections_per_s,
                     config.limits.failed_connections_per_s,
+                    min(config.limits.connections_max, _descriptors() - DESCRIPTORS_KEPT),
                 )
             self._connections = _Connections(self._socket, self._gate)
             undo.callback(self._connections.stop)
@@ -739,8 +749,9 @@ class Server:
         self._pending.pop(descriptor, None)
         if self._gate is not None:
             self._gate.welcomed(descriptor, _property(frame, "Peer-Address"))
-        self._peers[route_id] = _Peer(hello.host_id, hello.boot_id, key)
+        self._peers[route_id] = _Peer(hello.host_id, hello.boot_id, key, descriptor)
         self._routes[hello.host_id] = route_id
+        self._owners[descriptor] = route_id
         self._progress.arrive(hello.host_id, time.monotonic())
         self._heard_s[hello.host_id] = time.monotonic()
         self._clocks.setdefault(hello.host_id, HostClock())
@@ -822,6 +833,7 @@ class Server:
                 self._pending.pop(descriptor, None)
                 self._serials.pop(descriptor, None)
                 self._welcomed.discard(descriptor)
+                self._owners.pop(descriptor, None)
             else:
                 self.counters["handshakes_failed"] += 1
 
@@ -866,6 +878,8 @@ class Server:
             if key in self._allowed:
                 sender += f" with the key of {self._allowed[key].host_id}"
         self._log_refusal("%s refused: %s (%s)", sender, repr(refusal.reason), refusal.code)
+        if peer is not None:
+            self._ending.append((time.monotonic() + REFUSED_S, peer.descriptor, route_id))
         self._forget(route_id)
         self._refused[route_id] = _Ignored()
         if len(self._refused) > REFUSED_MAX:
@@ -917,6 +931,11 @@ class Server:
             self._watch_allow_list()
         while self._pending and now_s - next(iter(self._pending.values())) > PENDING_S:
             self._hang_up(self._pending.popitem(last=False)[0], "pending")
+        while self._ending and now_s > self._ending[0][0]:
+            _, descriptor, route_id = self._ending.popleft()
+            # Unless it has gone by itself, and its descriptor may be another's.
+            if self._owners.get(descriptor) == route_id:
+                self._hang_up(descriptor, "refused")
         while self._gone and now_s - self._gone[0][0] > GONE_S:
             self._forget(self._gone.popleft()[1])
         if now_s >= self._silence_s:
@@ -1121,6 +1140,12 @@ class Server:
             allowed = self._allowed.get(peer.key)
             if allowed is None or allowed.host_id != peer.host_id or not allowed.valid(now_s):
                 self._refuse(route_id, _Refused("identity", "no longer on the allow-list"), [])
+
+
+def _descriptors() -> int:
+    """Return how many files this process may come to have open (see _allow_descriptors)."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else max(hard, 2 * DESCRIPTORS_KEPT)
 
 
 def _allow_descriptors() -> None:

@@ -22,6 +22,7 @@ from tests.aggregator.service import (
 )
 from tests.aggregator.test_server import acknowledged, report, reported, shipper
 from vedette.aggregator import gate
+from vedette.aggregator import server as server_module
 from vedette.aggregator.config import parse
 from vedette.aggregator.gate import Bucket, Gate, Network, attach, neighbourhood, program, source
 from vedette.aggregator.server import Server
@@ -137,7 +138,7 @@ def test_who_asks_in_vain_pays_nothing() -> None:
 
 
 def test_sources_are_counted_apart_and_bounded() -> None:
-    guard = Gate(1, 1e6)
+    guard = Gate(1, 1e6, 1000)
     for number in range(20):
         guard.accepted(number, f"10.0.0.{number % 2}")
     for number in range(20):
@@ -146,7 +147,7 @@ def test_sources_are_counted_apart_and_bounded() -> None:
         guard.ended(number)
     assert not guard.accepted(100, "10.0.0.0")
     assert guard.accepted(101, "10.0.0.1")
-    assert guard.stats() == {"failed": 10, "blocked": 1, "errors": 0, "sources": 1}
+    assert guard.stats() == {"failed": 10, "blocked": 1, "errors": 0, "full": 0, "sources": 1}
     for number in range(6 * gate.BLOCKED_MAX * 2):
         guard.accepted(number, f"10.1.0.{number // 6}")
         guard.ended(number)
@@ -155,7 +156,7 @@ def test_sources_are_counted_apart_and_bounded() -> None:
 
 def test_a_block_ends(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "BLOCK_S", 0.5)
-    guard = Gate(1, 1e6)
+    guard = Gate(1, 1e6, 1000)
     guard.listen(listening.fileno())
     assert not guard.tend()
     for number in range(10):
@@ -168,16 +169,16 @@ def test_a_block_ends(listening: socket.socket, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_end_is_on_nobodys_account_where_it_is_not_known_whose_it_was() -> None:
-    guard = Gate(1, 1e6)
+    guard = Gate(1, 1e6, 1000)
     for number in range(20):
         guard.accepted(number, None)
         guard.ended(number)
     guard.ended(77)
-    assert guard.stats() == {"failed": 20, "blocked": 0, "errors": 0, "sources": 0}
+    assert guard.stats() == {"failed": 20, "blocked": 0, "errors": 0, "full": 0, "sources": 0}
 
 
 def test_news_of_a_welcome_may_come_before_that_of_its_connection() -> None:
-    guard = Gate(1, 1e6)
+    guard = Gate(1, 1e6, 1000)
     guard.welcomed(5, "10.0.0.1")
     guard.accepted(5, "10.0.0.1")
     guard.ended(5)
@@ -186,6 +187,65 @@ def test_news_of_a_welcome_may_come_before_that_of_its_connection() -> None:
     guard.accepted(5, "10.0.0.2")
     guard.ended(5)
     assert guard.stats()["failed"] == 1
+
+
+def test_no_more_connections_are_noted_than_may_be_open() -> None:
+    guard = Gate(1, 1e6, 3)
+    assert [guard.accepted(number, "10.0.0.1") for number in range(5)] == [True] * 3 + [False] * 2
+    guard.welcomed(4, "10.0.0.1")
+    guard.ended(3)
+    guard.ended(4)
+    assert (guard.stats()["full"], guard.stats()["failed"]) == (2, 0)
+    guard.ended(0)
+    assert guard.stats()["failed"] == 1
+    assert guard.accepted(5, "10.0.0.1")
+    assert (len(guard._connections), len(guard._early)) == (3, 0)
+
+
+def test_connections_beyond_the_bound_are_hung_up_on_and_hosts_go_on(tmp_path: Path) -> None:
+    with (
+        aggregator(tmp_path, TCP + "limits: {connections_max: 4}") as service,
+        shipper(service.endpoint, "good") as agent,
+        contextlib.ExitStack() as stack,
+    ):
+        until(lambda: agent.state == "connected", "a connection")
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(where(service)))
+        with socket.create_connection(where(service)) as more:
+            more.settimeout(10)
+            # libzmq's greeting may come before the end.
+            while more.recv(4096):
+                pass
+        agent.send(signals(1, 100))
+        acknowledged(agent, 100)
+        assert agent.stats()["broken"] == 0
+        assert report(service)["gate.full"] == 1
+
+
+def test_a_host_that_leaves_its_former_connections_open_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "REFUSED_S", 0.1)
+    server = Server(parse(TCP, tmp_path / "aggregator.yaml"))
+    with contextlib.closing(server), contextlib.ExitStack() as stack:
+        raws = [stack.enter_context(RawAgent(server.endpoint)) for _ in range(4)]
+        for raw in raws:
+            # Hung up on, they would connect again.
+            raw.socket.set(zmq.RECONNECT_IVL, -1)
+            raw.say(hello("a"))
+            while not raw.socket.poll(0):
+                server.step(0.01)
+            assert isinstance(raw.hear(), wire.Welcome)
+
+        def ended() -> bool:
+            server.step(0.01)
+            return server.counters["hung_up.refused"] == 3
+
+        until(ended, "the end of the former ones")
+        raws[-1].say(wire.Batch(signals=signals(1, 1)))
+        while not raws[-1].socket.poll(0):
+            server.step(0.01)
+        assert isinstance(raws[-1].hear(), wire.Ack)
 
 
 def fail(server: tuple[str, int], address: str, data: bytes = bytes(64)) -> bool:
