@@ -35,6 +35,7 @@ import msgspec
 
 from vedette.agent.shipper import CRITICAL, Taken
 from vedette.core import wire
+from vedette.core.columns import sift, tally
 from vedette.core.signal import PRIORITIES, Signal
 
 BYTES_MIN: Final = 1 << 20
@@ -186,18 +187,10 @@ class SpoolQueue:
         return self.other, self.urgent
 
     def put(self, signals: Sequence[Signal]) -> None:
-        before = self.last_seq
-        for signal in signals:
-            if signal.seq <= before:
-                raise ValueError(f"signal number {signal.seq} after {before}")
-            before = signal.seq
-        urgent = [signal for signal in signals if signal.priority <= CRITICAL]
-        other = signals
-        if urgent:
-            other = [signal for signal in signals if signal.priority > CRITICAL]
+        urgent, other = sift(list(signals), self.last_seq, CRITICAL)
         for lane, some in ((self.urgent, urgent), (self.other, other)):
             for start in range(0, len(some), RECORD_SIGNALS_MAX):
-                self._append(lane, list(some[start : start + RECORD_SIGNALS_MAX]))
+                self._append(lane, some[start : start + RECORD_SIGNALS_MAX])
 
     def take(self, count_max: int) -> Taken:
         taken = Taken([], [])
@@ -363,13 +356,12 @@ class SpoolQueue:
             self._append(lane, signals[: len(signals) // 2])
             self._append(lane, signals[len(signals) // 2 :])
             return
-        counts = [0] * len(PRIORITIES)
-        for signal in signals:
-            counts[signal.priority] += 1
+        counts, min_ns = tally(signals, len(PRIORITIES))
         first, last = signals[0].seq, signals[-1].seq
-        min_ns = max(0, min(signal.time_ns for signal in signals))
-        rest = _HEADER.pack(0, 0, first, last, min_ns, *counts)[8:] + payload
-        record = struct.pack("<II", len(payload), zlib.crc32(rest)) + rest
+        min_ns = max(0, min_ns)
+        rest = _HEADER.pack(0, 0, first, last, min_ns, *counts)[8:]
+        crc = zlib.crc32(payload, zlib.crc32(rest))
+        record = b"".join((struct.pack("<II", len(payload), crc), rest, payload))
         self.last_seq = max(self.last_seq, last)
         if not self._spool.make_room(len(record)):
             self._note_lost(counts, "bound")
@@ -668,7 +660,7 @@ def _packed(signals: list[Signal]) -> bytes:
     if len(signals) >= COLUMNS_SIGNALS_MIN:
         # What the wire would refuse is fitted when it is sent, and kept as it is until then.
         with contextlib.suppress(wire.WireError):
-            return bytes(wire.pack_signals(signals))
+            return wire.pack_signals(signals)
     return _encoder.encode(signals)
 
 

@@ -9,10 +9,31 @@ processes, is packed, sent, checked and kept once.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from vedette.core.members cimport is_a, member, member_offset
+
+from vedette.core.signal import Signal
 
 cdef enum:
     MISSING = 0xFFFF
+    PRIORITIES_MAX = 64
+
+cdef Py_ssize_t SEQ_AT = member_offset(Signal.seq)
+cdef Py_ssize_t TIME_AT = member_offset(Signal.time_ns)
+cdef Py_ssize_t RULE_AT = member_offset(Signal.rule)
+cdef Py_ssize_t PRIORITY_AT = member_offset(Signal.priority)
+cdef Py_ssize_t TAGS_AT = member_offset(Signal.tags)
+cdef Py_ssize_t ALERT_AT = member_offset(Signal.alert)
+cdef Py_ssize_t OUTPUT_AT = member_offset(Signal.output)
+cdef Py_ssize_t FIELDS_AT = member_offset(Signal.fields)
+
+
+cdef inline PyObject* a_signal(list signals, Py_ssize_t at) except NULL:
+    cdef PyObject* signal = <PyObject*>signals[at]
+    if not is_a(signal, <PyObject*>Signal):
+        raise TypeError(f"{<object>signal!r} is no signal")
+    return signal
 
 
 cdef inline void put16(char* data, Py_ssize_t at, uint32_t number) noexcept:
@@ -115,23 +136,41 @@ def pack(list signals, Py_ssize_t columns_max):
     cdef char* time_data = PyBytes_AS_STRING(time_ns)
     cdef char* rule_data = PyBytes_AS_STRING(rule)
     cdef dict rules = {}
+    cdef dict latest = {}     # rule -> its latest entry and number
     cdef list output = []
     cdef dict by_name = {}
     cdef list columns = []
     cdef dict fields
-    cdef object signal, entry
+    cdef tuple entry
+    cdef object rule_name
+    cdef PyObject* signal
     cdef _Column column
     for i in range(count):
-        signal = signals[i]
-        put64(seq_data, i, signal.seq)
-        put64(time_data, i, signal.time_ns)
-        entry = (signal.rule, signal.priority, signal.tags, signal.alert)
-        found = rules.get(entry)
-        if found is None:
-            found = rules[entry] = len(rules)
-        put16(rule_data, i, found)
-        output.append(signal.output)
-        fields = signal.fields
+        signal = a_signal(signals, i)
+        put64(seq_data, i, <object>member(signal, SEQ_AT))
+        put64(time_data, i, <object>member(signal, TIME_AT))
+        # A rule's signals nearly always have the very objects that its last one had.
+        rule_name = <object>member(signal, RULE_AT)
+        known = latest.get(rule_name)
+        if (
+            known is None
+            or (<tuple>known)[1] is not <object>member(signal, PRIORITY_AT)
+            or (<tuple>known)[2] is not <object>member(signal, TAGS_AT)
+            or (<tuple>known)[3] is not <object>member(signal, ALERT_AT)
+        ):
+            entry = (
+                rule_name,
+                <object>member(signal, PRIORITY_AT),
+                <object>member(signal, TAGS_AT),
+                <object>member(signal, ALERT_AT),
+            )
+            found = rules.get(entry)
+            if found is None:
+                found = rules[entry] = len(rules)
+            known = latest[rule_name] = (*entry, found)
+        put16(rule_data, i, (<tuple>known)[4])
+        output.append(<object>member(signal, OUTPUT_AT))
+        fields = <dict?><object>member(signal, FIELDS_AT)
         walk = 0
         n = 0
         while PyDict_Next(fields, &walk, &key, &value):
@@ -154,6 +193,58 @@ def pack(list signals, Py_ssize_t columns_max):
     }
 
 
+def sift(list signals, int64_t before, int urgent_max):
+    """Return the signals of a priority up to urgent_max, and the others, each in their order.
+
+    Raises ValueError where their numbers do not rise above ``before``.
+    """
+    cdef list urgent = []
+    cdef list other = []
+    cdef PyObject* signal
+    cdef int64_t seq
+    cdef int priority
+    cdef Py_ssize_t i
+    for i in range(len(signals)):
+        signal = a_signal(signals, i)
+        seq = <object>member(signal, SEQ_AT)
+        if seq <= before:
+            raise ValueError(f"signal number {seq} after {before}")
+        before = seq
+        priority = <object>member(signal, PRIORITY_AT)
+        if priority <= urgent_max:
+            urgent.append(<object>signal)
+        else:
+            other.append(<object>signal)
+    return urgent, other
+
+
+def tally(list signals, int priorities):
+    """Return how many signals there are of each priority, and the earliest time.
+
+    Raises IndexError where a priority is none.
+    """
+    cdef int64_t counts[PRIORITIES_MAX]
+    cdef int priority
+    cdef object time_ns
+    cdef object earliest = None
+    cdef PyObject* signal
+    cdef Py_ssize_t i
+    if not 0 < priorities <= PRIORITIES_MAX:
+        raise IndexError(priorities)
+    for priority in range(priorities):
+        counts[priority] = 0
+    for i in range(len(signals)):
+        signal = a_signal(signals, i)
+        priority = <object>member(signal, PRIORITY_AT)
+        if not 0 <= priority < priorities:
+            raise IndexError(priority)
+        counts[priority] += 1
+        time_ns = <object>member(signal, TIME_AT)
+        if earliest is None or time_ns < earliest:
+            earliest = time_ns
+    return [counts[priority] for priority in range(priorities)], earliest
+
+
 def chosen(bytes index, Py_ssize_t count):
     """Return the greatest number in an index, -1 where it has not two bytes for each signal."""
     cdef Py_ssize_t i
@@ -164,6 +255,36 @@ def chosen(bytes index, Py_ssize_t count):
     for i in range(count):
         most = max(most, get16(data, i))
     return most
+
+
+cdef inline int64_t get64(const char* data, Py_ssize_t at) noexcept:
+    cdef uint64_t number = 0
+    cdef int i
+    for i in range(8):
+        number |= <uint64_t>(<const uint8_t*>data)[8 * at + i] << (8 * i)
+    return <int64_t>number
+
+
+def extent(bytes numbers):
+    """Return the least and the greatest of signed 64-bit numbers, and whether each is above the last.
+
+    Unlike numpy it keeps Python's lock, which costs far more to get back than this takes.
+    """
+    cdef const char* data = PyBytes_AS_STRING(numbers)
+    cdef Py_ssize_t count = PyBytes_GET_SIZE(numbers) // 8
+    cdef Py_ssize_t i
+    cdef int64_t number, least, most, before
+    cdef bint rises = True
+    if count == 0:
+        raise ValueError("no numbers")
+    least = most = before = get64(data, 0)
+    for i in range(1, count):
+        number = get64(data, i)
+        rises &= number > before
+        least = min(least, number)
+        most = max(most, number)
+        before = number
+    return least, most, rises
 
 
 def shown_chars(bytes index, list values):

@@ -20,6 +20,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from vedette.core.mem cimport Heap, heap_del, heap_grow, heap_new
+from vedette.core.members cimport is_a, member, member_offset
 
 from collections import Counter, deque
 
@@ -36,27 +37,6 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
-    #include <structmember.h>
-
-    /* Where a field of a msgspec.Struct is in its objects, and in those of subclasses. */
-    static Py_ssize_t member_offset(PyObject* descriptor) {
-        PyMemberDef* member;
-        if (!PyObject_TypeCheck(descriptor, &PyMemberDescr_Type)) {
-            PyErr_SetString(PyExc_TypeError, "not a field of a struct");
-            return -1;
-        }
-        member = ((PyMemberDescrObject*)descriptor)->d_member;
-        if (member->type != T_OBJECT_EX && member->type != T_OBJECT) {
-            PyErr_SetString(PyExc_TypeError, "a field of a struct that is no object");
-            return -1;
-        }
-        return member->offset;
-    }
-
-    static inline int is_a(PyObject* object, PyObject* type) {
-        return PyObject_TypeCheck(object, (PyTypeObject*)type);
-    }
-
     static inline void prefetch(const void* address) {
         __builtin_prefetch(address);
         __builtin_prefetch((const char*)address + 64);
@@ -117,14 +97,12 @@ cdef extern from *:
         }
     }
     """
-    Py_ssize_t member_offset(object descriptor) except -1
     void prefetch(const void*) noexcept nogil
     void prefetch_text(const void*) noexcept nogil
     void prefetch_line(const void*) noexcept nogil
     void prefetch_items(PyObject*) noexcept nogil
     void prefetch_keys(PyObject*) noexcept nogil
     bint same_tags(PyObject*, PyObject*) except -1
-    bint is_a(PyObject*, PyObject*) noexcept
     bint same(PyObject*, PyObject*) except -1
 
 cdef enum:
@@ -252,11 +230,6 @@ cdef Py_ssize_t PEER_HOST_AT = member_offset(FleetSignal.peer_host)
 cdef Py_ssize_t RULE_AT = member_offset(Signal.rule)
 cdef Py_ssize_t TAGS_AT = member_offset(Signal.tags)
 cdef Py_ssize_t FIELDS_AT = member_offset(Signal.fields)
-
-
-cdef inline PyObject* member(PyObject* owner, Py_ssize_t offset) noexcept:
-    """Return a struct's field, borrowed. All fields of these structs are always set."""
-    return (<PyObject**>(<char*>owner + offset))[0]
 
 
 cdef inline uint32_t hash_values(PyObject** values, int count) except? 0xFFFFFFFF:

@@ -32,7 +32,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vedette.core.columns import chosen, fields_at, pack, shown_chars
+from vedette.core.columns import chosen, extent, fields_at, pack, shown_chars
 from vedette.core.releases import CHUNK_BYTES, PACKED_BYTES_MAX, Number, Signed
 from vedette.core.signal import PRIORITIES, Signal
 
@@ -283,6 +283,35 @@ class _Packed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     complete_until_ns: _Number
 
 
+class _OwnRule(msgspec.Struct, frozen=True, array_like=True):
+    """RuleEntry without bounds."""
+
+    name: str
+    priority: int
+    tags: tuple[str, ...]
+    alert: bool
+
+
+class _OwnColumn(msgspec.Struct, frozen=True, array_like=True):
+    """Column without bounds."""
+
+    values: list[Any]
+    index: bytes
+
+
+class _Own(msgspec.Struct, frozen=True, kw_only=True):
+    """_Packed without bounds: what was never sent, and may have to be fitted before it is."""
+
+    seq: bytes
+    time_ns: bytes
+    rules: list[_OwnRule]
+    rule: bytes
+    output: list[str]
+    fields: dict[str, _OwnColumn]
+    lost: list[LostRange]
+    complete_until_ns: int
+
+
 class Columns:
     """A batch that was read, and found good, and stays in columns.
 
@@ -399,6 +428,7 @@ _DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {
     kind: msgspec.msgpack.Decoder(cls) for cls, kind in _KINDS.items()
 } | {SIGNALS: msgspec.msgpack.Decoder(_Packed)}
 _ENCODER = msgspec.msgpack.Encoder()
+_OWN: msgspec.msgpack.Decoder[_Own] = msgspec.msgpack.Decoder(_Own)
 
 
 def encode(message: Message) -> bytes:
@@ -424,14 +454,21 @@ def columns(batch: Batch) -> Columns:
     return load(payload)
 
 
-def pack_signals(signals: list[Signal]) -> bytes | memoryview:
-    """Put signals into columns, as `unpack_signals` reads them. Raises WireError as `encode`."""
-    return columns(Batch(signals=signals)).payload
+def pack_signals(signals: list[Signal]) -> bytes:
+    """Put signals into columns, as `unpack_signals` reads them, whatever the protocol's bounds.
+
+    Raises WireError for what cannot be in columns at all.
+    """
+    return _payload(SIGNALS, _packed(Batch(signals=signals)))
 
 
 def unpack_signals(payload: bytes | memoryview) -> list[Signal]:
-    """Read what `pack_signals` made. Raises WireError."""
-    return load(payload).signals()
+    """Read what `pack_signals` made, and nobody has changed since. Raises WireError."""
+    try:
+        # The two differ in their bounds alone.
+        return Columns(payload, cast(_Packed, _OWN.decode(payload))).signals()
+    except (msgspec.DecodeError, UnicodeDecodeError, IndexError, ValueError) as error:
+        raise WireError(f"signals in columns: {error}"[:1024]) from None
 
 
 def read(frame: bytes | memoryview) -> Message | Columns:
@@ -558,12 +595,12 @@ def _check_columns(packed: _Packed) -> None:
     if chars > BATCH_CHARS_MAX:
         raise WireError(f"SIGNALS: {chars} characters written out, {BATCH_CHARS_MAX} at most")
     # As signed numbers: what is beyond NUMBER_MAX is below zero.
-    seq = np.frombuffer(packed.seq, "<i8")
-    if seq.min() < 1 or seq.max() > SEQ_MAX:
+    least, most, rises = extent(packed.seq)
+    if least < 1 or most > SEQ_MAX:
         raise WireError(f"SIGNALS: seq is not within 1 to {SEQ_MAX}")
-    if (seq[1:] <= seq[:-1]).any():
+    if not rises:
         raise WireError("SIGNALS: seq does not rise")
-    if np.frombuffer(packed.time_ns, "<i8").min() < 0:
+    if extent(packed.time_ns)[0] < 0:
         raise WireError(f"SIGNALS: time_ns beyond {NUMBER_MAX}")
     _check_lost(packed.lost)
 

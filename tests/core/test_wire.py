@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import struct
 import tracemalloc
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette.core import wire
+from vedette.core.columns import extent, sift, tally
 from vedette.core.signal import PRIORITIES, Signal
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -55,6 +58,64 @@ def batches(draw: st.DrawFn) -> wire.Batch:
         lost=lost,
         complete_until_ns=draw(st.integers(0, wire.NUMBER_MAX)),
     )
+
+
+@given(batches(), st.integers(0, 7), st.integers(0, 1 << 40))
+def test_signals_are_sifted_and_tallied_as_one_would(
+    batch: wire.Batch, urgent_max: int, before: int
+) -> None:
+    if batch.signals[0].seq > before:
+        urgent, other = sift(batch.signals, before, urgent_max)
+        assert urgent == [s for s in batch.signals if s.priority <= urgent_max]
+        assert other == [s for s in batch.signals if s.priority > urgent_max]
+    else:
+        with pytest.raises(ValueError, match="after"):
+            sift(batch.signals, before, urgent_max)
+    counts, earliest_ns = tally(batch.signals, len(PRIORITIES))
+    assert counts == [
+        sum(s.priority == number for s in batch.signals) for number in range(len(PRIORITIES))
+    ]
+    assert earliest_ns == min(s.time_ns for s in batch.signals)
+
+
+def test_only_signals_are_sifted_tallied_and_packed() -> None:
+    for make in (lambda some: sift(some, 0, 2), lambda some: tally(some, 8), wire.pack_signals):
+        with pytest.raises((TypeError, wire.WireError), match="no signal"):
+            make([signal(), "no signal"])
+    for priority in (-1, len(PRIORITIES)):
+        with pytest.raises(IndexError):
+            tally([signal(priority=priority)], len(PRIORITIES))
+    with pytest.raises(ValueError, match="number 1 after 1"):
+        sift([signal(), signal()], 0, 2)
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1, max_size=8))
+def test_the_extent_of_numbers(numbers: list[int]) -> None:
+    data = struct.pack(f"<{len(numbers)}q", *numbers)
+    rises = all(one < other for one, other in itertools.pairwise(numbers))
+    assert extent(data) == (min(numbers), max(numbers), rises)
+
+
+@given(batches())
+def test_what_is_kept_in_columns_is_read_again_whatever_the_bounds(batch: wire.Batch) -> None:
+    long = msgspec.structs.replace(
+        batch.signals[-1], seq=wire.SEQ_MAX + 1, output="x" * (wire.OUTPUT_CHARS_MAX + 1)
+    )
+    kept = [*batch.signals, long]
+    assert wire.unpack_signals(wire.pack_signals(kept)) == kept
+    with pytest.raises(wire.WireError):
+        wire.encode(wire.Batch(signals=kept))
+
+
+def test_damaged_columns_are_an_error_and_no_more() -> None:
+    packed = wire.pack_signals([signal(), signal(seq=2)])
+    for end in range(len(packed)):
+        with pytest.raises(wire.WireError):
+            wire.unpack_signals(packed[:end])
+    index = msgspec.msgpack.decode(packed)
+    index["rule"] = b"\xff\xff" * 2
+    with pytest.raises(wire.WireError):
+        wire.unpack_signals(msgspec.msgpack.encode(index))
 
 
 def signal(**changes: Any) -> Signal:
