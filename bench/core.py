@@ -167,10 +167,15 @@ def stalls_ms(made: Workload, before: Sequence[Rule], after: Sequence[Rule]) -> 
         """Feed the stream once or until the thread ends: by batch, its time and the thread's."""
         times: list[tuple[int, int]] = []
         last, computed = time.perf_counter_ns(), cpu_ns()
-        for batch in batches:
+        for count, batch in enumerate(batches, 1):
             engine.feed(batch)
             now, cpu = time.perf_counter_ns(), cpu_ns()
             times.append((now - last, cpu - computed))
+            if count % 100 == 0:
+                # A real-time thread that never rests is stopped for 50 ms of each second
+                # (sched_rt_runtime_us).
+                time.sleep(0.001)
+                now, cpu = time.perf_counter_ns(), cpu_ns()
             last, computed = now, cpu
         return times
 

@@ -74,16 +74,7 @@ cdef struct IntIndex:
     uint64_t bytes
 
 
-cdef inline int let_others_run() except -1:
-    """Give up the GIL for a moment: compiled loops never would, and rules are compiled beside the
-    thread that watches the ring."""
-    with nogil:
-        sched_yield()
-    return 0
-
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
+cdef int let_others_run() except -1     # beside a long computation, every few microseconds
 
 
 cdef inline void hits_begin(Hits* hits) noexcept nogil:

@@ -6,14 +6,44 @@ literal has); literals inside it in an Aho-Corasick automaton, made deterministi
 bytes (Aho and Corasick, "Efficient string matching", CACM 1975).
 """
 from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from vedette.core.mem cimport heap_del, heap_new, heap_new_touched
 
 from bisect import bisect_left
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+
 cdef uint32_t OUTPUT = 0x80000000
+
+# More than what quiet() has others wait until they ask for the GIL.
+cdef int64_t HOLD_NS = 200_000
+cdef int64_t released_ns = 0
 
 INT64_MIN = -(1 << 63)
 INT64_MAX = (1 << 63) - 1
+
+
+cdef int let_others_run() except -1:
+    """Give up the GIL for a moment where it was held for long: compiled loops never would, and
+    rules are compiled beside the thread that watches the ring.
+
+    Not more often: who waits is woken each time, comes too late each time, and starts to wait
+    anew. Only to one who has waited for a whole interval is the GIL handed over (CPython's
+    ceval_gil.c, FORCE_SWITCHING).
+    """
+    global released_ns
+    cdef timespec now
+    cdef int64_t now_ns
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    now_ns = now.tv_sec * 1_000_000_000 + now.tv_nsec
+    if now_ns - released_ns >= HOLD_NS:
+        with nogil:
+            sched_yield()
+        clock_gettime(CLOCK_MONOTONIC, &now)
+        released_ns = now.tv_sec * 1_000_000_000 + now.tv_nsec
+    return 0
 
 
 cdef inline uint32_t _trie_step(const Trie* trie, uint32_t node, uint8_t byte) noexcept nogil:

@@ -1218,15 +1218,19 @@ cdef class RuleTables:
                   bint first_only, bytes seed, int64_t boot_to_wall_ns=0, bint keep_plan=False):
         cdef Tables* t = &self.t
         cdef uint32_t i
+        cdef set fields = set()
         memset(t, 0, sizeof(Tables))
         memset(&self.own_heap, 0, sizeof(Heap))
         t.heap = &self.own_heap
         plan = plans.compile_rules(conditions, users=users, groups=groups, hostname=hostname)
         self.plan = plan if keep_plan else None
         self.index_names = (*plan.bytes, *plan.ints)
-        self.asks_names = any([p.field.name in NAMES_OF_ADDRESSES for p in plan.predicates])
-        self.asks_hashes = any([p.field.name in HASHES for p in plan.predicates])
-        self.asks_keys = any([p.field.name in LOGIN_KEYS for p in plan.predicates])
+        for predicate in plan.predicates:
+            fields.add(predicate.field.name)
+            let_others_run()
+        self.asks_names = not fields.isdisjoint(NAMES_OF_ADDRESSES)
+        self.asks_hashes = not fields.isdisjoint(HASHES)
+        self.asks_keys = not fields.isdisjoint(LOGIN_KEYS)
         self.conditions = tuple(conditions)
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
