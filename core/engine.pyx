@@ -1078,6 +1078,8 @@ cdef class Engine:
         cdef const vedette_exec* run
         cdef const uint8_t* next_
         cdef size_t span = 0
+        cdef uint32_t runs[AHEAD]       # which of them are execs of an image that is probably known
+        cdef uint32_t runs_count = 0
         if count != 0:
             span = (<const uint8_t*>ahead[count - 1].record + ahead[count - 1].size
                     - <const uint8_t*>ahead[0].record)
@@ -1087,7 +1089,6 @@ cdef class Engine:
             if next_ + 64 < limit:
                 vedette_prefetch(next_)
                 vedette_prefetch(next_ + 64)
-            ahead[i].image = NULL
             if ahead[i].state != RECORD_OK:
                 continue
             h = ahead[i].record
@@ -1114,14 +1115,14 @@ cdef class Engine:
                 pt_prefetch_relatives(&self.procs, ahead[i].slot)
             else:
                 ahead[i].image = image_prefetch(&self.procs, ahead[i].key.hashed)
-        for i in range(count):
-            if ahead[i].image != NULL:
-                self.tables.look_at_exec(
-                    &ahead[i].key, &self.procs, <const vedette_exec*>ahead[i].record, ahead[i].image,
-                    ahead[i].slot)
-        for i in range(count):
-            if ahead[i].image != NULL:
-                self.tables.look_at_vector(&ahead[i].key, ahead[i].record)
+                runs[runs_count] = i
+                runs_count += ahead[i].image != NULL
+        for i in range(runs_count):
+            self.tables.look_at_exec(
+                &ahead[runs[i]].key, &self.procs, <const vedette_exec*>ahead[runs[i]].record,
+                ahead[runs[i]].image, ahead[runs[i]].slot)
+        for i in range(runs_count):
+            self.tables.look_at_vector(&ahead[runs[i]].key, ahead[runs[i]].record)
         for i in range(count):
             done[0] = i + 1
             if ahead[i].state != RECORD_OK:
