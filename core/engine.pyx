@@ -48,7 +48,10 @@ cdef enum:
     CARRY_SLOTS = 4096          # that are looked at for them
 
 
+# A match makes some seven of these. They refer to older ones only: there is no circle to collect.
 @cython.final
+@cython.no_gc
+@cython.freelist(64)
 cdef class Process:
     """A process as the table knows it, at the moment of a match. Missing values are None."""
     cdef readonly uint32_t pid, ppid, uid, gid, loginuid, session
@@ -647,6 +650,7 @@ cdef class Engine:
         cdef uint32_t depth = 0
         cdef uint32_t first = slot
         cdef Process made = None
+        cdef Process leader
         while slot != 0 and depth <= DEPTH_MAX:
             chain[depth] = slot
             depth += 1
@@ -654,8 +658,11 @@ cdef class Engine:
         while depth > 0:
             depth -= 1
             made = self._one_process(chain[depth], made)
-        made.sid_leader = self._leader(first, made.session, True)
-        made.pgid_leader = self._leader(first, made.pgid, False)
+        leader = self._leader(first, made.session, True)
+        made.sid_leader = leader
+        # Of one that is in the table both are the same.
+        made.pgid_leader = (leader if leader is not None and leader.pid == made.pgid
+                            else self._leader(first, made.pgid, False))
         return made
 
     def process(self, uint32_t pid):
