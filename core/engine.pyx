@@ -661,7 +661,7 @@ cdef class Engine:
         leader = self._leader(first, made.session, True)
         made.sid_leader = leader
         # Of one that is in the table both are the same.
-        made.pgid_leader = (leader if leader is not None and leader.pid == made.pgid
+        made.pgid_leader = (leader if leader is not None and leader.pid == made.pgid == made.session
                             else self._leader(first, made.pgid, False))
         return made
 
