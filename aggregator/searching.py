@@ -17,7 +17,13 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from vedette.aggregator.schema import BUCKET_BITS, batch_rules_table, batch_times_table
+from vedette.aggregator.schema import (
+    BUCKET_BITS,
+    batch_rules_table,
+    batch_times_table,
+    hosts_table,
+    rule_entries_table,
+)
 from vedette.aggregator.sequences import Fleet
 from vedette.aggregator.signals import Filter, Places, StoredBatch, unpack
 from vedette.aggregator.store import Store
@@ -42,6 +48,8 @@ GROUPS_MAX: Final = 100_000
 """Groups that are counted apart; what comes beyond is counted together."""
 EDGE_BUCKETS_MAX: Final = 2_000
 """Buckets of time that are looked into, where the rest is known from an index."""
+PAIRS_MAX: Final = 50_000
+"""Sums of an interval and a rule or host that are asked for one by one, rather than of all rows."""
 DIMENSIONS: Final = ("rule", "host", "tag", "priority", "time")
 """What signals are grouped by, beside fields."""
 BUCKET_NS: Final = 1 << BUCKET_BITS
@@ -383,6 +391,83 @@ def _only(asked: Filter, names: set[str]) -> Filter:
     )
 
 
+class _Intervals:
+    """The intervals of time that are counted, one by one: of each the buckets that are wholly in it
+    are a range of an index.
+
+    first, last  numbers of intervals: number * every_ns + shift_ns is where one begins
+    low, high    buckets that are counted, both included
+    """
+
+    def __init__(self, made: _Counter, low: int, high: int) -> None:
+        self._made = made
+        self.low = low
+        self.high = high
+        self.first = (low * BUCKET_NS - made.shift_ns) // made.every_ns
+        self.last = (high * BUCKET_NS + (BUCKET_NS - 1) - made.shift_ns) // made.every_ns
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    @classmethod
+    def of(
+        cls, connection: sa.Connection, made: _Counter, first: int | None, last: int | None
+    ) -> _Intervals | None:
+        """Return those from a bucket to another, or to the ends of what is stored; None: many."""
+        bucket = batch_times_table.c.bucket
+        # One by one, since an index then needs no more than a look at its end.
+        low, high = (
+            connection.execute(sa.select(end(bucket))).scalar_one()
+            for end in (sa.func.min, sa.func.max)
+        )
+        if low is None or high is None:
+            low, high = 1, 0
+        found = cls(
+            made,
+            low if first is None else max(low, first),
+            high if last is None else min(high, last),
+        )
+        return found if len(found) <= EDGE_BUCKETS_MAX else None
+
+    def cut(self, connection: sa.Connection) -> set[int]:
+        """Return the buckets in which one interval ends and another begins, and signals are."""
+        starts = (
+            number * self._made.every_ns + self._made.shift_ns
+            for number in range(self.first, self.last + 2)
+        )
+        some = {start // BUCKET_NS for start in starts if start % BUCKET_NS}
+        bucket = batch_times_table.c.bucket
+        query = sa.select(bucket).where(bucket.in_(some)).distinct()
+        return set(connection.execute(query).scalars())
+
+    def sums(self, c: Any, key: Any, keys: sa.Select[Any] | None, of: list[Any]) -> Any:
+        """Ask for the sum of each interval, for each key: rows of key, number, sum.
+
+        c     columns of a table with buckets and counts
+        key   of these the one that keys are values of, which an index begins with
+        keys  a question for these; None: of all rows that are `of` something
+        """
+        every, shift = sa.literal(self._made.every_ns), sa.literal(self._made.shift_ns)
+        first = sa.select(sa.literal(self.first, sa.BigInteger).label("number"))
+        numbers = first.cte("intervals", recursive=True)
+        n = numbers.c.number
+        numbers = numbers.union_all(sa.select(n + 1).where(n < self.last))
+        n = numbers.c.number
+        low = (n * every + shift + (BUCKET_NS - 1)) // BUCKET_NS
+        high = ((n + 1) * every + shift) // BUCKET_NS - 1
+        # One bound at each end: of two, a database may take the wider one to its index.
+        bounds = (
+            c.bucket >= sa.case((low < self.low, self.low), else_=low),
+            c.bucket <= sa.case((high > self.high, self.high), else_=high),
+        )
+        summed = sa.select(sa.func.sum(c.count)).where(*bounds)
+        if keys is None:
+            return sa.select(n, summed.where(*of).scalar_subquery())
+        one = keys.subquery("keys")
+        summed = summed.where(key == one.c[0])
+        return sa.select(one.c[0], n, summed.scalar_subquery()).join_from(one, numbers, sa.true())
+
+
 def _count_rows(
     store: Store, asked: Filter, made: _Counter, rules: dict[str, RuleEntry] | None
 ) -> bool:
@@ -394,34 +479,58 @@ def _count_rows(
         return False
     first = None if asked.since_ns is None else -(-asked.since_ns // BUCKET_NS)
     last = None if asked.until_ns is None else (asked.until_ns + 1) // BUCKET_NS - 1
-    inner: list[sa.ColumnElement[bool]] = []
-    if first is not None:
-        inner.append(c.bucket >= first)
-    if last is not None:
-        inner.append(c.bucket <= last)
-    within = list(inner)
+    of: list[sa.ColumnElement[bool]] = []
     if rules is None and asked.hosts is not None:
-        within.append(c.host_id.in_(asked.hosts))
+        of.append(c.host_id.in_(asked.hosts))
     if rules is not None:
-        within.append(c.rule.in_(list(rules)))
-    start = (c.bucket * BUCKET_NS - made.shift_ns) // made.every_ns
-    end = (c.bucket * BUCKET_NS - made.shift_ns + (BUCKET_NS - 1)) // made.every_ns
+        of.append(c.rule.in_(list(rules)))
+    within = list(of)
+    if first is not None:
+        within.append(c.bucket >= first)
+    if last is not None:
+        within.append(c.bucket <= last)
+    key = c.host_id if rules is None else c.rule
+    what: list[Any] = [key] if set(made.by) - {"time"} else []
     edges: set[int] = set()
     with store.reading() as connection:
-        if of_time:
-            cut = (
-                sa.select(c.bucket).where(*within, start != end).distinct()
-                .limit(EDGE_BUCKETS_MAX + 1)
-            )  # fmt: skip
-            edges = set(connection.execute(cut).scalars())
-            if len(edges) > EDGE_BUCKETS_MAX:
-                return False
-            within.append(start == end)
-        what = [c.host_id if rules is None else c.rule] if set(made.by) - {"time"} else []
-        keys: list[Any] = [*what, *([start] if of_time else [])]
-        rows = connection.execute(
-            sa.select(*keys, sa.func.sum(c.count)).where(*within).group_by(*keys)
-        ).all()
+        if not of_time:
+            query: Any = sa.select(*what, sa.func.sum(c.count)).where(*within).group_by(*what)
+        else:
+            intervals = _Intervals.of(connection, made, first, last)
+            keys = None
+            if rules is not None:
+                r = rule_entries_table.c.rule
+                keys = sa.select(r).where(r.in_(list(rules))).distinct()
+            elif what:
+                h = hosts_table.c.host_id
+                keys = sa.select(h)
+                if asked.hosts is not None:
+                    keys = keys.where(h.in_(asked.hosts))
+            pairs = 0 if intervals is None else len(intervals)
+            if keys is not None and intervals is not None:
+                pairs *= connection.execute(
+                    sa.select(sa.func.count()).select_from(keys.subquery())
+                ).scalar_one()
+            if intervals is not None and pairs <= PAIRS_MAX:
+                what = [] if keys is None else [key]
+                edges = intervals.cut(connection)
+                query = intervals.sums(c, key, keys, of)
+            else:
+                start = (c.bucket * BUCKET_NS - made.shift_ns) // made.every_ns
+                end = (c.bucket * BUCKET_NS - made.shift_ns + (BUCKET_NS - 1)) // made.every_ns
+                cut = (
+                    sa.select(c.bucket).where(*within, start != end).distinct()
+                    .limit(EDGE_BUCKETS_MAX + 1)
+                )  # fmt: skip
+                edges = set(connection.execute(cut).scalars())
+                if len(edges) > EDGE_BUCKETS_MAX:
+                    return False
+                query = (
+                    sa.select(*what, start, sa.func.sum(c.count))
+                    .where(*within, start == end)
+                    .group_by(*what, start)
+                )
+        rows = connection.execute(query).all()
     for row in rows:
         if row[-1] is None:
             continue

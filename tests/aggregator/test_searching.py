@@ -173,7 +173,13 @@ BY = (
 )  # fmt: skip
 
 
-def test_counts_are_those_of_signals_one_by_one(where: str) -> None:  # noqa: F811
+@pytest.mark.parametrize("pairs_max", [0, searching.PAIRS_MAX])
+def test_counts_are_those_of_signals_one_by_one(
+    where: str,  # noqa: F811
+    pairs_max: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(searching, "PAIRS_MAX", pairs_max)
     every_ns, shift_ns = 30 * 10**9, 7 * 10**9
     with Store.open(where) as store, local(store) as asked:
         fill(store)
