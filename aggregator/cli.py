@@ -148,7 +148,7 @@ def aggregator_run(
         server = Server(config, lambda store: Correlator(store, found.sequences))
     except ServerError as error:
         raise CliError(str(error)) from None
-    with beside(config, config_file):
+    with beside(config, config_file) as server.of_questions:
         server.run()
 
 

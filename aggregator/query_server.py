@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import queue
+import stat
 import subprocess
 import sys
 import threading
@@ -25,7 +26,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import zmq
+from prometheus_client.core import Metric
 from zmq.auth.thread import ThreadAuthenticator
 
 from vedette.aggregator.config import Config
@@ -56,6 +59,14 @@ TICK_MS: Final = 250
 ALLOW_LIST_S: Final = 1.0
 TOLD_S: Final = 60.0
 """How often it is logged what was asked, where something was."""
+COUNTED_S: Final = 0.5
+"""How often the aggregator is given the counters."""
+COUNTED_BYTES_MAX: Final = 4096
+OUTCOMES: Final = ("answered", "failed", "left", "refused", "too_long")
+"""What becomes of questions; `left`: who asked did not wait."""
+UNDER_WAY: Final = "under_way"
+SPENT_NS: Final = "spent_ns"
+RESTARTS: Final = "restarts"
 HANDSHAKE_MS: Final = 10_000
 NICENESS: Final = 5
 RESTART_S: Final = 1.0
@@ -94,6 +105,7 @@ class QueryServer:
         self._busy: Counter[bytes] = Counter()
         self._counters: Counter[str] = Counter()
         self._told: tuple[float, Counter[str]] = (time.monotonic(), Counter())
+        self._counted_s = 0.0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._authenticator: ThreadAuthenticator | None = None
         # Fails here, where it can be told, if the store cannot be opened.
@@ -168,8 +180,11 @@ class QueryServer:
             self._authenticator.stop()
         self._context.destroy(linger=0)
 
-    def run(self, until: int) -> None:
-        """Answer until a descriptor can be read, as it can when its other end is closed."""
+    def run(self, until: int, counted: int | None = None) -> None:
+        """Answer until a descriptor can be read, as it can when its other end is closed.
+
+        counted  a pipe that is given the counters, a JSON object a line
+        """
         poller = zmq.Poller()
         for one in (self._socket, self._parts, until):
             poller.register(one, zmq.POLLIN)
@@ -185,20 +200,33 @@ class QueryServer:
                 self._send()
             self._watch_allow_list()
             self._say_counters()
+            if counted is not None:
+                self._give_counters(counted)
+
+    def _give_counters(self, to: int) -> None:
+        if time.monotonic() - self._counted_s < COUNTED_S:
+            return
+        self._counted_s = time.monotonic()
+        with self._lock:
+            now = self._counters | {UNDER_WAY: self._under_way.total()}
+        # Where nobody reads, as while the aggregator ends, the next line says the same and more.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(to, msgspec.json.encode(now) + b"\n")
 
     def _say_counters(self) -> None:
         told_s, before = self._told
         if time.monotonic() - told_s < TOLD_S:
             return
         with self._lock:
-            now = self._counters.copy()
+            now = Counter({name: self._counters[name] for name in OUTCOMES})
         self._told = time.monotonic(), now
         if now != before:
-            log.info("questions so far: %s", ", ".join(f"{n} {c}" for n, c in sorted(now.items())))
+            log.info("questions so far: %s", ", ".join(f"{n} {c}" for n, c in now.items() if c))
 
-    def _count(self, what: str) -> None:
+    def _count(self, what: str, spent_ns: int = 0) -> None:
         with self._lock:
             self._counters[what] += 1
+            self._counters[SPENT_NS] += spent_ns
 
     def _watch_allow_list(self) -> None:
         path = self._config.listen.allow_list
@@ -289,7 +317,7 @@ class QueryServer:
             if asked is None:
                 return
             route_id, number, raw, of_key = asked
-            began_s = time.monotonic()
+            began_ns = time.monotonic_ns()
 
             def tell(part: Part, to: bytes = route_id, of: bytes = number) -> None:
                 if to in self._gone:
@@ -324,23 +352,28 @@ class QueryServer:
                 failure = "internal error; the aggregator's log has it"
             finally:
                 self._done(route_id, of_key)
-                self._count(what)
+                self._count(what, time.monotonic_ns() - began_ns)
             if failure:
                 socket.send_multipart([route_id, number, encode_failure(failure)])
             who = self._allowed[of_key].host_id if of_key in self._allowed else "a local reader"
             log.debug(
                 "%s asked; %s after %.3f s",
-                who, failure or "answered", time.monotonic() - began_s,
+                who, failure or "answered", (time.monotonic_ns() - began_ns) / 1e9,
             )  # fmt: skip
 
 
 class Supervisor:
-    """Runs the query socket's process beside the aggregator, and again where it dies."""
+    """Runs the query socket's process beside the aggregator, and again where it dies.
+
+    counters  since the aggregator's start: OUTCOMES, UNDER_WAY, SPENT_NS, RESTARTS; replaced as a
+              whole
+    """
 
     def __init__(self, config_file: Path) -> None:
         self._command = [sys.executable, "-m", "vedette.aggregator.query_server", str(config_file)]
         self._stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self.counters: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="query-socket", daemon=True)
 
     def start(self) -> None:
@@ -361,10 +394,11 @@ class Supervisor:
             began_s = time.monotonic()
             environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
             with subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, env=environment
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
             ) as self._process:
                 if self._stop.is_set():
                     self._process.terminate()
+                self._take_counters(self._process)
                 code = self._process.wait()
             if self._stop.is_set():
                 return
@@ -374,19 +408,52 @@ class Supervisor:
             log.error("the query socket's process ended (%d); again in %.0f s", code, wait_s)
             self._stop.wait(wait_s)
 
+    def _take_counters(self, process: subprocess.Popen[bytes]) -> None:
+        """Read what the process counts, until it ends."""
+        before = self.counters
+        assert process.stdout is not None
+        while line := process.stdout.readline(COUNTED_BYTES_MAX):
+            try:
+                now = msgspec.json.decode(line, type=dict[str, int])
+            except msgspec.DecodeError:
+                continue
+            self.counters = before + Counter(now)
+        self.counters = self.counters + Counter({RESTARTS: 1})
+        del self.counters[UNDER_WAY]
+
 
 @contextlib.contextmanager
-def beside(config: Config, config_file: Path) -> Iterator[None]:
-    """Answer questions, where the configuration says so, while the context lasts."""
+def beside(config: Config, config_file: Path) -> Iterator[Callable[[], Iterator[Metric]]]:
+    """Answer questions, where the configuration says so, while the context lasts.
+
+    What is given says what was asked, as metrics.
+    """
     if config.queries.endpoint is None:
-        yield
+        yield lambda: iter(())
         return
     supervisor = Supervisor(config_file)
     supervisor.start()
     try:
-        yield
+        yield lambda: metrics(supervisor.counters)
     finally:
         supervisor.stop()
+
+
+def metrics(counters: Counter[str]) -> Iterator[Metric]:
+    """Make metrics of what a supervisor counts."""
+    asked = Metric("vedette_aggregator_questions", "by what became of them", "counter")
+    for outcome in OUTCOMES:
+        asked.add_sample(f"{asked.name}_total", {"outcome": outcome}, counters[outcome])
+    yield asked
+    spent = Metric("vedette_aggregator_questions_seconds", "spent on answers", "counter")
+    spent.add_sample(f"{spent.name}_total", {}, counters[SPENT_NS] / 1e9)
+    yield spent
+    under_way = Metric("vedette_aggregator_questions_under_way", "answered or waiting", "gauge")
+    under_way.add_sample(under_way.name, {}, counters[UNDER_WAY])
+    yield under_way
+    ended = Metric("vedette_aggregator_questions_ended", "of the process that answers", "counter")
+    ended.add_sample(f"{ended.name}_total", {}, counters[RESTARTS])
+    yield ended
 
 
 def main(load: Callable[[Path], Config], path: Path) -> int:
@@ -401,8 +468,12 @@ def main(load: Callable[[Path], Config], path: Path) -> int:
         log.error("%s", error)
         return 1
     log.info("questions are answered on %s", server.endpoint)
+    counted = sys.stdout.fileno()
+    is_told = stat.S_ISFIFO(os.fstat(counted).st_mode)
+    if is_told:
+        os.set_blocking(counted, False)
     try:
-        server.run(sys.stdin.fileno())
+        server.run(sys.stdin.fileno(), counted if is_told else None)
     finally:
         server.close()
     return 0

@@ -365,6 +365,8 @@ class Server:
     ) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
+        self.of_questions: Callable[[], Iterator[Metric]] = lambda: iter(())
+        """Metrics of the query socket, which is a process of its own."""
         self._allowed: dict[str, Allowed] = {}
         self._allow_list_is: tuple[int, ...] = ()
         self._allow_list_s = 0.0
@@ -1058,6 +1060,7 @@ class Server:
             queued.add_sample(queued.name, {"output": name.removeprefix("output_queued.")}, value)
         yield queued
         yield from self._collect_releases()
+        yield from self.of_questions()
         info = Metric("vedette_aggregator", "version", "info")
         info.add_sample("vedette_aggregator_info", {"version": __version__}, 1)
         yield info

@@ -6,23 +6,33 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import zmq
 
 from tests.aggregator import attack
-from tests.aggregator.service import until
+from tests.aggregator.service import RawAgent, hello, signals, until
 from tests.aggregator.test_searching import fill
+from tests.aggregator.test_server import get
+from tests.aggregator.test_store import server, where  # noqa: F401
 from vedette.aggregator import query_client
 from vedette.aggregator.query_client import RemoteError, remote
 from vedette.aggregator.questions import AskSignals, encode_question, local
 from vedette.aggregator.searching import QuestionError
 from vedette.aggregator.store import Store
-from vedette.core import keys
+from vedette.bench.overhead import free_port
+from vedette.core import keys, wire
+
+
+def slow(predicates: int) -> str:
+    """A condition of predicates that are asked of each signal alone."""
+    return " or ".join(f"peer.host = {'x' * 50}{number}" for number in range(predicates))
+
 
 SERVED = re.compile(r"questions are answered on (\S+)")
 
@@ -167,8 +177,7 @@ def test_answers_are_bounded_in_rows_bytes_and_time(tmp_path: Path) -> None:
     with serving(tmp_path, ", bytes_max: 65536") as served, remote(served.endpoint, None) as asked:
         assert 0 < len(asked.signals(limit=10_000)) < 900
         assert asked.notes == ["no more than 65536 bytes are sent"]
-    # A tenth of a second is the least that may be set; these are asked for of each signal alone.
-    slow = " or ".join(f"peer.host = {'x' * 50}{number}" for number in range(1200))
+    # A tenth of a second is the least that may be set.
     with (
         serving(tmp_path, ", seconds_max: 0.1, workers: 1") as served,
         remote(served.endpoint, None) as asked,
@@ -176,7 +185,7 @@ def test_answers_are_bounded_in_rows_bytes_and_time(tmp_path: Path) -> None:
         began_s = time.monotonic()
         with pytest.raises(QuestionError, match=r"not answered within 0.1 s"):
             for _ in range(50):
-                asked.counts(by=("rule", "host"), condition=slow)
+                asked.counts(by=("rule", "host"), condition=slow(1200))
         assert time.monotonic() - began_s < 15
         assert len(asked.hosts()) == 3
 
@@ -217,46 +226,109 @@ def test_without_keys_it_is_local_or_refused(folder: Path) -> None:
     assert "no keys are set" in done.stderr
 
 
-def test_it_lives_and_dies_with_its_aggregator(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(
-        "listen: {endpoint: 'tcp://127.0.0.1:*'}\n"
-        f"queries: {{endpoint: 'ipc://{tmp_path}/questions'}}\n"
+@contextmanager
+def whole_service(folder: Path, more: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """An aggregator as its command runs it, with the query socket beside it."""
+    (folder / "a.yaml").write_text(
+        f"listen: {{endpoint: 'ipc://{folder}/socket'}}\n"
+        f"queries: {{endpoint: 'ipc://{folder}/questions'}}\n{more}"
     )
-    log = tmp_path / "log"
+    log = folder / "log"
     with log.open("w") as file:
         service = subprocess.Popen(
             [
                 *(sys.executable, "-m", "vedette.aggregator.cli"),
-                *("aggregator", "run", "--config", str(tmp_path / "a.yaml")),
+                *("aggregator", "run", "--config", str(folder / "a.yaml")),
             ],
             stderr=file,
         )
     try:
-        until(lambda: SERVED.search(log.read_text()), "the query socket")
-        (child,) = children_of(service.pid)
-        with remote(f"ipc://{tmp_path}/questions", None) as asked:
-            assert asked.hosts() == []
-        # It is made again where it dies,
-        os.kill(child, 9)
-        until(lambda: len(SERVED.findall(log.read_text())) == 2, "another one")
-        with remote(f"ipc://{tmp_path}/questions", None) as asked:
-            assert asked.hosts() == []
-        (child,) = children_of(service.pid)
-        # and ends where the aggregator is killed.
-        service.kill()
-        service.wait()
-        until(lambda: not is_running(child), "its end")
+        until(lambda: SERVED.search(log.read_text()) or service.poll() is not None, "its socket")
+        assert service.poll() is None, log.read_text()
+        yield service
     finally:
         service.kill()
         service.wait()
 
 
+def test_it_lives_and_dies_with_its_aggregator(tmp_path: Path) -> None:
+    port = free_port()
+    log = tmp_path / "log"
+
+    def counted(text: str) -> bool:
+        return f"\nvedette_aggregator_questions_{text}\n" in get(f"http://127.0.0.1:{port}/metrics")
+
+    with whole_service(tmp_path, f"metrics: {{listen: '127.0.0.1:{port}'}}\n") as service:
+        assert counted('total{outcome="answered"} 0.0') and counted("ended_total 0.0")
+        (child,) = children_of(service.pid)
+        with remote(f"ipc://{tmp_path}/questions", None) as asked:
+            assert asked.hosts() == []
+        until(lambda: counted('total{outcome="answered"} 1.0'), "it is counted")
+        # It is made again where it dies,
+        os.kill(child, 9)
+        until(lambda: len(SERVED.findall(log.read_text())) == 2, "another one")
+        with remote(f"ipc://{tmp_path}/questions", None) as asked:
+            assert asked.hosts() == []
+            with pytest.raises(QuestionError):
+                asked.signals(condition="proc.name")
+        # with what was counted before,
+        until(lambda: counted('total{outcome="failed"} 1.0'), "it is counted")
+        assert counted('total{outcome="answered"} 2.0') and counted("ended_total 1.0")
+        assert counted("under_way 0.0") and not counted("seconds_total 0.0")
+        (child,) = children_of(service.pid)
+        # and ends where the aggregator is killed.
+        service.kill()
+        service.wait()
+        until(lambda: not is_running(child), "its end")
+
+
+@pytest.mark.parametrize("through", ["store", "socket"])
+def test_a_slow_question_delays_no_acknowledgement(
+    where: str,  # noqa: F811
+    tmp_path: Path,
+    through: str,
+) -> None:
+    with Store.open(where) as store:
+        fill(store, 1500)
+    kind = "url" if where.startswith("postgresql") else "path"
+    # What is stored is old, and is to stay.
+    store_is = f"store: {{{kind}: '{where}', age_s_max: 300000000}}\n"
+    begun = threading.Event()
+
+    def ask() -> None:
+        with ExitStack() as stack:
+            if through == "socket":
+                asked = stack.enter_context(remote(f"ipc://{tmp_path}/questions", None))
+            else:
+                asked = stack.enter_context(
+                    local(stack.enter_context(Store.open(where, read_only=True)))
+                )
+            asked.progress = lambda _: begun.set()
+            asked.counts(by=("rule", "host"), condition=slow(60))
+
+    with whole_service(tmp_path, store_is), RawAgent(f"ipc://{tmp_path}/socket") as agent:
+        assert isinstance(agent.ask(hello("new")), wire.Welcome)
+        asker = threading.Thread(target=ask, daemon=True)
+        asker.start()
+        assert begun.wait(20)
+        acknowledged = 0
+        while asker.is_alive() and acknowledged < 20:
+            batch = wire.Batch(signals=signals(acknowledged + 1, acknowledged + 1))
+            answer = agent.ask(batch)
+            assert isinstance(answer, wire.Ack) and answer.committed_seq == acknowledged + 1
+            acknowledged += asker.is_alive()
+        asker.join()
+        # One may have been on its way; a store that the question had locked would give no other.
+        assert acknowledged >= 3
+
+
 def children_of(pid: int) -> list[int]:
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        # A thread that answered a request may have ended.
+        with suppress(FileNotFoundError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def is_running(pid: int) -> bool:
