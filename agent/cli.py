@@ -491,7 +491,7 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     from vedette.core.compile import compile_rules
     from vedette.core.kernelfilter import derive
     from vedette.core.layout import STATE_TYPES, TYPES
-    from vedette.core.needs import BASE, HASHES, NAMES_OF_ADDRESSES, asked
+    from vedette.core.needs import BASE, HASHES, NAMES_OF_ADDRESSES, STDIO, asked
 
     settings = _with_rules(config.Config(), rule_files)
     rules = pipeline.load(settings.rules, settings.host).rules
@@ -503,7 +503,7 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     )
     plan = compile_rules(conditions, users=users, groups=groups, hostname=hostname)
     found = asked(plan)
-    for kind, fields in (("dns", NAMES_OF_ADDRESSES), ("hash", HASHES)):
+    for kind, fields in (("dns", NAMES_OF_ADDRESSES), ("hash", HASHES), ("stdio", STDIO)):
         askers = frozenset(
             number
             for number, condition in enumerate(conditions)

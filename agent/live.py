@@ -29,7 +29,7 @@ from vedette.bpf.capture import LOGIN_KEY, Capture, CaptureConfig, CaptureError,
 from vedette.bpf.offsets import unavailable
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
-from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES
+from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES, STDIO
 from vedette.core.rules import Rule
 
 RECORDS_MAX = 4096
@@ -150,6 +150,7 @@ class Live:
         self._loss_checked_s = 0.0
         self._complained_s = -_COMPLAIN_EVERY_S
         self._reader: RingReader | None = None
+        self._tells_stdio = self._everything
         self._executables = executables
         self._hashes: Hashes | None = None
         self.complete_until_ns = 0
@@ -211,6 +212,8 @@ class Live:
             types |= {"dns"}
         if self.pipeline.shows(LOGIN_KEYS):
             types |= {LOGIN_KEY}
+        if self.pipeline.shows(STDIO):
+            types |= {"stdio"}
         drops: dict[str, Drop] = {}
         # What is recorded may be judged by other rules than these.
         if self._settings.capture.kernel_filter and self._recorder is None:
@@ -222,7 +225,12 @@ class Live:
                     found.prefixes,
                     found.capabilities,
                 )
+        had_stdio = self._tells_stdio
+        self._tells_stdio = "stdio" in types
         self._capture.want(types, drops)
+        if self._tells_stdio and not had_stdio:
+            # What changed unseen until now is looked up.
+            self.pipeline.engine.note_loss()
 
     def _want_hashes(self, asked: bool) -> None:
         """Read executables, or no more; what runs already is read, too."""

@@ -65,6 +65,7 @@ class Files(msgspec.Struct, frozen=True, array_like=True):
     inode: Inode | None
     environ: _Bytes | None
     cgroup: _Bytes
+    stdio: tuple[_Bytes | None, _Bytes | None, _Bytes | None]
     stat: _Bytes
 
 
@@ -106,6 +107,11 @@ class LocalFiles:
                 inode=_inode(folder),
                 environ=_environment(folder) if self._environment else None,
                 cgroup=_slurp(folder, "cgroup"),
+                stdio=(
+                    _target(folder, b"fd/0"),
+                    _target(folder, b"fd/1"),
+                    _target(folder, b"fd/2"),
+                ),
                 stat=_slurp(folder, "stat"),
             )
         except OSError:
@@ -164,6 +170,17 @@ def _inode(folder: int) -> Inode | None:
         ctime_ns=found.st_ctime_ns,
         mtime_ns=found.st_mtime_ns,
     )
+
+
+def _target(folder: int, name: bytes) -> bytes | None:
+    """Return what a link of /proc/PID/fd shows; None for what is closed or cannot be told.
+
+    The file behind it is not asked: its file system may answer late, or never.
+    """
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError:
+        return None
 
 
 def _link(folder: int, name: bytes) -> bytes | None:

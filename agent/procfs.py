@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vedette.agent.procfiles import Files, HelperFiles, Inode, LocalFiles
 from vedette.core.engine import Process
 from vedette.core.layout import ARGS_MAX, EXE_FLAGS, PATH_MAX
+from vedette.core.stdio import from_links
 
 UNSET_ID = 0xFFFFFFFF
 """A login uid that was never set (audit's AUDIT_UID_UNSET)."""
@@ -220,6 +221,7 @@ class ProcFS:
             args=args,
             cwd=cwd,
             env=files.environ,
+            stdio=from_links(files.stdio),
             cgroup=None if cgroup is None or not cgroup_id else cgroup[:PATH_MAX],
             exe_dev=0 if exe is None else exe.device,
             exe_flags=0 if exe is None else exe.flags,

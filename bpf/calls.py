@@ -145,6 +145,9 @@ CALLS: Final[dict[str, Call]] = {
     "io_uring_setup": _call(425, 425, numbers=(0,), data=1, data_bytes=24),
     "sysinfo": _call(99, 116),
     "personality": _call(135, 136, numbers=(0,)),
+    # The two descriptors, where they were written to.
+    "pipe": _call(22, 42, data=0, data_bytes=8),
+    "pipe2": _call(293, 331, numbers=(1,), data=0, data_bytes=8),
 }  # fmt: skip
 
 SHAPES: Final = {TYPES[name]: call.pack() for name, call in CALLS.items()}

@@ -50,7 +50,12 @@ _SYSCALLS: Final = {
     "dup": (32, 41),
     "dup2": (33, 63),
     "dup3": (292, 330),
+    "fcntl": (72, 55),
+    "sendmmsg": (307, 345),
+    "recvmmsg": (299, 337),
 }
+# i386 has these twice: fcntl64, and recvmmsg_time64.
+_SECOND_I386: Final = {"fcntl": 221, "recvmmsg": 417}
 LOGIN_KEY: Final = "login_key"
 """Beside the event types: whether writes of login records have what sshd said of the key."""
 _WANTED_LOGIN_KEYS: Final = 254  # its place in the map `wanted`
@@ -58,7 +63,7 @@ _SOCKETCALL: Final = 102  # i386's one number for all socket calls
 _ACTION_SOCKETCALL: Final = 255
 _SOCKET_TYPES: Final = frozenset(
     {"socket", "connect", "accept", "accept4", "bind", "listen"}
-    | {"sendto", "sendmsg", "recvfrom", "recvmsg"}
+    | {"sendto", "sendmsg", "recvfrom", "recvmsg", "sendmmsg", "recvmmsg"}
 )
 _OPEN_TYPES: Final = frozenset({"open", "openat", "openat2", "creat"})
 _FORK_TYPES: Final = frozenset({"clone", "fork", "vfork", "clone3"})
@@ -73,6 +78,9 @@ _HANDLERS: Final = (
     "handle_call",
     "handle_exec_rest",
     "handle_datagram",
+    "handle_dup",
+    "handle_stdio",
+    "handle_exec_stdio",
 )
 # Syscalls that change what a record of type ids has: (x86-64 numbers, i386 numbers) of setsid,
 # setpgid, capset, setuid, setgid, setreuid, setregid, setresuid, setresgid, setfsuid, setfsgid;
@@ -82,6 +90,19 @@ _IDS_NUMBERS: Final = (
     (66, 57, 185, 23, 213, 46, 214, 70, 203, 71, 204, 164, 208, 170, 210, 138, 215, 139, 216),
 )
 _ACTION_IDS: Final = (1 << 24, 1 << 25)
+# Syscalls that can change a standard descriptor, by how (STDIO_* of vedette.bpf.c): (x86-64
+# numbers, i386 numbers) of open, openat, openat2, creat, dup, dup2, dup3, fcntl, socket, accept,
+# accept4; close, close_range; pipe, pipe2; socketpair.
+_STDIO_NUMBERS: Final = {
+    1: (
+        (2, 257, 437, 85, 32, 33, 292, 72, 41, 43, 288),
+        (5, 295, 437, 8, 41, 63, 330, 55, 221, 359, 364),
+    ),
+    2: ((3, 436), (6, 436)),
+    3: ((22, 293), (42, 331)),
+    4: ((53,), (360,)),
+}
+_STDIO_SHIFTS: Final = (26, 29)
 _TRACEPOINTS: Final = {
     "on_sys_exit": "sys_exit",
     "on_sys_enter": "sys_enter",
@@ -325,7 +346,7 @@ class Capture:
         else:
             types.discard("write")
         if "dns" in types:
-            types |= {"recvfrom", "recvmsg"}  # where answers are read
+            types |= {"recvfrom", "recvmsg", "recvmmsg"}  # where answers are read
         actions: dict[int, int] = {}
         for name in types & CALLS.keys():
             call = CALLS[name]
@@ -337,14 +358,20 @@ class Capture:
         for name in types & _SYSCALLS.keys():
             native, i386 = _SYSCALLS[name]
             actions[native] = actions.get(native, 0) | TYPES[name]
-            if i386 is not None:
-                actions[i386] = actions.get(i386, 0) | TYPES[name] << 8
+            for number in (i386, _SECOND_I386.get(name)):
+                if number is not None:
+                    actions[number] = actions.get(number, 0) | TYPES[name] << 8
         if types & _SOCKET_TYPES:
             actions[_SOCKETCALL] = actions.get(_SOCKETCALL, 0) | _ACTION_SOCKETCALL << 8
         if "ids" in types:
             for numbers, flag in zip(_IDS_NUMBERS, _ACTION_IDS, strict=True):
                 for number in numbers:
                     actions[number] = actions.get(number, 0) | flag
+        if "stdio" in types:
+            for how, both in _STDIO_NUMBERS.items():
+                for numbers, shift in zip(both, _STDIO_SHIFTS, strict=True):
+                    for number in numbers:
+                        actions[number] = actions.get(number, 0) | how << shift
         return actions
 
     def _request(self) -> dict[str, int]:

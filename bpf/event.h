@@ -23,7 +23,7 @@
 #endif
 
 /* Bumped whenever the meaning of a byte changes; capture files carry it. */
-#define VEDETTE_RECORD_VERSION 4
+#define VEDETTE_RECORD_VERSION 5
 
 /* Bounds on the variable parts, in bytes. What is longer is cut and flagged. */
 #define VEDETTE_PATH_MAX 4095
@@ -33,7 +33,9 @@
 #define VEDETTE_ANSWER_MAX 1023
 #define VEDETTE_LOG_MAX 255
 #define VEDETTE_COMM_LEN 16
-#define VEDETTE_RECORD_MAX 20736
+#define VEDETTE_STDIO_NAME_MAX 255
+#define VEDETTE_STDIO_MAX 771 /* three descriptors: kind, length, name */
+#define VEDETTE_RECORD_MAX 21504
 
 enum vedette_type {
 	VEDETTE_NONE = 0,
@@ -118,7 +120,7 @@ enum vedette_type {
 	VEDETTE_SYSINFO = 78,
 	VEDETTE_PERSONALITY = 79,
 	/* struct vedette_sock; the first four only of datagrams to or from a peer that the process has
-	 * not met on this socket, the last three only of sockets */
+	 * not met on this socket, the last three of any descriptor */
 	VEDETTE_SENDTO = 80,
 	VEDETTE_SENDMSG = 81,
 	VEDETTE_RECVFROM = 82,
@@ -131,11 +133,17 @@ enum vedette_type {
 	VEDETTE_CAPABLE = 89, /* struct vedette_call, but no syscall: the kernel asked for a
 	                       * capability; args: its number,
 	                       * and the depth of the user namespace that it was asked over */
+	VEDETTE_PIPE = 90,    /* struct vedette_call; data: the two descriptors */
+	VEDETTE_PIPE2 = 91,
+	VEDETTE_FCNTL = 92,   /* struct vedette_sock, of F_DUPFD and F_DUPFD_CLOEXEC alone */
+	VEDETTE_SENDMMSG = 93, /* struct vedette_sock, for each of the first messages whose peer is new */
+	VEDETTE_RECVMMSG = 94,
 	/* From here on: records that keep the tables right and are no events for rules. */
 	VEDETTE_IDS = 100,    /* struct vedette_ids */
 	VEDETTE_CGROUP = 101, /* struct vedette_cgroup */
 	VEDETTE_DNS = 102,    /* struct vedette_dns */
 	VEDETTE_GONE = 103,   /* struct vedette_exit */
+	VEDETTE_STDIO = 104,  /* struct vedette_stdio */
 	VEDETTE_HASH = 120,   /* struct vedette_hash, which the agent makes */
 	VEDETTE_TYPE_COUNT = 121 /* one more than the largest; the numbers have gaps */
 };
@@ -154,6 +162,14 @@ enum vedette_type {
 #define VEDETTE_F_ENV_CUT 0x0400    /* environment longer than VEDETTE_ENV_MAX */
 #define VEDETTE_F_AGAIN 0x0800      /* exec: told a second time, by the agent, since the hash of the
                                      * executable is known now. It changes no process */
+
+/* What a descriptor is of that is no socket of another family, no eventpoll or the like (these: 0). */
+#define VEDETTE_K_FILE 1
+#define VEDETTE_K_DIRECTORY 2
+#define VEDETTE_K_IPV4 3
+#define VEDETTE_K_IPV6 4
+#define VEDETTE_K_UNIX 5
+#define VEDETTE_K_PIPE 6      /* a FIFO that has a path, too */
 
 /* vedette_exec.exe_flags: what the file was when it was executed. */
 #define VEDETTE_X_KNOWN 0x01    /* the inode was read; without, nothing else here means a thing */
@@ -200,7 +216,7 @@ struct vedette_header {          /* 48 bytes */
 
 /* exec: success is taken from sched_process_exec (the kernel's own copies), a
  * failure (result < 0) from the syscall's return, then with path_len and
- * args_len 0. Blobs: path, filename, args, cwd, env. The path
+ * args_len 0. Blobs: path, filename, args, cwd, env, stdio. The path
  * of a file without a name in any directory is what the kernel calls it, `memfd:NAME`. An execveat that succeeds relative
  * to AT_FDCWD or by an absolute path is VEDETTE_EXECVE: they are the same to
  * the kernel. */
@@ -232,6 +248,8 @@ struct vedette_exec {
 	__u16 env_len;           /* environment, each variable ended by NUL; empty unless asked for */
 	__u16 owner_flags;       /* VEDETTE_OWNER_*: of the executable file; 0 where the exec failed */
 	__u32 owner_uid;
+	__u16 stdio_len;         /* as in struct vedette_stdio; empty unless asked for */
+	__u16 reserved[3];
 	char comm[VEDETTE_COMM_LEN];
 };
 
@@ -270,11 +288,13 @@ struct vedette_open {
 
 #define VEDETTE_S_KNOWN 1      /* vedette_sock.state: the descriptor is a socket */
 #define VEDETTE_S_CONNECTED 2  /* it has a peer of its own (TCP_ESTABLISHED, of UDP too) */
+#define VEDETTE_S_KIND_SHIFT 8 /* above: VEDETTE_K_* of a descriptor that is no socket, of a dup */
 
 /* connect, accept, accept4, bind, listen, sends, receives, dups. Both ends come from the kernel's
  * socket where it knows them, else from the address that was passed. IPv4 over
  * an IPv6 socket (::ffff:192.0.2.1) is given as AF_INET. Of a failed connect only
- * the remote end is certain. Raw sockets have no ports. */
+ * the remote end is certain. Raw sockets have no ports. Of a dup of what is no socket: fd, listen_fd,
+ * the path (of a pipe `pipe:[inode]`) and its kind. */
 struct vedette_sock {
 	struct vedette_header h;
 	__s32 fd;                /* the socket; for accept the new one (== h.result) or -1 */
@@ -347,6 +367,18 @@ struct vedette_ids {
 	__u32 vpid;
 	__u32 vpgid;
 	__u32 vsid;
+};
+
+/* What the standard descriptors of a process are after one of them was changed. It comes before the
+ * record of that syscall, where that is asked for. The blob has for each of the three: a byte with
+ * VEDETTE_K_* (0: another kind, or none), one with the length of what follows:
+ * nothing if it is closed; of IPv4 and IPv6 socket's inode number (8 bytes), local and remote address
+ * (16 each), local and remote port (2 each); of AF_UNIX the inode number and sun_path; else the name:
+ * an absolute path, or as proc_pid_fd(5) shows it (pipe:[inode]), cut to VEDETTE_STDIO_NAME_MAX. */
+struct vedette_stdio {
+	struct vedette_header h;
+	__u16 stdio_len;
+	__u16 reserved[3];
 };
 
 /* A cgroup of the v2 hierarchy was made, or removed (result -1). The agent makes such records too,

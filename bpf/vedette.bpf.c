@@ -31,11 +31,15 @@
 #define QUERY_EVERY 32   /* records per CPU between two looks at the ring's fill */
 #define FRAMES 7         /* of the kernel's stack that are looked at */
 #define GROUPS_MAX 32    /* supplementary groups that are looked at */
+#define MESSAGES_MAX 8u  /* of one sendmmsg or recvmmsg that are looked at */
 #define ADDRESS_MAX 110u /* sizeof(struct sockaddr_un), the longest address taken */
 
 #define SYSCALL_NUMBERS 512u
 #define X32_BIT 0x40000000u
 #define SYS_MMAP_ 9 /* x86-64's */
+#define SYS_FCNTL_ 72
+#define SYS_FCNTL_I386 55
+#define SYS_FCNTL64_I386 221
 #define SYS_MPROTECT_ 10
 #define SYS_BRK_ 12
 #define SYS_MREMAP_ 25
@@ -49,6 +53,8 @@
 #define O_TRUNC_ 0x200u
 #define O_TMPFILE_ 0x400000u
 #define O_TMPFILE_ALL_ 0x410000u /* with O_DIRECTORY, as user space passes it */
+#define F_DUPFD_ 0u
+#define F_DUPFD_CLOEXEC_ 1030u
 #define S_IFMT_ 0170000u
 #define S_ISUID_ 04000u
 #define S_ISGID_ 02000u
@@ -61,7 +67,11 @@
 #define CAP_DAC_OVERRIDE_ 1
 #define CAP_SYS_ADMIN_ 21
 #define CTIME_NSEC_MASK 0x3fffffffu /* above: flags of the file system (I_CTIME_QUERIED) */
+#define S_IFIFO_ 0010000u
+#define S_IFDIR_ 0040000u
 #define S_IFSOCK_ 0140000u
+#define PIPEFS_MAGIC_ 0x50495045u
+#define ANON_INODE_FS_MAGIC_ 0x09041934u
 #define SIGNAL_GROUP_EXIT_ 4u
 #define ENOENT_ 2
 #define EINPROGRESS_ 115
@@ -113,6 +123,7 @@ struct shape {
 /* core/kernelfilter.py, Filter: what of an event type is dropped before a record is made. */
 #define FILTER_ABSENT 8u       /* ENOENT */
 #define FILTER_FAILED 16u
+#define FILTER_NO_SOCKET 1u     /* of a dup: the descriptor is no socket */
 #define FILTER_UIDS 1u         /* users are looked up: those in filter_uids pass, or ... */
 #define FILTER_OTHERS 2u       /* ... with this, those that are not */
 #define FILTER_PATHS 4u        /* paths are looked up: what has no prefix in filter_paths is dropped */
@@ -152,6 +163,10 @@ struct scratch {
 	u32 flags; /* VEDETTE_F_* of the record being made */
 	u32 start; /* append_walk: first byte in use of path */
 	u32 number_flags; /* NUMBER_* of the syscall's number */
+	u32 message;      /* sendmmsg, recvmmsg: which is looked at */
+	u32 standard;     /* append_standard: the descriptor, and where it goes */
+	u32 end;
+	u32 following;    /* handle_stdio: the handler of the syscall itself */
 };
 
 /* A file that is watched for writing, by what the process knows it as. The inode is compared again
@@ -176,8 +191,8 @@ struct watch_path {
 BPF_PERCPU_ARRAY(counters, u64, VEDETTE_C_COUNT);
 /* One entry for each program that fills one, so that none can disturb another's. */
 BPF_PERCPU_ARRAY(scratches, struct scratch, 3);
-/* Low byte: what x86-64's number means; second: i386's; third: i386's NUMBER_*; above: ACTION_IDS_*.
- * 0: not watched. */
+/* Low byte: what x86-64's number means; second: i386's; third: i386's NUMBER_*; above: ACTION_IDS_*,
+ * and STDIO_* of both ABIs. 0: not watched. */
 BPF_ARRAY(actions, u32, SYSCALL_NUMBERS);
 /* By event type: whether it is asked for. */
 BPF_ARRAY(wanted, u32, 256);
@@ -186,7 +201,8 @@ BPF_ARRAY(shapes, struct shape, 128);
 BPF_ARRAY(filters, struct filter, 128);
 BPF_TABLE("hash", struct filter_uid, u32, filter_uids, 4096);
 BPF_LPM_TRIE(filter_paths, struct filter_path, u32, 4096);
-BPF_PROG_ARRAY(handlers, 16);
+#define HANDLERS 16u
+BPF_PROG_ARRAY(handlers, HANDLERS);
 /* Whom a process has exchanged datagrams with, on a socket that has no peer of its own. */
 struct met {
 	u64 socket;
@@ -219,11 +235,18 @@ BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
 /* The syscall changes what struct vedette_ids has. */
 #define ACTION_IDS_NATIVE 0x1000000u
 #define ACTION_IDS_COMPAT 0x2000000u
+/* How the syscall can change a standard descriptor, if it succeeds. */
+#define STDIO_NATIVE_SHIFT 26
+#define STDIO_COMPAT_SHIFT 29
+#define STDIO_RESULT 1u     /* what it returns is one */
+#define STDIO_FIRST 2u      /* its first argument is one, or the first of a range */
+#define STDIO_PAIR 3u       /* it writes two to where its first argument points */
+#define STDIO_PAIR_FOURTH 4u
 
 /* Slots of `handlers`. */
 enum {
 	HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL, HANDLE_EXEC_REST,
-	HANDLE_DATAGRAM
+	HANDLE_DATAGRAM, HANDLE_DUP, HANDLE_STDIO, HANDLE_EXEC_STDIO
 };
 
 static __always_inline void count(u32 counter)
@@ -780,11 +803,31 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/* Whether a syscall that succeeded changed one of the standard descriptors. */
+static __always_inline int changes_stdio(u32 how, u64 registers, u32 compat, s64 result)
+{
+	u64 value = 0;
+	u32 pair[2] = {3, 3};
+
+	if (how == STDIO_RESULT)
+		return result <= 2;
+	if (how == STDIO_PAIR_FOURTH)
+		READ(value, registers + (compat ? __builtin_offsetof(struct regs, si)
+						: __builtin_offsetof(struct regs, r10)));
+	else
+		READ(value, registers + (compat ? __builtin_offsetof(struct regs, bx)
+						: __builtin_offsetof(struct regs, di)));
+	if (how == STDIO_FIRST)
+		return (u32)value <= 2;
+	READ_USER(pair, compat ? (u32)value : value);
+	return pair[0] <= 2 || pair[1] <= 2;
+}
+
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	u64 address = ctx->args[0], number = 0, task;
+	u64 address = ctx->args[0], number = 0, task, command = 0;
 	s64 result = ctx->args[1];
-	u32 index, *action, what, compat, handler, ids, outcome;
+	u32 index, *action, what, compat, handler, ids, outcome, standard;
 	struct filter *filter;
 	struct regs regs;
 	struct scratch *s;
@@ -801,7 +844,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	compat = is_compat(task);
 	what = (compat ? *action >> 8 : *action) & 0xff;
 	ids = *action & (compat ? ACTION_IDS_COMPAT : ACTION_IDS_NATIVE);
-	if ((!what && !ids) || !in_scope())
+	standard = *action >> (compat ? STDIO_COMPAT_SHIFT : STDIO_NATIVE_SHIFT) & 7;
+	if ((!what && !ids && !standard) || !in_scope())
 		return 0;
 	if ((u32)number & X32_BIT) {
 		/* The x32 ABI: its pointers are not where the tables below look for them. */
@@ -809,22 +853,33 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 			count(VEDETTE_C_LOST_ABI);
 		return 0;
 	}
+	if (compat)
+		result = (s32)result;
+	if (compat ? index == SYS_FCNTL_I386 || index == SYS_FCNTL64_I386 : index == SYS_FCNTL_) {
+		READ(command, address + (compat ? __builtin_offsetof(struct regs, cx)
+						: __builtin_offsetof(struct regs, si)));
+		if ((u32)command != F_DUPFD_ && (u32)command != F_DUPFD_CLOEXEC_)
+			return 0;
+	}
+	if (standard && (result < 0 || !changes_stdio(standard, address, compat, result)))
+		standard = 0;
 	if (ids && result >= 0) {
 		s = scratch_of(0);
 		if (!s)
 			return 0;
 		report_ids(s, task);
 	}
-	if (!what)
+	if (!what && !standard)
 		return 0;
 	/* Of opens only those that failed: of the others, watched files may be learnt. */
 	filter = filter_of(what);
-	outcome = outcome_of(compat ? (s32)result : result);
+	outcome = outcome_of(result);
 	if (filter && outcome && !(~filter->dropped >> outcome & 0xff)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}
-	if (what >= VEDETTE_UNLINK && what <= VEDETTE_PERSONALITY) {
+	if ((what >= VEDETTE_UNLINK && what <= VEDETTE_PERSONALITY) || what == VEDETTE_PIPE ||
+	    what == VEDETTE_PIPE2) {
 		handler = HANDLE_CALL;
 	} else if (what == VEDETTE_EXECVE || what == VEDETTE_EXECVEAT) {
 		if (result >= 0)
@@ -836,7 +891,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		handler = HANDLE_CHDIR;
 	} else if (what <= VEDETTE_OPENAT2 || what == VEDETTE_CREAT) {
 		handler = HANDLE_OPEN;
-	} else if (what >= VEDETTE_SENDTO && what <= VEDETTE_RECVMSG) {
+	} else if ((what >= VEDETTE_SENDTO && what <= VEDETTE_RECVMSG) || what == VEDETTE_SENDMMSG ||
+		   what == VEDETTE_RECVMMSG) {
 		handler = HANDLE_DATAGRAM;
 	} else {
 		handler = HANDLE_SOCK;
@@ -855,7 +911,6 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		s->call.args[3] = (u32)regs.si;
 		s->call.args[4] = (u32)regs.di;
 		s->call.args[5] = (u32)regs.bp;
-		result = (s32)result;
 	} else {
 		s->call.args[0] = regs.di;
 		s->call.args[1] = regs.si;
@@ -869,7 +924,10 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	s->type = what;
 	s->compat = compat;
 	s->number_flags = compat ? *action >> 16 : 0;
-	handlers.call(ctx, handler);
+	s->message = 0;
+	s->standard = 0;
+	s->following = what ? handler : HANDLERS;
+	handlers.call(ctx, standard ? HANDLE_STDIO : handler);
 	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
 	return 0;
 }
@@ -1137,8 +1195,8 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 		else
 			s->flags |= VEDETTE_F_PATH_FAULT;
 	}
-	/* Of paths, beside opens; what is about rights and other processes is always told. */
-	if (type <= VEDETTE_FTRUNCATE && is_over_budget(s))
+	/* Of paths, beside opens, and of pipes; what is about rights and other processes is always told. */
+	if ((type <= VEDETTE_FTRUNCATE || type >= VEDETTE_PIPE) && is_over_budget(s))
 		return 0;
 	if (shape->target != NONE)
 		end = append_path(s, task, end, shape->target, shape->target_at, &r->target_len,
@@ -1168,7 +1226,9 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 		}
 		OPAQUE(length);
 		length &= VEDETTE_DATA_MAX;
-		if (bpf_probe_read_user(at(s, end), length,
+		/* A pipe that was not made has no ends. */
+		if ((type >= VEDETTE_PIPE && s->call.result < 0) ||
+		    bpf_probe_read_user(at(s, end), length,
 					(const void *)(unsigned long)argument(s, shape->data)))
 			s->flags = (s->flags & ~VEDETTE_F_DATA_CUT) | VEDETTE_F_DATA_FAULT;
 		else
@@ -1390,6 +1450,44 @@ static __always_inline u16 socket_state(u64 sk)
 	return VEDETTE_S_KNOWN | (state == TCP_ESTABLISHED_ ? VEDETTE_S_CONNECTED : 0);
 }
 
+static __always_inline int is_receive(u32 type)
+{
+	return type == VEDETTE_RECVFROM || type == VEDETTE_RECVMSG || type == VEDETTE_RECVMMSG;
+}
+
+/* The ends of an IPv4 or IPv6 socket, as the kernel has them. */
+static __always_inline void local_end(u64 sk, u16 family, u32 socktype, u8 *address, u16 *port)
+{
+	if (socktype != SOCK_RAW_)
+		READ(*port, sk + OFF_sock__skc_num);
+	if (family == AF_INET_)
+		bpf_probe_read_kernel(address, 4,
+				      (const void *)(unsigned long)(sk + OFF_sock__skc_rcv_saddr));
+#ifdef OFF_sock__skc_v6_daddr
+	else
+		bpf_probe_read_kernel(address, 16,
+				      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_rcv_saddr));
+#endif
+}
+
+static __always_inline void remote_end(u64 sk, u16 family, u32 socktype, u8 *address, u16 *port)
+{
+	u16 value = 0;
+
+	if (socktype != SOCK_RAW_) {
+		READ(value, sk + OFF_sock__skc_dport);
+		*port = swap16(value);
+	}
+	if (family == AF_INET_)
+		bpf_probe_read_kernel(address, 4,
+				      (const void *)(unsigned long)(sk + OFF_sock__skc_daddr));
+#ifdef OFF_sock__skc_v6_daddr
+	else
+		bpf_probe_read_kernel(address, 16,
+				      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_daddr));
+#endif
+}
+
 int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct scratch *s = scratch_of(0);
@@ -1426,10 +1524,11 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		case 12: s->type = VEDETTE_RECVFROM; break;
 		case 16: s->type = VEDETTE_SENDMSG; break;
 		case 17: s->type = VEDETTE_RECVMSG; break;
+		case 19: s->type = VEDETTE_RECVMMSG; break;
+		case 20: s->type = VEDETTE_SENDMMSG; break;
 		default: return 0;
 		}
-		if (!is_wanted(s->type) &&
-		    !(s->type >= VEDETTE_RECVFROM && is_wanted(VEDETTE_DNS)))
+		if (!is_wanted(s->type) && !(is_receive(s->type) && is_wanted(VEDETTE_DNS)))
 			return 0;
 		address = s->call.args[1];
 		s->call.args[0] = words[0];
@@ -1453,6 +1552,11 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
 		return 0;
+	if (type >= VEDETTE_DUP && !sock_of(task, s->call.result >= 0 ? s->call.result : s->call.args[0])) {
+		handlers.call(ctx, HANDLE_DUP);
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return 0;
+	}
 	if (is_filtered(filter_of(type), type, outcome_of(s->call.result), r->h.uid)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
@@ -1490,8 +1594,6 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		}
 	}
 	sk = sock_of(task, fd);
-	if (!sk && type >= VEDETTE_DUP)
-		return 0; /* of sockets only */
 	if (sk) {
 		r->state = socket_state(sk);
 		READ(family, sk + OFF_sock__skc_family);
@@ -1504,32 +1606,9 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 		family = *(u16 *)s->address;
 	}
 	if (sk && (family == AF_INET_ || family == AF_INET6_)) {
-		if (r->socktype != SOCK_RAW_) {
-			READ(r->local_port, sk + OFF_sock__skc_num);
-			if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN) {
-				READ(value, sk + OFF_sock__skc_dport);
-				r->remote_port = swap16(value);
-			}
-		}
-		if (family == AF_INET_) {
-			bpf_probe_read_kernel(r->local_addr, 4,
-					      (const void *)(unsigned long)(sk + OFF_sock__skc_rcv_saddr));
-			if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN)
-				bpf_probe_read_kernel(
-					r->remote_addr, 4,
-					(const void *)(unsigned long)(sk + OFF_sock__skc_daddr));
-		}
-#ifdef OFF_sock__skc_v6_daddr
-		else {
-			bpf_probe_read_kernel(
-				r->local_addr, 16,
-				(const void *)(unsigned long)(sk + OFF_sock__skc_v6_rcv_saddr));
-			if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN)
-				bpf_probe_read_kernel(
-					r->remote_addr, 16,
-					(const void *)(unsigned long)(sk + OFF_sock__skc_v6_daddr));
-		}
-#endif
+		local_end(sk, family, r->socktype, r->local_addr, &r->local_port);
+		if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN)
+			remote_end(sk, family, r->socktype, r->remote_addr, &r->remote_port);
 	}
 	/* What the socket cannot know: where a failed connect meant to go, a bind that was refused,
 	 * and the remote end of a socket type that keeps none. */
@@ -1607,13 +1686,14 @@ static __always_inline int read_message(u64 address, u32 compat, struct message 
 	return READ_USER(m->data, wide[2]) ? -1 : 0;
 }
 
-/* sendto, sendmsg, recvfrom, recvmsg: of all but streams, and of sockets without a peer of their own
- * the first datagram to and from each peer; the others' peer is that of their connect. */
+/* sends and receives: of all but streams, and of sockets without a peer of their own the first
+ * datagram to and from each peer; the others' peer is that of their connect. Of several messages each
+ * is looked at in turn (struct mmsghdr, sendmmsg(2)). */
 int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), sk, file, inode = 0;
-	u32 type, length = 0, is_receiver, end = sizeof(struct vedette_sock), size;
+	u64 task = bpf_get_current_task(), sk, file, inode = 0, message;
+	u32 type, length = 0, is_receiver, end = sizeof(struct vedette_sock), size, received;
 	struct message m = {};
 	struct met key = {};
 	struct vedette_sock *r;
@@ -1624,7 +1704,9 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 	if (!s || s->call.result < 0)
 		return 0;
 	type = s->type;
-	is_receiver = type >= VEDETTE_RECVFROM;
+	is_receiver = is_receive(type);
+	received = s->call.result;
+	message = s->call.args[1];
 	sk = sock_of(task, s->call.args[0]);
 	if (!sk || READ(family, sk + OFF_sock__skc_family))
 		return 0;
@@ -1639,8 +1721,14 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 		m.data = s->call.args[1];
 		if (is_receiver && m.name && READ_USER(m.length, s->call.args[5]))
 			m.length = 0;
-	} else if (read_message(s->call.args[1], s->compat, &m)) {
-		return 0;
+	} else {
+		if (type >= VEDETTE_SENDMMSG) {
+			message += s->message * (s->compat ? 32 : 64);
+			if (READ_USER(received, message + (s->compat ? 28 : 56)))
+				return 0;
+		}
+		if (read_message(message, s->compat, &m))
+			return 0;
 	}
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
@@ -1651,16 +1739,7 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 	r->socktype = kind;
 	READ(value, sk + OFF_sock__sk_protocol);
 	r->l4proto = value;
-	if (kind != SOCK_RAW_)
-		READ(r->local_port, sk + OFF_sock__skc_num);
-	if (family == AF_INET_)
-		bpf_probe_read_kernel(r->local_addr, 4,
-				      (const void *)(unsigned long)(sk + OFF_sock__skc_rcv_saddr));
-#ifdef OFF_sock__skc_v6_daddr
-	else
-		bpf_probe_read_kernel(r->local_addr, 16,
-				      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_rcv_saddr));
-#endif
+	local_end(sk, family, kind, r->local_addr, &r->local_port);
 	if (m.name && m.length >= 16) {
 		__builtin_memset(s->address, 0, sizeof(s->address));
 		length = m.length >= 28 ? 28 : 16;
@@ -1668,18 +1747,8 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 					 (const void *)(unsigned long)m.name))
 			end_from_address(s->address, length, r->remote_addr, &r->remote_port);
 	}
-	if (!r->remote_port && (r->state & VEDETTE_S_CONNECTED)) {
-		READ(value, sk + OFF_sock__skc_dport);
-		r->remote_port = swap16(value);
-		if (family == AF_INET_)
-			bpf_probe_read_kernel(r->remote_addr, 4,
-					      (const void *)(unsigned long)(sk + OFF_sock__skc_daddr));
-#ifdef OFF_sock__skc_v6_daddr
-		else
-			bpf_probe_read_kernel(r->remote_addr, 16,
-					      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_daddr));
-#endif
-	}
+	if (!r->remote_port && (r->state & VEDETTE_S_CONNECTED))
+		remote_end(sk, family, kind, r->remote_addr, &r->remote_port);
 	if (kind == SOCK_RAW_)
 		r->remote_port = 0;
 	if (family == AF_INET6_ && (is_mapped(r->local_addr) || is_mapped(r->remote_addr))) {
@@ -1703,7 +1772,7 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 			submit(s, end);
 	}
 	if (!is_receiver || key.port != DNS_PORT || !is_wanted(VEDETTE_DNS))
-		return 0;
+		goto next;
 	/* r is done with: its place is taken. */
 	d = (void *)s->record;
 	__builtin_memset(d, 0, sizeof(*d));
@@ -1711,14 +1780,203 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	__builtin_memcpy(d->remote_addr, key.address, 16);
 	d->family = family;
-	size = s->call.result > VEDETTE_ANSWER_MAX ? VEDETTE_ANSWER_MAX : s->call.result;
+	size = received > VEDETTE_ANSWER_MAX ? VEDETTE_ANSWER_MAX : received;
 	OPAQUE(size);
 	size &= VEDETTE_ANSWER_MAX;
-	s->flags = size < s->call.result ? VEDETTE_F_DATA_CUT : 0;
+	s->flags = size < received ? VEDETTE_F_DATA_CUT : 0;
 	if (bpf_probe_read_user(at(s, sizeof(*d)), size, (const void *)(unsigned long)m.data))
-		return 0;
+		goto next;
 	d->answer_len = size;
 	submit(s, sizeof(*d) + size);
+next:
+	if (type < VEDETTE_SENDMMSG || ++s->message >= MESSAGES_MAX || s->message >= s->call.result)
+		return 0;
+	s->flags = 0;
+	handlers.call(ctx, HANDLE_DATAGRAM);
+	count(VEDETTE_C_LOST_READ_FAULT);
+	return 0;
+}
+
+/* ------------------------------------------------------- other descriptors */
+
+/* Append `pipe:[number]`, as proc_pid_fd(5) shows what has no path. */
+static __always_inline u32 append_numbered(struct scratch *s, u32 end, int is_pipe, u64 number)
+{
+	u32 begin = end, first = end + (is_pipe ? 6 : 8), digit, divisor = 1000000000u, left = number;
+
+	/* Numbers of such inodes have 32 bits (get_next_ino(), fs/inode.c). */
+	if (is_pipe)
+		__builtin_memcpy(at(s, end), "pipe:[", 6);
+	else
+		__builtin_memcpy(at(s, end), "socket:[", 8);
+	end = first;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 10; i++) {
+		digit = left / divisor;
+		left -= digit * divisor;
+		divisor /= 10;
+		*at(s, end) = '0' + digit;
+		/* Zeros in front are written over. */
+		end += end > first || digit || i == 9;
+	}
+	*at(s, end) = ']';
+	return end + 1 - begin;
+}
+
+/* VEDETTE_K_* of a file that is no socket. */
+static __always_inline u32 kind_of(u32 mode, u64 magic)
+{
+	switch (mode & S_IFMT_) {
+	case S_IFIFO_: return VEDETTE_K_PIPE;
+	case S_IFDIR_: return VEDETTE_K_DIRECTORY;
+	case 0: return 0;
+	default: return magic == ANON_INODE_FS_MAGIC_ ? 0 : VEDETTE_K_FILE;
+	}
+}
+
+/* Append the name of a file that is no socket: its path, or what the kernel calls it. */
+static __always_inline u32 append_file(struct scratch *s, u32 end, u64 file, u32 *kind)
+{
+	u64 inode = 0, super = 0, magic = 0, number = 0;
+	u16 mode = 0;
+
+	if (READ(inode, file + OFF_file__f_inode) || READ(mode, inode + OFF_inode__i_mode) ||
+	    READ(super, inode + OFF_inode__i_sb) || READ(magic, super + OFF_super_block__s_magic))
+		return 0;
+	*kind = kind_of(mode, magic);
+	if (magic == PIPEFS_MAGIC_ && !READ(number, inode + OFF_inode__i_ino))
+		return append_numbered(s, end, 1, number);
+	return append_walk(s, end, file + OFF_file__f_path);
+}
+
+/* dup and its like of what is no socket; handle_sock has the others. */
+int handle_dup(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task(), file;
+	u32 end = sizeof(struct vedette_sock), kind = 0, type;
+	struct vedette_sock *r;
+
+	if (!s)
+		return 0;
+	type = s->type;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, type, s->call.result))
+		return 0;
+	if (is_filtered(filter_of(type), type, outcome_of(s->call.result) | FILTER_NO_SOCKET, r->h.uid)) {
+		count(VEDETTE_C_FILTERED);
+		return 0;
+	}
+	if (is_over_budget(s))
+		return 0;
+	r->listen_fd = s->call.args[0];
+	r->fd = s->call.result >= 0 ? s->call.result : s->call.args[0];
+	file = file_of(task, r->fd);
+	if (file)
+		r->path_len = append_file(s, end, file, &kind);
+	r->state = kind << VEDETTE_S_KIND_SHIFT;
+	submit(s, end + r->path_len);
+	return 0;
+}
+
+/* What struct vedette_stdio has of a socket. */
+struct stdio_socket {
+	u64 inode;
+	u8 local_addr[16];
+	u8 remote_addr[16];
+	u16 local_port;
+	u16 remote_port;
+	u32 padding;
+};
+#define STDIO_SOCKET_BYTES 44u
+
+static __always_inline u32 append_socket(struct scratch *s, u32 end, u64 inode, u64 sk, u32 *kind)
+{
+	struct stdio_socket ends = {};
+	u64 address = 0;
+	u32 length = 0;
+	u16 family = 0, socktype = 0;
+
+	READ(ends.inode, inode + OFF_inode__i_ino);
+	READ(family, sk + OFF_sock__skc_family);
+	if (family == AF_UNIX_) {
+		*kind = VEDETTE_K_UNIX;
+		__builtin_memcpy(at(s, end), &ends.inode, 8);
+		if (READ(address, sk + OFF_unix_sock__addr) || !address ||
+		    READ(length, address + OFF_unix_address__len))
+			return 8;
+		address += OFF_unix_address__name + 2;
+		return 8 + append_unix(s, end + 8, (const void *)(unsigned long)address, length - 2);
+	}
+	if (family != AF_INET_ && family != AF_INET6_)
+		return append_numbered(s, end, 0, ends.inode);
+	READ(socktype, sk + OFF_sock__sk_type);
+	local_end(sk, family, socktype, ends.local_addr, &ends.local_port);
+	remote_end(sk, family, socktype, ends.remote_addr, &ends.remote_port);
+	if (family == AF_INET6_ && (is_mapped(ends.local_addr) || is_mapped(ends.remote_addr))) {
+		family = AF_INET_;
+		unmap_address(ends.local_addr);
+		unmap_address(ends.remote_addr);
+	}
+	*kind = family == AF_INET_ ? VEDETTE_K_IPV4 : VEDETTE_K_IPV6;
+	__builtin_memcpy(at(s, end), &ends, STDIO_SOCKET_BYTES);
+	return STDIO_SOCKET_BYTES;
+}
+
+/* Append what a standard descriptor is, in the form of struct vedette_stdio, at s->end; the next one
+ * is s->standard then. One for each run of a program: the verifier would give up on three. */
+static __always_inline void append_standard(struct scratch *s, u64 task)
+{
+	u32 flags = s->flags, end = s->end, kind = 0, length = 0;
+	u64 file = file_of(task, s->standard), inode = 0, sk;
+
+	if (file) {
+		sk = sock_of(task, s->standard);
+		if (sk && !READ(inode, file + OFF_file__f_inode))
+			length = append_socket(s, end + 2, inode, sk, &kind);
+		else
+			length = append_file(s, end + 2, file, &kind);
+		if (length > VEDETTE_STDIO_NAME_MAX)
+			length = VEDETTE_STDIO_NAME_MAX;
+	}
+	*at(s, end) = kind;
+	*at(s, end + 1) = length;
+	/* The flags speak of the syscall's own arguments. */
+	s->flags = flags;
+	s->end = end + 2 + length;
+	s->standard++;
+}
+
+/* A standard descriptor was changed; the syscall's own record follows. */
+int handle_stdio(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(0);
+	u64 task = bpf_get_current_task();
+	struct vedette_stdio *r;
+
+	if (!s)
+		return 0;
+	r = (void *)s->record;
+	if (!s->standard) {
+		__builtin_memset(r, 0, sizeof(*r));
+		if (is_over_budget(s) || head(&r->h, task, VEDETTE_STDIO, 0))
+			goto following;
+		s->end = sizeof(*r);
+	}
+	append_standard(s, task);
+	if (s->standard < 3) {
+		handlers.call(ctx, HANDLE_STDIO);
+		count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
+		return 0;
+	}
+	r->stdio_len = s->end - sizeof(*r);
+	submit(s, s->end);
+following:
+	if (s->following < HANDLERS) {
+		handlers.call(ctx, s->following);
+		count(VEDETTE_C_LOST_READ_FAULT);
+	}
 	return 0;
 }
 
@@ -1944,7 +2202,32 @@ int handle_exec_rest(struct bpf_raw_tracepoint_args *ctx)
 	}
 	end += r->env_len;
 #endif
+	if (is_wanted(VEDETTE_STDIO)) {
+		s->end = s->following = end;
+		s->standard = 0;
+		handlers.call(ctx, HANDLE_EXEC_STDIO);
+		count(VEDETTE_C_LOST_READ_FAULT);
+	}
 	submit(s, end);
+	return 0;
+}
+
+/* The end of on_exec where it is asked for: the standard descriptors, behind s->following. */
+int handle_exec_stdio(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = scratch_of(1);
+	struct vedette_exec *r;
+
+	if (!s)
+		return 0;
+	append_standard(s, bpf_get_current_task());
+	if (s->standard < 3) {
+		handlers.call(ctx, HANDLE_EXEC_STDIO);
+		count(VEDETTE_C_LOST_READ_FAULT);
+	}
+	r = (void *)s->record;
+	r->stdio_len = s->end - s->following;
+	submit(s, s->end);
 	return 0;
 }
 

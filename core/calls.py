@@ -191,6 +191,7 @@ NAMES: Final[dict[str, Names]] = {
         "PERF_FLAG_FD_NO_GROUP=1 PERF_FLAG_FD_OUTPUT=2 PERF_FLAG_PID_CGROUP=4 "
         "PERF_FLAG_FD_CLOEXEC=8"
     ),
+    "pipe2": _flags("O_DIRECT=0o40000 O_NONBLOCK=0o4000 O_CLOEXEC=0o2000000"),
     "userfaultfd": _flags("O_NONBLOCK=0o4000 O_CLOEXEC=0o2000000 UFFD_USER_MODE_ONLY=1"),
     "clone": _flags(_CLONE_FLAGS),
     # asm/signal.h
@@ -404,6 +405,10 @@ _CALLS: Final[dict[str, dict[str, Value]]] = {
     ),
     "sysinfo": {},
     "personality": _arguments(persona=_names(0, "personality")),
+    "pipe": _arguments(fd1=_number(DATA + 0, 4), fd2=_number(DATA + 4, 4)),
+    "pipe2": _arguments(
+        fd1=_number(DATA + 0, 4), fd2=_number(DATA + 4, 4), flags=_names(1, "pipe2")
+    ),
     "capable": {
         "capability.name": _names(0, "capability"),
         "capability.userns_level": _number(1, 4),
@@ -506,6 +511,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "evt.arg.entries": "Entries asked of io_uring_setup",
     "evt.arg.euid": "Effective user of setreuid and setresuid",
     "evt.arg.fd": "Descriptor: of a file `<f>` and its path, else its number",
+    "evt.arg.fd1": "Descriptor of the reading end of a pipe",
+    "evt.arg.fd2": "Descriptor of the writing end of a pipe",
     "evt.arg.features": "Features that io_uring_setup returned, as a number",
     "evt.arg.filename": "Absolute path of chmod; of exec the path as it was passed",
     "evt.arg.flags": "Names of the flags, such as O_TRUNC|O_CREAT|O_WRONLY; 0 without any",

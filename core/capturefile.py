@@ -30,10 +30,10 @@ import msgspec
 import zstandard
 
 from vedette.core.engine import Process
-from vedette.core.layout import ARGS_MAX, ENV_MAX, PATH_MAX, RECORD_VERSION
+from vedette.core.layout import ARGS_MAX, ENV_MAX, PATH_MAX, RECORD_VERSION, STDIO_MAX
 
 MAGIC = b"VEDETTE\0"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 BLOCK_BYTES_MAX = 64 << 20
 """No block is longer, packed or not; a length above it is damage."""
 GATHERED_BYTES = 256 << 10
@@ -112,6 +112,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True):
     args: Annotated[bytes, msgspec.Meta(max_length=ARGS_MAX)] | None
     cwd: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] | None
     env: Annotated[bytes, msgspec.Meta(max_length=ENV_MAX)] | None
+    stdio: Annotated[bytes, msgspec.Meta(max_length=STDIO_MAX)] | None
     cgroup: Annotated[bytes, msgspec.Meta(max_length=PATH_MAX)] | None
     exe_dev: _U32
     exe_flags: _U32

@@ -119,12 +119,6 @@ fd.containername         string  none   Container and name
 fd.types                 string  key    Types of all descriptors of the process
 # the environment of the process
 proc.aenv                string  key    Environment of an ancestor
-proc.stdin.type          string  none   Type of the standard input
-proc.stdout.type         string  none   Type of the standard output
-proc.stderr.type         string  none   Type of the standard error
-proc.stdin.name          string  none   Name of the standard input
-proc.stdout.name         string  none   Name of the standard output
-proc.stderr.name         string  none   Name of the standard error
 # this value of the process
 proc.fdopencount         int     none   Number of open descriptors
 proc.fdlimit             int     none   Bound of open descriptors

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Final
 
-from vedette.core import calls, fields, layout
+from vedette.core import calls, fields, layout, stdio
 from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value, predicates
 from vedette.core.patterns import glob_regex
 from vedette.core.transformers import transform
@@ -49,6 +49,7 @@ BYTES: tuple[str, ...] = (
     "flags", "ip", "login_user", "login_ip", "login_host", "login_line", "sockname",
     "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container", "unit",
     "slice", "cgroup", "sha256", "login_key",
+    "stdin_type", "stdout_type", "stderr_type", "stdin_name", "stdout_name", "stderr_name",
 )  # fmt: skip
 INTS: Final = (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
@@ -148,6 +149,9 @@ PLACES: Final[dict[str, tuple[str, int]]] = {
     "proc.unit": ("unit", SELF),
     "proc.slice": ("slice", SELF),
 }
+for _name in stdio.NAMES:
+    PLACES[f"proc.{_name}.type"] = (f"{_name}_type", SELF)
+    PLACES[f"proc.{_name}.name"] = (f"{_name}_name", SELF)
 for _name in sorted(calls.DESCRIPTIONS):
     PLACES.setdefault(_name, (_name, SELF))
 BYTES += tuple(index for index, _ in PLACES.values() if index in calls.DESCRIPTIONS)
@@ -198,8 +202,8 @@ _CALL_WORDS: Final = frozenset({None, "result", "fd"})
 GATES: Final = frozenset({"path", "ip", "port"})
 
 # fd.type and fd.l4proto as one number: kind | protocol << 8.
-KINDS: Final = (None, b"file", b"directory", b"ipv4", b"ipv6", b"unix")
-_TYPECHARS: Final = (None, b"f", b"d", b"4", b"6", b"u")
+KINDS: Final = (None, b"file", b"directory", b"ipv4", b"ipv6", b"unix", b"pipe")
+_TYPECHARS: Final = (None, b"f", b"d", b"4", b"6", b"u", b"p")
 PROTOCOLS: Final = (None, b"tcp", b"udp", b"icmp", b"raw")
 
 # Where the values of an index are seen together, so that what is computed from them is known there.

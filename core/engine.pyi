@@ -35,6 +35,7 @@ class Process:
     exe_path: Final[bytes | None]
     args: Final[bytes | None]
     cwd: Final[bytes | None]
+    stdio: Final[bytes | None]
     env: Final[bytes | None]
     cgroup: Final[bytes | None]
     exe_dev: Final[int]
@@ -70,6 +71,7 @@ class Process:
         args: bytes | None = None,
         cwd: bytes | None = None,
         env: bytes | None = None,
+        stdio: bytes | None = None,
         cgroup: bytes | None = None,
         exe_dev: int = 0,
         exe_flags: int = 0,

@@ -26,6 +26,7 @@ from vedette.core.names import Names
 from vedette.core.needs import needed
 from vedette.core.quiet import quiet
 from vedette.core.records import build
+from vedette.core.stdio import merged
 
 import vedette.core.ring
 
@@ -60,12 +61,12 @@ cdef class Process:
     cdef readonly uint64_t exe_ino, exe_ctime_ns, exe_mtime_ns
     cdef readonly object exe_sha256
     cdef readonly uint64_t cap_inheritable, cap_permitted, cap_effective
-    cdef readonly object comm, exe_path, args, cwd, env, cgroup, parent
+    cdef readonly object comm, exe_path, args, cwd, env, stdio, cgroup, parent
     cdef public object sid_leader, pgid_leader
 
     def __init__(self, *, pid, ppid=0, uid=0, gid=0, loginuid=0xFFFFFFFF, session=0,
                  start_time_ns=0, cgroup_id=0, comm=None, exe_path=None, args=None, cwd=None,
-                 env=None, cgroup=None, exe_dev=0, exe_flags=0, exe_ino=0, exe_ctime_ns=0,
+                 env=None, stdio=None, cgroup=None, exe_dev=0, exe_flags=0, exe_ino=0, exe_ctime_ns=0,
                  exe_mtime_ns=0, exe_sha256=None, cap_inheritable=0, cap_permitted=0, cap_effective=0, pgid=0, tty=0,
                  vpid=0, vpgid=0, vsid=0, parent=None, sid_leader=None, pgid_leader=None):
         self.pid = pid
@@ -80,6 +81,7 @@ cdef class Process:
         self.exe_path = exe_path
         self.args = args
         self.cwd = cwd
+        self.stdio = stdio
         self.env = env
         self.cgroup = cgroup
         self.exe_dev = exe_dev
@@ -134,11 +136,12 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
                 or (<const vedette_exec*>data).filename_len > VEDETTE_PATH_MAX
                 or (<const vedette_exec*>data).args_len > VEDETTE_ARGS_MAX
                 or (<const vedette_exec*>data).cwd_len > VEDETTE_PATH_MAX
-                or (<const vedette_exec*>data).env_len > VEDETTE_ENV_MAX):
+                or (<const vedette_exec*>data).env_len > VEDETTE_ENV_MAX
+                or (<const vedette_exec*>data).stdio_len > VEDETTE_STDIO_MAX):
             return RECORD_SKIP
         blobs = (<size_t>(<const vedette_exec*>data).path_len + (<const vedette_exec*>data).filename_len
                  + (<const vedette_exec*>data).args_len + (<const vedette_exec*>data).cwd_len
-                 + (<const vedette_exec*>data).env_len)
+                 + (<const vedette_exec*>data).env_len + (<const vedette_exec*>data).stdio_len)
     elif VEDETTE_CLONE <= h.type <= VEDETTE_CLONE3:
         fixed = sizeof(vedette_fork)
         if (h.size < fixed or (<const vedette_fork*>data).ppid >= PID_LIMIT
@@ -154,7 +157,8 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
                 or (<const vedette_open*>data).dir_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_open*>data).path_len + (<const vedette_open*>data).dir_len
-    elif VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3:
+    elif (VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3
+          or VEDETTE_FCNTL <= h.type <= VEDETTE_RECVMMSG):
         fixed = sizeof(vedette_sock)
         if (h.size < fixed or (<const vedette_sock*>data).path_len > VEDETTE_PATH_MAX):
             return RECORD_SKIP
@@ -167,7 +171,8 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
             return RECORD_SKIP
         blobs = (<size_t>(<const vedette_write*>data).path_len
                  + (<const vedette_write*>data).data_len + (<const vedette_write*>data).log_len)
-    elif VEDETTE_UNLINK <= h.type <= VEDETTE_PERSONALITY or h.type == VEDETTE_CAPABLE:
+    elif (VEDETTE_UNLINK <= h.type <= VEDETTE_PERSONALITY
+          or VEDETTE_CAPABLE <= h.type <= VEDETTE_PIPE2):
         fixed = sizeof(vedette_call)
         if (h.size < fixed or (<const vedette_call*>data).path_len > VEDETTE_PATH_MAX
                 or (<const vedette_call*>data).dir_len > VEDETTE_PATH_MAX
@@ -188,6 +193,11 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
         fixed = sizeof(vedette_ids)
         if h.size < fixed:
             return RECORD_SKIP
+    elif h.type == VEDETTE_STDIO:
+        fixed = sizeof(vedette_stdio)
+        if h.size < fixed or (<const vedette_stdio*>data).stdio_len > VEDETTE_STDIO_MAX:
+            return RECORD_SKIP
+        blobs = (<const vedette_stdio*>data).stdio_len
     elif h.type == VEDETTE_CGROUP:
         fixed = sizeof(vedette_cgroup)
         if h.size < fixed or (<const vedette_cgroup*>data).path_len > VEDETTE_PATH_MAX:
@@ -238,6 +248,10 @@ cdef inline const uint8_t* _exec_args(const vedette_exec* r) noexcept nogil:
     return <const uint8_t*>r + sizeof(vedette_exec) + r.path_len + r.filename_len
 
 
+cdef inline const uint8_t* _exec_stdio(const vedette_exec* r) noexcept nogil:
+    return _exec_args(r) + r.args_len + r.cwd_len + r.env_len
+
+
 cdef inline int32_t _exec_args_len(const vedette_exec* r) noexcept nogil:
     """-1: missing."""
     return -1 if r.args_len == 0 and r.h.flags & VEDETTE_F_ARGS_FAULT else <int32_t>r.args_len
@@ -286,6 +300,10 @@ cdef class RuleSwitch:
 
 cdef bytes _bytes(const uint8_t* text, int32_t size):
     return None if size < 0 else text[:size]
+
+
+cdef bytes _text(const Text* text):
+    return None if text == NULL else text.data[:text.size]
 
 
 cdef class Engine:
@@ -450,7 +468,8 @@ cdef class Engine:
         """The event types to capture for the rules that are on."""
         self._check_open()
         return needed(self.tables.event_types(), names=self.tables.asks_names,
-                      hashes=self.tables.asks_hashes, keys=self.tables.asks_keys)
+                      hashes=self.tables.asks_hashes, keys=self.tables.asks_keys,
+                      stdio=self.tables.asks_stdio)
 
     @property
     def on_unhashed(self):
@@ -492,6 +511,7 @@ cdef class Engine:
         cdef uint64_t start_time_ns = process.start_time_ns
         cdef uint64_t cgroup_id = process.cgroup_id
         cdef bytes env = process.env
+        cdef bytes stdio = process.stdio
         cdef bytes cgroup = process.cgroup
         cdef bytes sha256 = process.exe_sha256
         cdef const ExeHash* known = NULL
@@ -514,11 +534,15 @@ cdef class Engine:
             raise ValueError(f"pid {pid}, ppid {ppid}: process ids are below {PID_LIMIT}")
         for name, text, limit in (("exe_path", path, VEDETTE_PATH_MAX),
                                   ("args", args, VEDETTE_ARGS_MAX), ("cwd", cwd, VEDETTE_PATH_MAX),
-                                  ("env", env, VEDETTE_ENV_MAX), ("cgroup", cgroup, VEDETTE_PATH_MAX)):
+                                  ("env", env, VEDETTE_ENV_MAX), ("stdio", stdio, VEDETTE_STDIO_MAX),
+                                  ("cgroup", cgroup, VEDETTE_PATH_MAX)):
             if text is not None and len(text) > limit:
                 raise ValueError(f"pid {pid}: {name} has {len(text)} bytes, at most {limit} are kept")
         if sha256 is not None and len(sha256) != SHA256_BYTES:
             raise ValueError(f"pid {pid}: exe_sha256 has {len(sha256)} bytes, not {SHA256_BYTES}")
+        if keep != 0 and self.procs.slots[keep].stdio != NULL:
+            # /proc does not tell where sockets lead.
+            stdio = merged(stdio, _text(self.procs.slots[keep].stdio))
         slot = pt_insert(&self.procs, pid, ppid, keep)
         if slot == 0:
             raise MemoryError
@@ -551,6 +575,8 @@ cdef class Engine:
             self._set_cgroup(cgroup_id, cgroup)
         if cwd is not None:
             p.cwd = text_new(&self.procs, <const uint8_t*>cwd, len(cwd))
+        if stdio is not None:
+            p.stdio = text_new(&self.procs, <const uint8_t*>stdio, len(stdio))
         return slot
 
     def add_process(self, process):
@@ -609,8 +635,8 @@ cdef class Engine:
         made.comm = _bytes(content.comm, content.comm_len)
         made.exe_path = _bytes(content.path, content.path_len)
         made.args = _bytes(content.args, content.args_len)
-        if p.cwd != NULL:
-            made.cwd = p.cwd.data[:p.cwd.size]
+        made.cwd = _text(p.cwd)
+        made.stdio = _text(p.stdio)
         made.env = _bytes(content.env, content.env_len)
         made.cgroup = self.cgroup_paths.get(p.cgroup_id)
         made.exe_dev = content.facts.dev
@@ -780,6 +806,10 @@ cdef class Engine:
         elif h.type == VEDETTE_IDS:
             self._ids(slot, <const vedette_ids*>h)
             return 0
+        elif h.type == VEDETTE_STDIO:
+            self._set_stdio(p, <const uint8_t*>h + sizeof(vedette_stdio),
+                            (<const vedette_stdio*>h).stdio_len)
+            return 0
         row = self.tables.judge(procs, slot, h)
         if row != 0:
             row = self.tables.settle(procs, slot, h, row)
@@ -863,6 +893,8 @@ cdef class Engine:
         p.image = image_new(procs, &content)
         if r.cwd_len != 0:
             p.cwd = text_new(procs, content.args + r.args_len, r.cwd_len)
+        if r.stdio_len != 0:
+            p.stdio = text_new(procs, _exec_stdio(r), r.stdio_len)
         try:
             without = self._judged(ASIDE, &r.h, None)[0]
             image_drop(procs, p.image)
@@ -877,6 +909,7 @@ cdef class Engine:
         finally:
             image_drop(procs, p.image)
             text_drop(procs, p.cwd)
+            text_drop(procs, p.stdio)
             memset(p, 0, sizeof(Proc))
             p.flags = PROC_FREE
         return 0
@@ -909,6 +942,7 @@ cdef class Engine:
         cdef Proc* p
         cdef Image* image
         cdef Text* cwd
+        cdef Text* stdio
         cdef uint32_t loginuid
         cdef uint32_t session
         cdef Content content
@@ -918,6 +952,7 @@ cdef class Engine:
         p = &procs.slots[from_]
         image = p.image
         cwd = p.cwd
+        stdio = p.stdio
         loginuid = p.loginuid
         session = p.session
         ids = procs.ids[from_]
@@ -936,15 +971,19 @@ cdef class Engine:
             image = image_new(procs, &content)
         if cwd != NULL:
             cwd.refs += 1
+        if stdio != NULL:
+            stdio.refs += 1
         procs.replaced += pt_find(procs, r.child_pid) != 0
         slot = pt_insert(procs, r.child_pid, r.ppid, slot)
         if slot == 0:
             image_drop(procs, image)
             text_drop(procs, cwd)
+            text_drop(procs, stdio)
             return
         p = &procs.slots[slot]
         p.image = image
         p.cwd = cwd
+        p.stdio = stdio
         p.uid = r.child_uid
         p.gid = r.child_gid
         p.loginuid = loginuid
@@ -976,6 +1015,8 @@ cdef class Engine:
         _exec_entry(p, &procs.ids[slot], r)
         if r.cwd_len != 0:
             self._set_cwd(p, content.args + r.args_len, r.cwd_len)
+        if r.stdio_len != 0:
+            self._set_stdio(p, _exec_stdio(r), r.stdio_len)
         p.flags &= ~<uint32_t>PROC_INCOMPLETE
         p.vector_epoch = 0
         if p.ppid != r.ppid:
@@ -989,6 +1030,14 @@ cdef class Engine:
             return
         text_drop(&self.procs, p.cwd)
         p.cwd = text_new(&self.procs, path, size) if size >= 0 else NULL
+        p.vector_epoch = 0
+
+    cdef void _set_stdio(self, Proc* p, const uint8_t* blob, int32_t size) noexcept nogil:
+        """Set what the standard descriptors are."""
+        if p.stdio != NULL and p.stdio.size == size and memcmp(p.stdio.data, blob, size) == 0:
+            return
+        text_drop(&self.procs, p.stdio)
+        p.stdio = text_new(&self.procs, blob, size)
         p.vector_epoch = 0
 
     cdef void _chdir(self, uint32_t slot, const vedette_chdir* r) noexcept nogil:

@@ -42,6 +42,11 @@ cdef extern from "event.h" nogil:
         VEDETTE_DUP
         VEDETTE_DUP2
         VEDETTE_DUP3
+        VEDETTE_PIPE
+        VEDETTE_PIPE2
+        VEDETTE_FCNTL
+        VEDETTE_SENDMMSG
+        VEDETTE_RECVMMSG
         VEDETTE_SUPPRESSED
         VEDETTE_RACED
         VEDETTE_RACED_MAX
@@ -49,11 +54,21 @@ cdef extern from "event.h" nogil:
         VEDETTE_CGROUP
         VEDETTE_DNS
         VEDETTE_GONE
+        VEDETTE_STDIO
+        VEDETTE_STDIO_MAX
+        VEDETTE_STDIO_NAME_MAX
         VEDETTE_HASH
         VEDETTE_ANSWER_MAX
         VEDETTE_LOG_MAX
         VEDETTE_S_KNOWN
         VEDETTE_S_CONNECTED
+        VEDETTE_S_KIND_SHIFT
+        VEDETTE_K_FILE
+        VEDETTE_K_DIRECTORY
+        VEDETTE_K_IPV4
+        VEDETTE_K_IPV6
+        VEDETTE_K_UNIX
+        VEDETTE_K_PIPE
         VEDETTE_OWNER_KNOWN
         VEDETTE_OWNER_IS_USER
         VEDETTE_F_PATH_CUT
@@ -126,6 +141,7 @@ cdef extern from "event.h" nogil:
         uint16_t env_len
         uint16_t owner_flags
         uint32_t owner_uid
+        uint16_t stdio_len
         char comm[16]
 
     struct vedette_fork:
@@ -203,6 +219,10 @@ cdef extern from "event.h" nogil:
         uint32_t vpid
         uint32_t vpgid
         uint32_t vsid
+
+    struct vedette_stdio:
+        vedette_header h
+        uint16_t stdio_len
 
     struct vedette_cgroup:
         vedette_header h

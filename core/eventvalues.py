@@ -10,7 +10,8 @@ _CATEGORIES: Final = {
     "renameat2 link linkat symlink symlinkat mkdir mkdirat mknod mknodat chmod fchmod fchmodat "
     "fchmodat2 chown lchown fchown fchownat truncate ftruncate mount umount umount2 move_mount "
     "pivot_root userfaultfd",
-    "net": "connect accept accept4 bind listen socket sendto sendmsg recvfrom recvmsg",
+    "net": "connect accept accept4 bind listen socket sendto sendmsg recvfrom recvmsg "
+    "sendmmsg recvmmsg",
     "process": "execve execveat clone fork vfork clone3 procexit chroot capset capable unshare "
     "setns prctl ptrace process_vm_readv process_vm_writev personality",
     "user": "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups",

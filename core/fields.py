@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Final, Literal, Protocol
 
-from vedette.core import calls, catalogue, eventvalues, layout
+from vedette.core import calls, catalogue, eventvalues, layout, stdio
 from vedette.core.cgroups import NOWHERE, Placement, placement
 from vedette.core.expr import FieldRef, Operand
 from vedette.core.records import Record
@@ -113,14 +113,14 @@ _F_DATA_FAULT: Final = layout.FLAGS["data_fault"]
 _F_ADDR_FAULT: Final = layout.FLAGS["addr_fault"]
 _FCHDIR: Final = layout.TYPES["fchdir"]
 _CONNECT: Final = layout.TYPES["connect"]
-_SENDS: Final = (layout.TYPES["sendto"], layout.TYPES["sendmsg"])
-_DUPS: Final = (layout.TYPES["dup"], layout.TYPES["dup2"], layout.TYPES["dup3"])
+_SENDS: Final = tuple(layout.TYPES[name] for name in ("sendto", "sendmsg", "sendmmsg"))
 _NAMELESS: Final = (layout.TYPES["bind"], layout.TYPES["listen"])
 
 ALL: Final = tuple(layout.TYPES)
 OPENS: Final = ("open", "openat", "openat2", "creat")
-DATAGRAMS: Final = ("sendto", "sendmsg", "recvfrom", "recvmsg")
-DUPS: Final = ("dup", "dup2", "dup3")
+DATAGRAMS: Final = ("sendto", "sendmsg", "recvfrom", "recvmsg", "sendmmsg", "recvmmsg")
+DUPS: Final = ("dup", "dup2", "dup3", "fcntl")
+_DUPS: Final = tuple(layout.TYPES[name] for name in DUPS)
 CONNECTIONS: Final = ("connect", "accept", "accept4", *DATAGRAMS, *DUPS)
 SOCKS: Final = (*CONNECTIONS, "bind", "listen")
 EXECS: Final = ("execve", "execveat")
@@ -151,6 +151,8 @@ class ProcessLike(Protocol):
     def cwd(self) -> bytes | None: ...
     @property
     def env(self) -> bytes | None: ...
+    @property
+    def stdio(self) -> bytes | None: ...
     @property
     def cgroup(self) -> bytes | None: ...
     @property
@@ -259,6 +261,9 @@ _FIXED: Final = frozenset(
 )
 
 
+Of = Callable[[ProcessLike], Scalar | None]
+
+
 class UnknownField(ValueError):
     """A field that the catalogue does not have, or an argument that it does not take.
 
@@ -324,11 +329,17 @@ def _path(view: EventView) -> bytes | None:
         return resolve(view.proc.cwd if record.dirfd == AT_FDCWD else None, record.path)
     if kind == "write":
         return record.path
-    if kind == "sock" and record.family == AF_UNIX and record.path:
-        if record.flags & _F_ADDR_FAULT:
-            return None
-        return b"@" + record.path[1:] if record.path[0] == 0 else record.path
+    if kind == "sock" and record.path:
+        if record.family == AF_UNIX and not record.flags & _F_ADDR_FAULT:
+            return b"@" + record.path[1:] if record.path[0] == 0 else record.path
+        if _is_file(record):
+            return record.path
     return None
+
+
+def _is_file(record: Record) -> bool:
+    """Whether a dup is of what is no socket."""
+    return record.type in _DUPS and record.family == 0 and not record.state & layout.SOCKET_KNOWN
 
 
 def call_value(view: EventView, name: str) -> bytes | None:
@@ -518,17 +529,21 @@ def _kind(view: EventView) -> bytes | None:
         return b"unix"
     if record.family == AF_INET or (record.family == AF_INET6 and _is_mapped(record)):
         return b"ipv4"
-    return b"ipv6" if record.family == AF_INET6 else None
+    if record.family == AF_INET6:
+        return b"ipv6"
+    return FILE_KINDS.get(record.state >> layout.SOCKET_KIND_SHIFT) if _is_file(record) else None
 
 
-_TYPECHARS: Final = {
-    b"file": b"f", b"directory": b"d", b"ipv4": b"4", b"ipv6": b"6", b"unix": b"u",
+FILE_KINDS: Final = {layout.KINDS[name]: name.encode() for name in ("file", "directory", "pipe")}
+"""fd.type of what is no socket, by VEDETTE_K_*."""
+TYPECHARS: Final = {
+    b"file": b"f", b"directory": b"d", b"ipv4": b"4", b"ipv6": b"6", b"unix": b"u", b"pipe": b"p",
 }  # fmt: skip
 
 
 def _typechar(view: EventView) -> bytes | None:
     kind = _kind(view)
-    return None if kind is None else _TYPECHARS[kind]
+    return None if kind is None else TYPECHARS[kind]
 
 
 def _l4proto(view: EventView) -> bytes | None:
@@ -620,13 +635,49 @@ def ip_text(address: bytes) -> str:
 
 
 def _sockname(view: EventView) -> bytes | None:
-    client, server = _roles(view.record)
+    return _sockname_of(view.record)
+
+
+def _sockname_of(record: Record) -> bytes | None:
+    client, server = _roles(record)
     if server is None:
         return None
     name = f"{ip_text(server[0])}:{server[1]}"
     if client is not None:
         name = f"{ip_text(client[0])}:{client[1]}->{name}"
     return name.encode()
+
+
+_KIND_NAMES: Final = {number: name.encode() for name, number in layout.KINDS.items()}
+
+
+def _stdio(place: int, of: Callable[[stdio.Descriptor], bytes | None]) -> Of:
+    return lambda proc: of(stdio.unpack(proc.stdio)[place])
+
+
+def stdio_type(found: stdio.Descriptor) -> bytes | None:
+    """Return the type of a standard descriptor, as fd.type has it."""
+    return _KIND_NAMES.get(found.kind)
+
+
+def stdio_name(found: stdio.Descriptor) -> bytes | None:
+    """Return the name of a standard descriptor: as fd.name, else as proc_pid_fd(5) shows it."""
+    kind = _KIND_NAMES.get(found.kind)
+    if kind in (b"ipv4", b"ipv6"):
+        _, local, remote, local_port, remote_port = stdio.IP_SOCKET.unpack(found.data)
+        return _sockname_of(
+            Record(
+                layout.TYPES["dup"], family=AF_INET if kind == b"ipv4" else AF_INET6,
+                local_addr=local, remote_addr=remote, local_port=local_port,
+                remote_port=remote_port,
+            )
+        )  # fmt: skip
+    if kind == b"unix":
+        path = found.data[8:]
+        if not path:
+            return b"socket:[%d]" % found.inode
+        return b"@" + path[1:] if path[0] == 0 else path
+    return found.data or None
 
 
 def _fd_name(view: EventView) -> bytes | None:
@@ -728,9 +779,6 @@ def ancestors(proc: ProcessLike) -> list[ProcessLike]:
         found.append(parent)
         parent = parent.parent
     return found
-
-
-Of = Callable[[ProcessLike], Scalar | None]
 
 
 def _any_ancestor(of: Of) -> Callable[[EventView], Raw]:
@@ -972,9 +1020,9 @@ def _executed(of: Callable[[Record], Raw]) -> Callable[[EventView], Raw]:
 
 def _is_server(view: EventView) -> int | None:
     kind = view.record.type_name
-    if kind not in SOCKS or kind in DUPS or kind in ("sendmsg", "sendto", "connect"):
-        return 0 if kind in ("sendmsg", "sendto", "connect") else None
-    return 1
+    if kind in ("sendmsg", "sendto", "sendmmsg", "connect"):
+        return 0
+    return 1 if kind in SOCKS and kind not in DUPS else None
 
 
 @cache
@@ -1245,7 +1293,8 @@ def _fill() -> None:
         "event",
         "path sockname",
         _fd_name,
-        "Absolute path, or client:port->server:port; bind and listen: server:port",
+        "Absolute path, or client:port->server:port; bind and listen: server:port; of a pipe that "
+        "is duplicated pipe:[inode]",
         (*files, *SOCKS),
     )
     _add(
@@ -1281,7 +1330,7 @@ def _fill() -> None:
         "event",
         "kind",
         _kind,
-        "file, directory, ipv4, ipv6 or unix",
+        "file, directory, ipv4, ipv6, unix, or pipe of what was duplicated",
         (*files, *SOCKS),
     )
     _add(
@@ -1290,7 +1339,7 @@ def _fill() -> None:
         "event",
         "kind",
         _typechar,
-        "f (file), d (directory), 4, 6 or u (unix)",
+        "f (file), d (directory), 4, 6, u (unix) or p (pipe)",
         (*files, *SOCKS),
     )
     states: tuple[tuple[str, FieldType, Callable[[Record], Scalar | None], str], ...] = (
@@ -1381,6 +1430,16 @@ def _fill() -> None:
         multiple=True,
     )
 
+    for place, stream in enumerate(stdio.NAMES):
+        _add(
+            f"proc.{stream}.type", "string", "process", "stdio", _proc(_stdio(place, stdio_type)),
+            f"Type of the process's {stream}: file, directory, pipe, ipv4, ipv6 or unix",
+        )  # fmt: skip
+        _add(
+            f"proc.{stream}.name", "string", "process", "stdio", _proc(_stdio(place, stdio_name)),
+            f"Name of the process's {stream}: an absolute path, client:port->server:port, "
+            "pipe:[inode]",
+        )  # fmt: skip
     opened = (*OPENS, *EXECS)
     _add(
         "fs.owner.uid", "uint", "event", "owner", _owner(lambda record: record.owner_uid),

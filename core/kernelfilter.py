@@ -34,10 +34,21 @@ PREFIXES_MAX: Final = 1024
 ABSENT: Final = 8
 FAILED: Final = 16
 """Bits of an outcome: ENOENT, which most calls that fail fail with, and any other error. The lower
-ones: an open reads, writes, may create."""
+ones: an open reads, writes, may create; what is duplicated is no socket."""
 OUTCOMES: Final = 24
 _EVERY: Final = (1 << OUTCOMES) - 1
 _OPENS: Final = frozenset(fields.OPENS)
+_DUPS: Final = frozenset(fields.DUPS)
+NO_SOCKET: Final = 1
+_NO_SOCKETS: Final = sum(1 << index for index in range(OUTCOMES) if index & NO_SOCKET)
+_FILE_TYPES: Final = (*fields.FILE_KINDS.values(), None)
+_SOCKET_TYPES: Final = (b"ipv4", b"ipv6", b"unix", None)
+# What only sockets have.
+_SOCKET_FIELDS: Final = frozenset(
+    name
+    for name, known in fields.FIELDS.items()
+    if known.events and frozenset(known.events) <= frozenset(fields.SOCKS)
+)
 # Outcomes of opens: those that do not write, whatever the result; those that do.
 _READS_ONLY: Final = sum(1 << index for index in range(OUTCOMES) if not index & 2)
 _WRITES: Final = _EVERY & ~_READS_ONLY
@@ -100,6 +111,9 @@ class Filter:
                 if dropped and dropped & kinds == dropped:
                     found.append(text)
                     dropped = 0
+        if name in _DUPS and dropped and dropped & _NO_SOCKETS == dropped:
+            found.append("what is no socket")
+            dropped = 0
         if dropped:
             found.append("some ways of opening")
         if not self.others:
@@ -137,6 +151,8 @@ def outcome(record: Record) -> int:
     found = ABSENT if record.result == -_ENOENT else FAILED if record.result < 0 else 0
     if record.type_name in _OPENS:
         found |= open_bits(record.open_flags)
+    elif record.type_name in _DUPS and not record.state & layout.SOCKET_KNOWN:
+        found |= NO_SOCKET
     return found
 
 
@@ -239,11 +255,22 @@ def _of_outcome(name: str, index: int) -> Callable[[Predicate], Truth]:
             return _of_result(check, index)
         if field in _OPEN_BITS:
             return _exactly(check, index >> _OPEN_BITS.index(field) & 1)
+        if name in _DUPS and field in ("fd.type", "fd.typechar"):
+            return _of_type(check, _FILE_TYPES if index & NO_SOCKET else _SOCKET_TYPES)
+        if name in _DUPS and index & NO_SOCKET and field in _SOCKET_FIELDS:
+            return False, True
         if field == "fd.num" and failed and (name in _OPENS or name in calls.FD_RESULT):
             return False, True
         return _EITHER
 
     return truth
+
+
+def _of_type(check: Predicate, kinds: Iterable[bytes | None]) -> Truth:
+    """The truth of a check of a descriptor's type, which is one of some."""
+    is_letter = check.field.name == "fd.typechar"
+    found = [_exactly(check, fields.TYPECHARS[one] if one and is_letter else one) for one in kinds]
+    return any(one[0] for one in found), any(one[1] for one in found)
 
 
 def _of_result(check: Predicate, index: int) -> Truth:

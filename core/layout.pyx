@@ -24,6 +24,14 @@ OWNER_KNOWN = VEDETTE_OWNER_KNOWN
 OWNER_IS_USER = VEDETTE_OWNER_IS_USER
 SOCKET_KNOWN = VEDETTE_S_KNOWN
 SOCKET_CONNECTED = VEDETTE_S_CONNECTED
+SOCKET_KIND_SHIFT = VEDETTE_S_KIND_SHIFT
+STDIO_MAX = VEDETTE_STDIO_MAX
+STDIO_NAME_MAX = VEDETTE_STDIO_NAME_MAX
+# Descriptors by VEDETTE_K_*: fd.type.
+KINDS = {
+    "file": VEDETTE_K_FILE, "directory": VEDETTE_K_DIRECTORY, "ipv4": VEDETTE_K_IPV4,
+    "ipv6": VEDETTE_K_IPV6, "unix": VEDETTE_K_UNIX, "pipe": VEDETTE_K_PIPE,
+}
 DATA_MAX = VEDETTE_DATA_MAX
 RECORD_MAX = VEDETTE_RECORD_MAX
 
@@ -55,17 +63,18 @@ CALLS = (
 )
 TYPES.update((name, VEDETTE_UNLINK + i) for i, name in enumerate(CALLS))
 assert TYPES["personality"] == VEDETTE_PERSONALITY
-CALLS += ("capable",)
+CALLS += ("capable", "pipe", "pipe2")
 
 TYPES.update({
     "sendto": VEDETTE_SENDTO, "sendmsg": VEDETTE_SENDMSG, "recvfrom": VEDETTE_RECVFROM,
     "recvmsg": VEDETTE_RECVMSG, "dup": VEDETTE_DUP, "dup2": VEDETTE_DUP2, "dup3": VEDETTE_DUP3,
     "suppressed": VEDETTE_SUPPRESSED, "raced": VEDETTE_RACED,
-    "capable": VEDETTE_CAPABLE,
+    "capable": VEDETTE_CAPABLE, "pipe": VEDETTE_PIPE, "pipe2": VEDETTE_PIPE2,
+    "fcntl": VEDETTE_FCNTL, "sendmmsg": VEDETTE_SENDMMSG, "recvmmsg": VEDETTE_RECVMMSG,
 })
 STATE_TYPES = {
     "ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS, "gone": VEDETTE_GONE,
-    "hash": VEDETTE_HASH,
+    "stdio": VEDETTE_STDIO, "hash": VEDETTE_HASH,
 }
 assert max(*TYPES.values(), *STATE_TYPES.values()) == VEDETTE_TYPE_COUNT - 1
 
@@ -103,6 +112,7 @@ cdef vedette_write _write
 cdef vedette_chdir _chdir
 cdef vedette_call _call
 cdef vedette_ids _ids
+cdef vedette_stdio _stdio
 cdef vedette_cgroup _cgroup
 cdef vedette_dns _dns
 cdef vedette_hash _hash
@@ -144,7 +154,8 @@ STRUCTS = {
         "cwd_len": ("u2", _off(&_exec, &_exec.cwd_len)),
         "env_len": ("u2", _off(&_exec, &_exec.env_len)),
         "owner_flags": ("u2", _off(&_exec, &_exec.owner_flags)),
-        "owner_uid": ("u4", _off(&_exec, &_exec.owner_uid)), "comm": ("S16", _off(&_exec, &_exec.comm)),
+        "owner_uid": ("u4", _off(&_exec, &_exec.owner_uid)),
+        "stdio_len": ("u2", _off(&_exec, &_exec.stdio_len)), "comm": ("S16", _off(&_exec, &_exec.comm)),
     },
     "fork": {
         **_HEADER, "start_time_ns": ("u8", _off(&_fork, &_fork.start_time_ns)),
@@ -206,6 +217,7 @@ STRUCTS = {
         "tty": ("u4", _off(&_ids, &_ids.tty)), "vpid": ("u4", _off(&_ids, &_ids.vpid)),
         "vpgid": ("u4", _off(&_ids, &_ids.vpgid)), "vsid": ("u4", _off(&_ids, &_ids.vsid)),
     },
+    "stdio": {**_HEADER, "stdio_len": ("u2", _off(&_stdio, &_stdio.stdio_len))},
     "cgroup": {
         **_HEADER, "id": ("u8", _off(&_cgroup, &_cgroup.id)),
         "path_len": ("u2", _off(&_cgroup, &_cgroup.path_len)),
@@ -237,7 +249,7 @@ SIZES = {
     "exit": sizeof(vedette_exit), "open": sizeof(vedette_open), "sock": sizeof(vedette_sock),
     "write": sizeof(vedette_write), "chdir": sizeof(vedette_chdir),
     "call": sizeof(vedette_call),
-    "ids": sizeof(vedette_ids), "cgroup": sizeof(vedette_cgroup),
+    "ids": sizeof(vedette_ids), "stdio": sizeof(vedette_stdio), "cgroup": sizeof(vedette_cgroup),
     "dns": sizeof(vedette_dns), "suppressed": sizeof(vedette_suppressed), "raced": sizeof(vedette_raced),
     "hash": sizeof(vedette_hash),
 }
@@ -247,7 +259,9 @@ STRUCT_OF_TYPE = {
     VEDETTE_VFORK: "fork", VEDETTE_CLONE3: "fork", VEDETTE_PROCEXIT: "exit", VEDETTE_OPEN: "open",
     VEDETTE_OPENAT: "open", VEDETTE_OPENAT2: "open", VEDETTE_CONNECT: "sock", VEDETTE_ACCEPT: "sock",
     VEDETTE_ACCEPT4: "sock", VEDETTE_BIND: "sock", VEDETTE_LISTEN: "sock", VEDETTE_WRITE: "write",
-    VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir", VEDETTE_IDS: "ids", VEDETTE_CGROUP: "cgroup",
+    VEDETTE_CHDIR: "chdir", VEDETTE_FCHDIR: "chdir", VEDETTE_IDS: "ids", VEDETTE_STDIO: "stdio",
+    VEDETTE_CGROUP: "cgroup", VEDETTE_FCNTL: "sock", VEDETTE_SENDMMSG: "sock",
+    VEDETTE_RECVMMSG: "sock",
     VEDETTE_SENDTO: "sock", VEDETTE_SENDMSG: "sock", VEDETTE_RECVFROM: "sock", VEDETTE_RECVMSG: "sock",
     VEDETTE_DUP: "sock", VEDETTE_DUP2: "sock", VEDETTE_DUP3: "sock", VEDETTE_DNS: "dns",
     VEDETTE_SUPPRESSED: "suppressed", VEDETTE_RACED: "raced", VEDETTE_GONE: "exit",

@@ -8,10 +8,11 @@ from typing import Final
 from vedette.core import layout
 from vedette.core.compile import PartPlan, Plan, possible_types
 from vedette.core.rules import Rule
+from vedette.core.stdio import NAMES
 
 BASE: Final = frozenset(
     ("execve", "execveat", "clone", "fork", "vfork", "clone3", "procexit", "chdir", "fchdir")
-) | (frozenset(layout.STATE_TYPES) - {"dns", "gone", "hash"})
+) | (frozenset(layout.STATE_TYPES) - {"dns", "gone", "hash", "stdio"})
 """Types of records that the process table is kept by, whatever the rules are."""
 
 _NAMES: Final[Mapping[int, str]] = {number: name for name, number in layout.TYPES.items()}
@@ -41,14 +42,21 @@ LOGIN_KEYS: Final = frozenset({"login.key"})
 """Fields that what sshd says to its log is kept for."""
 
 
-def needed(types: Iterable[int], *, names: bool, hashes: bool, keys: bool) -> frozenset[str]:
+STDIO: Final = frozenset(f"proc.{name}.{what}" for name in NAMES for what in ("type", "name"))
+"""Fields that standard descriptors are read for."""
+
+
+def needed(
+    types: Iterable[int], *, names: bool, hashes: bool, keys: bool, stdio: bool
+) -> frozenset[str]:
     """Return the event types to capture for rules that can match these.
 
     names   whether a rule asks for the name of an address
     hashes  whether a rule asks for the hash of an executable; such records are made by the agent
     keys    whether a rule asks for the key of a login; that is no record but part of a write
+    stdio   whether a rule asks for standard descriptors
     """
-    more = {"dns": names, "hash": hashes, "login_key": keys}
+    more = {"dns": names, "hash": hashes, "login_key": keys, "stdio": stdio}
     return (
         BASE
         | {name for name, asked in more.items() if asked}

@@ -112,7 +112,8 @@ cdef struct Proc:
     uint32_t lineage_epoch      # 0: lineage must be made again
     uint32_t visit
     uint32_t next_free
-    uint64_t padding[2]
+    Text* stdio                 # the blob of struct vedette_stdio; NULL: missing
+    uint64_t padding
 
 # Four images of one place; the table holds a reference to each.
 cdef struct ImageSet:

@@ -531,8 +531,10 @@ cdef void pt_remove(ProcTable* table, uint32_t slot) noexcept nogil:
     """Take an entry out; its children keep its pid as ppid."""
     image_drop(table, table.slots[slot].image)
     text_drop(table, table.slots[slot].cwd)
+    text_drop(table, table.slots[slot].stdio)
     table.slots[slot].image = NULL
     table.slots[slot].cwd = NULL
+    table.slots[slot].stdio = NULL
     table.live -= 1
     if table.slots[slot].child != 0:
         pt_stale_descendants(table, slot)
@@ -605,6 +607,7 @@ cdef uint32_t pt_insert(ProcTable* table, uint32_t pid, uint32_t ppid, uint32_t 
         else:
             image_drop(table, table.slots[slot].image)
             text_drop(table, table.slots[slot].cwd)
+            text_drop(table, table.slots[slot].stdio)
             _unlink(table, slot)
         pt_stale_descendants(table, slot)
         child = table.slots[slot].child

@@ -18,7 +18,7 @@ TYPE_NAMES: Final[dict[int, str]] = {number: name for name, number in TYPE_NUMBE
 HEADER_SIZE: Final[int] = layout.SIZES["header"]
 
 _BLOBS: Final[dict[str, tuple[str, ...]]] = {
-    "exec": ("path", "filename", "args", "cwd", "env"),
+    "exec": ("path", "filename", "args", "cwd", "env", "stdio"),
     "fork": (),
     "exit": (),
     "open": ("path", "dir"),
@@ -27,6 +27,7 @@ _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "chdir": ("path",),
     "call": ("path", "dir", "target", "target_dir", "data"),
     "ids": (),
+    "stdio": ("stdio",),
     "cgroup": ("path",),
     "dns": ("answer",),
     "suppressed": (),
@@ -50,6 +51,7 @@ BLOB_BYTES_MAX: Final[dict[str, int]] = {
     "args": layout.ARGS_MAX,
     "cwd": layout.PATH_MAX,
     "env": layout.ENV_MAX,
+    "stdio": layout.STDIO_MAX,
     "answer": layout.ANSWER_MAX,
     "log": layout.LOG_MAX,
     "was": layout.RACED_MAX,
@@ -77,9 +79,9 @@ class Record:
 
     The names are those of bpf/event.h, which has the words on each. ``comm`` ends before its
     first NUL; ``local_addr`` and ``remote_addr`` are 16 bytes, ``exe_sha256`` is 32; path,
-    filename, args, dir, target, target_dir, data, cwd, env, answer, log and was are the blobs;
-    ``arg0`` to ``arg5`` are the registers of a call. ``type`` is a number of TYPE_NUMBERS, ``size``
-    counts the whole record in bytes (0 in a record that was built and never encoded).
+    filename, args, dir, target, target_dir, data, cwd, env, stdio, answer, log and was are the
+    blobs; ``arg0`` to ``arg5`` are the registers of a call. ``type`` is a number of TYPE_NUMBERS,
+    ``size`` counts the whole record in bytes (0 in a record that was built and never encoded).
     """
 
     type: int
@@ -152,6 +154,7 @@ class Record:
     data: bytes = b""
     cwd: bytes = b""
     env: bytes = b""
+    stdio: bytes = b""
     answer: bytes = b""
     log: bytes = b""
     was: bytes = b""

@@ -206,6 +206,7 @@ cdef struct Tables:
     bint uses_leaders           # a predicate asks about the leader of a session or group
     bint uses_own               # a predicate asks about what is a process's own: RuleTables._own_row
     bint uses_cgroups
+    bint uses_stdio
     OpenMemo open_memo[64]      # the last open flags of each low hash
     uint32_t* small             # by source and number: row + 1
     uint32_t* ports             # by role of the end and port: row + 1
@@ -285,6 +286,7 @@ cdef class RuleTables:
     cdef readonly bint asks_names   # a rule asks for the name of an address
     cdef readonly bint asks_hashes  # a rule asks for the hash of an executable
     cdef readonly bint asks_keys    # a rule asks for the key of a login
+    cdef readonly bint asks_stdio   # a rule asks for standard descriptors
     cdef bint uses_vectors      # a rule asks about a process
     cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate
@@ -335,6 +337,7 @@ cdef class RuleTables:
     cdef bint _run_rule(self, uint32_t rule, uint32_t at, bint late) noexcept nogil
     cdef uint32_t _image_row(self, Image* image) noexcept nogil
     cdef uint32_t _cwd_row(self, Text* cwd) noexcept nogil
+    cdef uint32_t _stdio_row(self, Text* stdio) noexcept nogil
     cdef uint32_t _lineage(self, ProcTable* table, uint32_t slot) noexcept nogil
     cdef bint _is_of_all(self, const uint32_t* rows, const bint* named, uint32_t depth, uint32_t predicate) noexcept nogil
     cdef uint32_t _walk(self, ProcTable* table, uint32_t slot, uint32_t cwd_row, uint32_t numbers_row) noexcept nogil

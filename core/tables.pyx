@@ -24,7 +24,7 @@ from vedette.core import compile as plans
 from vedette.core import patterns
 from vedette.core.cgroups import NOWHERE, placement
 from vedette.core.fields import CAPABILITIES, EventView
-from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES
+from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES, STDIO
 from vedette.core.records import decode
 from vedette.core.twin import evaluate
 
@@ -81,6 +81,9 @@ cdef enum:
     B_CGROUP = 27
     B_SHA256 = 28
     B_LOGIN_KEY = 29
+    B_STDIN_TYPE = 30           # and those of stdout and stderr
+    B_STDIN_NAME = 33
+    STDIO_IP_BYTES = 44         # stdio.IP_SOCKET
     # The order of compile.INTS
     I_RESULT = 0
     I_UID = 1
@@ -203,11 +206,12 @@ cdef uint32_t CODE_TRUE = plans.TRUE
 # A value of the cut's cache: the two sets do not decide, the whole conditions must be run.
 cdef uint32_t UNDECIDED = 0x7FFFFFFF
 
-assert plans.BYTES[:30] == (
+assert plans.BYTES[:36] == (
     "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
     "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
     "sockname", "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container",
-    "unit", "slice", "cgroup", "sha256", "login_key")
+    "unit", "slice", "cgroup", "sha256", "login_key", "stdin_type", "stdout_type", "stderr_type",
+    "stdin_name", "stdout_name", "stderr_name")
 cdef uint32_t B_ARGNAME = plans.BYTES.index("evt.arg.name")
 cdef uint32_t B_FSNAME = plans.BYTES.index("fs.path.name")
 cdef uint32_t B_FSNAMERAW = plans.BYTES.index("fs.path.nameraw")
@@ -251,6 +255,14 @@ cdef struct FlagName:
     uint32_t bits
     uint32_t size
     char name[28]
+
+cdef const char* _kinds[7]
+_kinds[VEDETTE_K_FILE] = b"file"
+_kinds[VEDETTE_K_DIRECTORY] = b"directory"
+_kinds[VEDETTE_K_IPV4] = b"ipv4"
+_kinds[VEDETTE_K_IPV6] = b"ipv6"
+_kinds[VEDETTE_K_UNIX] = b"unix"
+_kinds[VEDETTE_K_PIPE] = b"pipe"
 
 cdef const char* _HEX = b"0123456789abcdef"
 
@@ -682,27 +694,38 @@ cdef inline bint _is_mapped(const uint8_t* address) noexcept nogil:
 
 
 cdef inline bint _is_sock(const vedette_header* h) noexcept nogil:
-    return VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3
+    return (VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3
+            or VEDETTE_FCNTL <= h.type <= VEDETTE_RECVMMSG)
+
+
+cdef inline bint _is_dup(const vedette_sock* r) noexcept nogil:
+    return VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3 or r.h.type == VEDETTE_FCNTL
+
+
+cdef inline bint _is_file(const vedette_sock* r) noexcept nogil:
+    """fields._is_file."""
+    return _is_dup(r) and r.family == 0 and not r.state & VEDETTE_S_KNOWN
 
 
 cdef inline bint _has_peer(const vedette_sock* r) noexcept nogil:
     """fields.has_peer."""
-    if VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3:
+    if _is_dup(r):
         return r.remote_port != 0
     return r.h.type != VEDETTE_BIND and r.h.type != VEDETTE_LISTEN
 
 
 cdef inline bint _is_client(const vedette_sock* r) noexcept nogil:
     """fields.is_client."""
-    if VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3:
+    if _is_dup(r):
         return r.remote_port != 0 and r.local_port > r.remote_port
     return (r.h.type == VEDETTE_CONNECT or r.h.type == VEDETTE_SENDTO
-            or r.h.type == VEDETTE_SENDMSG)
+            or r.h.type == VEDETTE_SENDMSG or r.h.type == VEDETTE_SENDMMSG)
 
 
 cdef int _socket_kind(const vedette_sock* r) noexcept nogil:
-    """compile.KINDS: 3 IPv4, 4 IPv6, 5 Unix, 0 none."""
+    """compile.KINDS: 3 IPv4, 4 IPv6, 5 Unix, 0 none; of what is no socket 1, 2 and 6."""
     cdef bint connected = _has_peer(r)
+    cdef int kind = r.state >> VEDETTE_S_KIND_SHIFT
     if r.family == AF_UNIX:
         return 5
     if r.family == AF_INET:
@@ -711,6 +734,8 @@ cdef int _socket_kind(const vedette_sock* r) noexcept nogil:
         if connected:
             return 3 if _is_mapped(r.remote_addr) else 4
         return 3 if _is_mapped(r.local_addr) else 4
+    if _is_file(r) and (kind == VEDETTE_K_FILE or kind == VEDETTE_K_DIRECTORY or kind == VEDETTE_K_PIPE):
+        return kind
     return 0
 
 
@@ -817,7 +842,8 @@ cdef inline bint _is_open(const vedette_header* h) noexcept nogil:
 
 
 cdef inline bint _is_call(const vedette_header* h) noexcept nogil:
-    return VEDETTE_UNLINK <= h.type <= VEDETTE_PERSONALITY or h.type == VEDETTE_CAPABLE
+    return (VEDETTE_UNLINK <= h.type <= VEDETTE_PERSONALITY
+            or VEDETTE_CAPABLE <= h.type <= VEDETTE_PIPE2)
 
 
 cdef int64_t _record_fd(const vedette_header* h) noexcept nogil:
@@ -854,6 +880,39 @@ cdef size_t _socket_name(char* text, const End* local, const End* remote,
         text[size + 1] = 62
         size += 2
     return size + _end_text(text + size, server)
+
+
+cdef size_t _stdio_name(uint8_t* text, uint8_t kind, const uint8_t* data, size_t size) noexcept nogil:
+    """fields.stdio_name."""
+    cdef vedette_sock socket
+    cdef uint64_t inode
+    cdef End local
+    cdef End remote
+    if kind == VEDETTE_K_IPV4 or kind == VEDETTE_K_IPV6:
+        memset(&socket, 0, sizeof(socket))
+        socket.h.type = VEDETTE_DUP
+        socket.family = AF_INET if kind == VEDETTE_K_IPV4 else AF_INET6
+        memcpy(socket.local_addr, data + 8, 16)
+        memcpy(socket.remote_addr, data + 24, 16)
+        memcpy(&socket.local_port, data + 40, 2)
+        memcpy(&socket.remote_port, data + 42, 2)
+        _ends(&socket, &local, &remote)
+        return _socket_name(<char*>text, &local, &remote, _is_client(&socket))
+    if kind == VEDETTE_K_UNIX:
+        if size == 8:
+            memcpy(&inode, data, 8)
+            memcpy(text, b"socket:[", 8)
+            size = 8 + _signed_text(<char*>text + 8, inode, 8)
+            text[size] = 93
+            return size + 1
+        data += 8
+        size -= 8
+        memcpy(text, data, size)
+        if text[0] == 0:
+            text[0] = 64
+        return size
+    memcpy(text, data, size)
+    return size
 
 
 cdef const uint8_t* _login_data(const vedette_write* r) noexcept nogil:
@@ -1231,6 +1290,7 @@ cdef class RuleTables:
         self.asks_names = not fields.isdisjoint(NAMES_OF_ADDRESSES)
         self.asks_hashes = not fields.isdisjoint(HASHES)
         self.asks_keys = not fields.isdisjoint(LOGIN_KEYS)
+        self.asks_stdio = not fields.isdisjoint(STDIO)
         self.conditions = tuple(conditions)
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
@@ -1273,7 +1333,9 @@ cdef class RuleTables:
         for name in ("container", "unit", "slice", "cgroup"):
             t.uses_cgroups |= name in plan.literals or name in plan.patterns
         t.uses_leaders = (plans.SESSION_LEADER in plan.roles) or (plans.GROUP_LEADER in plan.roles)
-        t.uses_own = (t.uses_cgroups or t.uses_leaders or t.groups[G_NUMBERS] != t.groups[G_NUMBERS + 1]
+        for name in plans.BYTES[B_STDIN_TYPE:B_STDIN_NAME + 3]:
+            t.uses_stdio |= name in plan.literals or name in plan.patterns
+        t.uses_own = (t.uses_cgroups or t.uses_leaders or t.uses_stdio or t.groups[G_NUMBERS] != t.groups[G_NUMBERS + 1]
                       or self._is_used(B_CAP_PERMITTED) or self._is_used(B_CAP_EFFECTIVE)
                       or self._is_used(B_CAP_INHERITABLE))
         for i in (I_UID, I_GID, I_LOGINUID, I_PID, I_PPID, I_SID, I_TTY, I_VPID, I_PGID, I_VPGID, I_LEADS,
@@ -1477,7 +1539,8 @@ cdef class RuleTables:
                 (VEDETTE_OPEN <= number <= VEDETTE_OPENAT2 or number == VEDETTE_CREAT)
                 and code.words >> W_PATH & 1
                 or (VEDETTE_CONNECT <= number <= VEDETTE_ACCEPT4
-                    or VEDETTE_SENDTO <= number <= VEDETTE_DUP3) and code.words >> W_IP & 1)
+                    or VEDETTE_SENDTO <= number <= VEDETTE_DUP3
+                    or VEDETTE_FCNTL <= number <= VEDETTE_RECVMMSG) and code.words >> W_IP & 1)
         return 0
 
     cdef int _pack_process(self, TypeCode* code, plan, list shared) except -1:
@@ -2144,6 +2207,38 @@ cdef class RuleTables:
         cwd.row_epoch = t.epoch
         return cwd.row
 
+    cdef uint32_t _stdio_row(self, Text* stdio) noexcept nogil:
+        """The row of what the standard descriptors are: stdio.unpack and fields.stdio_name."""
+        cdef Tables* t = &self.t
+        cdef size_t at = 0
+        cdef size_t size
+        cdef int place
+        cdef const uint8_t* entry
+        if stdio.row_epoch == t.epoch:
+            return stdio.row
+        hits_begin(&t.classes.hits)
+        for place in range(3):
+            if stdio.size < <int32_t>(at + 2):
+                break
+            entry = &stdio.data[at]
+            size = entry[1]
+            at += 2 + size
+            if stdio.size < <int32_t>at:
+                break
+            if VEDETTE_K_IPV4 <= entry[0] <= VEDETTE_K_IPV6 and size != STDIO_IP_BYTES:
+                continue
+            if entry[0] == VEDETTE_K_UNIX and size < 8:
+                continue
+            if VEDETTE_K_FILE <= entry[0] <= VEDETTE_K_PIPE:
+                self._match(B_STDIN_TYPE + place, <const uint8_t*>_kinds[entry[0]],
+                            strlen(_kinds[entry[0]]))
+            size = _stdio_name(t.scratch_value, entry[0], entry + 2, size)
+            if size:
+                self._match(B_STDIN_NAME + place, t.scratch_value, size)
+        stdio.row = _space_row(&t.classes)
+        stdio.row_epoch = t.epoch
+        return stdio.row
+
     cdef uint32_t _lineage(self, ProcTable* table, uint32_t slot) noexcept nogil:
         """A process and its ancestors as one number: of equal lineage, children are alike.
 
@@ -2231,6 +2326,7 @@ cdef class RuleTables:
         cdef uint32_t pid_rows[DEPTH_MAX + 1]
         cdef uint32_t depth = 0
         cdef uint32_t cgroup_row = 0
+        cdef uint32_t stdio_row = 0
         cdef uint32_t session_row = 0
         cdef uint32_t group_row = 0
         cdef uint32_t n
@@ -2242,6 +2338,8 @@ cdef class RuleTables:
             return 0
         if t.uses_cgroups:
             cgroup_row = self._cgroup_row(p.cgroup_id)
+        if t.uses_stdio and p.stdio != NULL:
+            stdio_row = self._stdio_row(p.stdio)
         if t.uses_leaders:
             session_row = self._leader_row(table, slot, True, is_kept)
             group_row = self._leader_row(table, slot, False, is_kept)
@@ -2289,6 +2387,7 @@ cdef class RuleTables:
             self._match(B_CAP_INHERITABLE, text,
                         _capabilities_text(<char*>text, ids.cap_inheritable))
         _add_row(hits, &t.classes, cgroup_row)
+        _add_row(hits, &t.classes, stdio_row)
         self._add_leader(session_row, R_SESSION_LEADER)
         self._add_leader(group_row, R_GROUP_LEADER)
         return self._class_row(G_NUMBERS)
@@ -2572,12 +2671,14 @@ cdef class RuleTables:
         return PATH_ABSOLUTE
 
     cdef size_t _socket_path(self, const vedette_sock* r, uint8_t* target) noexcept nogil:
-        """Copy the path of a Unix socket; 0: it has none."""
-        if (r.family != AF_UNIX or r.path_len == 0
-                or r.h.flags & (VEDETTE_F_PATH_FAULT | VEDETTE_F_ADDR_FAULT)):
+        """Copy the path of a Unix socket, or of what is no socket; 0: it has none."""
+        cdef bint is_file = _is_file(r)
+        if (r.family != AF_UNIX and not is_file or r.path_len == 0
+                or r.h.flags & VEDETTE_F_PATH_FAULT
+                or not is_file and r.h.flags & VEDETTE_F_ADDR_FAULT):
             return 0
         memcpy(target, <const uint8_t*>r + sizeof(vedette_sock), r.path_len)
-        if target[0] == 0:
+        if target[0] == 0 and not is_file:
             target[0] = 64
         return r.path_len
 

@@ -25,6 +25,7 @@ from vedette.core.names import Names
 from vedette.core.patterns import compile_glob, compile_regex
 from vedette.core.records import Record, RecordError, decode
 from vedette.core.rules import Rule
+from vedette.core.stdio import merged
 
 _F_PATH_FAULT = layout.FLAGS["path_fault"]
 _F_ARGS_FAULT = layout.FLAGS["args_fault"]
@@ -56,6 +57,7 @@ class Process:
     args: bytes | None = None
     cwd: bytes | None = None
     env: bytes | None = None
+    stdio: bytes | None = None
     cgroup: bytes | None = None
     exe_dev: int = 0
     exe_flags: int = 0
@@ -373,7 +375,10 @@ class Twin:
                 # /proc gives start times in ticks of 10 ms (proc(5), starttime).
                 ticks = [p.start_time_ns // 10_000_000 for p in (known, self._table[pid])]
                 self._stats["processes_repaired"] += ticks[0] != ticks[1]
-                self._insert(self._hashed(replace(_entry(known), pid=pid)), acting=pid)
+                entry = _entry(known)
+                # /proc does not tell where sockets lead.
+                shown = merged(entry.stdio, self._table[pid].stdio)
+                self._insert(self._hashed(replace(entry, pid=pid, stdio=shown)), acting=pid)
         self._unchecked.discard(pid)
         entry = self._table.pop(pid)
         self._table[pid] = replace(
@@ -403,6 +408,7 @@ class Twin:
                 args=parent.args,
                 cwd=parent.cwd,
                 env=parent.env,
+                stdio=parent.stdio,
                 exe_sha256=parent.exe_sha256,
                 **inherited,
             )
@@ -416,6 +422,8 @@ class Twin:
         elif kind == "ids":
             values: dict[str, Any] = {name: getattr(record, name) for name in _IDS}
             self._table[record.pid] = replace(acting, **values)
+        elif kind == "stdio":
+            self._table[record.pid] = replace(acting, stdio=record.stdio)
         elif kind == "chdir" and record.result == 0:
             cwd = None if record.flags & _F_PATH_FAULT else record.path
             self._table[record.pid] = replace(acting, cwd=cwd)
@@ -435,6 +443,7 @@ class Twin:
             args=None if no_args else record.args,
             cwd=record.cwd or acting.cwd,
             env=record.env or None,
+            stdio=record.stdio or acting.stdio,
             exe_sha256=None,
             **file_and_ids,
         )
@@ -574,6 +583,7 @@ def _entry(process: ProcessValues) -> Process:
         args=process.args,
         cwd=process.cwd,
         env=process.env,
+        stdio=process.stdio,
         exe_sha256=process.exe_sha256,
         cgroup=process.cgroup,
         **{name: getattr(process, name) for name in (*_IDS, *_FACTS) if name != "session"},

@@ -14,7 +14,7 @@ ALL: Final = 1 << 30
 _SIZE_OFFSET: Final = layout.STRUCTS["header"]["size"][1]
 _TYPE_NAMES = {n: name for name, n in (layout.TYPES | layout.STATE_TYPES).items()}
 _BLOBS = {
-    "exec": ("path", "filename", "args", "cwd", "env"),
+    "exec": ("path", "filename", "args", "cwd", "env", "stdio"),
     "open": ("path", "dir"),
     "sock": ("path",),
     "write": ("path", "data", "log"),
@@ -23,6 +23,7 @@ _BLOBS = {
     "fork": (),
     "exit": (),
     "ids": (),
+    "stdio": ("stdio",),
     "cgroup": ("path",),
     "dns": ("answer",),
     "suppressed": (),

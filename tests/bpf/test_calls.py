@@ -213,6 +213,13 @@ def own_result(done: Done) -> int | None:
     return done.results[-1] if done.results[-1] >= 0 else None
 
 
+def lowest_free(**others: Any) -> Callable[[Done], Expected]:
+    """What is expected of a pipe that is made where the first call's descriptor was."""
+    return lambda done: {
+        "evt.arg.fd1": str(done.results[0]), "evt.arg.fd2": str(done.results[0] + 1),
+    } | given(done, others)  # fmt: skip
+
+
 CWD = "n-100"
 OPEN_DIR = "257 n-100 s{} n0x10000"  # openat(AT_FDCWD, name, O_DIRECTORY)
 OPEN_RW = "257 n-100 s{} n2"
@@ -653,6 +660,13 @@ CASES = [
     Case("sysinfo", "x" + "00" * 112, arguments()),
     Case("sysinfo", "n8", arguments(), EFAULT),
     Case("personality", "n0x40000", arguments(persona="ADDR_NO_RANDOMIZE"), None),
+    Case("pipe", "x0000000000000000", lowest_free(), before=(FILE, "3 r0"), files=("file",)),
+    Case("pipe", "n8", arguments(fd1=None, fd2=None), EFAULT),
+    Case(
+        "pipe2", "x0000000000000000 n02044000", lowest_free(flags="O_DIRECT|O_NONBLOCK|O_CLOEXEC"),
+        before=(FILE, "3 r0"), files=("file",),
+    ),
+    Case("pipe2", "x0000000000000000 n1", arguments(fd1=None, fd2=None, flags="1"), EINVAL),
 ]  # fmt: skip
 
 

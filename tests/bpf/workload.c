@@ -147,7 +147,7 @@ static int datagrams(void)
 	uint32_t data = (uint32_t)(uintptr_t)low, at = (uint32_t)(uintptr_t)address;
 	socklen_t length = sizeof(*address);
 	int one = socket(AF_INET, SOCK_DGRAM, 0), other = socket(AF_INET, SOCK_DGRAM, 0);
-	int server = socket(AF_INET, SOCK_DGRAM, 0);
+	int server = socket(AF_INET, SOCK_DGRAM, 0), third = socket(AF_INET, SOCK_DGRAM, 0);
 
 	if (low == MAP_FAILED)
 		return 1;
@@ -172,8 +172,18 @@ static int datagrams(void)
 	vector[0] = data;
 	vector[1] = 1;
 	memcpy(message, header, sizeof(header));
-	return call32(370, other, (long)message, 0, 0) != 1 ||
-	       call32(372, server, (long)message, 0, 0) != 1;
+	if (call32(370, other, (long)message, 0, 0) != 1 ||
+	    call32(372, server, (long)message, 0, 0) != 1)
+		return 1;
+	/* Two messages, each a struct msghdr and the length that the kernel writes. */
+	*address = served;
+	memcpy(message, header, sizeof(header));
+	memcpy(message + 8, header, sizeof(header));
+	if (call32(345, third, (long)message, 2, 0) != 2)
+		return 1;
+	uint32_t many[] = {server, (uint32_t)(uintptr_t)message, 2, 0, 0};
+	memcpy(args, many, sizeof(many));
+	return call32(102, 19, (long)args, 0, 0) != 2;
 }
 
 static int bad(void)

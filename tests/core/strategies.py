@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from vedette.core import layout
+from vedette.core import layout, stdio
 from vedette.core.condition import predicate
 from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value
 from vedette.core.fields import (
@@ -41,6 +41,29 @@ ARG_TEXTS = [
     b"", b"\0", b"sh\0", b"sh\0-c\0id\0", b"bash", b"cat\0/etc/passwd\0\0", b"a\0b", b"\0\0",
 ]  # fmt: skip
 ENV_TEXTS = [b"", b"A=1\0", b"PATH=/bin\0A=1\0\0", b"LD_PRELOAD=/tmp/x.so", b"\0A\0"]
+_V4_ENDS = ((bytes([10, 0, 0, 1]) + bytes(12), 22), (bytes([10, 0, 0, 2]) + bytes(12), 50000))
+_V6_END = bytes(15) + b"\x01"
+_STREAMS = [
+    stdio.CLOSED,
+    stdio.Descriptor(1, b"/etc/passwd"),
+    stdio.Descriptor(2, b"/"),
+    stdio.ip_socket("ipv4", 7, *_V4_ENDS),
+    stdio.ip_socket("ipv4", 8, _V4_ENDS[1], _V4_ENDS[0]),
+    stdio.ip_socket("ipv6", 9, (_V6_END, 22), (_V6_END, 0)),
+    stdio.Descriptor(5, bytes([7]) + bytes(7)),
+    stdio.Descriptor(5, bytes(8) + b"\0abstract"),
+    stdio.Descriptor(5, bytes(8) + b"/run/x.sock"),
+    stdio.Descriptor(6, b"pipe:[7]"),
+    stdio.Descriptor(0, b"socket:[7]"),
+    stdio.Descriptor(0, b"[eventpoll]"),
+    stdio.Descriptor(4, b"short"),
+    stdio.Descriptor(5, b"short"),
+    stdio.Descriptor(99, b"/x"),
+]
+STDIO_BLOBS = [
+    stdio.pack((_STREAMS[i], _STREAMS[i * 7 % 15], _STREAMS[i * 4 % 15])) for i in range(15)
+]
+STDIO_BLOBS += [STDIO_BLOBS[3][:70], STDIO_BLOBS[9][:-1], b"\1", b"", b"\3\xff", b"\1\0\1\0\1\0"]
 CGROUP_TEXTS = [
     b"/", b"/init.scope", b"/system.slice/ssh.service", b"/docker/" + b"0123456789abcdef" * 4,
     b"/user.slice/user-0.slice/session-1.scope", b"",
@@ -69,6 +92,7 @@ OTHER_TEXTS = [
     b"ssh.service", b"system.slice", b"-.slice", b"sh:3", b"PATH=/bin A=1 ", b"A=1", b"1",
     *(known.hex().encode() for known in HASHES),
     b"SHA256:" + b"k" * 43,
+    b"pipe", b"p", b"pipe:[7]", b"socket:[7]", b"[eventpoll]", b"[::1]:22",
     b"ip", b"db.example", b"web.example", b"six.example",
 ]  # fmt: skip
 TEXTS = (
@@ -366,6 +390,7 @@ def process_values() -> st.SearchStrategy[dict[str, Any]]:
             "args": st.none() | st.sampled_from(ARG_TEXTS),
             "cwd": st.none() | st.sampled_from(DIRECTORY_TEXTS),
             "env": st.none() | st.sampled_from(ENV_TEXTS),
+            "stdio": st.none() | st.sampled_from(STDIO_BLOBS),
             "cgroup": st.none() | st.sampled_from(CGROUP_TEXTS),
             "exe_sha256": st.none() | st.sampled_from(HASHES),
             **_FACTS,
@@ -424,11 +449,13 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "args": st.sampled_from(ARG_TEXTS),
         "cwd": st.sampled_from([b"", *DIRECTORY_TEXTS]),
         "env": st.sampled_from([b"", *ENV_TEXTS]),
+        "stdio": st.sampled_from([b"", *STDIO_BLOBS]),
         **_FACTS,
         **_IDS,
         **_OWNER,
     },
     "ids": {"session": PIDS, **_IDS},
+    "stdio": {"stdio": st.sampled_from(STDIO_BLOBS) | st.binary(max_size=60)},
     "raced": {
         "of_type": st.sampled_from([0, 8, 9, 11, 255]),
         "path": st.sampled_from(PATH_TEXTS),
@@ -479,7 +506,7 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "remote_addr": st.sampled_from(ADDRESSES),
         "path": st.sampled_from(SUN_TEXTS),
         "listen_fd": st.integers(0, 3),
-        "state": st.integers(0, 3),
+        "state": st.integers(0, 3) | st.integers(0, 7).map(lambda kind: kind << 8),
     },
     "write": {
         "fd": _FDS,

@@ -26,7 +26,7 @@ DECIDING = (
     "fs.path.name", "evt.arg.path", "evt.arg.name", "capability.name",
 )  # fmt: skip
 FILTERED = (*OPENS, "connect", "execve", "chdir", "unlink", "rename", "chmod", "memfd_create",
-            "capable")  # fmt: skip
+            "capable", "dup2")  # fmt: skip
 
 
 def filters(conditions: list[Expr]) -> dict[str, Filter]:
