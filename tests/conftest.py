@@ -5,10 +5,15 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 from Cython.Build.Dependencies import create_dependency_tree
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long an example takes says more of what else runs on the machine than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def _sources(root: Path, module: Path) -> list[Path]:

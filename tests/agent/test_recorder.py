@@ -123,7 +123,7 @@ events = st.lists(s.records(tuple(TYPE_NUMBERS)), max_size=6).map(b"".join)
 batches = st.lists(events | st.none(), max_size=8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(s.rule_lists(), known_processes, batches)
 def test_rotated_files_together_give_what_the_run_gave(
     tmp_path_factory: pytest.TempPathFactory,
@@ -151,7 +151,7 @@ def test_rotated_files_together_give_what_the_run_gave(
     assert found == run.matches
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(s.rule_lists(), known_processes, batches, st.integers(0, 8), st.integers(1, 3))
 def test_the_file_of_a_match_gives_what_was_before_and_after(
     tmp_path_factory: pytest.TempPathFactory,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import zmq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.aggregator.service import DEADLINE_S, signals, until
@@ -379,7 +379,6 @@ def test_memory_is_bounded_too() -> None:
     assert sum(queue.lost.values()) + queue.kept == 50
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(

@@ -247,7 +247,7 @@ def test_an_agent_that_dies_all_the_time_fills_no_folder(tmp_path: Path) -> None
         assert spool.former[-1].boot_id == f"boot-{NUMBERINGS_MAX + 2}"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.one_of(

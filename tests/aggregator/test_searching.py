@@ -110,9 +110,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=CONDITIONS)
 def test_a_search_finds_what_the_condition_holds_of(filled: Path, text: str) -> None:
     with Store.open(filled, read_only=True) as store, local(store) as asked:

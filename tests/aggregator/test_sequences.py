@@ -77,7 +77,7 @@ def sent(signal: FleetSignal) -> Signal:
     return msgspec.structs.replace(signal.signal, fields=fields)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), sequence=sequences(), stream=streams(most=14))
 def test_arrival_batches_restarts_and_duplicates_change_no_byte(
     data: st.DataObject, sequence: Sequence, stream: list[FleetSignal]

@@ -147,7 +147,7 @@ def test_a_boot_that_never_said_hello_is_refused(where: str) -> None:
         store.commit("a", "boot", wire.Batch(signals=[signal(1, 1)]), 1, 0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     arrivals=st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 6)), min_size=1, max_size=12),
     limit=st.integers(1, 4),

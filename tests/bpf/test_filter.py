@@ -229,7 +229,7 @@ def test_no_verdict_is_lost_by_what_the_kernel_drops(host: Host) -> None:
     totals: dict[str, int] = {"dropped": 0, "matched": 0}
 
     @settings(
-        max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow],
+        max_examples=25, suppress_health_check=[HealthCheck.too_slow],
         derandomize=True,
     )  # fmt: skip
     @given(rules=some_rules())
@@ -252,7 +252,7 @@ def test_no_verdict_of_a_recorded_stream_is_lost_whatever_the_rules(host: Host) 
     decoded = [(raw, decode(raw)) for raw in stream]
     totals: dict[str, Any] = {"dropped": 0, "matched": 0}
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(rules=some_rules())
     def verdicts_agree(rules: list[Rule]) -> None:
         filters = derived(rules)

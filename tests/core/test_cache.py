@@ -73,7 +73,7 @@ class CacheIsADictThatForgets(RuleBasedStateMachine):
 
 
 TestCacheIsADictThatForgets = CacheIsADictThatForgets.TestCase
-TestCacheIsADictThatForgets.settings = settings(max_examples=150, deadline=None)
+TestCacheIsADictThatForgets.settings = settings(max_examples=150)
 
 
 def test_values_seen_once_push_nothing_out() -> None:

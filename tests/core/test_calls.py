@@ -53,7 +53,7 @@ def near(draw: st.DrawFn, name: str, value: bytes) -> Predicate:
     return predicate(ref, FIELDS[name], op, values)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(a_call_and_rules(), st.sampled_from([0, 1 << 16]))
 def test_calls_match_as_in_the_twin(
     drawn: tuple[list[bytes], dict[str, Any], list[Rule]], class_bytes_max: int
@@ -68,6 +68,7 @@ def test_calls_match_as_in_the_twin(
             users=s.USERS,
             groups=s.GROUPS,
             class_bytes_max=class_bytes_max,
+            verdict_bytes_max=1 << 16,
         )
         side.add_process(made(**process))
         # Twice: what is known from the first time is looked up.

@@ -32,7 +32,7 @@ MULTIPLE = [Predicate(FieldRef("proc.aname"), "!=", (name,)) for name in (b"sh",
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rules=s.rule_lists(s.conditions(s.new_predicates() | st.sampled_from(MULTIPLE), 3), max_size=6),
     processes=st.lists(s.process_values(), min_size=1, max_size=5),
@@ -58,6 +58,7 @@ def test_what_is_computed_is_as_in_the_twin(
             hostname=s.HOSTNAME,
             rule_matching=matching,
             class_bytes_max=class_bytes_max,
+            verdict_bytes_max=1 << 16,
         )
         for values in processes:
             side.add_process(process(**values))

@@ -24,7 +24,7 @@ def last_of_each(changes: list[Change]) -> list[Incident]:
     return sorted(found.values(), key=lambda incident: (incident.last_ns, incident.id))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(sequence=sequences(), stream=streams())
 def test_tables_give_what_the_twin_gives(sequence: Sequence, stream: list[FleetSignal]) -> None:
     correlator = Correlator([sequence])
@@ -36,7 +36,7 @@ def test_tables_give_what_the_twin_gives(sequence: Sequence, stream: list[FleetS
     assert correlator.stats()["evicted"] == 0
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(chain=chains(), stream=streams(most=9), cut=st.integers(0))
 def test_sequences_over_sequences_give_what_the_twin_gives(
     chain: list[Sequence], stream: list[FleetSignal], cut: int
@@ -263,7 +263,7 @@ def test_incidents_that_are_counted_on_are_bounded() -> None:
     assert correlator.stats()["closed_early"] == 7
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(several=st.lists(sequences(), min_size=2, max_size=3), stream=streams(), cut=st.integers(0))
 def test_a_restart_at_any_signal_changes_nothing(
     several: list[Sequence], stream: list[FleetSignal], cut: int
@@ -351,7 +351,7 @@ def test_completions_are_counted_by_the_key_and_for_the_time_that_suppress_says(
     assert changes[0].incident.key == {"r2.host.name": "a"}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sequence=sequences(), stream=streams(), data=st.data())
 def test_batches_and_times_that_are_told_change_nothing(
     sequence: Sequence, stream: list[FleetSignal], data: st.DataObject
@@ -372,7 +372,7 @@ def test_batches_and_times_that_are_told_change_nothing(
     assert msgspec.json.encode(last_of_each(changes)) == msgspec.json.encode(expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sequence=sequences(), stream=streams(), bound=st.integers(1, 4))
 def test_at_any_bound_the_tables_hold_no_more_and_let_go_of_every_signal(
     sequence: Sequence, stream: list[FleetSignal], bound: int

@@ -79,7 +79,7 @@ class Side:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     rules=s.rule_lists() | s.rule_lists(s.conditions(s.predicates(full=True))),
     reloaded=s.rule_lists(max_size=3),

@@ -212,7 +212,7 @@ def _streams(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rules=s.rule_lists(s.conditions(s.predicates(_HASH_FIELDS))),
     processes=st.lists(s.process_values(), max_size=4),

@@ -624,7 +624,7 @@ def expected(entries: list[dict[str, Any]], path: str, source: str, writes: bool
     return {"would_block"} if any(e["action"] == "Allow" for e in kept) else set()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(ENTRIES, max_size=5), st.sampled_from(PATHS), st.booleans(), st.booleans())
 def test_the_first_that_fits_decides(
     entries: list[dict[str, Any]], path: str, is_child: bool, writes: bool

@@ -1044,7 +1044,7 @@ _ENTRIES: st.SearchStrategy[dict[str, Any]] = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(_ENTRIES, max_size=6), st.booleans())
 def test_any_entries_are_rules_or_are_told_what_is_wrong(
     tmp_path_factory: pytest.TempPathFactory, entries: list[Any], skip_unknown: bool
@@ -1065,7 +1065,7 @@ def test_any_entries_are_rules_or_are_told_what_is_wrong(
         assert set(names) == {entry["rule"] for entry in entries if "rule" in entry}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(_LINES, max_size=20).map("\n".join).map(str.encode) | st.binary(max_size=60))
 def test_any_bytes_are_rules_or_rule_errors(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

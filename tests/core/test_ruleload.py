@@ -259,7 +259,7 @@ def damaged(draw: st.DrawFn) -> str:
     return yaml.dump_all(made, allow_unicode=True)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(damaged())
 def test_whatever_is_written_is_read_or_refused(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -204,7 +204,7 @@ def as_glob(pattern: str) -> str:
     return pattern.lower().replace("[", "[[]")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["a", "b", "ab", "a b"]), WORDS, PATTERNS)
 def test_a_command_line_is_one_text(first: str, rest: list[str], pattern: str) -> None:
     joined = " ".join([first, *rest])
@@ -369,7 +369,7 @@ def test_arguments_of_audit_records() -> None:
     assert machine("{a1: 'x?z', a2|cased: B}", "auditd").run(b"/x", b"x", b"xyz", b"B") == {"r"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from(["a", "b", "ab", "A", "x*", "."]), max_size=4),
     st.integers(1, 4),
@@ -390,7 +390,7 @@ EXPRESSIONS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(st.text("ab./xyAc1]", max_size=4), max_size=3),
     st.integers(1, 3),

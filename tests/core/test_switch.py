@@ -27,7 +27,7 @@ def switched(made: list[Rule], on: list[bool]) -> list[Rule]:
     return [replace(rule, enabled=is_on) for rule, is_on in zip(made, on, strict=True)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     made=s.rule_lists(s.conditions() | s.conditions(s.predicates(full=True)), max_size=6),
     processes=st.lists(s.process_values(), min_size=1, max_size=4),
@@ -53,6 +53,7 @@ def test_switching_is_as_other_rules_in_the_twin(
             hostname=s.HOSTNAME,
             rule_matching=matching,
             class_bytes_max=class_bytes_max,
+            verdict_bytes_max=1 << 16,
         )
         for values in processes:
             side.add_process(process(**values))
@@ -137,7 +138,7 @@ def test_each_table_keeps_to_its_own_bound() -> None:
         Engine([], own_table_bytes={"path": -1}, **options)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     made=st.lists(
         s.rule_lists(s.conditions() | s.conditions(s.predicates(full=True)), max_size=4),
@@ -164,6 +165,7 @@ def test_vectors_that_carry_over_are_those_of_the_twin(
             groups=s.GROUPS,
             hostname=s.HOSTNAME,
             class_bytes_max=class_bytes_max,
+            verdict_bytes_max=1 << 16,
         )
         for values in processes:
             side.add_process(process(**values))

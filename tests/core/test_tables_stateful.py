@@ -95,7 +95,7 @@ class EngineIsItsTwin(RuleBasedStateMachine):
 
 
 TestEngineIsItsTwin = EngineIsItsTwin.TestCase
-TestEngineIsItsTwin.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestEngineIsItsTwin.settings = settings(max_examples=60, stateful_step_count=20)
 
 
 class _Mallinfo(ctypes.Structure):

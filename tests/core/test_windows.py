@@ -74,7 +74,7 @@ def numbered(draw: st.DrawFn) -> list[FleetSignal]:
     ]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(sequence=aggregates(), stream=numbered(), data=st.data())
 def test_windows_give_what_the_twin_gives_in_any_batches_and_through_a_restart(
     sequence: Sequence, stream: list[FleetSignal], data: st.DataObject

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vedette.core import wire
@@ -153,7 +153,6 @@ OTHERS = [
 ]
 
 
-@settings(deadline=None)
 @given(batches())
 def test_a_batch_comes_out_as_it_went_in(batch: wire.Batch) -> None:
     assert wire.decode(wire.encode(batch)) == batch
@@ -171,7 +170,6 @@ def test_a_missing_field_stays_missing() -> None:
     assert [s.fields for s in came.signals] == [{"a": 1}, {}]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(frame: bytes) -> None:
     try:
@@ -180,7 +178,6 @@ def test_any_bytes_are_read_or_refused(frame: bytes) -> None:
         assert str(error)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(wire.KIND_NAMES)), st.binary(max_size=200))
 def test_any_bytes_behind_a_known_kind_are_read_or_refused(kind: int, rest: bytes) -> None:
     try:
@@ -189,7 +186,6 @@ def test_any_bytes_behind_a_known_kind_are_read_or_refused(kind: int, rest: byte
         assert wire.KIND_NAMES[kind] in str(error) or "lost" in str(error)
 
 
-@settings(deadline=None)
 @given(batches(), st.data())
 def test_a_damaged_batch_is_read_or_refused(batch: wire.Batch, data: st.DataObject) -> None:
     frame = bytearray(wire.encode(batch))
@@ -377,7 +373,6 @@ wild = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(wild)
 def test_any_signal_can_be_fitted_and_then_sent(any_signal: Signal) -> None:
     fitted = wire.fit(any_signal)
