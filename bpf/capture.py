@@ -28,7 +28,7 @@ _SYSCALL_NUMBERS: Final = 512
 _RING_BYTES_MAX: Final = 1 << 30
 
 # Event type -> (x86-64 number, i386 number), arch/x86/entry/syscalls. The i386 ABI has no accept.
-_SYSCALLS: Final = {
+SYSCALLS: Final = {
     "execve": (59, 11),
     "execveat": (322, 358),
     "open": (2, 5),
@@ -55,7 +55,7 @@ _SYSCALLS: Final = {
     "recvmmsg": (299, 337),
 }
 # i386 has these twice: fcntl64, and recvmmsg_time64.
-_SECOND_I386: Final = {"fcntl": 221, "recvmmsg": 417}
+SECOND_I386: Final = {"fcntl": 221, "recvmmsg": 417}
 LOGIN_KEY: Final = "login_key"
 """Beside the event types: whether writes of login records have what sshd said of the key."""
 _WANTED_LOGIN_KEYS: Final = 254  # its place in the map `wanted`
@@ -355,10 +355,10 @@ class Capture:
             for compat, flags in call.compat:
                 action = TYPES[name] << 8 | flags << 16
                 actions[compat] = actions.get(compat, 0) | action
-        for name in types & _SYSCALLS.keys():
-            native, i386 = _SYSCALLS[name]
+        for name in types & SYSCALLS.keys():
+            native, i386 = SYSCALLS[name]
             actions[native] = actions.get(native, 0) | TYPES[name]
-            for number in (i386, _SECOND_I386.get(name)):
+            for number in (i386, SECOND_I386.get(name)):
                 if number is not None:
                     actions[number] = actions.get(number, 0) | TYPES[name] << 8
         if types & _SOCKET_TYPES:
