@@ -15,7 +15,7 @@ And getppid, which nobody asks about, without capture and beside a capture of op
 
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,72 +110,84 @@ def run_unasked(scope: Scope, calls: int) -> float:
     return int(done.stdout) / calls
 
 
-def run_captured(scope: Scope, calls: int, config: CaptureConfig) -> Load:
-    """Run the calls under a capture that must be scoped to `scope` and to openat."""
-    with (
-        Capture(config) as capture,
-        closing(Engine([], on_match=lambda record, rules, process: None)) as engine,
-    ):
-        capture.load()
-        with closing(RingReader(capture.ring_fd)) as reader:
-            capture.attach()
-            seen = 0
+def run_captured(
+    scope: Scope, calls: int, capture: Capture, engine: Engine, reader: RingReader
+) -> Load:
+    """Run the calls under a capture that is attached, scoped to `scope` and to openat."""
+    seen = 0
+    before = capture.counters()
 
-            def consume() -> None:
-                nonlocal seen
-                taken = engine.consume(reader)
-                seen += taken
-                if not taken:
-                    reader.wait(_WAIT_MS)
+    def consume() -> None:
+        nonlocal seen
+        taken = engine.consume(reader)
+        seen += taken
+        if not taken:
+            reader.wait(_WAIT_MS)
 
-            call_ns = _run(scope, calls, consume)
-            while taken := engine.consume(reader):
-                seen += taken
-        counters = capture.counters()
+    call_ns = _run(scope, calls, consume)
+    while taken := engine.consume(reader):
+        seen += taken
+    counters = {name: count - before[name] for name, count in capture.counters().items()}
     lost = sum(number for name, number in counters.items() if name.startswith("lost_"))
     return Load(call_ns, seen, counters["submitted"], lost)
 
 
-def measure(calls: int = CALLS, rounds: int = 5) -> Cost:
-    """Run all ways `rounds` times. Raises AssertionError where a dropped call was not counted."""
-    filtered: list[float] = []
-    unasked_offs: list[float] = []
-    unasked: list[float] = []
-    offs: list[float] = []
-    elsewhere: list[float] = []
-    loads: list[Load] = []
-    with Scope() as scope, Scope() as other:
-        for _ in range(rounds):
-            offs.append(run_off(scope, calls))
-            with Capture(CaptureConfig(cgroup=other.folder)) as idle:
-                idle.load()
+def each_round(calls: int, rounds: int) -> Iterator[Cost]:
+    """Run all ways in turn, again and again. The programs are compiled and loaded once.
+
+    Raises AssertionError where a dropped call was not counted.
+    """
+    with (
+        Scope() as scope,
+        Scope() as other,
+        Capture(CaptureConfig(cgroup=other.folder)) as idle,
+        Capture(CaptureConfig(cgroup=scope.folder, event_types=frozenset({"openat"}))) as capture,
+        closing(Engine([], on_match=lambda record, rules, process: None)) as engine,
+    ):
+        idle.load()
+        capture.load()
+        with closing(RingReader(capture.ring_fd)) as reader:
+            for _ in range(rounds):
+                off_ns = run_off(scope, calls)
                 idle.attach()
-                elsewhere.append(run_off(scope, calls))
-            config = CaptureConfig(cgroup=scope.folder, event_types=frozenset({"openat"}))
-            unasked_offs.append(run_unasked(scope, calls))
-            with Capture(config) as capture:
-                capture.load()
+                elsewhere_ns = run_off(scope, calls)
+                idle.detach()
+                unasked_off_ns = run_unasked(scope, calls)
                 capture.attach()
-                unasked.append(run_unasked(scope, calls))
-                capture.want(config.types, {"openat": _ABSENT})
-                filtered.append(run_off(scope, calls))
-                assert capture.counters()["filtered"] == calls
-            loads.append(run_captured(scope, calls, config))
+                unasked_ns = run_unasked(scope, calls)
+                capture.want(["openat"], {"openat": _ABSENT})
+                before = capture.counters()["filtered"]
+                filtered_ns = run_off(scope, calls)
+                assert capture.counters()["filtered"] - before == calls
+                capture.want(["openat"])
+                load = run_captured(scope, calls, capture, engine, reader)
+                capture.detach()
+                yield Cost(
+                    off_ns=off_ns,
+                    elsewhere_ratio=elsewhere_ns / off_ns,
+                    captured_ratio=load.call_ns / off_ns,
+                    filtered_ratio=filtered_ns / off_ns,
+                    unasked_off_ns=unasked_off_ns,
+                    unasked_ratio=unasked_ns / unasked_off_ns,
+                    lost_share=load.lost / calls,
+                    loads=(load,),
+                )
+
+
+def measure(calls: int = CALLS, rounds: int = 5) -> Cost:
+    """Run all ways `rounds` times; the medians."""
+    found = list(each_round(calls, rounds))
+
+    def median(name: str) -> float:
+        return float(statistics.median(getattr(one, name) for one in found))
+
     return Cost(
-        off_ns=statistics.median(offs),
-        elsewhere_ratio=statistics.median(
-            one / off for one, off in zip(elsewhere, offs, strict=True)
-        ),
-        captured_ratio=statistics.median(
-            load.call_ns / off for load, off in zip(loads, offs, strict=True)
-        ),
-        filtered_ratio=statistics.median(
-            one / off for one, off in zip(filtered, offs, strict=True)
-        ),
-        unasked_off_ns=statistics.median(unasked_offs),
-        unasked_ratio=statistics.median(
-            one / off for one, off in zip(unasked, unasked_offs, strict=True)
-        ),
-        lost_share=statistics.median(load.lost / calls for load in loads),
-        loads=tuple(loads),
+        off_ns=median("off_ns"),
+        elsewhere_ratio=median("elsewhere_ratio"),
+        captured_ratio=median("captured_ratio"),
+        filtered_ratio=median("filtered_ratio"),
+        unasked_off_ns=median("unasked_off_ns"),
+        unasked_ratio=median("unasked_ratio"),
+        lost_share=median("lost_share"),
+        loads=tuple(load for one in found for load in one.loads),
     )

@@ -49,6 +49,11 @@ def _note(text: str) -> None:
     Console(stderr=True, highlight=False).print(text, style="dim", markup=False)
 
 
+def _done(group: str, seconds: float) -> None:
+    """Say that a group of measures is done."""
+    _note(f"{group}: {seconds:.0f} s")
+
+
 def _fail(text: str, code: int) -> typer.Exit:
     print(f"vedette: {text}", file=sys.stderr)
     return typer.Exit(code)
@@ -100,7 +105,11 @@ def run(
     try:
         before = None if against is None else results.read(against)
         _note(f"measuring {', '.join(groups)}; {'a minute' if quick else 'ten minutes'} or more")
-        found = results.run("quick" if quick else "full", groups)
+        found = results.run(
+            "quick" if quick else "full",
+            groups,
+            _done,
+        )
     except results.ResultError as error:
         raise _fail(str(error), EXIT_RUNTIME) from None
     text = results.as_json(found)
@@ -262,7 +271,7 @@ def plan(
         )
         if figures is None:
             _note("no --figures: measuring this machine, a minute or more")
-            found = results.run("quick", results.GROUPS)
+            found = results.run("quick", results.GROUPS, _done)
         else:
             found = results.read(figures)
         made = planner.plan(found, known, hosts, site)

@@ -41,24 +41,39 @@ AGENT_EVENTS_PER_S: Final = 500_000
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is measured."""
+    """How much is measured. seconds: of an agent's run; link_seconds: of a load of the way."""
 
     rounds: int
     calls: int
     events: int
     signals: int
     seconds: float
+    link_seconds: float
     rules: tuple[int, ...]
 
 
 QUICK: Final = Size(
-    rounds=2, calls=150_000, events=60_000, signals=8_000, seconds=2.5, rules=RULE_COUNTS
+    rounds=2,
+    calls=150_000,
+    events=60_000,
+    signals=8_000,
+    seconds=2.5,
+    link_seconds=1.5,
+    rules=RULE_COUNTS,
 )
 FULL: Final = Size(
-    rounds=5, calls=1_000_003, events=200_000, signals=50_000, seconds=8.0,
+    rounds=5, calls=1_000_003, events=200_000, signals=50_000, seconds=8.0, link_seconds=8.0,
     rules=(*RULE_COUNTS, 10_000),
 )  # fmt: skip
-TINY: Final = Size(rounds=1, calls=20_000, events=4_000, signals=600, seconds=0.6, rules=(100,))
+TINY: Final = Size(
+    rounds=1,
+    calls=20_000,
+    events=4_000,
+    signals=600,
+    seconds=0.6,
+    link_seconds=0.6,
+    rules=(100,),
+)
 """For the tests: it is the structure that they look at, not the figures."""
 
 
@@ -122,8 +137,7 @@ def measure_capture(size: Size) -> Found:
     if why:
         return _skipped(units, why)
     made = _Gathered()
-    for _ in range(size.rounds):
-        cost = capture.measure(size.calls, 1)
+    for cost in capture.each_round(size.calls, size.rounds):
         off = cost.off_ns
         for name, added in (
             ("captured", off * (cost.captured_ratio - 1)),
@@ -322,7 +336,7 @@ def measure_link(size: Size) -> Found:
             ("link", LINK, link_loads()),
             ("beating", BEATING, {"beats": Load(hosts=LINK_HOSTS)}),
         ):
-            runs = simulate(folder / name, session, loads, size.seconds, size.rounds)
+            runs = simulate(folder / name, session, loads, size.link_seconds, size.rounds)
             for load, some in runs.items():
                 for run in some:
                     add_link(made.add, load, run)

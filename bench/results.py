@@ -7,11 +7,13 @@ import json
 import os
 import platform
 import random
+import re
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +28,10 @@ RESULT_BYTES_MAX: Final = 16 << 20
 DRAWS: Final = 1000
 SLOWER: Final = 1.1
 """What is beyond, with its whole interval beyond 1, is said to be slower."""
+SAMPLES_MIN: Final = 2
+"""One sample says nothing of how much a measure varies."""
+SAID_MAX: Final = 4000
+_DONE: Final = re.compile(r"test_measures\[(\w+)\] (?:PASSED|FAILED)")
 _HERE: Final = Path(__file__).resolve().parent
 
 
@@ -34,7 +40,7 @@ class ResultError(Exception):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run found. seconds: that it took."""
+    """What a run found. seconds: that it took; spent_s: that each group took."""
 
     format: str
     made: str
@@ -45,6 +51,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     measures: dict[str, Samples]
     failed: dict[str, str] = {}
+    spent_s: dict[str, float] = {}
 
     def value(self, name: str) -> float | None:
         """Return a measure's median; None: it was not taken."""
@@ -83,8 +90,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def run(size: str, groups: Iterable[str]) -> Result:
-    """Measure this machine, by pytest-benchmark. Raises ResultError where that is not installed."""
+def run(
+    size: str, groups: Iterable[str], told: Callable[[str, float], None] = lambda *_: None
+) -> Result:
+    """Measure this machine, by pytest-benchmark. Raises ResultError where that is not installed.
+
+    told  called when a group is done, with its name and the seconds that it took
+    """
     try:
         import pytest_benchmark  # noqa: F401
     except ImportError:
@@ -98,27 +110,36 @@ def run(size: str, groups: Iterable[str]) -> Result:
     with tempfile.TemporaryDirectory(prefix="vedette-bench-") as folder:
         out = Path(folder) / "result.json"
         ids = [f"{_HERE / 'bench_machine.py'}::test_measures[{name}]" for name in chosen]
-        done = subprocess.run(
+        with subprocess.Popen(
             [
-                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+                *(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"),
                 *("-c", os.devnull, "--rootdir", str(_HERE), "--import-mode", "importlib"),
                 *("--benchmark-json", str(out), "--benchmark-quiet", "--tb=short"),
                 *ids,
             ],
             env=os.environ | {"VEDETTE_BENCH_SIZE": size},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ) as pytest:  # fmt: skip
+            said = ""
+            begun_s = time.monotonic()
+            assert pytest.stdout is not None
+            for line in pytest.stdout:
+                said = (said + line)[-SAID_MAX:]
+                done = _DONE.search(line)
+                if done is not None:
+                    told(done[1], time.monotonic() - begun_s)
+                    begun_s = time.monotonic()
         try:
             data: dict[str, Any] = json.loads(out.read_text())
         except (OSError, ValueError):
-            raise ResultError(f"nothing was measured:\n{done.stdout[-4000:]}") from None
+            raise ResultError(f"nothing was measured:\n{said}") from None
     measures: dict[str, Samples] = {}
-    seen = set()
+    spent_s: dict[str, float] = {}
     for one in data["benchmarks"]:
         info = one["extra_info"]
-        seen.add(info["group"])
+        spent_s[info["group"]] = round(one["stats"]["mean"], 1)
         measures |= msgspec.convert(info["measures"], dict[str, Samples])
-    failed = {name: done.stdout[-1500:] for name in chosen if name not in seen}
+    failed = {name: said for name in chosen if name not in spent_s}
     return Result(
         format=FORMAT,
         made=began.isoformat(timespec="seconds"),
@@ -129,6 +150,7 @@ def run(size: str, groups: Iterable[str]) -> Result:
         seed=SEED,
         measures=measures,
         failed=failed,
+        spent_s=spent_s,
     )
 
 
@@ -154,7 +176,12 @@ def as_json(result: Result) -> str:
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """A measure now and before. ratio: above 1 is worse; low, high: 95 of 100 draws lie between."""
+    """A measure now and before.
+
+    ratio      above 1 is worse
+    low, high  95 of 100 draws lie between
+    verdict    "slower", "faster", "unsure" (too few samples to say), or nothing
+    """
 
     name: str
     before: float
@@ -185,7 +212,9 @@ def compare(now: Result, before: Result) -> list[Compared]:
         low, high = draws[DRAWS * 25 // 1000], draws[DRAWS * 975 // 1000]
         ratio = _ratio(median(new.samples), median(old.samples), new.better)
         verdict = ""
-        if ratio > SLOWER and low > 1:
+        if min(len(old.samples), len(new.samples)) < SAMPLES_MIN:
+            verdict = "" if 1 / SLOWER <= ratio <= SLOWER else "unsure"
+        elif ratio > SLOWER and low > 1:
             verdict = "slower"
         elif ratio < 1 / SLOWER and high < 1:
             verdict = "faster"

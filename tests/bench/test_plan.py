@@ -192,6 +192,12 @@ def test_results_are_compared_with_confidence() -> None:
     assert compare(before, before)[0].ratio == 1.0
     noisy = result(values, spread=0.9)
     assert {one.verdict for one in compare(noisy, result(spread=0.9))} == {""}
+    # Where there is one sample, nobody can say.
+    once = {
+        n: msgspec.structs.replace(m, samples=m.samples[:1]) for n, m in before.measures.items()
+    }
+    slow = compare(result(values), msgspec.structs.replace(before, measures=once))
+    assert {one.verdict for one in slow} == {"", "unsure"}
     changed = msgspec.structs.replace(
         before,
         measures={
@@ -274,8 +280,11 @@ def test_a_simulated_fleet_does_what_it_is_told(tmp_path: Path) -> None:
 
 def test_a_run_has_all_measures_of_its_groups() -> None:
     """pytest-benchmark and all; the groups that need neither root nor other processes."""
-    found = results.run("tiny", ("core", "wire", "store", "correlation"))
+    told: list[str] = []
+    groups = ("core", "wire", "store", "correlation")
+    found = results.run("tiny", groups, lambda name, seconds: told.append(name))
     assert found.failed == {}
+    assert tuple(told) == tuple(found.spent_s) == groups
     assert found.measures["core.events_per_s.100"].digest
     assert {f"store.bytes.{size}" for size in measures.BATCHES} <= set(found.measures)
     assert all(min(one.samples) > 0 for one in found.measures.values())
