@@ -6,36 +6,28 @@ one. Paths in the file are relative to the file's own folder.
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
-import yaml
 
 from vedette.agent.errors import ConfigError
+from vedette.core import configfile
+from vedette.core.configfile import Log, Metrics, Section, Text
 from vedette.core.keys import KeyFileError, check_key
 from vedette.core.limits import TABLES
 from vedette.core.releases import SIGNERS_MAX, ReleaseError, parse_key
 
-CONFIG_BYTES_MAX = 1 << 20
 # Not VEDETTE_CONFIG, which is the aggregator's: both may be on one machine.
 FILE_VARIABLE = "VEDETTE_AGENT_CONFIG"
 INSTALLED_FILE = Path("/etc/vedette/agent.yaml")
 
 _Bytes = Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 36)]
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4095)]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Host(_Section, frozen=True):
+class Host(Section, frozen=True):
     """Who this host is.
 
     id      stable over reboots; default: a hash of /etc/machine-id
@@ -48,7 +40,7 @@ class Host(_Section, frozen=True):
     labels: Annotated[dict[_Name, _Name], msgspec.Meta(max_length=64)] = {}
 
 
-class Capture(_Section, frozen=True):
+class Capture(Section, frozen=True):
     """What is captured, and how the ring buffer between kernel and agent is read.
 
     scope         "host", or the folder of a cgroup v2 subtree
@@ -66,7 +58,7 @@ class Capture(_Section, frozen=True):
                   of a cgroup together, may cause in a second on each CPU; 0: any number
     """
 
-    scope: _Text = "host"
+    scope: Text = "host"
     ring_bytes: Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 30)] = 16 << 20
     wakeup_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] = 4 << 20
     poll_ms: Annotated[int, msgspec.Meta(ge=1, le=500)] = 5
@@ -102,7 +94,7 @@ class Capture(_Section, frozen=True):
                 raise ValueError(f"watched_paths must be absolute paths; `{path}` is not one")
 
 
-class Rules(_Section, frozen=True):
+class Rules(Section, frozen=True):
     """Which rules are loaded, and how many of the rules that match an event are reported.
 
     files          rule files, in order; later files may use the lists and macros of earlier ones
@@ -118,19 +110,19 @@ class Rules(_Section, frozen=True):
     releases_path  folder where releases are kept
     """
 
-    files: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1000)] = ()
+    files: Annotated[tuple[Text, ...], msgspec.Meta(max_length=1000)] = ()
     matching: Literal["all", "first"] = "all"
-    disabled: tuple[_Text, ...] = ()
-    disabled_tags: tuple[_Text, ...] = ()
-    enabled: tuple[_Text, ...] = ()
-    enabled_tags: tuple[_Text, ...] = ()
+    disabled: tuple[Text, ...] = ()
+    disabled_tags: tuple[Text, ...] = ()
+    enabled: tuple[Text, ...] = ()
+    enabled_tags: tuple[Text, ...] = ()
     skip_unknown: bool = False
     postures: dict[
         Literal["process", "file", "network", "capabilities", "syscalls"],
         Literal["audit", "block"],
     ] = {}
-    signers: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=SIGNERS_MAX)] = ()
-    releases_path: _Text = "/var/lib/vedette-agent/releases"
+    signers: Annotated[tuple[Text, ...], msgspec.Meta(max_length=SIGNERS_MAX)] = ()
+    releases_path: Text = "/var/lib/vedette-agent/releases"
 
     def __post_init__(self) -> None:
         for text in self.signers:
@@ -145,7 +137,7 @@ class Rules(_Section, frozen=True):
         return tuple(map(parse_key, self.signers))
 
 
-class Limits(_Section, frozen=True):
+class Limits(Section, frozen=True):
     """Bounds of memory and of work.
 
     class_bytes_max    what field values and processes are looked up in
@@ -169,20 +161,20 @@ class Limits(_Section, frozen=True):
                 )
 
 
-class StdoutOutput(_Section, frozen=True, tag_field="type", tag="stdout"):
+class StdoutOutput(Section, frozen=True, tag_field="type", tag="stdout"):
     """Alerts as JSON lines on the standard output."""
 
     queue_bytes_max: _Bytes = 8 << 20
 
 
-class FileOutput(_Section, frozen=True, tag_field="type", tag="file"):
+class FileOutput(Section, frozen=True, tag_field="type", tag="file"):
     """Alerts as JSON lines, appended to a file; SIGHUP reopens it, for rotation."""
 
-    path: _Text
+    path: Text
     queue_bytes_max: _Bytes = 8 << 20
 
 
-class Ship(_Section, frozen=True):
+class Ship(Section, frozen=True):
     """Where signals are sent.
 
     endpoint           ZeroMQ endpoint of the aggregator, such as tcp://aggregator:7710
@@ -200,11 +192,11 @@ class Ship(_Section, frozen=True):
     endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp://[^\s/]+:\d{1,5}|ipc://\S+)$")]
     server_key: str | None = None
     server_key_next: str | None = None
-    client_key_file: _Text | None = None
+    client_key_file: Text | None = None
     insecure: bool = False
     queue_signals_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
     queue_bytes_max: _Bytes = 64 << 20
-    spool_path: _Text | None = None
+    spool_path: Text | None = None
     spool_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 42)] = 1 << 30
     spool_age_s_max: Annotated[float, msgspec.Meta(ge=1, le=366 * 86400)] = 7 * 86400.0
 
@@ -226,24 +218,7 @@ class Ship(_Section, frozen=True):
                 raise ValueError(str(error).replace(":", "", 1)) from None
 
 
-class Metrics(_Section, frozen=True):
-    """Where Prometheus finds /metrics, and whoever asks /healthz.
-
-    listen  HOST:PORT, best a loopback one: who reaches it can read it; none: nowhere
-    """
-
-    listen: (
-        Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}$")] | None
-    ) = None
-
-
-class Log(_Section, frozen=True):
-    """What the agent says about itself, on the standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-class Config(_Section, frozen=True):
+class Config(Section, frozen=True):
     """The whole file. Every section may be left out."""
 
     host: Host = Host()
@@ -258,14 +233,36 @@ class Config(_Section, frozen=True):
 
 
 def usual_file() -> Path | None:
-    """Return the file that is meant where none is named.
+    """Return the file that is meant where none is named: configfile.usual_file."""
+    return configfile.usual_file(FILE_VARIABLE, INSTALLED_FILE)
 
-    That is what FILE_VARIABLE says, else the package's where whoever asks may read it.
-    """
-    named = os.environ.get(FILE_VARIABLE)
-    if named:
-        return Path(named)
-    return INSTALLED_FILE if os.access(INSTALLED_FILE, os.R_OK) else None
+
+_SECTIONS = {
+    "host": Host,
+    "capture": Capture,
+    "rules": Rules,
+    "limits": Limits,
+    "ship": Ship,
+    "metrics": Metrics,
+    "log": Log,
+}
+_FORM = configfile.Form(
+    Config,
+    keys={
+        "": Config.__struct_fields__,
+        "outputs": ("type", *FileOutput.__struct_fields__),
+        **{name: section.__struct_fields__ for name, section in _SECTIONS.items()},
+    },
+    expected={
+        "host.id": "expected 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+        "outputs.type": "expected file or stdout",
+        "ship.endpoint": "expected tcp://HOST:PORT, such as tcp://10.0.0.1:7710, or ipc:///PATH",
+        "metrics.listen": "expected HOST:PORT, such as 127.0.0.1:9771",
+        "log.level": "expected debug, info, warning or error",
+        "rules.matching": "expected all or first",
+    },
+    error=ConfigError,
+)
 
 
 def load(path: Path) -> Config:
@@ -273,19 +270,7 @@ def load(path: Path) -> Config:
 
     Raises ConfigError, which names file, line and key, what was expected and the cure.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(CONFIG_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) > CONFIG_BYTES_MAX:
-        raise ConfigError(f"{path}: longer than {CONFIG_BYTES_MAX} bytes; not a configuration")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    return parse(text, path)
+    return _resolve(configfile.load(path, _FORM), path.absolute().parent)
 
 
 def parse(text: str, path: Path) -> Config:
@@ -293,138 +278,7 @@ def parse(text: str, path: Path) -> Config:
 
     Raises ConfigError.
     """
-    lines: dict[str, int] = {"": 1}
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is not None:
-                _note_lines(node, "", lines, path)
-            data = {} if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply; no key is deeper than three") from None
-    try:
-        config = msgspec.convert(_without_blanks(data, ""), Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), path, lines)) from None
-    return _resolve(config, path.absolute().parent)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without aliases: a configuration needs none, and they can be nested into a bomb."""
-
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(
-                problem="aliases (`*name`) are not used here; write the value out",
-                problem_mark=event.start_mark,
-            )
-        return super().compose_node(parent, index)
-
-
-def _note_lines(node: yaml.Node, key: str, lines: dict[str, int], path: Path) -> None:
-    """Note each key's line; a key that stands twice is refused, as YAML would keep the last."""
-    lines.setdefault(key, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for name, value in node.value:
-            line = name.start_mark.line + 1
-            word = str(name.value)
-            child = f"{key}.{word}" if key else word
-            if word in seen:
-                raise ConfigError(f"{path}:{line}: `{child}` stands twice; keep one of them")
-            seen.add(word)
-            lines[child] = line
-            _note_lines(value, child, lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            child = f"{key}[{index}]"
-            lines[child] = value.start_mark.line + 1
-            _note_lines(value, child, lines, path)
-
-
-def _without_blanks(data: Any, key: str) -> Any:
-    """Leave out known keys without a value, as in `host:` with all its keys commented out."""
-    if data is None and not key:
-        return {}
-    if not isinstance(data, dict):
-        return data
-    known = _keys_of(key)
-    return {
-        name: value if key else _without_blanks(value, str(name))
-        for name, value in data.items()
-        if value is not None or name not in known
-    }
-
-
-_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
-_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
-_EXPECTED = {
-    "host.id": "expected 1 to 64 of the characters A-Z a-z 0-9 . _ -",
-    "ship.endpoint": "expected tcp://HOST:PORT, such as tcp://10.0.0.1:7710, or ipc:///PATH",
-    "metrics.listen": "expected HOST:PORT, such as 127.0.0.1:9771",
-    "log.level": "expected debug, info, warning or error",
-    "rules.matching": "expected all or first",
-}
-"""What is expected where msgspec's own words would be a pattern that few can read."""
-_PLAIN = {"`object`": "a mapping (`key: value`)", "`array`": "a list", "`str`": "text"}
-
-
-def _explain(message: str, path: Path, lines: dict[str, int]) -> str:
-    """Turn msgspec's `Expected ... - at `$.a.b`` into file, line, key, expectation and cure."""
-    what, _, where = message.rpartition(" - at `") if " - at `" in message else (message, "", "")
-    if where.startswith("key` in `"):
-        where, what = where.removeprefix("key` in `"), "Keys must be text"
-    where = where.removesuffix("`")
-    key = where.removeprefix("$").removeprefix(".").replace("[...]", "")
-    known = _keys_of(key)
-    if match := _UNKNOWN.match(what):
-        field = match["field"]
-        near = difflib.get_close_matches(field, known, n=1)
-        cure = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        key = f"{key}.{field}" if key else field
-        what = f"unknown key; {cure}"
-    elif match := _MISSING.match(what):
-        what = f"`{match['field']}` is missing; add it"
-    elif what.startswith("Invalid value '"):
-        what = f"{what[0].lower()}{what[1:]}; expected file or stdout"
-    elif key in _EXPECTED:
-        what = _EXPECTED[key]
-    elif (word := what.partition(" ")[0]) in known:
-        # Checks of more than one value begin with the key that is to be changed.
-        key, what = f"{key}.{word}", what[len(word) + 1 :]
-    else:
-        what = what[:1].lower() + what[1:]
-        for old, new in _PLAIN.items():
-            what = what.replace(old, new)
-    line = _line_of(key, lines)
-    return f"{path}:{line}: {key}: {what}" if key else f"{path}:{line}: {what}"
-
-
-def _line_of(key: str, lines: dict[str, int]) -> int:
-    while key not in lines and key:
-        key = key[: max(key.rfind("."), key.rfind("["), 0)]
-    return lines.get(key, 1)
-
-
-def _keys_of(key: str) -> list[str]:
-    """Return the keys that a section knows."""
-    if not key:
-        return list(Config.__struct_fields__)
-    name = key.partition("[")[0].partition(".")[0]
-    if name == "outputs":
-        return ["type", *FileOutput.__struct_fields__]
-    section = Ship if name == "ship" else get_type_hints(Config).get(name)
-    return list(getattr(section, "__struct_fields__", ()))
+    return _resolve(configfile.parse(text, path, _FORM), path.absolute().parent)
 
 
 def _resolve(config: Config, folder: Path) -> Config:

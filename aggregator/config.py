@@ -6,22 +6,19 @@ file's own folder.
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 
+from vedette.core import configfile
+from vedette.core.configfile import Log, Metrics, Section, Text
 from vedette.core.wire import BATCH_SIGNALS_MAX, MESSAGE_BYTES_MIN
 
-CONFIG_BYTES_MAX = 1 << 20
 FILE_VARIABLE = "VEDETTE_CONFIG"
 INSTALLED_FILE = Path("/etc/vedette/aggregator.yaml")
 
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4095)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=86400)]
 
 
@@ -29,11 +26,7 @@ class ConfigError(Exception):
     """The configuration cannot be used; the text names file, line, key and the cure."""
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Listen(_Section, frozen=True):
+class Listen(Section, frozen=True):
     """Where agents connect, and who may.
 
     endpoint    ZeroMQ endpoint to bind; port * takes a free one
@@ -46,16 +39,16 @@ class Listen(_Section, frozen=True):
     endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp://[^\s/]+:(\d{1,5}|\*)|ipc://\S+)$")] = (
         "tcp://127.0.0.1:7710"
     )
-    key_file: _Text | None = None
-    allow_list: _Text | None = None
+    key_file: Text | None = None
+    allow_list: Text | None = None
     insecure: bool = False
 
     def __post_init__(self) -> None:
         if (self.key_file is None) != (self.allow_list is None):
-            raise ValueError("key_file and allow_list go together: set both or neither")
+            raise ValueError("key_file goes together with allow_list: set both or neither")
 
 
-class Store(_Section, frozen=True):
+class Store(Section, frozen=True):
     """The database.
 
     path       SQLite file; made at the first start
@@ -65,7 +58,7 @@ class Store(_Section, frozen=True):
     bytes_max  beyond it the signals that arrived first go; those of incidents stay
     """
 
-    path: _Text = "vedette.db"
+    path: Text = "vedette.db"
     url: Annotated[str, msgspec.Meta(pattern=r"^postgres(ql)?://\S+$")] | None = None
     age_s_max: Annotated[float, msgspec.Meta(ge=60, le=3660 * 86400)] = 90 * 86400.0
     bytes_max: Annotated[int, msgspec.Meta(ge=1 << 22, le=1 << 50)] = 1 << 34
@@ -76,7 +69,7 @@ class Store(_Section, frozen=True):
         return self.path if self.url is None else self.url
 
 
-class Queries(_Section, frozen=True):
+class Queries(Section, frozen=True):
     """The socket by which readers ask the store questions, from this machine or from others.
 
     endpoint     ZeroMQ endpoint to bind; none: no socket. Who may ask are the allow-list's keys of
@@ -95,16 +88,16 @@ class Queries(_Section, frozen=True):
     seconds_max: _Seconds = 60.0
 
 
-class Sequences(_Section, frozen=True):
+class Sequences(Section, frozen=True):
     """What the aggregator looks for.
 
     files  sequence files, in order
     """
 
-    files: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1000)] = ()
+    files: Annotated[tuple[Text, ...], msgspec.Meta(max_length=1000)] = ()
 
 
-class Limits(_Section, frozen=True):
+class Limits(Section, frozen=True):
     """Bounds, so that no host can exhaust or hold up the fleet.
 
     message_bytes_max  a longer message ends its sender's connection
@@ -136,18 +129,7 @@ class Limits(_Section, frozen=True):
     silent_alert_s: _Seconds = 60.0
 
 
-class Metrics(_Section, frozen=True):
-    """Where Prometheus finds /metrics, and whoever asks /healthz.
-
-    listen  HOST:PORT, best a loopback one: who reaches it can read it; none: nowhere
-    """
-
-    listen: (
-        Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}$")] | None
-    ) = None
-
-
-class Output(_Section, frozen=True):
+class Output(Section, frozen=True):
     """Where alerts and incidents are brought to.
 
     name          for metrics and the log; NUMBER-TYPE where it is none
@@ -168,10 +150,10 @@ class Output(_Section, frozen=True):
     priority: Literal[
         "emergency", "alert", "critical", "error", "warning", "notice", "informational", "debug"
     ] = "debug"
-    rules: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=10_000)] = ()
-    tags: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=10_000)] = ()
+    rules: Annotated[tuple[Text, ...], msgspec.Meta(max_length=10_000)] = ()
+    tags: Annotated[tuple[Text, ...], msgspec.Meta(max_length=10_000)] = ()
     queue_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
-    path: _Text | None = None
+    path: Text | None = None
     rotate_bytes: Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 40)] = 100 << 20
     rotate_keep: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 5
     address: Annotated[str, msgspec.Meta(pattern=r"^((udp|tcp)://[^\s/]+|unix:///\S+)$")] | None = (
@@ -194,7 +176,7 @@ class Output(_Section, frozen=True):
     ] = "authpriv"
     url: Annotated[str, msgspec.Meta(pattern=r"^https?://\S+$")] | None = None
     headers: Annotated[dict[str, str], msgspec.Meta(max_length=64)] = {}
-    ca_file: _Text | None = None
+    ca_file: Text | None = None
     retries: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 8
     timeout_s: _Seconds = 5.0
 
@@ -207,7 +189,7 @@ class Output(_Section, frozen=True):
         }
         name = needed.get(self.type)
         if name is not None and getattr(self, name) is None:
-            raise ValueError(f"type {self.type} needs `{name}`")
+            raise ValueError(f"`{name}` is missing, which type {self.type} needs")
         plain = self.__struct_fields__[1:]
         defaults = dict(zip(plain, self.__struct_defaults__, strict=True))
         for key, kind in of_type.items():
@@ -221,13 +203,7 @@ def _default(value: Any) -> Any:
     return value if factory is None else factory()
 
 
-class Log(_Section, frozen=True):
-    """What the aggregator says about itself, on the standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-class Config(_Section, frozen=True):
+class Config(Section, frozen=True):
     """The whole file. Every section may be left out."""
 
     listen: Listen = Listen()
@@ -246,88 +222,11 @@ def installed_file() -> Path | None:
 
 
 def usual_file() -> Path | None:
-    """Return the file that is meant where none is named: FILE_VARIABLE's, or the package's."""
-    named = os.environ.get(FILE_VARIABLE)
-    return Path(named) if named else installed_file()
+    """Return the file that is meant where none is named: configfile.usual_file."""
+    return configfile.usual_file(FILE_VARIABLE, INSTALLED_FILE)
 
 
-def load(path: str | Path) -> Config:
-    """Read and check a configuration file.
-
-    Raises ConfigError, which names file, line and key, what was expected and the cure.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(CONFIG_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) > CONFIG_BYTES_MAX:
-        raise ConfigError(f"{path}: longer than {CONFIG_BYTES_MAX} bytes; not a configuration")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    return parse(text, path)
-
-
-def parse(text: str, path: Path) -> Config:
-    """Check a configuration's text; `path` is named in errors and is where paths are relative to.
-
-    Raises ConfigError.
-    """
-    lines: dict[str, int] = {}
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is not None:
-            _note_lines(node, "", lines, path)
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply; no key is deeper than two") from None
-    try:
-        config = msgspec.convert({} if data is None else data, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), path, lines)) from None
-    return _resolve(config, path.absolute().parent)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases: a configuration needs none, and they can be nested into a bomb."""
-
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(
-                problem="aliases (`*name`) are not used here; write the value out",
-                problem_mark=event.start_mark,
-            )
-        return super().compose_node(parent, index)
-
-
-def _note_lines(node: yaml.Node, key: str, lines: dict[str, int], path: Path) -> None:
-    """Note each key's line; a key that stands twice is refused, as YAML would keep the last."""
-    lines.setdefault(key, node.start_mark.line + 1)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for name, value in node.value:
-        child = f"{key}.{name.value}" if key else str(name.value)
-        line = name.start_mark.line + 1
-        if child in lines:
-            raise ConfigError(
-                f"{path}:{line}: `{child}` stands in line {lines[child]} already; keep one of them"
-            )
-        lines[child] = line
-        _note_lines(value, child, lines, path)
-
-
-_SECTIONS: dict[str, type[_Section]] = {
+_SECTIONS = {
     "": Config,
     "listen": Listen,
     "store": Store,
@@ -338,37 +237,36 @@ _SECTIONS: dict[str, type[_Section]] = {
     "metrics": Metrics,
     "log": Log,
 }
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_WHERE = re.compile(r"(.*) - at `(?:key` in `)?\$\.?([^`]*)`", re.DOTALL)
-_PLAIN = {"`object`": "a mapping (`key: value`)", "`array`": "a list", "`str`": "text"}
+_ENDPOINT = "expected tcp://ADDRESS:PORT, such as tcp://0.0.0.0:7710, or ipc:///PATH"
+_FORM = configfile.Form(
+    Config,
+    keys={name: section.__struct_fields__ for name, section in _SECTIONS.items()},
+    expected={
+        "listen.endpoint": _ENDPOINT,
+        "queries.endpoint": _ENDPOINT,
+        "metrics.listen": "expected HOST:PORT, such as 127.0.0.1:9772",
+        "store.url": "expected postgresql://USER@HOST/NAME",
+        "log.level": "expected debug, info, warning or error",
+    },
+    error=ConfigError,
+)
 
 
-def _explain(message: str, path: Path, lines: dict[str, int]) -> str:
-    """Turn msgspec's `Expected ... - at `$.a.b`` into file, line, key, expectation and cure."""
-    match = _WHERE.fullmatch(message)
-    what, key = (match[1], match[2].replace("[...]", "")) if match else (message, "")
-    section = _SECTIONS.get(re.sub(r"\[\d+\]$", "", key))
-    known = list(section.__struct_fields__) if section else []
-    if unknown := _UNKNOWN.fullmatch(what):
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        what = "unknown key; " + (
-            f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        )
-        key = f"{key}.{unknown[1]}" if key else unknown[1]
-    elif key in ("listen.endpoint", "queries.endpoint"):
-        what = "expected tcp://ADDRESS:PORT, such as tcp://0.0.0.0:7710, or ipc:///PATH"
-    elif key == "metrics.listen":
-        what = "expected HOST:PORT, such as 127.0.0.1:9772"
-    elif key == "store.url":
-        what = "expected postgresql://USER@HOST/NAME"
-    elif key == "log.level":
-        what = "expected debug, info, warning or error"
-    else:
-        what = what[:1].lower() + what[1:]
-        for old, new in _PLAIN.items():
-            what = what.replace(old, new)
-    line = lines.get(key) or lines.get(key.rpartition(".")[0]) or 1
-    return f"{path}:{line}: {key}: {what}" if key else f"{path}:{line}: {what}"
+def load(path: str | Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises ConfigError, which names file, line and key, what was expected and the cure.
+    """
+    path = Path(path)
+    return _resolve(configfile.load(path, _FORM), path.absolute().parent)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Check a configuration's text; `path` is named in errors and is where paths are relative to.
+
+    Raises ConfigError.
+    """
+    return _resolve(configfile.parse(text, path, _FORM), path.absolute().parent)
 
 
 def _resolve(config: Config, folder: Path) -> Config:

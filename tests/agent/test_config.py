@@ -8,6 +8,7 @@ import pytest
 
 from vedette.agent import config
 from vedette.agent.errors import ConfigError
+from vedette.core import configfile
 
 DEFAULT_FILE = Path(__file__).parents[2] / "packaging" / "vedette-agent.yaml"
 HERE = Path("/etc/vedette/agent.yaml")
@@ -116,7 +117,10 @@ log: {level: debug}
         ),
         ("log: {level: loud}", ":1: log.level: expected debug, info, warning or error"),
         ("rules:\n  files:\n    - 1\n", ":3: rules.files[0]: expected text, got `int`"),
-        ("heartbeat_s: 5\nheartbeat_s: 6\n", ":2: `heartbeat_s` stands twice; keep one"),
+        (
+            "heartbeat_s: 5\nheartbeat_s: 6\n",
+            ":2: `heartbeat_s` stands in line 1 already; keep one",
+        ),
         ("- a\n", ":1: expected a mapping (`key: value`), got a list"),
         ("1: 2\n", ":1: keys must be text"),
         ("a: [\n", ":2:1: not YAML: "),
@@ -144,6 +148,6 @@ def test_files_that_cannot_be_read_as_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"binary\.yaml:2: not UTF-8"):
         config.load(binary)
     huge = tmp_path / "huge.yaml"
-    huge.write_bytes(b"#" * (config.CONFIG_BYTES_MAX + 1))
+    huge.write_bytes(b"#" * (configfile.CONFIG_BYTES_MAX + 1))
     with pytest.raises(ConfigError, match="longer than"):
         config.load(huge)

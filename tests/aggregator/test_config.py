@@ -42,7 +42,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("listen:\n  endpiont: x", "f:2: listen.endpiont: unknown key; did you mean `endpoint`?"),
         ("\nnonsense: 1", "f:2: nonsense: unknown key; known keys: listen, store, "),
         ("listen:\n  endpoint: x", "f:2: listen.endpoint: expected tcp://ADDRESS:PORT"),
-        ("listen:\n  key_file: x", "f:1: listen: key_file and allow_list go together"),
+        ("listen:\n  key_file: x", "f:2: listen.key_file: goes together with allow_list: set both"),
         ("listen: {insecure: 1}", "f:1: listen.insecure: expected `bool`"),
         ("limits:\n\n  hosts_max: 0", "f:3: limits.hosts_max: expected `int` >= 1"),
         ("limits:\n  message_bytes_max: 5", "f:2: limits.message_bytes_max: expected"),

@@ -295,7 +295,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[{type: file}]", "type file needs `path`"),
+        ("[{type: file}]", "`path` is missing, which type file needs"),
         ("[{type: webhook, url: 'ftp://x'}]", "outputs"),
         ("[{type: syslog, address: 'udp://h', url: 'http://x'}]", "`url` is for type webhook"),
         ("[{type: stdout, priorty: error}]", "did you mean `priority`"),
