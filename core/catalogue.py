@@ -63,7 +63,7 @@ k8s.pod.cni.json         string  none   Network of the pod, as JSON
 """What processes of a container or pod have. A host that runs none has no value for them."""
 
 UNCAPTURED: Final = """
-# a counter of the events
+# a count of events: those that no rule can match are dropped before; evt.rawtime orders them
 evt.num                  int     none   Number of the event, counted from 1
 # when capture began, and plugins
 evt.reltime              int     none   Nanoseconds since capture began
@@ -84,7 +84,7 @@ evt.latency.s            int     none   Seconds between entry and exit
 evt.latency.ns           int     none   Fraction of the latency's second
 evt.latency.human        string  none   Latency as text
 evt.abspath              string  key    Absolute path of an argument
-# the data that was read or written
+# the data, whose copy would slow down reads and writes and bring secrets into alerts
 evt.buffer               string  none   Data that the event carried
 evt.buflen               int     none   Length of the data
 evt.buflen.in            int     none   Length of data that came in

@@ -200,12 +200,6 @@ RULES = """
   output: "%proc.name"
   priority: WARNING
 """
-MEMFD = """
-import os, sys
-fd = os.memfd_create("hidden")
-os.write(fd, open(sys.argv[1], "rb").read())
-os.execve(fd, ["hidden", "-c", ": < marked; /bin/true"], os.environ)
-"""
 
 
 @pytest.mark.bpf
@@ -230,18 +224,98 @@ def test_an_agent_finds_a_program_by_its_content_and_a_replay_does_too(
         wait_until(lambda: len(outputs()) == 2)
         agent.does("./tool -c ': < marked; /bin/true; :'")
         wait_until(lambda: len(outputs()) == 5)
-        (tmp_path / "memfd.py").write_text(MEMFD)
-        # It is alive until its hash is known.
-        agent.does(f"{sys.executable} memfd.py tool; ./tool -c :")
         agent.stop(signal.SIGTERM)
         found = outputs()
-        assert found[:5] == [
+        assert found == [
             ("Runs the tool", "tool"), ("Runs the tool", "other"), ("Runs the tool", "tool"),
             ("The tool reads", "tool"), ("Below the tool", "true"),
         ]  # fmt: skip
-        assert ("Runs the tool", "tool") in found[5:]
         fields = agent.printed()[0]["output_fields"]
         assert isinstance(fields, dict) and fields["proc.exe_sha256"] == digest
+        argv = [*COMMAND, "replay", str(recording), "--rules", str(agent.rules)]
+        replayed = subprocess.run(argv, capture_output=True, check=True).stdout
+        assert [json.loads(line) for line in replayed.splitlines()] == agent.printed()
+    finally:
+        agent.close()
+
+
+HIDDEN_RULES = """
+- rule: Hidden
+  desc: a program without a file is run
+  condition: evt.type in (execve, execveat) and proc.is_exe_deleted = true and proc.exe_sha256 in ({digests})
+  output: >
+    %evt.type %proc.exepath %proc.exe_sha256 %proc.is_exe_from_memfd %proc.is_exe_deleted %proc.exe_ino
+    %proc.name %proc.pexe_sha256 %evt.arg.filename
+  priority: WARNING
+- rule: Below what is hidden
+  desc: it runs another program
+  condition: evt.type = execve and proc.pexe_sha256 in ({digests})
+  output: "%proc.name %proc.pexe_sha256"
+  priority: WARNING
+"""  # noqa: E501
+HIDDEN = """
+import os, sys
+kind, how, name = sys.argv[1:]
+if kind == "memfd":
+    fd = os.memfd_create(name, 0)
+    os.write(fd, open(name, "rb").read())
+else:
+    fd = os.open(name, os.O_RDONLY)
+    os.unlink(name)
+print(os.fstat(fd).st_ino, fd, file=open(name + ".known", "w"))
+path = fd if how == "execveat" else f"/proc/self/fd/{fd}"
+# It lives, and so its memory does, until it is let go; then it runs something.
+os.execve(path, ["hidden", "-c", "read x < hold; /bin/true; :"], os.environ)
+"""
+
+
+@pytest.mark.bpf
+def test_memory_and_deleted_files_that_are_executed_are_known_by_their_content(
+    tmp_path: Path, cgroup: Path, wait_until: WaitUntil
+) -> None:
+    cases = [(kind, how) for kind in ("memfd", "deleted") for how in ("execve", "execveat")]
+    names = [f"{kind}-{how}" for kind, how in cases]
+    digests = {}
+    for name in names:
+        program = tmp_path / name
+        program.write_bytes(Path("/bin/dash").read_bytes() + name.encode())
+        program.chmod(0o755)
+        digests[name] = hashlib.sha256(program.read_bytes()).hexdigest()
+    (tmp_path / "hidden.py").write_text(HIDDEN)
+    os.mkfifo(tmp_path / "hold")
+    agent = Agent(tmp_path, cgroup, wait_until)
+    try:
+        agent.rules.write_text(HIDDEN_RULES.format(digests=", ".join(digests.values())))
+        recording = tmp_path / "run.vcap"
+        agent.start("run", "--config", str(agent.config), "--record", str(recording))
+        for (kind, how), name in zip(cases, names, strict=True):
+            agent.does(f"{sys.executable} -IS hidden.py {kind} {how} {name} &")
+        wait_until(lambda: len(agent.printed()) == len(cases))
+        agent.does(f"for i in {' '.join(names)}; do echo go > hold; done; wait")
+        wait_until(lambda: len(agent.printed()) == 2 * len(cases))
+        agent.stop()
+        told = {}
+        for line in agent.printed()[: len(cases)]:
+            fields = line["output_fields"]
+            assert isinstance(fields, dict) and line["rule"] == "Hidden"
+            told[fields["proc.exe_sha256"]] = fields
+        for (kind, how), name in zip(cases, names, strict=True):
+            inode, number = (tmp_path / f"{name}.known").read_text().split()
+            fields = told[digests[name]]
+            is_memory = kind == "memfd"
+            expected = {
+                "evt.type": how,
+                "proc.exepath": f"memfd:{name}" if is_memory else str(tmp_path / name),
+                "proc.is_exe_from_memfd": is_memory, "proc.is_exe_deleted": True,
+                "proc.exe_ino": int(inode),
+                "evt.arg.filename": f"/dev/fd/{number}" if how == "execveat"
+                else f"/proc/self/fd/{number}",
+            }  # fmt: skip
+            assert {key: fields[key] for key in expected} == expected
+            assert fields["proc.pexe_sha256"] not in digests.values()
+        below = [line["output_fields"] for line in agent.printed()[len(cases) :]]
+        assert {fields["proc.pexe_sha256"] for fields in below} == set(digests.values())  # type: ignore[index]
+        assert {fields["proc.name"] for fields in below} == {"true"}  # type: ignore[index]
         argv = [*COMMAND, "replay", str(recording), "--rules", str(agent.rules)]
         replayed = subprocess.run(argv, capture_output=True, check=True).stdout
         assert [json.loads(line) for line in replayed.splitlines()] == agent.printed()
