@@ -130,7 +130,8 @@ def run(
     ones in force. A stop drains what is waiting and takes at most two seconds.
 
     Rights (root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE) are needed to start only. One helper
-    loads the kernel programs and ends, another reads /proc; the agent itself keeps none.
+    loads the kernel programs and ends, another reads /proc and executables; the agent itself keeps
+    none.
     """
     # Imported here, since only what watches the kernel needs the parts that load programs.
     from vedette.agent.service import Service

@@ -57,7 +57,7 @@ class _Job:
 class Hashes:
     """Has executables read that the engine asks about.
 
-    Methods raise HashReaderError where the reader has ended.
+    Methods raise HelperError where the reader has ended.
     """
 
     def __init__(self, reader: HashReader) -> None:

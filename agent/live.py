@@ -18,14 +18,15 @@ from pathlib import Path
 from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
 from vedette.agent.hashes import Hashes
-from vedette.agent.hashreader import HashReader, HashReaderError
+from vedette.agent.hashreader import Reader
 from vedette.agent.logs import log
 from vedette.agent.pipeline import Compiled, Decisions, Facts, Pipeline, Retired
-from vedette.agent.procfiles import HelperError, HelperFiles, LocalFiles
+from vedette.agent.procfiles import LocalFiles
 from vedette.agent.recorder import Recording
 from vedette.agent.sweep import Sweep
 from vedette.bpf.btf import BtfError
 from vedette.bpf.capture import LOGIN_KEY, Capture, CaptureConfig, CaptureError, Drop, Loader
+from vedette.bpf.helper import HelperError
 from vedette.bpf.offsets import unavailable
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
@@ -89,8 +90,7 @@ class Live:
     everything  capture all event types, not only what the rules and the process table need
     tally       given the bytes of all records, for counting
     loader      who loads the kernel programs; None: a process with the caller's rights
-    files       who reads /proc; None: this process
-    executables who reads executables; None: a process with the caller's rights
+    reader      who reads /proc and executables; None: this process, and a helper with its rights
 
     Raises AgentError where capture cannot be configured; `start` where it cannot begin.
     """
@@ -105,8 +105,7 @@ class Live:
         *,
         everything: bool = False,
         loader: Loader | None = None,
-        files: HelperFiles | None = None,
-        executables: HashReader | None = None,
+        reader: Reader | None = None,
         tally: Callable[[bytes], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -135,7 +134,11 @@ class Live:
                 ),
                 loader,
             )
-            self._files = files or LocalFiles(environment=settings.capture.environment)
+            self._files = (
+                LocalFiles(environment=settings.capture.environment)
+                if reader is None
+                else reader.files
+            )
             self._procfs = procfs.ProcFS(None if scope is None else os.fsencode(scope), self._files)
         except CaptureError as error:
             raise AgentError(str(error)) from None
@@ -151,7 +154,8 @@ class Live:
         self._complained_s = -_COMPLAIN_EVERY_S
         self._reader: RingReader | None = None
         self._tells_stdio = self._everything
-        self._executables = executables
+        self._helper = reader
+        self._own_helper: Reader | None = None
         self._hashes: Hashes | None = None
         self.complete_until_ns = 0
         self.pipeline = Pipeline(
@@ -244,12 +248,12 @@ class Live:
                 None if self._hashes is None or not is_on else self._hashes.executed
             )
             return
-        if self._executables is None:
+        if self._helper is None:
             try:
-                self._executables = HashReader(section.hash_bytes_max)
-            except HashReaderError as error:
+                self._helper = self._own_helper = Reader(hash_bytes_max=section.hash_bytes_max)
+            except HelperError as error:
                 raise AgentError(str(error)) from None
-        self._hashes = Hashes(self._executables)
+        self._hashes = Hashes(self._helper.executables)
         engine.on_unhashed = self._hashes.executed
         for process in engine.table()[0]:
             self._hashes.running(process)
@@ -310,7 +314,7 @@ class Live:
             return
         try:
             records = self._hashes.take()
-        except HashReaderError as error:
+        except HelperError as error:
             raise AgentError(f"{error}; start the agent again") from None
         if records:
             self._feed(records)
@@ -375,8 +379,8 @@ class Live:
         return counters
 
     def close(self) -> None:
-        if self._executables is not None:
-            self._executables.close()
+        if self._own_helper is not None:
+            self._own_helper.close()
         self._capture.detach()
         if self._recorder is not None:
             self._recorder.end("stopped", self._kernel)

@@ -23,16 +23,16 @@ from prometheus_client.core import Metric
 from vedette import __version__
 from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
-from vedette.agent.hashreader import HashReader, HashReaderError
+from vedette.agent.hashreader import Reader
 from vedette.agent.live import Live, capture_header, host_facts, untold_types
 from vedette.agent.logs import log
-from vedette.agent.procfiles import HelperError, HelperFiles
 from vedette.agent.recorder import Recorder
 from vedette.agent.releases import DamagedRelease, Releases
 from vedette.agent.shipper import Shipper, ShipperError
 from vedette.agent.spool import Spool, SpoolError
 from vedette.bpf import kernel, privileges
 from vedette.bpf.capture import CaptureError, Loader
+from vedette.bpf.helper import HelperError
 from vedette.core.keys import CurveKeys, KeyFileError, read_pair
 from vedette.core.metrics import Endpoint, Labelled, MetricsError, families
 from vedette.core.notify import Notifier
@@ -310,8 +310,7 @@ class Service:
         self._beat_s = 0.0
         self._reloading: _Reload | None = None
         self._loader: Loader | None = None
-        self._files: HelperFiles | None = None
-        self._executables: HashReader | None = None
+        self._reader: Reader | None = None
 
     def separate(self, user: str | None = None) -> None:
         """Start the processes that need rights, then give up all rights of this one.
@@ -322,20 +321,23 @@ class Service:
         """
         try:
             capture = self._settings.capture
-            self._files = HelperFiles(environment=capture.environment, user=user)
-            if capture.executable_hashes != "never":
-                # Also where no rule asks yet: those that are read later may.
-                self._executables = HashReader(capture.hash_bytes_max, user)
+            # It reads executables also where no rule asks yet: those that are read later may.
+            hashes = capture.executable_hashes != "never"
+            self._reader = Reader(
+                environment=capture.environment,
+                hash_bytes_max=capture.hash_bytes_max if hashes else 0,
+                user=user,
+            )
             self._loader = Loader(user)
             # An older kernel asks for it even where maps that one has are looked at.
             privileges.confine({"CAP_BPF"} if kernel.needs_rights() else set(), user)
             privileges.set_name("vedette-agent")
-        except (HelperError, HashReaderError, CaptureError, privileges.PrivilegeError) as error:
+        except (HelperError, CaptureError, privileges.PrivilegeError) as error:
             self._end_helpers()
             raise AgentError(str(error)) from None
 
     def _end_helpers(self) -> None:
-        for helper in (self._loader, self._files, self._executables):
+        for helper in (self._loader, self._reader):
             if helper is not None:
                 helper.close()
 
@@ -406,8 +408,7 @@ class Service:
                     recorder,
                     rules.decisions,
                     loader=self._loader,
-                    files=self._files,
-                    executables=self._executables,
+                    reader=self._reader,
                 )
             except ConfigError as error:
                 if releases is None or not number:

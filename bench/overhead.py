@@ -160,7 +160,7 @@ class Bench:
         raise ValueError(f"no usage_usec in {self.scope.folder}/cpu.stat")
 
     def agent_pids(self) -> list[int]:
-        """The agent, and its helper for /proc if it has one; nothing without an agent."""
+        """The agent, and its helper; nothing without an agent."""
         if self.agent is None:
             return []
         pid = self.agent.pid
@@ -472,7 +472,7 @@ class Own:
     rate        events per second that it took
     cpu         of its processes together, as a share of one core
     rss_bytes   resident, of the agent
-    helper_rss_bytes  of its helper for /proc; 0 without one
+    helper_rss_bytes  of its helper
     lost        events that it lost
     """
 

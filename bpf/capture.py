@@ -5,9 +5,7 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +13,7 @@ from typing import Final, Self
 
 from vedette.bpf import kernel
 from vedette.bpf.calls import CALLS, SHAPES
+from vedette.bpf.helper import Helper, HelperError
 from vedette.bpf.names import COUNTERS, TYPES
 from vedette.bpf.offsets import unavailable
 
@@ -597,20 +596,17 @@ class Loader:
     """
 
     def __init__(self, user: str | None = None) -> None:
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = [str(theirs.fileno()), str(_SOURCE), *([user] if user is not None else [])]
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-m", "vedette.bpf.loader", *arguments],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                )
-            except OSError as error:
-                self._channel.close()
-                raise CaptureError(f"the loader of the kernel programs: {error}") from error
+        try:
+            self._helper = Helper(
+                "the loader of the kernel programs",
+                "vedette.bpf.loader",
+                [socket.SOCK_SEQPACKET],
+                [str(_SOURCE), *([user] if user is not None else [])],
+                packages=True,  # bcc
+                printed=True,
+            )
+        except HelperError as error:
+            raise CaptureError(str(error)) from error
 
     def __enter__(self) -> Self:
         return self
@@ -626,34 +622,35 @@ class Loader:
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._process.pid
+        return self._helper.pid
 
     def load(self, request: dict[str, int]) -> dict[str, int]:
         """Have ring, programs and maps made; name -> descriptor.
 
         It serves one request. Raises CaptureError with the cause and the cure.
         """
-        self._channel.settimeout(LOAD_SECONDS_MAX)
+        channel, process = self._helper.channels[0], self._helper.process
+        channel.settimeout(LOAD_SECONDS_MAX)
         printed = b""
         try:
-            self._channel.send(json.dumps(request).encode())
-            _, printed = self._process.communicate(timeout=LOAD_SECONDS_MAX)
+            channel.send(json.dumps(request).encode())
+            _, printed = process.communicate(timeout=LOAD_SECONDS_MAX)
             answer, descriptors, _, _ = socket.recv_fds(
-                self._channel, _ANSWER_BYTES_MAX, _DESCRIPTORS_MAX
+                channel, _ANSWER_BYTES_MAX, _DESCRIPTORS_MAX
             )
         except (TimeoutError, subprocess.TimeoutExpired):
             raise CaptureError(
-                f"the loader of the kernel programs did not end within {LOAD_SECONDS_MAX} s, and "
+                f"{self._helper.what} did not end within {LOAD_SECONDS_MAX} s, and "
                 "was killed; see whether the host has memory and processors to spare"
             ) from None
         except OSError as error:
-            raise CaptureError(f"the loader of the kernel programs: {error.strerror}") from error
+            raise CaptureError(f"{self._helper.what}: {error.strerror}") from error
         # The end of what was printed has the reason: clang's error or the verifier's.
         detail = printed.decode(errors="replace").strip()[-2000:]
         if not answer:
-            code = self._process.returncode
+            code = process.returncode
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise CaptureError(f"the loader of the kernel programs {how}\n{detail}".strip())
+            raise CaptureError(f"{self._helper.what} {how}\n{detail}".strip())
         reply = json.loads(answer)
         if "error" in reply:
             raise CaptureError(f"{reply['error']}\n{detail}".strip())
@@ -661,10 +658,4 @@ class Loader:
 
     def close(self) -> None:
         """End it, whatever it does. Does nothing the second time."""
-        self._channel.close()
-        if self._process.returncode is None:
-            with suppress(PermissionError):
-                self._process.kill()
-            self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        self._helper.close()

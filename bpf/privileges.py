@@ -1,14 +1,19 @@
-"""Giving rights up for good: user, capabilities, and every way to get more (capabilities(7))."""
+"""Giving rights up for good: user, capabilities, and every way to get more (capabilities(7)).
+
+Helpers import this and little else, so it does without modules that would make them large.
+"""
+
+from __future__ import annotations
 
 import ctypes
 import os
 import pwd
+import signal
 import struct
+import sys
 from collections.abc import Collection
-from pathlib import Path
-from typing import Final
 
-CAPABILITIES: Final = {
+CAPABILITIES = {
     "CAP_DAC_READ_SEARCH": 2,
     "CAP_SETPCAP": 8,
     "CAP_SYS_PTRACE": 19,
@@ -18,8 +23,8 @@ CAPABILITIES: Final = {
 }
 """Number of each capability that this package speaks of (include/uapi/linux/capability.h)."""
 
-_SYS_CAPSET: Final = 126  # x86-64
-_CAPABILITY_VERSION_3: Final = 0x20080522
+_SYS_CAPSET = 126  # x86-64
+_CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_NAME = 1, 4, 8, 15
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
@@ -37,10 +42,18 @@ def _prctl(option: int, *values: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 16)
+    finally:
+        os.close(fd)
+
+
 def _held(name: str) -> int:
     """Return a set of capabilities of this thread, such as CapPrm, as bits."""
-    for line in Path("/proc/thread-self/status").read_text(errors="replace").splitlines():
-        if line.startswith(f"{name}:"):
+    for line in _read("/proc/thread-self/status").splitlines():
+        if line.startswith(f"{name}:".encode()):
             return int(line.split()[1], 16)
     raise OSError(f"no {name} in /proc/thread-self/status")
 
@@ -73,6 +86,10 @@ def _change_user(name: str) -> None:
     os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
 
 
+def _bits(names: Collection[str]) -> int:
+    return sum(1 << CAPABILITIES[name] for name in names)
+
+
 def confine(keep: Collection[str] = (), user: str | None = None) -> None:
     """Become a user, keep these capabilities of those that are held, and never get more.
 
@@ -80,13 +97,13 @@ def confine(keep: Collection[str] = (), user: str | None = None) -> None:
 
     Capabilities are a thread's, so there may be no other thread. Raises PrivilegeError.
     """
-    threads = sum(1 for _ in Path("/proc/self/task").iterdir())
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     if threads != 1:
         raise PrivilegeError(f"{threads} threads run already, each with rights of its own")
-    wanted = sum(1 << CAPABILITIES[name] for name in keep)
+    wanted = _bits(keep)
     try:
         if _held("CapEff") >> CAPABILITIES["CAP_SETPCAP"] & 1:
-            last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+            last = int(_read("/proc/sys/kernel/cap_last_cap"))
             for bit in range(last + 1):
                 if not wanted >> bit & 1:
                     _prctl(_PR_CAPBSET_DROP, bit)
@@ -97,6 +114,27 @@ def confine(keep: Collection[str] = (), user: str | None = None) -> None:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     except OSError as error:
         raise PrivilegeError(f"rights cannot be given up: {error.strerror}") from error
+
+
+def keep_in_thread(keep: Collection[str]) -> None:
+    """Keep these capabilities of those that this thread has. Other threads keep theirs."""
+    _set(_held("CapPrm") & _bits(keep))
+
+
+def become_helper(what: str, name: str, keep: Collection[str], user: str | None) -> None:
+    """Be a helper, called `name`, with no more rights than it needs; or end, and say why.
+
+    Its end is that of its starter, which may still ask while it stops: signals are ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        confine(keep, user)
+    except PrivilegeError as error:
+        sys.exit(f"{what}: {error}")
+    close_to_peers()
+    set_name(name)
+    os.chdir("/")
 
 
 def end_with_parent() -> None:

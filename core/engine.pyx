@@ -1293,7 +1293,7 @@ cdef class Engine:
                         break
                     done = 0
                     taken += count
-                    self._batch(ahead, count, reader.data + 2 * reader.size_bytes, &done)
+                    self._batch(ahead, count, reader.end, &done)
                     consumed = ends[count - 1]
                     done = 0
                     if taken % CONSUME_STEP < AHEAD:

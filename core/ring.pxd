@@ -4,14 +4,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 cdef class RingReader:
     cdef uint64_t* consumer     # page we write: how far we have read, bytes
     cdef uint64_t* producer     # page the kernel writes: how far it has reserved, bytes
-    cdef uint8_t* data          # mapped twice in a row, so that no record wraps
+    cdef uint8_t* data          # mapped again behind its end, as far as a record reaches: none wraps
+    cdef uint8_t* end           # behind what is mapped
     cdef uint64_t mask
     cdef size_t page_bytes
     cdef int epoll_fd
     cdef int ring_fd
     cdef bint is_busy           # an engine consumes from it
     cdef readonly uint64_t size_bytes
-    cdef readonly uint64_t discarded   # records that the kernel side took back
+    cdef readonly uint64_t discarded   # records that were taken back, or are longer than any of ours
     cdef void _close(self) noexcept
     cdef int _check_open(self) except -1
 
@@ -44,7 +45,7 @@ cdef inline const uint8_t* ring_peek(RingReader ring, uint64_t* at, uint32_t* si
             return NULL
         size[0] = length & ~(<uint32_t>RING_BUSY | <uint32_t>RING_DISCARD)
         at[0] += (size[0] + RING_HEADER + 7) & ~<uint64_t>7
-        if not length & <uint32_t>RING_DISCARD:
+        if not length & <uint32_t>RING_DISCARD and size[0] <= <size_t>(ring.end - head) - RING_HEADER:
             return head + RING_HEADER
         ring.discarded += 1
     return NULL

@@ -3,6 +3,7 @@
 from libc.errno cimport EINTR, errno
 from libc.string cimport memset
 from posix.unistd cimport close, dup
+from vedette.core.event cimport VEDETTE_RECORD_MAX
 
 import os
 import resource
@@ -67,6 +68,8 @@ cdef class RingReader:
         cdef InfoAttr attr
         cdef epoll_event event
         cdef void* mapped
+        cdef size_t mapped_bytes
+        cdef size_t behind
         if self.ring_fd >= 0:
             raise RuntimeError("a ring reader is initialised once")
         memset(&info, 0, sizeof(info))
@@ -89,12 +92,15 @@ cdef class RingReader:
         if mapped == MAP_FAILED:
             raise OSError(errno, f"mapping the ring's consumer page: {os.strerror(errno)}")
         self.consumer = <uint64_t*>mapped
-        mapped = mmap(NULL, self.page_bytes + 2 * self.size_bytes, PROT_READ, MAP_SHARED,
-                      self.ring_fd, self.page_bytes)
+        # The kernel would map all of the data a second time. What is mapped counts as resident.
+        behind = (VEDETTE_RECORD_MAX + RING_HEADER + self.page_bytes) & ~(self.page_bytes - 1)
+        mapped_bytes = self.page_bytes + self.size_bytes + min(behind, self.size_bytes)
+        mapped = mmap(NULL, mapped_bytes, PROT_READ, MAP_SHARED, self.ring_fd, self.page_bytes)
         if mapped == MAP_FAILED:
             raise OSError(errno, f"mapping the ring's data: {os.strerror(errno)}")
         self.producer = <uint64_t*>mapped
         self.data = <uint8_t*>mapped + self.page_bytes
+        self.end = <uint8_t*>mapped + mapped_bytes
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -113,7 +119,7 @@ cdef class RingReader:
             munmap(self.consumer, self.page_bytes)
             self.consumer = NULL
         if self.producer != NULL:
-            munmap(self.producer, self.page_bytes + 2 * self.size_bytes)
+            munmap(self.producer, self.end - <uint8_t*>self.producer)
             self.producer = NULL
         if self.epoll_fd >= 0:
             close(self.epoll_fd)

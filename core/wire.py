@@ -26,15 +26,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from vedette.core.columns import chosen, extent, fields_at, pack, shown_chars
 from vedette.core.releases import CHUNK_BYTES, PACKED_BYTES_MAX, Number, Signed
 from vedette.core.signal import PRIORITIES, Signal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROTOCOL: Final = 3
 """Version of everything in this file; HELLO carries it and another version is refused."""
@@ -335,6 +337,9 @@ class Columns:
     )
 
     def __init__(self, payload: bytes | memoryview, packed: _Packed) -> None:
+        # Imported here: agents, which only write, do without its 10 MB.
+        import numpy as np
+
         self.payload = payload
         self.seq: NDArray[np.int64] = np.frombuffer(packed.seq, "<i8")
         self.time_ns: NDArray[np.int64] = np.frombuffer(packed.time_ns, "<i8")
@@ -351,6 +356,8 @@ class Columns:
     def correct(self, offset_ns: int) -> None:
         """Correct the signals' times by what a clock is off; 0, which means unknown, stays."""
         if offset_ns:
+            import numpy as np
+
             # Whatever a host claims, the sum stays within 63 bits.
             most = NUMBER_MAX - max(0, offset_ns)
             moved = np.maximum(np.minimum(self.time_ns, most) + offset_ns, 1)

@@ -19,8 +19,9 @@ import pytest
 from tests.agent.test_service import COMMAND, Agent
 from vedette.agent import hashes
 from vedette.agent.hashes import Hashes
-from vedette.agent.hashreader import HashReader, HashReaderError
+from vedette.agent.hashreader import Reader
 from vedette.agent.procfs import ProcFS
+from vedette.bpf.helper import HelperError
 from vedette.bpf.privileges import CAPABILITIES
 from vedette.core import layout
 from vedette.core.records import Record, build, iter_records
@@ -31,8 +32,8 @@ KNOWN = layout.EXE_FLAGS["known"]
 
 @pytest.fixture
 def reader() -> Iterator[Hashes]:
-    process = HashReader(1 << 20)
-    yield Hashes(process)
+    process = Reader(hash_bytes_max=1 << 20)
+    yield Hashes(process.executables)
     process.close()
 
 
@@ -163,7 +164,7 @@ def test_a_reader_that_ended_is_told_of(reader: Hashes, tmp_path: Path) -> None:
     path = tmp_path / "tool"
     path.write_bytes(b"tool")
     os.kill(reader._reader.pid, signal.SIGKILL)
-    with pytest.raises(HashReaderError, match="ended with exit code -9"):
+    with pytest.raises(HelperError, match="ended with exit code -9"):
         for _ in range(1000):
             reader.executed(executed(path))
             reader.take()
@@ -171,8 +172,13 @@ def test_a_reader_that_ended_is_told_of(reader: Hashes, tmp_path: Path) -> None:
 
 
 def test_the_reader_has_no_more_rights_than_it_needs(reader: Hashes, wait_until: WaitUntil) -> None:
-    folder = Path("/proc", str(reader._reader.pid))
-    wait_until(lambda: (folder / "comm").read_text() == "vedette-hash\n")
+    tasks = Path("/proc", str(reader._reader.pid), "task")
+
+    def named() -> list[Path]:
+        return [task for task in tasks.iterdir() if (task / "comm").read_text() == "vedette-hash\n"]
+
+    wait_until(lambda: bool(named()))
+    (folder,) = named()
     status = dict(
         line.split(":\t", 1)
         for line in (folder / "status").read_text().splitlines()
