@@ -39,7 +39,8 @@ def test_losses_are_mended_and_counted_and_the_table_has_a_bound() -> None:
             assert part.lost > 10_000
         assert exits.repairs["processes_gone"] >= 100
         assert heirs.repairs["processes_gone"] >= 2
-        assert heirs.repairs["processes_found"] >= 2
+        # Whose fork still had room in the ring is known, and put right when it is looked up.
+        assert heirs.repairs["processes_found"] + heirs.repairs["processes_repaired"] >= 2
         # At its bound the table forgets who was idle longest, and counts them.
         assert host.counters()["engine.processes_evicted"] == 0
         with host.load("crowd", 400) as running:
