@@ -34,6 +34,15 @@ static void die(const char *what)
 	exit(1);
 }
 
+static pid_t fork_or_die(void)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	return pid;
+}
+
 static void run(const char *word)
 {
 	execl("/proc/self/exe", "life", "nothing", word, NULL);
@@ -67,9 +76,7 @@ static long one_after_the_other(long count)
 	pid_t last = 0, pid;
 
 	for (long i = 0; i < count; i++) {
-		pid = fork();
-		if (pid < 0)
-			die("fork");
+		pid = fork_or_die();
 		if (pid == 0) {
 			if (i % 16 == 0)
 				run("short");
@@ -90,9 +97,7 @@ static int many_short(long count, int workers)
 	if (pipe(ends))
 		die("pipe");
 	for (int i = 0; i < workers; i++) {
-		pid_t pid = fork();
-		if (pid < 0)
-			die("fork");
+		pid_t pid = fork_or_die();
 		if (pid == 0) {
 			turns = one_after_the_other(count / workers + (i < count % workers));
 			_exit(write(ends[1], &turns, sizeof(turns)) != sizeof(turns));
@@ -116,9 +121,7 @@ static int crowd(long count)
 	if (pipe(ends))
 		die("pipe");
 	for (long i = 0; i < count; i++) {
-		pid_t pid = fork();
-		if (pid < 0)
-			die("fork");
+		pid_t pid = fork_or_die();
 		if (pid == 0) {
 			close(ends[1]);
 			_exit(read(ends[0], &byte, 1) != 0);
@@ -135,9 +138,7 @@ static int zombies(long count)
 	siginfo_t info;
 
 	for (long i = 0; i < count; i++) {
-		pid_t pid = fork();
-		if (pid < 0)
-			die("fork");
+		pid_t pid = fork_or_die();
 		if (pid == 0)
 			_exit(0);
 		if (waitid(P_PID, pid, &info, WEXITED | WNOWAIT))
@@ -153,9 +154,7 @@ static int orphans(long count, int level)
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1))
 		die("prctl");
 	if (level > 1) {
-		pid_t pid = fork();
-		if (pid < 0)
-			die("fork");
+		pid_t pid = fork_or_die();
 		if (pid == 0)
 			exit(orphans(count, level - 1));
 		reap(1);
@@ -167,9 +166,7 @@ static int orphans(long count, int level)
 	if (pipe(held))
 		die("pipe");
 	for (long i = 0; i < count; i++) {
-		pid_t pid = fork();
-		if (pid < 0)
-			die("fork");
+		pid_t pid = fork_or_die();
 		if (pid == 0) {
 			pid_t middle = getpid(), inner = fork();
 			if (inner < 0)
@@ -250,9 +247,7 @@ static void *run_from_thread(void *unused)
 static int threads(long count)
 {
 	for (long i = 0; i < count; i++) {
-		pid_t pid = fork();
-		if (pid < 0)
-			die("fork");
+		pid_t pid = fork_or_die();
 		if (pid == 0) {
 			pthread_t thread;
 			if (pthread_create(&thread, NULL, run_from_thread, NULL))

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core import strategies as s
+from tests.core.sides import assert_alike
 from vedette.core import calls, layout
 from vedette.core.condition import predicate
-from vedette.core.engine import Engine, Process
+from vedette.core.engine import Engine
 from vedette.core.expr import Expr, FieldRef, Predicate
 from vedette.core.fields import FIELDS, EventView, extract
 from vedette.core.records import build, decode
 from vedette.core.rules import Rule
 from vedette.core.twin import Process as TwinProcess
-from vedette.core.twin import Twin
 
 OPS = ("=", "!=", "contains", "startswith", "endswith", "in", "exists")
 
@@ -59,24 +59,13 @@ def test_calls_match_as_in_the_twin(
     drawn: tuple[list[bytes], dict[str, Any], list[Rule]], class_bytes_max: int
 ) -> None:
     records, process, rules = drawn
-    found: list[list[Any]] = []
-    for make, made in ((Twin, TwinProcess), (Engine, Process)):
-        matches: list[Any] = []
-        side: Any = make(
-            rules,
-            on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
-            users=s.USERS,
-            groups=s.GROUPS,
-            class_bytes_max=class_bytes_max,
-            verdict_bytes_max=1 << 16,
-        )
-        side.add_process(made(**process))
+
+    def act(side: Any) -> None:
         # Twice: what is known from the first time is looked up.
         for record in (*records, *records):
             side.feed(record)
-        found.append(matches)
-    assert found[0] == found[1]
-    assert side.close() == 0
+
+    assert assert_alike(rules, [process], act, class_bytes_max=class_bytes_max).close() == 0
 
 
 def test_each_type_has_its_arguments() -> None:

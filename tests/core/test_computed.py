@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.core import strategies as s
 from tests.core.machine import PARENT, SELF, Machine
+from tests.core.sides import assert_alike
 from vedette.core import tables
 from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine, Process
@@ -17,7 +18,6 @@ from vedette.core.expr import FieldRef, Not, Predicate
 from vedette.core.records import build
 from vedette.core.rules import Rule
 from vedette.core.twin import Process as TwinProcess
-from vedette.core.twin import Twin
 
 
 def rule(text: str, name: str = "rule") -> Rule:
@@ -47,24 +47,12 @@ def test_what_is_computed_is_as_in_the_twin(
     matching: str,
     class_bytes_max: int,
 ) -> None:
-    found: list[list[Any]] = []
-    for make, process in ((Twin, TwinProcess), (Engine, Process)):
-        matches: list[Any] = []
-        side: Any = make(
-            rules,
-            on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
-            users=s.USERS,
-            groups=s.GROUPS,
-            hostname=s.HOSTNAME,
-            rule_matching=matching,
-            class_bytes_max=class_bytes_max,
-            verdict_bytes_max=1 << 16,
-        )
-        for values in processes:
-            side.add_process(process(**values))
+    def act(side: Any) -> None:
         assert side.feed(stream) == len(stream)
-        found.append(matches)
-    assert found[0] == found[1]
+
+    side = assert_alike(
+        rules, processes, act, rule_matching=matching, class_bytes_max=class_bytes_max
+    )
     assert side.close() == 0
 
 

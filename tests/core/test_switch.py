@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from bench.workload import rules, workload
 from tests.core import strategies as s
+from tests.core.sides import assert_alike
 from vedette.core.condition import parse_condition
-from vedette.core.engine import Engine, Process, RuleSwitch
+from vedette.core.engine import Engine, RuleSwitch
 from vedette.core.expr import FieldRef, Or, Predicate
 from vedette.core.limits import TABLES, table_bytes
 from vedette.core.needs import BASE
 from vedette.core.records import build
 from vedette.core.rules import Rule
-from vedette.core.twin import Process as TwinProcess
-from vedette.core.twin import Twin
 
 
 def switched(made: list[Rule], on: list[bool]) -> list[Rule]:
@@ -42,26 +41,14 @@ def test_switching_is_as_other_rules_in_the_twin(
     matching: str,
     class_bytes_max: int,
 ) -> None:
-    found: list[list[Any]] = []
-    for make, process in ((Twin, TwinProcess), (Engine, Process)):
-        matches: list[Any] = []
-        side: Any = make(
-            made,
-            on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
-            users=s.USERS,
-            groups=s.GROUPS,
-            hostname=s.HOSTNAME,
-            rule_matching=matching,
-            class_bytes_max=class_bytes_max,
-            verdict_bytes_max=1 << 16,
-        )
-        for values in processes:
-            side.add_process(process(**values))
+    def act(side: Any) -> None:
         for mask, stream in turns:
             side.swap_rules(switched(made, [bool(mask >> n & 1) for n in range(len(made))]))
             side.feed(stream)
-        found.append(matches)
-    assert found[0] == found[1]
+
+    side = assert_alike(
+        made, processes, act, rule_matching=matching, class_bytes_max=class_bytes_max
+    )
     stats = side.stats()
     assert (stats["rules_compiled"], stats["rules_switched"]) == (1, len(turns))
     assert side.close() == 0
@@ -155,26 +142,13 @@ def test_vectors_that_carry_over_are_those_of_the_twin(
     turns: list[tuple[int, bytes]],
     class_bytes_max: int,
 ) -> None:
-    found: list[list[Any]] = []
-    for make, process in ((Twin, TwinProcess), (Engine, Process)):
-        matches: list[Any] = []
-        side: Any = make(
-            made[0],
-            on_match=lambda record, indices, acting, to=matches: to.append((record, indices)),
-            users=s.USERS,
-            groups=s.GROUPS,
-            hostname=s.HOSTNAME,
-            class_bytes_max=class_bytes_max,
-            verdict_bytes_max=1 << 16,
-        )
-        for values in processes:
-            side.add_process(process(**values))
+    def act(side: Any) -> None:
         for number, stream in turns:
             side.swap_rules(made[number % len(made)])
             side.feed(b"")
             side.feed(stream)
-        found.append(matches)
-    assert found[0] == found[1]
+
+    assert_alike(made[0], processes, act, class_bytes_max=class_bytes_max)
 
 
 def test_vectors_are_made_again_a_few_at_a_time_and_none_is_missed_when_processes_act() -> None:
