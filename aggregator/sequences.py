@@ -32,8 +32,8 @@ from vedette.core.fleet import (
     SignalId,
     canonical_address,
     names_a_host,
-    remote_address,
 )
+from vedette.core.rows import fleet_signals
 from vedette.core.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ POSITION = "sequences.position"
 DECIDED = "sequences.decided"
 """Where it keeps the time up to which absences after a last step were decided."""
 
-RECOMPUTE_SIGNALS = 10_000
+CHUNK_SIGNALS = 4000
+"""So many are made, given to the tables and freed at a time, while they are in the caches."""
 INCIDENTS_AT_ONCE = 500
-SPELLINGS_MAX = 65_536
 FLEET_S = 5.0
 """The fleet is read again so often, even where no name or address has changed."""
 UNENDED_NS = 1 << 62
@@ -106,7 +106,7 @@ class Fleet:
         self._names: dict[str, str] = {}
         self._labels: dict[str, dict[str, str]] = {}
         self._by_address: dict[str, list[_Span]] = {}
-        self._by_spelling: dict[tuple[Any, Any], str | None] = {}
+        self._spelled: dict[str, str | None] = {}
         spans: dict[str, list[db.AddressSpan]] = {}
         for span in addresses:
             spans.setdefault(span.host_id, []).append(span)
@@ -158,37 +158,14 @@ class Fleet:
 
     def signals(self, stored: Iterable[StoredSignal]) -> list[FleetSignal]:
         """Return stored signals as the sequences see them."""
-        names, labels, known = self._names, self._labels, self._by_spelling
-        made = []
-        for signal in stored:
-            host_id, time_ns, fields = signal.host_id, signal.time_ns, signal.fields
-            spelled = fields.get("fd.rip"), fields.get("login.ip")
-            address = known[spelled] if spelled in known else self._address(spelled, fields)
-            made.append(
-                FleetSignal(
-                    host_id=host_id,
-                    host_name=names.get(host_id, host_id),
-                    boot=signal.boot_id,
-                    time_ns=time_ns,
-                    peer_host=None if address is None else self.behind(address, time_ns),
-                    labels=labels.get(host_id, {}),
-                    signal=signal,
-                )
-            )
-        return made
+        return fleet_signals(
+            list(stored),
+            *(self._names, self._labels, self._spelled, self._by_address, self.behind),
+        )
 
     def signal(self, stored: StoredSignal) -> FleetSignal:
         """Return a stored signal as the sequences see it."""
         return self.signals([stored])[0]
-
-    def _address(self, spelled: tuple[Any, Any], fields: dict[str, Any]) -> str | None:
-        """Return a signal's remote address if it is one of the fleet's; each spelling once."""
-        address = remote_address(fields)
-        found = address if address in self._by_address else None
-        if len(self._by_spelling) >= SPELLINGS_MAX:
-            self._by_spelling.clear()
-        self._by_spelling[spelled] = found
-        return found
 
 
 def fleet_of(store: Store) -> Fleet:
@@ -200,7 +177,7 @@ class Correlator:
     """Runs sequences over a store; in the thread that owns the store's connection.
 
     partials_max   see core.correlator.Correlator
-    batch_signals  signals per transaction
+    batch_signals  signals per transaction; who is behind waits for its turn to write once for each
     """
 
     def __init__(
@@ -209,7 +186,7 @@ class Correlator:
         sequences: Iterable[Sequence],
         *,
         partials_max: int = 100_000,
-        batch_signals: int = 20_000,
+        batch_signals: int = 100_000,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
@@ -259,23 +236,30 @@ class Correlator:
 
     def _batch(self, correlator: tables.Correlator, watermark_ns: int) -> int:
         """Take one batch; return how many signals it had. What it changes is written at once."""
-        signals = self._store.released(
-            self._position, watermark_ns, self._batch_signals, wanted=correlator.wants
-        )
-        position = end_of(watermark_ns)
-        if len(signals) == self._batch_signals:
-            position = signals[-1].key
-        elif self._position is not None and position <= self._position:
+        end = end_of(watermark_ns)
+        after = self._position
+        if after is not None and end <= after:
             return 0
         fleet = self._fleet()
-        changes = correlator.feed_all(fleet.signals(signals))
+        changes: list[Change] = []
+        taken = 0
+        while taken < self._batch_signals:
+            wanted = min(CHUNK_SIGNALS, self._batch_signals - taken)
+            signals = self._store.released(after, watermark_ns, wanted, wanted=correlator.wants)
+            changes += correlator.feed_all(fleet.signals(signals))
+            taken += len(signals)
+            if len(signals) < wanted:
+                after = end
+                break
+            after = signals[-1].key
+        position = end if after is None else after
         with self._store.transaction():
             opened = self._write_all(changes, fleet)
             self._memory.write(correlator.history_ns)
             self._store.set_meta(POSITION, msgspec.json.encode(position).decode())
         self._position = position
         self._log(opened, fleet)
-        return len(signals)
+        return taken
 
     def _fleet(self) -> Fleet:
         """Return the fleet as it is now, as far as names go; when hosts were heard, roughly."""
@@ -486,7 +470,7 @@ def recompute(
     )
     found: dict[str, tables.Incident] = {}
     coming = _signals(store, since_ns, until_ns, with_late=True, wanted=correlator.wants)
-    while batch := list(itertools.islice(coming, RECOMPUTE_SIGNALS)):
+    while batch := list(itertools.islice(coming, CHUNK_SIGNALS)):
         for change in correlator.feed_all(batch):
             found[change.incident.id] = change.incident
     for change in correlator.advance(until_ns):
@@ -505,7 +489,9 @@ def _signals(
     """Return signals between two times, both included, in the order of the fleet."""
     fleet = fleet_of(store)
     after: SignalKey = (max(0, since_ns), "", 0, "")
-    while signals := store.released(after, until_ns, with_late=with_late, wanted=wanted):
+    while signals := store.released(
+        after, until_ns, CHUNK_SIGNALS, with_late=with_late, wanted=wanted
+    ):
         yield from fleet.signals(signals)
         after = signals[-1].key
 

@@ -29,7 +29,7 @@ from vedette.aggregator.schema import (
 )
 from vedette.core import wire
 from vedette.core.clock import UNKNOWN_NS
-from vedette.core.columns import fields_at
+from vedette.core.rows import Maker, Rows
 from vedette.core.signal import Signal
 
 PLACE_BITS: Final = 12
@@ -91,6 +91,15 @@ class StoredSignal(Signal, frozen=True, kw_only=True, gc=False):
         return self.time_ns, self.host_id, self.seq, self.boot_id
 
 
+_STORED: Final = Maker(
+    StoredSignal,
+    (
+        *("seq", "time_ns", "rule", "priority", "tags", "alert", "output", "fields", "id", "late"),
+        *("host_id", "hostname", "boot_id", "received_ns", "offset_ns", "uncertainty_ns"),
+    ),
+)
+
+
 class StoredBatch:
     """A batch as stored.
 
@@ -102,6 +111,8 @@ class StoredBatch:
     """
 
     __slots__ = (
+        "_hostname",
+        "_rows",
         "boot_id",
         "columns",
         "host_id",
@@ -137,6 +148,21 @@ class StoredBatch:
         self.uncertainty_ns = uncertainty_ns
         self.columns = columns
         self.size_bytes = size_bytes
+        self._rows: Rows | None = None
+        self._hostname = ""
+
+    def rows(self, hostnames: dict[str, str]) -> Rows:
+        """Return what makes signals of this batch."""
+        hostname = hostnames.get(self.host_id, self.host_id)
+        if self._rows is None or self._hostname != hostname:
+            constants = (
+                *(self.host_id, hostname, self.boot_id),
+                *(self.received_ns, self.offset_ns, self.uncertainty_ns),
+            )
+            first_id = self.id << PLACE_BITS
+            self._rows = Rows(_STORED, self.columns, first_id, self.released_ns, constants)
+            self._hostname = hostname
+        return self._rows
 
 
 _BESIDE: Final = (
@@ -207,6 +233,14 @@ class Filter(NamedTuple):
         return places if self.where is None or not len(places) else self.where(batch, places)
 
 
+class _Piece(NamedTuple):
+    """Signals in some order: of each, which batch it is in, and its place there."""
+
+    batches: list[StoredBatch]
+    which: NDArray[np.int64]
+    places: Places
+
+
 class _Run:
     """Signals of one bucket in the fleet's order, to be handed out piece by piece.
 
@@ -243,14 +277,14 @@ class _Run:
                 high = middle
         self._at = low
 
-    def take(self, count: int) -> list[tuple[StoredBatch, int]]:
+    def take(self, count: int) -> _Piece:
         """Return the next signals; fewer than count: that is all of the bucket."""
         end = min(self._at + count, len(self._places))
-        which, places = self._which[self._at : end].tolist(), self._places[self._at : end].tolist()
+        taken = _Piece(self._batches, self._which[self._at : end], self._places[self._at : end])
         if end > self._at:
             self.last = self._key(end - 1)
         self._at = end
-        return [(self._batches[number], at) for number, at in zip(which, places, strict=True)]
+        return taken
 
     @property
     def left(self) -> int:
@@ -307,44 +341,48 @@ class Reader:
         wanted: Wanted | None,
     ) -> list[StoredSignal]:
         """Return the next signals in the fleet's order; fewer than limit: there are no more."""
-        found: list[tuple[StoredBatch, int]] = []
+        found: list[_Piece] = []
+        left = limit
         question = (until_ns, late, wanted)
         run = self._run
         if run is not None and run.left and run.question == question and run.last == after:
-            found += run.take(limit)
+            found.append(run.take(left))
+            left -= len(found[-1].places)
             after = run.last
         since_ns = 0 if after is None else after[0]
         asked = Filter(since_ns=since_ns, until_ns=until_ns, late=late, wanted=wanted)
-        if len(found) < limit:
+        if left:
             for some in self._buckets(asked, by_time=True):
                 run = self._run = _Run(question, some)
                 if after is not None:
                     run.skip_to(after)
-                found += run.take(limit - len(found))
-                if len(found) == limit:
+                found.append(run.take(left))
+                left -= len(found[-1].places)
+                if not left:
                     break
         return self._signals(found)
 
     def newest(self, asked: Filter, limit: int) -> list[StoredSignal]:
         """Return the newest signals by their own time, in the fleet's order."""
-        runs: list[list[tuple[StoredBatch, int]]] = []
+        runs: list[_Piece] = []
         count = 0
         for some in self._buckets(asked, newest_first=True):
             run = _Run(None, some)
             if run.left > limit - count:
                 run.take(run.left - (limit - count))
             runs.append(run.take(limit))
-            count += len(runs[-1])
+            count += len(runs[-1].places)
             if count >= limit:
                 break
-        return self._signals([item for run in reversed(runs) for item in run])
+        return self._signals(runs[::-1])
 
     def arrived(self, asked: Filter, after_id: int, limit: int) -> list[StoredSignal]:
         """Return the signals that arrived after one, in order of arrival."""
-        found: list[tuple[StoredBatch, int]] = []
+        found: list[_Piece] = []
+        left = limit
         first = after_id >> PLACE_BITS
         with self._transaction() as connection:
-            while len(found) < limit:
+            while left:
                 ids = connection.execute(
                     self._batches(asked)
                     .where(batches_table.c.id >= first)
@@ -359,8 +397,9 @@ class Reader:
                     if self.watch is not None:
                         self.watch(int(batch.columns.time_ns[-1]) >> BUCKET_BITS)
                     places = asked.places(batch)
-                    places = places[(batch.id << PLACE_BITS | places) > after_id]
-                    found += [(batch, at) for at in places[: limit - len(found)].tolist()]
+                    places = places[(batch.id << PLACE_BITS | places) > after_id][:left]
+                    found.append(_Piece([batch], np.zeros(len(places), np.int64), places))
+                    left -= len(places)
         return self._signals(found)
 
     def scan(
@@ -566,58 +605,30 @@ class Reader:
                 self._cache_bytes -= self._cache.popitem(last=False)[1].size_bytes
         return [found[number] for number in ids if number in found]
 
-    def _signals(self, found: list[tuple[StoredBatch, int]]) -> list[StoredSignal]:
+    def _signals(self, found: list[_Piece]) -> list[StoredSignal]:
         """Unpack signals; their order stays."""
         if not found:
             return []
         hostnames = self._hostnames()
-        made: list[StoredSignal] = [None] * len(found)  # type: ignore[list-item]
-        by_batch: dict[int, list[int]] = {}
-        for number, (batch, _) in enumerate(found):
-            by_batch.setdefault(batch.id, []).append(number)
-        for numbers in by_batch.values():
-            batch = found[numbers[0]][0]
-            places = [found[number][1] for number in numbers]
-            for number, signal in zip(numbers, unpack(batch, places, hostnames), strict=True):
-                made[number] = signal
+        made: list[StoredSignal] = [None] * sum(len(piece.places) for piece in found)  # type: ignore[list-item]
+        before = 0
+        for piece in found:
+            order = np.argsort(piece.which, kind="stable")
+            which, places, positions = piece.which[order], piece.places[order], order + before
+            starts = np.flatnonzero(np.diff(which, prepend=-1))
+            ends = [*starts[1:].tolist(), len(order)]
+            for start, end in zip(starts.tolist(), ends, strict=False):
+                batch = piece.batches[which[start]]
+                batch.rows(hostnames).put(places[start:end], positions[start:end], made)
+            before += len(order)
         return made
 
 
-def unpack(
-    batch: StoredBatch, places: list[int], hostnames: dict[str, str]
-) -> Iterator[StoredSignal]:
+def unpack(batch: StoredBatch, places: list[int], hostnames: dict[str, str]) -> list[StoredSignal]:
     """Return a batch's signals at some places."""
-    columns = batch.columns
-    hostname = hostnames.get(batch.host_id, batch.host_id)
-    first_id = batch.id << PLACE_BITS
-    rows = zip(
-        places,
-        columns.seq[places].tolist(),
-        columns.time_ns[places].tolist(),
-        columns.rule[places].tolist(),
-        fields_at(columns.fields, places),
-        strict=True,
-    )
-    for at, seq, time_ns, rule, fields in rows:
-        entry = columns.rules[rule]
-        yield StoredSignal(
-            id=first_id | at,
-            host_id=batch.host_id,
-            hostname=hostname,
-            boot_id=batch.boot_id,
-            received_ns=batch.received_ns,
-            late=time_ns <= batch.released_ns,
-            offset_ns=batch.offset_ns,
-            uncertainty_ns=batch.uncertainty_ns,
-            seq=seq,
-            time_ns=time_ns,
-            rule=entry.name,
-            priority=entry.priority,
-            tags=entry.tags,
-            alert=entry.alert,
-            output=columns.output[at],
-            fields=fields,
-        )
+    made: list[StoredSignal] = [None] * len(places)  # type: ignore[list-item]
+    batch.rows(hostnames).put(np.array(places, np.int64), np.arange(len(places)), made)
+    return made
 
 
 def rule_entries(connection: sa.Connection) -> list[wire.RuleEntry] | None:

@@ -30,7 +30,7 @@ from vedette.core.sequence import OF_SEQUENCE, Sequence, chained_to
 from vedette.core.signal import FieldValue, Signal
 from vedette.core.windows import Windows
 
-CHUNK_SIGNALS = 10_000
+CHUNK_SIGNALS = 4000
 Witness = tuple[tuple[FleetSignal, ...], ...]
 """Per step, the signals that it took."""
 Completions = list[tuple[int, Witness]]
