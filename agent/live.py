@@ -154,6 +154,7 @@ class Live:
         self._complained_s = -_COMPLAIN_EVERY_S
         self._reader: RingReader | None = None
         self._tells_stdio = self._everything
+        self._asked_again = False
         self._helper = reader
         self._own_helper: Reader | None = None
         self._hashes: Hashes | None = None
@@ -232,9 +233,9 @@ class Live:
         had_stdio = self._tells_stdio
         self._tells_stdio = "stdio" in types
         self._capture.want(types, drops)
-        if self._tells_stdio and not had_stdio:
+        if self._tells_stdio and not had_stdio and self._reader is not None:
             # What changed unseen until now is looked up.
-            self.pipeline.engine.note_loss()
+            self._ask_again()
 
     def _want_hashes(self, asked: bool) -> None:
         """Read executables, or no more; what runs already is read, too."""
@@ -321,11 +322,11 @@ class Live:
 
     def _restart_recording(self, recorder: Recording) -> None:
         """Begin another file, or part of one, with the process table as it is."""
-        if self._lost:
-            # Which entries were asked about since the loss is not in the file, so all are again.
+        if self._asked_again:
+            # Which entries were asked about since then is not in the file, so all are again.
             self.pipeline.engine.note_loss()
         recorder.restart(*self.pipeline.engine.table())
-        if self._lost:
+        if self._asked_again:
             recorder.loss()
 
     def drain(self, until_s: float, after_step: Callable[[], None] = lambda: None) -> None:
@@ -427,6 +428,13 @@ class Live:
         except (CaptureError, OSError) as error:
             log(logging.ERROR, "the kernel's counters cannot be read", error=error)
 
+    def _ask_again(self) -> None:
+        """Have each process looked up again before it is trusted."""
+        self._asked_again = True
+        self.pipeline.engine.note_loss()
+        if self._recorder is not None:
+            self._recorder.loss()
+
     def _check_loss(self) -> None:
         if time.monotonic() - self._loss_checked_s >= _LOSS_CHECK_S:
             self.look_for_loss()
@@ -441,10 +449,8 @@ class Live:
         if lost <= self._lost:
             return
         self._lost = lost
-        self.pipeline.engine.note_loss()
+        self._ask_again()
         self.sweep.ask()
-        if self._recorder is not None:
-            self._recorder.loss()
         if now_s - self._complained_s >= _COMPLAIN_EVERY_S:
             self._complained_s = now_s
             log(logging.WARNING, "events were lost", **causes)

@@ -204,6 +204,44 @@ def test_hangup_reloads_rules_and_reopens_files_and_bad_rules_change_nothing(
     assert [line["rule"] for line in [*old, *agent.printed()]] == ["Another name"] * 3
 
 
+def test_rules_that_ask_for_standard_descriptors_find_what_changed_before_them(
+    make_agent: Callable[..., Agent],
+) -> None:
+    agent = make_agent()
+    recording = agent.folder / "run.vcap"
+    agent.start("run", "--config", str(agent.config), "--record", str(recording))
+    assert agent.process is not None
+    (agent.folder / "marked").touch()
+    agent.does("exec 2> early; : < marked")  # nobody asks for it yet
+    agent.rules.write_text("""
+- rule: Marked
+  desc: a file is opened by who writes its errors there
+  condition: >
+    evt.type in (open, openat) and fd.name endswith /marked and proc.stdin.type = pipe
+    and proc.stderr.name endswith ly
+  output: "%proc.stderr.name"
+  priority: NOTICE
+""")
+    agent.process.send_signal(signal.SIGHUP)
+    agent.logs('msg="rules reloaded"')
+    agent.does(": < marked")
+    # /proc is asked when the event comes to its turn.
+    agent.wait_until(lambda: len(agent.printed()) == 1)
+    agent.does("exec 2> other; : < marked")
+    agent.does("exec 2> slowly; : < marked")
+    agent.wait_until(lambda: len(agent.printed()) == 2)
+    agent.does("exec 2>&-; : < marked")
+    agent.stop()
+    names = [line["output_fields"]["proc.stderr.name"] for line in agent.printed()]  # type: ignore[index]
+    assert names == [f"{agent.folder}/early", f"{agent.folder}/slowly"]
+    argv = [*COMMAND, "replay", str(recording), "--rules", str(agent.rules)]
+    replayed = subprocess.run(argv, capture_output=True, check=True).stdout
+    again = [
+        json.loads(line)["output_fields"]["proc.stderr.name"] for line in replayed.splitlines()
+    ]
+    assert again[-2:] == names
+
+
 def test_hangup_switches_rules_without_compiling(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
     agent.start("run", "--config", str(agent.config))
