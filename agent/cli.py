@@ -23,7 +23,6 @@ from rich.table import Table
 from vedette import __version__
 from vedette.agent import config, identity, logs, pipeline
 from vedette.agent.errors import EXIT_RUNTIME, AgentError, ConfigError, DataError
-from vedette.core.expr import predicates
 from vedette.core.rules import Rule
 
 EXIT_CODES = "Exit codes: 0 done, 1 the host refused, 2 usage, configuration or rules, 3 bad data."
@@ -492,7 +491,7 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     from vedette.core.compile import compile_rules
     from vedette.core.kernelfilter import derive
     from vedette.core.layout import STATE_TYPES, TYPES
-    from vedette.core.needs import BASE, HASHES, NAMES_OF_ADDRESSES, STDIO, asked
+    from vedette.core.needs import ASKED, BASE, asked, askers
 
     settings = _with_rules(config.Config(), rule_files)
     rules = pipeline.load(settings.rules, settings.host).rules
@@ -504,13 +503,9 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     )
     plan = compile_rules(conditions, users=users, groups=groups, hostname=hostname)
     found = asked(plan)
-    for kind, fields in (("dns", NAMES_OF_ADDRESSES), ("hash", HASHES), ("stdio", STDIO)):
-        askers = frozenset(
-            number
-            for number, condition in enumerate(conditions)
-            if condition is not None and any(p.field.name in fields for p in predicates(condition))
-        )
-        found |= {kind: askers} if askers else {}
+    for kind, names in ASKED.items():
+        if who := askers(conditions, names):
+            found[kind] = frozenset(who)
     filters = derive(conditions, users=users, groups=groups, hostname=hostname)
     for name in BASE & filters.keys():
         # What changes the table of processes is not dropped.

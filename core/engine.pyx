@@ -467,9 +467,7 @@ cdef class Engine:
     def needs(self):
         """The event types to capture for the rules that are on."""
         self._check_open()
-        return needed(self.tables.event_types(), names=self.tables.asks_names,
-                      hashes=self.tables.asks_hashes, keys=self.tables.asks_keys,
-                      stdio=self.tables.asks_stdio)
+        return needed(self.tables.event_types(), self.tables.asked())
 
     @property
     def on_unhashed(self):

@@ -157,6 +157,20 @@ TRUE: Final = And(())
 FALSE: Final = Or(())
 
 
+def field_names(check: Predicate) -> set[str]:
+    """Return the names of all fields that a check asks for, those of functions and val() too."""
+    found: set[str] = set()
+    stack: list[object] = [check.field, *check.values]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, FieldRef):
+            found.add(item.name)
+            stack += item.operands
+        elif isinstance(item, tuple):
+            stack += item
+    return found
+
+
 def predicates(expr: Expr) -> list[Predicate]:
     """Return the predicates of a tree, left to right, repeats included."""
     found: list[Predicate] = []

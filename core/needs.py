@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from vedette.core import layout
 from vedette.core.compile import PartPlan, Plan, possible_types
+from vedette.core.expr import Expr, field_names, predicates
 from vedette.core.rules import Rule
 from vedette.core.stdio import NAMES
 
@@ -46,22 +47,32 @@ STDIO: Final = frozenset(f"proc.{name}.{what}" for name in NAMES for what in ("t
 """Fields that standard descriptors are read for."""
 
 
-def needed(
-    types: Iterable[int], *, names: bool, hashes: bool, keys: bool, stdio: bool
-) -> frozenset[str]:
+ASKED: Final[Mapping[str, frozenset[str]]] = {
+    "dns": NAMES_OF_ADDRESSES,
+    "hash": HASHES,
+    "login_key": LOGIN_KEYS,
+    "stdio": STDIO,
+}
+"""What is captured beside the events, and the fields that it is captured for. Hashes are records
+that the agent makes; keys of logins are no records but part of a write."""
+
+
+def askers(conditions: Sequence[Expr | None], fields: frozenset[str]) -> tuple[int, ...]:
+    """Return the numbers of the conditions that ask for one of some fields."""
+    return tuple(
+        number
+        for number, condition in enumerate(conditions)
+        if condition is not None
+        and any(not fields.isdisjoint(field_names(one)) for one in predicates(condition))
+    )
+
+
+def needed(types: Iterable[int], asked: Iterable[str]) -> frozenset[str]:
     """Return the event types to capture for rules that can match these.
 
-    names   whether a rule asks for the name of an address
-    hashes  whether a rule asks for the hash of an executable; such records are made by the agent
-    keys    whether a rule asks for the key of a login; that is no record but part of a write
-    stdio   whether a rule asks for standard descriptors
+    asked  what of ASKED a rule asks for
     """
-    more = {"dns": names, "hash": hashes, "login_key": keys, "stdio": stdio}
-    return (
-        BASE
-        | {name for name, asked in more.items() if asked}
-        | {_NAMES[number] for number in types}
-    )
+    return BASE | frozenset(asked) | {_NAMES[number] for number in types}
 
 
 def asking_only(rules: Iterable[Rule], types: frozenset[str]) -> list[Rule]:

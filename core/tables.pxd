@@ -283,10 +283,7 @@ cdef class RuleTables:
     cdef list patterns          # by bytes index: (RE2 set, (predicate, regex) by place) or None
     cdef readonly object plan   # compile.Plan, where it is kept; else None
     cdef tuple index_names      # those of bytes, then those of ints
-    cdef readonly bint asks_names   # a rule asks for the name of an address
-    cdef readonly bint asks_hashes  # a rule asks for the hash of an executable
-    cdef readonly bint asks_keys    # a rule asks for the key of a login
-    cdef readonly bint asks_stdio   # a rule asks for standard descriptors
+    cdef dict askers            # by what of needs.ASKED a rule asks for: the rules that do
     cdef bint uses_vectors      # a rule asks about a process
     cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate

@@ -24,7 +24,8 @@ from vedette.core import compile as plans
 from vedette.core import patterns
 from vedette.core.cgroups import NOWHERE, placement
 from vedette.core.fields import CAPABILITIES, EventView
-from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES, STDIO
+from vedette.core.expr import field_names
+from vedette.core.needs import ASKED, askers
 from vedette.core.records import decode
 from vedette.core.twin import evaluate
 
@@ -1285,12 +1286,10 @@ cdef class RuleTables:
         self.plan = plan if keep_plan else None
         self.index_names = (*plan.bytes, *plan.ints)
         for predicate in plan.predicates:
-            fields.add(predicate.field.name)
+            fields |= field_names(predicate)
             let_others_run()
-        self.asks_names = not fields.isdisjoint(NAMES_OF_ADDRESSES)
-        self.asks_hashes = not fields.isdisjoint(HASHES)
-        self.asks_keys = not fields.isdisjoint(LOGIN_KEYS)
-        self.asks_stdio = not fields.isdisjoint(STDIO)
+        self.askers = {kind: askers(conditions, names) for kind, names in ASKED.items()
+                       if not fields.isdisjoint(names)}
         self.conditions = tuple(conditions)
         t.predicates = <uint32_t>len(plan.predicates)
         t.rules = <uint32_t>len(conditions)
@@ -1695,6 +1694,17 @@ cdef class RuleTables:
             if code.in_use and (self._has_rule(&code.process.part)
                                 or (code.has_event and self._has_rule(&code.event))):
                 found.append(i)
+        return found
+
+    def asked(self):
+        """What of needs.ASKED a rule that is switched on asks for."""
+        cdef uint32_t rule
+        cdef list found = []
+        for kind, rules in self.askers.items():
+            for rule in rules:
+                if not self.t.is_off[rule]:
+                    found.append(kind)
+                    break
         return found
 
     cdef bint _has_rule(self, const Part* part) noexcept nogil:

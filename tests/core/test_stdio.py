@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vedette.core import layout, stdio
 from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine, Process
@@ -92,6 +94,25 @@ def test_it_is_captured_only_where_a_rule_asks() -> None:
         ("evt.type = execve and proc.name = sh", set()),
         ("evt.type = execve and proc.stdin.type = pipe", {"stdio"}),
         ("evt.type = chdir and proc.stderr.name startswith /tmp", {"stdio"}),
+        ("evt.type = chdir and proc.name = val(proc.stdin.name)", {"stdio"}),
+        ('evt.type = chdir and concat(proc.name, tolower(proc.stdout.name)) = "a"', {"stdio"}),
+        ("evt.type = chdir and tolower(proc.exe_sha256) = x", {"hash"}),
     ):
         engine = Engine([Rule("r", parse_condition(text), "", 4)], on_match=lambda *match: None)
         assert engine.needs() - BASE == expected
+
+
+def test_a_rule_that_is_switched_off_asks_for_nothing() -> None:
+    conditions = ("proc.stdin.type = pipe", "proc.exe_sha256 = x", "fd.rip.name = y")
+    rules = [
+        Rule(text, parse_condition(f"evt.type = connect and {text}"), "", 4) for text in conditions
+    ]
+    engine = Engine(rules, on_match=lambda *match: None)
+    assert engine.needs() - BASE == {"connect", "stdio", "hash", "dns"}
+    rules[0] = replace(rules[0], enabled=False)
+    rules[2] = replace(rules[2], enabled=False)
+    engine.swap_rules(rules)
+    assert engine.needs() - BASE == {"connect", "hash"}
+    rules[0] = replace(rules[0], enabled=True)
+    engine.swap_rules(rules)
+    assert engine.needs() - BASE == {"connect", "stdio", "hash"}
