@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from random import SystemRandom
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
@@ -25,6 +24,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from vedette.core import wire
+from vedette.core.closing import Closing
 from vedette.core.columns import memory_bytes
 from vedette.core.keys import CurveKeys
 from vedette.core.signal import PRIORITIES, Signal
@@ -234,7 +234,7 @@ class _Broken(Exception):
     """The connection is over; the text says why."""
 
 
-class Shipper:
+class Shipper(Closing):
     """The agent's end of the wire. Start with `start`, stop with `close`.
 
     endpoint    ZeroMQ endpoint, such as tcp://10.0.0.1:7710 or ipc:///run/vedette.sock
@@ -415,14 +415,6 @@ class Shipper:
     def __enter__(self) -> Self:
         self.start()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # The shipper's own thread.
 

@@ -28,13 +28,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
 from vedette.agent.shipper import CRITICAL, Taken
 from vedette.core import wire
+from vedette.core.closing import Closing
 from vedette.core.columns import sift, tally
 from vedette.core.signal import PRIORITIES, Signal
 
@@ -489,7 +489,7 @@ class SpoolQueue:
         self.write_state()
 
 
-class Spool:
+class Spool(Closing):
     """A folder of numberings. Open it, hand `current` and `former` to a Shipper, close it last.
 
     current  the queue of this run's signals
@@ -640,17 +640,6 @@ class Spool:
             else:
                 queue.close()
         os.close(self._lock)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 _seq = attrgetter("seq")

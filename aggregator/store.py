@@ -21,8 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -60,6 +59,7 @@ from vedette.aggregator.signals import (
     rule_entries,
 )
 from vedette.core.clock import UNKNOWN_NS, HostClock
+from vedette.core.closing import Closing
 from vedette.core.signal import PRIORITIES, Signal
 from vedette.core.wire import (
     Batch,
@@ -342,7 +342,7 @@ class _Shared:
         self.turns = _Turns()
 
 
-class Store:
+class Store(Closing):
     """See the module. Use from one thread at a time; close after use (or `with`)."""
 
     def __init__(self, name: str, engine: sa.Engine) -> None:
@@ -488,17 +488,6 @@ class Store:
         """Release the file, or the connection."""
         self._connection.close()
         self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:

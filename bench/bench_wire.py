@@ -177,6 +177,7 @@ def test_honest_agents_beside_attackers(
     benchmark.extra_info |= found._asdict() | {
         "share": found.share,
         "shares": sorted(run.share for run in runs),
+        "noises": sorted(run.noise for run in runs),
         "shares_by_the_clock": sorted(run.attacked_per_s / run.alone_per_s for run in runs),
     }
     print(f"\n{benchmark.extra_info}")
