@@ -10,7 +10,7 @@ they are few.
 `put` has written before it returns, so what it was given survives SIGKILL, all of it; of what is
 given to it when the kill comes, a part may survive, the critical signals first. A power cut can
 take what the kernel had not yet written back. Append-only files were chosen over SQLite by
-measurement: 0.4 to 1.7 us a signal instead of 6 to 37 (bench/bench_wire.py has the whole way).
+measurement: 0.4 to 1 us a signal instead of 6 to 37 (bench/bench_wire.py has the whole way).
 """
 
 from __future__ import annotations
