@@ -63,15 +63,17 @@ packages() {
     apt_install $missing ||
         die "apt-get could not install$missing; its message is above. Install them by hand, then run this again"
     # Servers are used as programs only. An installation that was there before is not touched.
-    for pair in openssh-server:ssh redis-server:redis-server nginx-light:nginx; do
+    for pair in openssh-server:ssh postgresql:postgresql redis-server:redis-server \
+        nginx-light:nginx; do
         package=${pair%:*} service=${pair#*:}
         case " $missing " in
         *" $package "*)
-            if command -v deb-systemd-helper >/dev/null; then
-                deb-systemd-helper disable "$service.service" >/dev/null 2>&1 || true
+            # It knows both systemd's links and those of /etc/rc?.d, with and without systemctl.
+            if update-rc.d "$service" disable >/dev/null 2>&1; then
+                say "$package was installed with its service off (systemctl enable $service turns it on)"
+            else
+                say "$package was installed, and its service starts at the next boot (systemctl disable $service turns it off)"
             fi
-            update-rc.d "$service" disable >/dev/null 2>&1 || true
-            say "$package was installed with its service off (systemctl enable $service turns it on)"
             ;;
         esac
     done

@@ -5,6 +5,9 @@
 # Dependencies that Debian 12 has too old or not at all (google-re2, msgspec, pySigma, typer, zmq …)
 # go into a virtual environment of the package's own, /usr/lib/vedette, which also sees Debian's
 # packages, for bcc: it belongs to the system's LLVM and kernel headers, the others to us.
+#
+# Whoever builds packages for others is whom their users write to: DEBFULLNAME and DEBEMAIL, as
+# Debian's tools take them, are the maintainer's.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -22,6 +25,7 @@ die() { say "$*"; exit 1; }
 
 [ "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = 3.11 ] ||
     die "packages are for Debian 12, whose Python is 3.11; run: make build PYTHON=/usr/bin/python3.11"
+MAINTAINER="${DEBFULLNAME:-The Vedette authors} <${DEBEMAIL:-vedette@localhost}>"
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || date +%s)
 export SOURCE_DATE_EPOCH
 
@@ -30,6 +34,9 @@ mkdir -p "$SITE" "$HOME_/bin" "$STAGE/man" "$STAGE/docs" "$STAGE/etc/vedette"
 cp -a packaging/debian/. "$SOURCE/debian/"
 cp packaging/systemd/vedette-agent.service packaging/systemd/vedette-aggregator.service \
     "$SOURCE/debian/"
+
+awk -v maintainer="$MAINTAINER" '/^Maintainer:/ { $0 = "Maintainer: " maintainer } { print }' \
+    packaging/debian/control >"$SOURCE/debian/control"
 
 say "the wheel"
 packaging/make-dist.sh wheel
@@ -79,7 +86,7 @@ vedette ($VERSION) bookworm; urgency=medium
 
   * See /usr/share/doc/vedette-common/CHANGELOG.md.
 
- -- The Vedette authors <vedette@localhost>  $(date -R -u -d "@$SOURCE_DATE_EPOCH")
+ -- $MAINTAINER  $(date -R -u -d "@$SOURCE_DATE_EPOCH")
 END
 
 say "the packages"
