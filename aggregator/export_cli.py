@@ -17,12 +17,12 @@ from vedette.aggregator.questions import Source
 from vedette.aggregator.store import Incident, StoredSignal
 from vedette.aggregator.terminal import (
     CliError,
-    ConfigOption,
     SinceOption,
-    StoreOption,
     UntilOption,
     UtcOption,
+    Where,
     example,
+    grouped,
     note,
 )
 
@@ -43,7 +43,9 @@ class Form(StrEnum):
     json = "json"
 
 
+@grouped
 def incidents_export(
+    *,
     context: typer.Context,
     incident_id: Annotated[
         str, typer.Argument(metavar="ID", help="The incident's id, or its beginning.")
@@ -53,8 +55,7 @@ def incidents_export(
         typer.Option("--format", help="Default: as FILE's name ends, else html."),
     ] = None,
     output: OutputOption = None,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
+    where: Where,
     utc: UtcOption = False,
 ) -> None:
     """Write one incident to a file that has all in itself: for a ticket, a mail, an archive.
@@ -64,7 +65,7 @@ def incidents_export(
     """
     if form is None:
         form = Form.json if output is not None and output.suffix == ".json" else Form.html
-    with terminal.source(*queries_cli.above(context, store_path, config_file)) as asked:
+    with terminal.source(queries_cli.above(context, where)) as asked:
         incident = queries_cli.one_incident(asked, incident_id)
         fleet = terminal.fleet_of(asked)
         if form is Form.json:
@@ -88,15 +89,16 @@ def _around(asked: Source, incident: Incident) -> dict[str, list[StoredSignal]]:
     }
 
 
+@grouped
 def navigator(
+    *,
     since: SinceOption = "30d",
     until: UntilOption = None,
     alerts_only: Annotated[
         bool, typer.Option("--alerts", help="Count alerts alone, not what feeds sequences.")
     ] = False,
     output: OutputOption = None,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
+    where: Where,
     utc: UtcOption = False,
 ) -> None:
     """Write a layer for MITRE ATT&CK Navigator: how often each technique was seen in a period.
@@ -106,7 +108,7 @@ def navigator(
     now_ns = time.time_ns()
     since_ns = terminal.when(since, "--since", now_ns, utc)
     until_ns = terminal.when(until, "--until", now_ns, utc)
-    with terminal.source(store_path, config_file) as asked:
+    with terminal.source(where) as asked:
         with terminal.progress(asked):
             counted = asked.counts(
                 by=("tag",),

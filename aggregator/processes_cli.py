@@ -17,13 +17,13 @@ from vedette.aggregator.sequences import Fleet
 from vedette.aggregator.store import StoredSignal
 from vedette.aggregator.terminal import (
     CliError,
-    ConfigOption,
     JsonOption,
     PagerOption,
-    StoreOption,
     UsageError,
     UtcOption,
+    Where,
     example,
+    grouped,
     note,
 )
 
@@ -32,7 +32,9 @@ SHOWN_MAX: Final = 3
 """Signals that are shown of a process that is not the alert's."""
 
 
+@grouped
 def processes_command(
+    *,
     signal_id: Annotated[
         int | None,
         typer.Argument(
@@ -61,8 +63,7 @@ def processes_command(
     whole: Annotated[
         bool, typer.Option("--all", help="Also other branches of the host's first process.")
     ] = False,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
+    where: Where,
     as_json: JsonOption = False,
     utc: UtcOption = False,
     no_pager: PagerOption = False,
@@ -78,7 +79,7 @@ def processes_command(
         raise UsageError("--pid goes with --host: every host has its own")
     around_ns = terminal.span(around, "--around")
     before_ns = terminal.when(at, "--at", time.time_ns(), utc)
-    with terminal.source(store_path, config_file) as asked:
+    with terminal.source(where) as asked:
         terminal.known_host(asked, host)
         alert = _alert(asked, signal_id, host, rule, pid, before_ns)
         own_pid = alert.fields.get("proc.pid")

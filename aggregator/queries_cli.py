@@ -9,7 +9,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -25,18 +24,20 @@ from vedette.aggregator.sequences import Fleet
 from vedette.aggregator.store import Incident, StoredSignal
 from vedette.aggregator.terminal import (
     CliError,
-    ConfigOption,
-    CsvOption,
     FollowOption,
     JsonOption,
+    Lately,
     LimitOption,
     PagerOption,
+    Shape,
     SinceOption,
-    StoreOption,
     UntilOption,
     UsageError,
     UtcOption,
+    Where,
+    Which,
     example,
+    grouped,
     note,
 )
 from vedette.core.signal import PRIORITIES
@@ -64,17 +65,6 @@ INCIDENT_COLUMNS: Final = (
     *("users", "techniques", "reasons"),
 )
 
-HostOption = Annotated[
-    str | None, typer.Option("--host", metavar="NAME", help="Of one host, by its name or id.")
-]
-RuleOption = Annotated[str | None, typer.Option("--rule", metavar="NAME", help="Of one rule.")]
-TagOption = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="With a tag.")]
-PriorityOption = Annotated[
-    str | None,
-    typer.Option(
-        "--priority", metavar="NAME", help="As urgent as this or more: emergency, …, debug."
-    ),
-]
 IdsOption = Annotated[
     bool, typer.Option("--ids", help="Show each one's id, as `vedette processes` takes it.")
 ]
@@ -101,24 +91,21 @@ incidents_app = typer.Typer(
 )
 
 
+@grouped
 def hosts(
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    utc: UtcOption = False,
-    no_pager: PagerOption = False,
+    *,
+    where: Where,
+    shape: Shape,
 ) -> None:
     """Show the fleet: who reports, from where, and what was lost."""
-    terminal.one_form(as_json, as_csv)
-    with terminal.source(store_path, config_file) as asked:
+    with terminal.source(where) as asked:
         found = asked.hosts()
-    if as_json:
-        terminal.print_json(views.host_json(host, utc=utc) for host in found)
-    elif as_csv:
-        terminal.print_csv(HOST_COLUMNS, (views.host_json(host, utc=utc) for host in found))
+    if shape.as_json:
+        terminal.print_json(views.host_json(host, utc=shape.utc) for host in found)
+    elif shape.as_csv:
+        terminal.print_csv(HOST_COLUMNS, (views.host_json(host, utc=shape.utc) for host in found))
     elif found:
-        terminal.show(views.hosts_table(found, time.time_ns()), pager=not no_pager)
+        terminal.show(views.hosts_table(found, time.time_ns()), pager=not shape.no_pager)
     else:
         note("no host has reported yet")
 
@@ -126,21 +113,16 @@ def hosts(
 class _Printer:
     """Prints signals as lines, JSON or CSV, whole or some of their fields."""
 
-    def __init__(
-        self, *, as_json: bool, as_csv: bool, utc: bool, ids: bool, names: tuple[str, ...] | None
-    ) -> None:
-        terminal.one_form(as_json, as_csv)
-        self.as_json = as_json
-        self.as_csv = as_csv
-        self.utc = utc
+    def __init__(self, shape: Shape, *, ids: bool, names: tuple[str, ...] | None) -> None:
+        self.shape = shape
         self.ids = ids
         self.names = names
         self._has_header = False
 
     def show(self, signals: Sequence[StoredSignal], fleet: Fleet, *, pager: bool = False) -> None:
-        if self.as_json:
+        if self.shape.as_json:
             terminal.print_json(self._row(signal, fleet) for signal in signals)
-        elif self.as_csv:
+        elif self.shape.as_csv:
             names = SIGNAL_COLUMNS if self.names is None else self.names
             rows = (self._row(signal, fleet) for signal in signals)
             terminal.print_csv(names, rows, header=not self._has_header)
@@ -151,20 +133,20 @@ class _Printer:
             sys.stdout.flush()
 
     def _row(self, signal: StoredSignal, fleet: Fleet) -> dict[str, Any]:
-        row = views.signal_json(signal, fleet, utc=self.utc)
+        row = views.signal_json(signal, fleet, utc=self.shape.utc)
         if self.names is None:
             return row
         return {name: row[name] if name in row else signal.fields.get(name) for name in self.names}
 
     def _line(self, signal: StoredSignal, fleet: Fleet) -> Text:
         if self.names is None:
-            return views.alert_line(signal, fleet, utc=self.utc, ids=self.ids)
+            return views.alert_line(signal, fleet, utc=self.shape.utc, ids=self.ids)
         row = self._row(signal, fleet)
         line = Text()
         for name in self.names:
             value = row[name]
             if name == "time":
-                value = views.time_text(signal.time_ns, utc=self.utc)
+                value = views.time_text(signal.time_ns, utc=self.shape.utc)
             elif isinstance(value, list):
                 value = " ".join(map(str, value))
             line.append("  " if line else "")
@@ -187,39 +169,25 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def _which(
-    host: str | None,
-    rule: str | None,
-    tag: str | None,
-    priority: str | None,
-    since: str | None,
-    until: str | None,
-    *,
-    utc: bool,
-    alerts_only: bool,
-    condition: str = "",
-) -> dict[str, Any]:
+def _wanted(which: Which, *, utc: bool, alerts_only: bool, condition: str = "") -> dict[str, Any]:
     """Return what options say of signals, as questions.Which has it. Raises UsageError."""
     now_ns = time.time_ns()
     return {
-        "host": host,
-        "rule": rule,
-        "tag": tag,
-        "priority_max": terminal.priority(priority),
-        "since_ns": terminal.when(since, "--since", now_ns, utc),
-        "until_ns": terminal.when(until, "--until", now_ns, utc),
+        "host": which.host,
+        "rule": which.rule,
+        "tag": which.tag,
+        "priority_max": terminal.priority(which.priority),
+        "since_ns": terminal.when(which.since, "--since", now_ns, utc),
+        "until_ns": terminal.when(which.until, "--until", now_ns, utc),
         "alerts_only": alerts_only,
         "condition": condition,
     }
 
 
+@grouped
 def alerts(
-    host: HostOption = None,
-    rule: RuleOption = None,
-    tag: TagOption = None,
-    priority: PriorityOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
+    *,
+    which: Which,
     limit: LimitOption = 100,
     follow: FollowOption = False,
     everything: Annotated[
@@ -227,22 +195,20 @@ def alerts(
     ] = False,
     fields: FieldsOption = None,
     ids: IdsOption = False,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    utc: UtcOption = False,
-    no_pager: PagerOption = False,
+    where: Where,
+    shape: Shape,
 ) -> None:
     """Show what rules matched on the fleet's hosts, the newest last."""
-    printer = _Printer(as_json=as_json, as_csv=as_csv, utc=utc, ids=ids, names=_names(fields))
-    wanted = _which(host, rule, tag, priority, since, until, utc=utc, alerts_only=not everything)
-    with terminal.source(store_path, config_file) as asked:
-        terminal.known_host(asked, host)
-        _show_signals(asked, wanted, limit, printer, follow=follow, pager=not no_pager)
+    printer = _Printer(shape, ids=ids, names=_names(fields))
+    wanted = _wanted(which, utc=shape.utc, alerts_only=not everything)
+    with terminal.source(where) as asked:
+        terminal.known_host(asked, which.host)
+        _show_signals(asked, wanted, limit, printer, follow=follow)
 
 
+@grouped
 def search(
+    *,
     condition: Annotated[
         str,
         typer.Argument(
@@ -251,12 +217,7 @@ def search(
             "peer.host, signal.rule, signal.priority (`vedette fields` lists them).",
         ),
     ],
-    since: SinceOption = None,
-    until: UntilOption = None,
-    host: HostOption = None,
-    rule: RuleOption = None,
-    tag: TagOption = None,
-    priority: PriorityOption = None,
+    which: Which,
     limit: LimitOption = 100,
     follow: FollowOption = False,
     alerts_only: Annotated[
@@ -264,12 +225,8 @@ def search(
     ] = False,
     fields: FieldsOption = None,
     ids: IdsOption = False,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    utc: UtcOption = False,
-    no_pager: PagerOption = False,
+    where: Where,
+    shape: Shape,
 ) -> None:
     """Search the stored signals by a condition, the newest last.
 
@@ -277,16 +234,13 @@ def search(
     index; for the rest all signals of the time are gone through, from the newest back, until
     --limit are found.
     """
-    printer = _Printer(as_json=as_json, as_csv=as_csv, utc=utc, ids=ids, names=_names(fields))
+    printer = _Printer(shape, ids=ids, names=_names(fields))
     if not condition.strip():
         raise UsageError("the condition is empty; `vedette alerts` shows all")
-    wanted = _which(
-        host, rule, tag, priority, since, until,
-        utc=utc, alerts_only=alerts_only, condition=condition,
-    )  # fmt: skip
-    with terminal.source(store_path, config_file) as asked:
-        terminal.known_host(asked, host)
-        _show_signals(asked, wanted, limit, printer, follow=follow, pager=not no_pager)
+    wanted = _wanted(which, utc=shape.utc, alerts_only=alerts_only, condition=condition)
+    with terminal.source(where) as asked:
+        terminal.known_host(asked, which.host)
+        _show_signals(asked, wanted, limit, printer, follow=follow)
 
 
 def _show_signals(
@@ -296,13 +250,12 @@ def _show_signals(
     printer: _Printer,
     *,
     follow: bool,
-    pager: bool,
 ) -> None:
     # Before the list: what arrives in between is then shown by neither or by the second.
     last_id = asked.last_signal_id()
     with terminal.progress(asked):
         found = [s for s in asked.signals(**wanted, limit=limit) if s.id <= last_id]
-    printer.show(found, terminal.fleet_of(asked), pager=pager and not follow)
+    printer.show(found, terminal.fleet_of(asked), pager=not (printer.shape.no_pager or follow))
     with contextlib.suppress(KeyboardInterrupt):
         while follow:
             newest_id = asked.last_signal_id()
@@ -323,7 +276,9 @@ def _show_signals(
 # Counts.
 
 
+@grouped
 def stats(
+    *,
     condition: Annotated[
         str, typer.Argument(metavar="[CONDITION]", help="Count these only, as in `search`.")
     ] = "",
@@ -338,37 +293,24 @@ def stats(
         str | None,
         typer.Option(metavar="TIME", help="Length of the intervals of time: 30s, 15m, 1h, 1d."),
     ] = None,
-    since: SinceOption = "24h",
-    until: UntilOption = None,
-    host: HostOption = None,
-    rule: RuleOption = None,
-    tag: TagOption = None,
-    priority: PriorityOption = None,
+    which: Lately,
     alerts_only: Annotated[
         bool, typer.Option("--alerts", help="Alerts alone, not what feeds sequences.")
     ] = False,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many groups.")
     ] = 20,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    utc: UtcOption = False,
-    no_pager: PagerOption = False,
+    where: Where,
+    shape: Shape,
 ) -> None:
     """Count signals by rule, host, tag, priority, time or a field, as bars and spark lines."""
-    terminal.one_form(as_json, as_csv)
     now_ns = time.time_ns()
     names = tuple(dict.fromkeys(by or ["rule"]))
     for name in names:
         check_dimension(name)
     if len(names) > 3:
         raise UsageError("--by: no more than three")
-    wanted = _which(
-        host, rule, tag, priority, since, until,
-        utc=utc, alerts_only=alerts_only, condition=condition,
-    )  # fmt: skip
+    wanted = _wanted(which, utc=shape.utc, alerts_only=alerts_only, condition=condition)
     since_ns, until_ns = wanted["since_ns"], wanted["until_ns"]
     end_ns = now_ns if until_ns is None else until_ns
     span_ns = max(10**9, end_ns - (since_ns or 0))
@@ -378,26 +320,29 @@ def stats(
     if "time" in names and since_ns is not None and span_ns // every_ns > INTERVALS_MAX:
         raise UsageError(f"--every: more than {INTERVALS_MAX} intervals; take longer ones")
     is_line = "time" in names and len(names) > 1
-    with terminal.source(store_path, config_file) as asked:
-        terminal.known_host(asked, host)
+    with terminal.source(where) as asked:
+        terminal.known_host(asked, which.host)
         with terminal.progress(asked):
             found = asked.counts(
                 **wanted,
                 by=names,
                 every_ns=every_ns,
-                shift_ns=_shift_ns(every_ns, end_ns, utc),
+                shift_ns=_shift_ns(every_ns, end_ns, shape.utc),
                 limit=100_000 if "time" in names else limit,
             )
         fleet = terminal.fleet_of(asked)
-    if as_json or as_csv:
+    if shape.as_json or shape.as_csv:
         rows = (
             {
-                **{n: _plain(n, v, fleet, utc) for n, v in zip(names, group.values, strict=True)},
+                **{
+                    n: _plain(n, v, fleet, shape.utc)
+                    for n, v in zip(names, group.values, strict=True)
+                },
                 "count": group.count,
             }
             for group in _by_time(found, names)
         )
-        if as_json:
+        if shape.as_json:
             terminal.print_json(rows)
         else:
             terminal.print_csv((*names, "count"), rows)
@@ -409,10 +354,10 @@ def stats(
     if is_line:
         table = _lines(found, names, every_ns, limit, fleet, glyphs)
     elif names == ("time",):
-        table = _intervals(found, every_ns, since_ns, end_ns, glyphs, utc=utc)
+        table = _intervals(found, every_ns, since_ns, end_ns, glyphs, utc=shape.utc)
     else:
         table = _bars(found, names, fleet, glyphs)
-    terminal.show(table, pager=not no_pager)
+    terminal.show(table, pager=not shape.no_pager)
     text = f"{found.total} signals"
     if "time" in names:
         text += f", in intervals of {views.span_text(every_ns)}"
@@ -574,7 +519,9 @@ def _lines(
 
 
 @incidents_app.callback()
+@grouped
 def incidents(
+    *,
     context: typer.Context,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -583,27 +530,22 @@ def incidents(
     ] = None,
     limit: LimitOption = 100,
     follow: FollowOption = False,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    utc: UtcOption = False,
-    no_pager: PagerOption = False,
+    where: Where,
+    shape: Shape,
 ) -> None:
     """Show the sequences that were completed, the newest last."""
     if context.invoked_subcommand is not None:
-        context.obj = (store_path, config_file)
+        context.obj = where
         return
-    terminal.one_form(as_json, as_csv)
     now_ns = time.time_ns()
-    since_ns = terminal.when(since, "--since", now_ns, utc)
-    until_ns = terminal.when(until, "--until", now_ns, utc)
-    with terminal.source(store_path, config_file) as asked:
+    since_ns = terminal.when(since, "--since", now_ns, shape.utc)
+    until_ns = terminal.when(until, "--until", now_ns, shape.utc)
+    with terminal.source(where) as asked:
         found = asked.incidents(
             since_ns=since_ns, until_ns=until_ns, sequence=sequence_name, limit=limit
         )
         fleet = terminal.fleet_of(asked)
-        _show_incidents(found, fleet, as_json, as_csv, utc, pager=not (no_pager or follow))
+        _show_incidents(found, fleet, shape, pager=not (shape.no_pager or follow))
         if follow:
             last = max(
                 ((incident.written_ns, incident.id) for incident in found), default=(now_ns, "")
@@ -618,11 +560,11 @@ def incidents(
                             for incident in new
                             if sequence_name in (None, incident.sequence)
                         ],
-                        fleet, as_json, as_csv, utc, pager=False, is_more=True,
+                        fleet, shape, pager=False, is_more=True,
                     ),
                 )  # fmt: skip
             return
-    if not (as_json or as_csv):
+    if not (shape.as_json or shape.as_csv):
         if found:
             note(f"vedette incidents show {found[-1].id[:4]} shows the last one's time line")
         else:
@@ -644,20 +586,18 @@ def _follow_incidents(
 def _show_incidents(
     found: list[Incident],
     fleet: Fleet,
-    as_json: bool,
-    as_csv: bool,
-    utc: bool,
+    shape: Shape,
     *,
     pager: bool,
     is_more: bool = False,
 ) -> None:
-    rows = (views.incident_json(incident, fleet, utc=utc) for incident in found)
-    if as_json:
+    rows = (views.incident_json(incident, fleet, utc=shape.utc) for incident in found)
+    if shape.as_json:
         terminal.print_json(rows)
-    elif as_csv:
+    elif shape.as_csv:
         terminal.print_csv(INCIDENT_COLUMNS, rows, header=not is_more)
     elif found:
-        table = views.incidents_table(found, fleet, utc=utc)
+        table = views.incidents_table(found, fleet, utc=shape.utc)
         table.show_header = not is_more
         terminal.show(table, pager=pager)
 
@@ -666,7 +606,9 @@ def _show_incidents(
     "show",
     epilog=example("vedette incidents show 3fa9", "vedette incidents show 3fa9 --full --utc"),
 )
+@grouped
 def incidents_show(
+    *,
     context: typer.Context,
     incident_id: Annotated[
         str, typer.Argument(metavar="ID", help="The incident's id, or its beginning.")
@@ -674,14 +616,13 @@ def incidents_show(
     full: Annotated[
         bool, typer.Option("--full", help="Each signal of a counting step by itself.")
     ] = False,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
+    where: Where,
     as_json: JsonOption = False,
     utc: UtcOption = False,
     no_pager: PagerOption = False,
 ) -> None:
     """Show one incident: its steps on a time line, host by host."""
-    with terminal.source(*above(context, store_path, config_file)) as asked:
+    with terminal.source(above(context, where)) as asked:
         incident = one_incident(asked, incident_id)
         fleet = terminal.fleet_of(asked)
     if as_json:
@@ -691,12 +632,10 @@ def incidents_show(
         terminal.show(view, pager=not no_pager)
 
 
-def above(
-    context: typer.Context, store_path: str | None, config_file: Path | None
-) -> tuple[str | None, Path | None]:
+def above(context: typer.Context, where: Where) -> Where:
     """Return the store that is named here or before the subcommand."""
-    before: tuple[str | None, Path | None] = context.obj or (None, None)
-    return store_path or before[0], config_file or before[1]
+    before: Where = context.obj or Where()
+    return Where(where.store_path or before.store_path, where.config_file or before.config_file)
 
 
 def one_incident(asked: Source, incident_id: str) -> Incident:

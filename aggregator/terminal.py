@@ -10,6 +10,8 @@ import contextlib
 import csv
 import datetime as dt
 import difflib
+import functools
+import inspect
 import io
 import os
 import re
@@ -17,9 +19,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 import typer
@@ -81,6 +84,17 @@ ServiceConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV, a line of names first.")]
 UtcOption = Annotated[bool, typer.Option("--utc", help="Show and read times in UTC.")]
+HostOption = Annotated[
+    str | None, typer.Option("--host", metavar="NAME", help="Of one host, by its name or id.")
+]
+RuleOption = Annotated[str | None, typer.Option("--rule", metavar="NAME", help="Of one rule.")]
+TagOption = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="With a tag.")]
+PriorityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--priority", metavar="NAME", help="As urgent as this or more: emergency, …, debug."
+    ),
+]
 SinceOption = Annotated[
     str | None,
     typer.Option(metavar="WHEN", help="From then on: 90s, 15m, 2h, 7d ago, or 2026-11-23T08:00."),
@@ -93,6 +107,82 @@ FollowOption = Annotated[
 PagerOption = Annotated[
     bool, typer.Option("--no-pager", help="Never show long answers through $PAGER.")
 ]
+
+
+class Options:
+    """Options that several commands have: a dataclass of it is a parameter of a command; see
+    `grouped`."""
+
+
+@dataclass(frozen=True)
+class Where(Options):
+    """The store that is asked."""
+
+    store_path: StoreOption = None
+    config_file: ConfigOption = None
+
+
+@dataclass(frozen=True)
+class Which(Options):
+    """The signals that are meant."""
+
+    since: SinceOption = None
+    until: UntilOption = None
+    host: HostOption = None
+    rule: RuleOption = None
+    tag: TagOption = None
+    priority: PriorityOption = None
+
+
+@dataclass(frozen=True)
+class Lately(Which):
+    """The signals that are meant, of the last day where nothing else is said."""
+
+    since: SinceOption = "24h"
+
+
+@dataclass(frozen=True)
+class Shape(Options):
+    """How an answer is written."""
+
+    as_json: JsonOption = False
+    as_csv: CsvOption = False
+    utc: UtcOption = False
+    no_pager: PagerOption = False
+
+    def __post_init__(self) -> None:
+        if self.as_json and self.as_csv:
+            raise UsageError("--json and --csv: give one of them")
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take options in groups: of a parameter whose type is a dataclass of `Options`
+    each field is an option of the command's, where the parameter stands."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, list[str]] = {}
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if not (isinstance(kind, type) and issubclass(kind, Options)):
+            parameters[name] = parameter.replace(annotation=kind)
+            continue
+        members = inspect.signature(kind).parameters
+        of_group = get_type_hints(kind, include_extras=True)
+        groups[name] = list(members)
+        parameters |= {
+            member: one.replace(annotation=of_group[member]) for member, one in members.items()
+        }
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, members in groups.items():
+            given[name] = hints[name](**{member: given.pop(member) for member in members})
+        command(**given)
+
+    only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters.values()]
+    run.__signature__ = inspect.Signature(only)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in only}
+    return run
 
 
 class CliError(Exception):
@@ -171,9 +261,9 @@ def opened_store(
 
 
 @contextlib.contextmanager
-def source(path: str | None, config_file: Path | None) -> Iterator[Source]:
+def source(where: Where) -> Iterator[Source]:
     """Open what is to be asked: a store that is here, or an aggregator's query socket."""
-    target = target_of(path, config_file)
+    target = target_of(where.store_path, where.config_file)
     with contextlib.ExitStack() as stack:
         if is_remote(target):
             found = stack.enter_context(remote(target, keys_for(target, read_client())))
@@ -358,12 +448,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | dict):
         return msgspec.json.encode(value).decode()
     return str(value).replace("\0", "\ufffd")
-
-
-def one_form(as_json: bool, as_csv: bool) -> None:
-    """Raise UsageError where two forms of output are asked for."""
-    if as_json and as_csv:
-        raise UsageError("--json and --csv: give one of them")
 
 
 def note(text: str) -> None:

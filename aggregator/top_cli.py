@@ -22,11 +22,11 @@ from vedette.aggregator.searching import Counted
 from vedette.aggregator.sequences import Fleet
 from vedette.aggregator.store import EVENTS_RATE, Host
 from vedette.aggregator.terminal import (
-    ConfigOption,
     JsonOption,
-    StoreOption,
     UtcOption,
+    Where,
     example,
+    grouped,
 )
 from vedette.core.signal import PRIORITIES
 
@@ -219,7 +219,9 @@ def _processes(found: Snapshot, fleet: Fleet, rows: int) -> Table:
     return table
 
 
+@grouped
 def top(
+    *,
     window: Annotated[
         str, typer.Option(metavar="TIME", help="Count the signals of so long: 1m, 10m, 1h.")
     ] = "5m",
@@ -232,8 +234,7 @@ def top(
     once: Annotated[
         bool, typer.Option("--once", help="Look once; also where the output is piped.")
     ] = False,
-    store_path: StoreOption = None,
-    config_file: ConfigOption = None,
+    where: Where,
     as_json: JsonOption = False,
     utc: UtcOption = False,
 ) -> None:
@@ -243,7 +244,7 @@ def top(
     is_live = console.is_terminal and not console.is_dumb_terminal and not once and not as_json
     rates: deque[float] = deque(maxlen=RATES_MAX)
     before: tuple[int, int] | None = None
-    with terminal.source(store_path, config_file) as asked, contextlib.suppress(KeyboardInterrupt):
+    with terminal.source(where) as asked, contextlib.suppress(KeyboardInterrupt):
         if as_json:
             while True:
                 found = look(asked, window_ns, rows)
