@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import yaml
 
-from vedette.core import calls, layout
+from vedette.core import calls, layout, stdio
 from vedette.core.capturefile import (
     PROCESS_FIELDS,
     Answer,
@@ -399,6 +399,42 @@ def _sha256(values: _Values, name: str) -> bytes | None:
     return None if told is None else bytes.fromhex(told.decode())
 
 
+_ENDS: Final = re.compile(rb"(.+):(\d{1,5})->(.+):(\d{1,5})")
+
+
+def _stdio(values: _Values) -> bytes | None:
+    """Return the standard descriptors, None where a case says nothing of them."""
+    found = [_stream(values, f"proc.{name}") for name in stdio.NAMES]
+    return None if all(one is None for one in found) else stdio.pack([
+        one or stdio.CLOSED for one in found
+    ])  # fmt: skip
+
+
+def _stream(values: _Values, field: str) -> stdio.Descriptor | None:
+    kind, name = values.bytes(f"{field}.type"), values.bytes(f"{field}.name")
+    if kind is None and name is None:
+        return None
+    text = (kind or b"file").decode()
+    if text not in layout.KINDS:
+        raise BuildError(f"{field}.type", f"{field}.type: expected {', '.join(layout.KINDS)}")
+    if text in ("ipv4", "ipv6"):
+        ends = _ENDS.fullmatch(name or b"192.0.2.1:40000->192.0.2.2:80")
+        if ends is None or int(ends[2]) <= int(ends[4]):
+            raise BuildError(
+                f"{field}.name",
+                f"{field}.name: expected client:port->server:port, the higher port the client's",
+            )
+        local, remote = (
+            (_address(ends[i].decode()).ljust(16, b"\0"), int(ends[i + 1])) for i in (1, 3)
+        )
+        return stdio.ip_socket(text, 1, local, remote)
+    usual = {"file": b"/dev/null", "directory": b"/", "pipe": b"pipe:[1]", "unix": b"/run/socket"}
+    told = name or usual[text]
+    if text == "unix":
+        told = bytes(8) + (b"\0" + told[1:] if told.startswith(b"@") else told)
+    return stdio.Descriptor(layout.KINDS[text], told[: layout.STDIO_NAME_MAX])
+
+
 def _processes(
     values: _Values, users: Mapping[int, bytes], groups: Mapping[int, bytes]
 ) -> list[Process]:
@@ -448,6 +484,7 @@ def _processes(
         args=_arguments(name, *(values.bytes(f"proc.{key}") for key in ("exe", "args", "cmdline"))),
         cwd=None if values.is_missing("proc.cwd") else home.rstrip(b"/") or b"/",
         env=b"".join(part + b"\0" for part in _split(values.bytes("proc.env"))) or None,
+        stdio=_stdio(values),
         cgroup_id=1,
         cgroup=_cgroup(values),
         exe_ino=int("proc.exe_sha256" in values),
@@ -670,6 +707,7 @@ def _record(
         record.filename = values.bytes("evt.arg.filename") or record.path
         record.args = acting.args or b""
         record.env = acting.env or b""
+        record.stdio = acting.stdio or b""
         for key in (
             "exe_flags",
             "exe_ino",

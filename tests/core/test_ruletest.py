@@ -184,6 +184,11 @@ def test_calls_are_built_from_what_is_given(given: dict[str, str | None]) -> Non
          "missing"),
         ({"evt.type": "write", "login.line": "x" * 33}, "login.line", "at most 32 bytes"),
         ({"evt.type": "openat", "fd.name": "/" + "x" * 70_000}, "evt.type", "no record"),
+        ({"evt.type": "execve", "proc.stdin.type": "fifo"}, "proc.stdin.type", "expected file, "),
+        ({"evt.type": "execve", "proc.stdin.type": "ipv4", "proc.stdin.name": "10.0.0.1:80"},
+         "proc.stdin.name", "client:port->server:port"),
+        ({"evt.type": "execve", "proc.stdin.type": "ipv4",
+          "proc.stdin.name": "10.0.0.1:80->10.0.0.2:5000"}, "proc.stdin.name", "the higher port"),
     ],
 )  # fmt: skip
 def test_an_event_that_cannot_be_is_refused(
