@@ -56,6 +56,11 @@ class StoreMemory:
     def note_first(self, spec: str, signal: FleetSignal) -> None:
         self._firsts.append((spec, signal.order))
 
+    @property
+    def waiting(self) -> int:
+        """How many values are noted and not written."""
+        return len(self._noted)
+
     def write(self, history_ns: int) -> None:
         """Write what was noted, in the transaction that writes the position.
 

@@ -47,6 +47,8 @@ DECIDED = "sequences.decided"
 CHUNK_SIGNALS = 4000
 """So many are made, given to the tables and freed at a time, while they are in the caches."""
 INCIDENTS_AT_ONCE = 500
+SEEN_AT_ONCE = 5000
+"""Values that steps with ``first_seen`` have come to know, to be written together."""
 FLEET_S = 5.0
 """The fleet is read again so often, even where no name or address has changed."""
 UNENDED_NS = 1 << 62
@@ -214,12 +216,12 @@ class Correlator:
             if self._tables is None:
                 self._tables = self._restored()
             try:
-                taken = self._batch(self._tables, watermark_ns)
+                is_more = self._batch(self._tables, watermark_ns)
             except BaseException:
                 # The tables may be ahead of the store now, so they are made from it again.
                 self._tables = None
                 raise
-            if taken < self._batch_signals:
+            if not is_more:
                 break
         try:
             self._decide(self._tables, watermark_ns)
@@ -234,19 +236,28 @@ class Correlator:
         of_hosts = self._tables.evicted_of
         return self._tables.stats() | {f"evicted_of.{host}": n for host, n in of_hosts.items()}
 
-    def _batch(self, correlator: tables.Correlator, watermark_ns: int) -> int:
-        """Take one batch; return how many signals it had. What it changes is written at once."""
+    def _batch(self, correlator: tables.Correlator, watermark_ns: int) -> bool:
+        """Take one batch; return whether there may be more. What it changes is written at once.
+
+        It ends early where there is much to write: others wait for their turn meanwhile.
+        """
         end = end_of(watermark_ns)
         after = self._position
         if after is not None and end <= after:
-            return 0
+            return False
         fleet = self._fleet()
         changes: list[Change] = []
-        taken = 0
-        while taken < self._batch_signals:
+        taken = opened_count = 0
+        while (
+            taken < self._batch_signals
+            and opened_count < INCIDENTS_AT_ONCE
+            and self._memory.waiting < SEEN_AT_ONCE
+        ):
             wanted = min(CHUNK_SIGNALS, self._batch_signals - taken)
             signals = self._store.released(after, watermark_ns, wanted, wanted=correlator.wants)
-            changes += correlator.feed_all(fleet.signals(signals))
+            some = correlator.feed_all(fleet.signals(signals))
+            opened_count += sum(change.opened is not None for change in some)
+            changes += some
             taken += len(signals)
             if len(signals) < wanted:
                 after = end
@@ -259,7 +270,7 @@ class Correlator:
             self._store.set_meta(POSITION, msgspec.json.encode(position).decode())
         self._position = position
         self._log(opened, fleet)
-        return taken
+        return position != end
 
     def _fleet(self) -> Fleet:
         """Return the fleet as it is now, as far as names go; when hosts were heard, roughly."""

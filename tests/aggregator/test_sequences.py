@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.aggregator import attack
 from tests.core.sequence_strategies import HOSTS, sequences, streams
+from vedette.aggregator import sequences as aggregator_sequences
 from vedette.aggregator.sequences import Correlator, Fleet, fleet_of
 from vedette.aggregator.store import Store
 from vedette.core import sequences_twin
@@ -296,6 +297,32 @@ def test_a_write_that_fails_is_taken_up_again_where_the_store_stands(
             correlator.advance(FOREVER_NS)
         correlator.advance(FOREVER_NS)
         assert dump(broken) == dump(whole)
+
+
+def test_where_there_is_much_to_write_it_is_written_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As often as anything is to be written, and the same comes of it."""
+    stores = []
+    for name in ("whole", "parts"):
+        stores.append(filled(tmp_path, name, Store))
+        commit(stores[-1], "b", [a_login(seq, 20, ADDRESSES["b"]) for seq in range(2, 6)])
+    whole, parts = stores
+    with whole, parts:
+        Correlator(whole, logins(), clock_ns=lambda: 7).advance(FOREVER_NS)
+        for name in ("CHUNK_SIGNALS", "INCIDENTS_AT_ONCE", "SEEN_AT_ONCE"):
+            monkeypatch.setattr(aggregator_sequences, name, 1)
+        positions = []
+        set_meta = parts.set_meta
+
+        def noted(key: str, value: str) -> None:
+            positions.append(key)
+            set_meta(key, value)
+
+        monkeypatch.setattr(parts, "set_meta", noted)
+        Correlator(parts, logins(), clock_ns=lambda: 7).advance(FOREVER_NS)
+        assert positions.count(aggregator_sequences.POSITION) > len(whole.incidents()) > 0
+        assert dump(parts) == dump(whole)
 
 
 def test_the_shipped_sequence_sees_the_attack_once(tmp_path: Path) -> None:
