@@ -169,6 +169,16 @@ class Btf:
                     return int(value)
         raise BtfError(f"this kernel's enum {enum_name} has no {name}")
 
+    def tracepoint(self, name: str) -> int:
+        """Id of a raw tracepoint's type, which a program that knows its arguments' types names.
+
+        Raises BtfError where there is no such tracepoint.
+        """
+        type_id = self._find(f"btf_trace_{name}", _TYPEDEF)
+        if type_id is None:
+            raise BtfError(f"this kernel has no tracepoint {name}")
+        return type_id
+
     def tracepoint_arguments(self, name: str) -> int | None:
         """Number of arguments of a raw tracepoint; None where there is no such tracepoint."""
         type_id = self._find(f"btf_trace_{name}", _TYPEDEF)

@@ -75,12 +75,11 @@ _HANDLERS: Final = (
     "handle_write",
     "handle_chdir",
     "handle_call",
-    "handle_exec_rest",
     "handle_datagram",
     "handle_dup",
     "handle_stdio",
-    "handle_exec_stdio",
 )
+_EXEC_PARTS: Final = ("handle_exec_rest", "handle_exec_stdio")
 # Syscalls that change what a record of type ids has: (x86-64 numbers, i386 numbers) of setsid,
 # setpgid, capset, setuid, setgid, setreuid, setregid, setresuid, setresgid, setfsuid, setfsgid;
 # i386 has the set*id calls twice, with 16 and with 32 bits.
@@ -112,11 +111,15 @@ _TRACEPOINTS: Final = {
     "on_cgroup_rmdir": "cgroup_rmdir",
     "on_capable": "cap_capable",
 }
-PROGRAMS: Final = (*_HANDLERS, *_TRACEPOINTS)
+TYPED: Final = frozenset((*_HANDLERS, "on_sys_exit"))
+"""Programs of the tracepoint sys_exit, which are loaded for its types; what one of them calls must
+be loaded so, too."""
+PROGRAMS: Final = (*_HANDLERS, *_EXEC_PARTS, *_TRACEPOINTS)
 MAPS: Final = (
     "counters",
     "actions",
     "handlers",
+    "exec_parts",
     "wanted",
     "shapes",
     "filters",
@@ -405,12 +408,13 @@ class Capture:
 
     def _fill(self) -> None:
         descriptors = self._descriptors
-        for slot, name in enumerate(_HANDLERS):
-            kernel.map_update(
-                descriptors["handlers"],
-                struct.pack("<I", slot),
-                struct.pack("<I", descriptors[name]),
-            )
+        for table, programs in (("handlers", _HANDLERS), ("exec_parts", _EXEC_PARTS)):
+            for slot, name in enumerate(programs):
+                kernel.map_update(
+                    descriptors[table],
+                    struct.pack("<I", slot),
+                    struct.pack("<I", descriptors[name]),
+                )
         for index, path in enumerate(dict.fromkeys(self.config.watched_paths)):
             padded = os.fsencode(path).ljust(_WATCH_PATH_MAX, b"\0")
             key = struct.pack("<I", index)
@@ -508,7 +512,8 @@ class Capture:
             for name in self._tracepoints():
                 if name not in self._links:
                     descriptor = self._descriptor(name)
-                    link = kernel.raw_tracepoint_open(_TRACEPOINTS[name], descriptor)
+                    tracepoint = None if name in TYPED else _TRACEPOINTS[name]
+                    link = kernel.raw_tracepoint_open(tracepoint, descriptor)
                     self._links[name] = link
         except OSError as error:
             self.detach()

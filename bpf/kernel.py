@@ -7,16 +7,20 @@ import ctypes
 import os
 import re
 import struct
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 _SYS_BPF: Final = 321  # x86-64
 _MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 0, 1, 2, 3, 5
 _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 15, 17
-_PROG_TYPE_RAW_TRACEPOINT = 17
+_PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 17, 26
+_TRACE_RAW_TP = 23
 _MAP_TYPE_RINGBUF = 27
 _ATTRIBUTE_BYTES: Final = 120
+_LOG_BYTES: Final = 1 << 20
 _INFO_BYTES: Final = 232
 _RUN_TIME_OFFSET: Final = 192
 _RECURSION_MISSES_OFFSET: Final = 208
@@ -61,10 +65,14 @@ def map_lookup(map_fd: int, key: bytes, value_bytes: int) -> bytes:
     return value_buffer.raw
 
 
-def raw_tracepoint_open(name: str, program_fd: int) -> int:
-    """Attach a program to a raw tracepoint; closing the returned descriptor detaches it."""
-    name_buffer = ctypes.create_string_buffer(name.encode())
-    return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(name_buffer), program_fd))
+def raw_tracepoint_open(name: str | None, program_fd: int) -> int:
+    """Attach a program to a raw tracepoint; closing the returned descriptor detaches it.
+
+    name  None: the one that the program was loaded for (`load_typed_tracepoint`)
+    """
+    name_buffer = None if name is None else ctypes.create_string_buffer(name.encode())
+    address = 0 if name_buffer is None else ctypes.addressof(name_buffer)
+    return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", address, program_fd))
 
 
 def program_misses(program_fd: int) -> int:
@@ -101,6 +109,41 @@ def load_raw_tracepoint(instructions: Sequence[bytes]) -> int:
             ctypes.addressof(licence),
         ),
     )
+
+
+def load_typed_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
+    """Load a program for the tracepoint of that type (btf.Btf.tracepoint); returns its descriptor.
+
+    Unlike another raw tracepoint program it reads what its arguments point at without a call. What
+    the verifier has to say against it goes to the standard error.
+    """
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"GPL")  # as bcc says of the others, for the same helpers
+
+    def attributes(log: ctypes.Array[ctypes.c_char] | None) -> bytes:
+        return struct.pack(
+            "<IIQQIIQ8x16sII36xI",
+            _PROG_TYPE_TRACING,
+            len(instructions) // 8,
+            ctypes.addressof(code),
+            ctypes.addressof(licence),
+            int(log is not None),
+            0 if log is None else len(log),
+            0 if log is None else ctypes.addressof(log),
+            name.encode()[:15],
+            0,
+            _TRACE_RAW_TP,
+            type_id,
+        )
+
+    try:
+        return _bpf(_PROG_LOAD, attributes(None))
+    except OSError:
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        with suppress(OSError):
+            return _bpf(_PROG_LOAD, attributes(log))
+        print(log.value.decode(errors="replace"), file=sys.stderr)
+        raise
 
 
 def needs_rights() -> bool:

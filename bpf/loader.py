@@ -10,6 +10,7 @@ Answer:   JSON, {"names": [name, ...]} with one descriptor for each, or {"error"
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Final
 
 from vedette.bpf import doctor, kernel, privileges
 from vedette.bpf.btf import Btf, BtfError
-from vedette.bpf.capture import LOAD_SECONDS_MAX, MAPS, PROGRAMS
+from vedette.bpf.capture import LOAD_SECONDS_MAX, MAPS, PROGRAMS, TYPED
 from vedette.bpf.offsets import accounting, macros
 
 MESSAGE_BYTES_MAX: Final = 1 << 12
@@ -65,7 +66,10 @@ def parse_request(message: bytes) -> dict[str, int]:
 def _load(source: Path, request: dict[str, int]) -> dict[str, int]:
     from bcc import BPF, lib
 
-    values: dict[str, int | str] = {**macros(Btf.load()), **accounting()}
+    types = Btf.load()
+    type_id = types.tracepoint("sys_exit")
+    values: dict[str, int | str] = {**macros(types), **accounting()}
+    del types
     values |= {name: value for name, value in request.items() if name.isupper()}
     descriptors = {"ring": kernel.ring_create(request["ring_bytes"])}
     values["RING_FD"] = descriptors["ring"]
@@ -76,7 +80,13 @@ def _load(source: Path, request: dict[str, int]) -> dict[str, int]:
         cflags=[f"-I{_FOLDER}", *(f"-D{name}={value}" for name, value in values.items())],
     )
     for name in PROGRAMS:
-        descriptors[name] = module.load_func(name, BPF.RAW_TRACEPOINT).fd
+        if name in TYPED:
+            start = lib.bpf_function_start(module.module, name.encode())
+            size = lib.bpf_function_size(module.module, name.encode())
+            code = ctypes.string_at(start, size)
+            descriptors[name] = kernel.load_typed_tracepoint(name, code, type_id)
+        else:
+            descriptors[name] = module.load_func(name, BPF.RAW_TRACEPOINT).fd
     for name in MAPS:
         descriptors[name] = lib.bpf_table_fd(module.module, name.encode())
         if descriptors[name] < 0:
