@@ -89,9 +89,37 @@ def _names(entries: Iterable[tuple[int, str]]) -> dict[int, bytes]:
     return names
 
 
-def resolvers(
-    files: Iterable[str] = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"),
-) -> tuple[bytes, ...]:
+_RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
+
+
+class NameFiles:
+    """The files that name users, groups and name servers: whether they are others than before.
+
+    What other databases name (nsswitch.conf(5)) is read with these files, and when rules are.
+    """
+
+    def __init__(self, files: Iterable[str] = ("/etc/passwd", "/etc/group", *_RESOLVERS)) -> None:
+        self._files = tuple(files)
+        self._seen = self._look()
+
+    def _look(self) -> list[tuple[int, ...] | None]:
+        found: list[tuple[int, ...] | None] = []
+        for name in self._files:
+            try:
+                stat = Path(name).stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns))
+        return found
+
+    def changed(self) -> bool:
+        """Return whether one is another than at the last look."""
+        before, self._seen = self._seen, self._look()
+        return self._seen != before
+
+
+def resolvers(files: Iterable[str] = _RESOLVERS) -> tuple[bytes, ...]:
     """Return the addresses of the host's name servers (resolv.conf(5)), RESOLVERS_MAX at most.
 
     Those that systemd-resolved asks count, too. Files that cannot be read have none.

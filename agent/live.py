@@ -8,6 +8,7 @@ first milliseconds may show a process as it was a moment later.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -59,6 +60,16 @@ def host_facts(section: config.Host) -> Facts:
     return Facts(
         hostname=section.name or os.uname().nodename,
         boot_to_wall_ns=identity.boot_to_wall_ns(),
+        users=identity.users(),
+        groups=identity.groups(),
+        resolvers=identity.resolvers(),
+    )
+
+
+def renamed(facts: Facts) -> Facts:
+    """Return the same with the names of users and groups, and the name servers, as they are now."""
+    return dataclasses.replace(
+        facts,
         users=identity.users(),
         groups=identity.groups(),
         resolvers=identity.resolvers(),

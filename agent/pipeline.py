@@ -255,6 +255,7 @@ class Compiled:
     prepared: list[_Prepared]
     tables: RuleTables | RuleSwitch
     filters: dict[str, Filter]
+    facts: Facts
 
     @property
     def is_switch(self) -> bool:
@@ -325,23 +326,40 @@ class Pipeline:
         except UnsupportedRule as error:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
-    def _derive(self, rules: Sequence[Rule]) -> dict[str, Filter]:
+    def _derive(self, rules: Sequence[Rule], facts: Facts) -> dict[str, Filter]:
         """What the kernel may drop while these rules are in force."""
         return derive(
             [rule.condition if rule.enabled else None for rule in rules],
-            users=self._facts.users,
-            groups=self._facts.groups,
+            users=facts.users,
+            groups=facts.groups,
             hostname=self._hostname,
         )
 
-    def compile(self, rules: Sequence[Rule], decisions: Decisions | None = None) -> Compiled:
+    @property
+    def facts(self) -> Facts:
+        """What is said about the host now."""
+        return self._facts
+
+    def compile(
+        self, rules: Sequence[Rule], decisions: Decisions | None = None, facts: Facts | None = None
+    ) -> Compiled:
         """Prepare other rules for swap. May be called from any thread. Raises ConfigError.
 
-        Where no condition changed, nothing is compiled.
+        facts  other names of users and groups, and other name servers; None: as they are
+
+        Where no condition and no name changed, nothing is compiled.
         """
-        prepared = _prepare(rules, decisions or {})
+        return self._compile(_prepare(rules, decisions or {}), facts or self._facts)
+
+    def rename(self, facts: Facts) -> Compiled:
+        """Prepare the rules in force with other names for swap, as `compile`."""
+        return self._compile(list(self._rules), facts)
+
+    def _compile(self, prepared: list[_Prepared], facts: Facts) -> Compiled:
+        rules = [one.rule for one in prepared]
         try:
-            return Compiled(prepared, self.engine.prepare(rules), self._derive(rules))
+            tables = self.engine.prepare(rules, facts.users, facts.groups)
+            return Compiled(prepared, tables, self._derive(rules, facts), facts)
         except UnsupportedRule as error:
             raise ConfigError(f"the rule tables cannot hold the rules: {error}") from None
 
@@ -353,6 +371,8 @@ class Pipeline:
         retired = Retired(self._rules, self.engine.swap(compiled.tables))
         self._filters = compiled.filters
         self._rules = compiled.prepared
+        self._facts = compiled.facts
+        self.engine.names.believe(compiled.facts.resolvers)
         names = {prepared.rule.name for prepared in compiled.prepared}
         for name in self.by_rule.keys() - names:
             del self.by_rule[name]
@@ -362,7 +382,8 @@ class Pipeline:
     def filters(self) -> dict[str, Filter]:
         """What the kernel may drop while the rules in force are, by event type."""
         if self._filters is None:
-            self._filters = self._derive([prepared.rule for prepared in self._rules])
+            rules = [prepared.rule for prepared in self._rules]
+            self._filters = self._derive(rules, self._facts)
         return self._filters
 
     @property

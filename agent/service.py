@@ -24,7 +24,7 @@ from vedette import __version__
 from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
 from vedette.agent.hashreader import Reader
-from vedette.agent.live import Live, capture_header, host_facts, untold_types
+from vedette.agent.live import Live, capture_header, host_facts, renamed, untold_types
 from vedette.agent.logs import log
 from vedette.agent.recorder import Recorder
 from vedette.agent.releases import DamagedRelease, Releases
@@ -50,6 +50,10 @@ _FOR_RESTART = ("matching", "signers", "releases_path")
 _RULE_COUNTERS_MAX = 100
 _COUNTER_NAME_CHARS = 200
 _STUCK_S = 10.0
+_NAMES_LOOK_S = 1.0
+"""Between two looks at the files that name users, groups and name servers."""
+_NAMES_READ_S = 10.0
+"""Between two times that they are read: whoever may change his own entry has rules compiled."""
 _GAUGES = frozenset(
     {
         "ring.pending_bytes",
@@ -78,7 +82,7 @@ _LABELLED = (
 
 def _counts(name: str) -> bool:
     """Tell whether a value only rises; the engine's are of either kind."""
-    return name.startswith(("capture.", "procfs.", "ship.", "release."))
+    return name.startswith(("capture.", "names.", "procfs.", "ship.", "release."))
 
 
 class Requests:
@@ -204,19 +208,80 @@ def open_releases(settings: config.Config) -> Releases | None:
     return Releases(Path(section.releases_path), section.signer_keys, settings.host.labels)
 
 
-class _Reload(threading.Thread):
-    """Reads rules and compiles them, while the loop goes on.
+class _Compiling(threading.Thread):
+    """Compiles rules while the loop goes on.
 
     Then it frees the rules that were in force, which the loop hands back with `done`.
 
-    path      the configuration file, if that is to be read again; None: settings are as they are
-    number    the release that the rules are of; 0: none
     ready     the loop can go on with it
-    error     why it failed; None: `result` is there
-    result    the configuration, the rules and what was made of them
+    error     why it failed
+    compiled  what was made; None: it failed, or nothing is to be changed
     """
 
-    result: tuple[config.Config, pipeline.Loaded, pipeline.Compiled]
+    def __init__(self, name: str, running: pipeline.Pipeline) -> None:
+        super().__init__(name=name, daemon=True)
+        self._running = running
+        self.ready = threading.Event()
+        self.error: AgentError | None = None
+        self.compiled: pipeline.Compiled | None = None
+        self._retired: SimpleQueue[tuple[pipeline.Retired, str | None]] = SimpleQueue()
+
+    def done(self, retired: pipeline.Retired, error: str | None) -> None:
+        """Free rules that were in force, away from the loop; error: why capture fails the new."""
+        self._retired.put((retired, error))
+
+    def run(self) -> None:
+        try:
+            try:
+                with quiet(keep=True):
+                    self.compiled = self._compile()
+            except AgentError as error:
+                self.error = error
+            except Exception as error:
+                # Whatever rules came from elsewhere do to the compiler: those in force go on.
+                log(logging.ERROR, "internal error", error=repr(error))
+                self.error = AgentError(f"internal error: {type(error).__name__}: {error}")
+            if self.error is not None:
+                self._failed(self.error)
+        finally:
+            self.ready.set()
+        if self.compiled is not None:
+            retired, error_text = self._retired.get()
+            self._switched(error_text)
+            self.compiled = None
+            retired.release()
+
+    def _compile(self) -> pipeline.Compiled | None:
+        raise NotImplementedError
+
+    def _failed(self, error: AgentError) -> None:
+        """Tell that it failed."""
+
+    def _switched(self, error: str | None) -> None:
+        """Tell that the loop has put it in force; error: why capture fails it."""
+
+
+class _Renaming(_Compiling):
+    """Reads the names of users, groups and name servers, and compiles the rules in force."""
+
+    def __init__(self, running: pipeline.Pipeline) -> None:
+        super().__init__("names", running)
+
+    def _compile(self) -> pipeline.Compiled | None:
+        facts = renamed(self._running.facts)
+        return None if facts == self._running.facts else self._running.rename(facts)
+
+
+class _Reload(_Compiling):
+    """Reads rules and compiles them.
+
+    path      the configuration file, if that is to be read again; None: settings are as they are
+    number    the release that the rules are of; 0: none
+    settings  the configuration that was read
+    rules     the rules that were
+    """
+
+    rules: pipeline.Loaded
 
     def __init__(
         self,
@@ -225,55 +290,34 @@ class _Reload(threading.Thread):
         running: pipeline.Pipeline,
         releases: Releases | None,
     ) -> None:
-        super().__init__(name="reload", daemon=True)
+        super().__init__("reload", running)
         self.path = path
         self.number = 0 if releases is None else releases.wanted
-        self._settings = settings
-        self._running = running
+        self.settings = settings
         self._releases = releases
-        self.ready = threading.Event()
-        self.error: AgentError | None = None
-        self._retired: SimpleQueue[tuple[pipeline.Retired, str | None]] = SimpleQueue()
 
-    def done(self, retired: pipeline.Retired, error: str | None) -> None:
-        """Free rules that were in force, away from the loop; error: why capture fails the new."""
-        self._retired.put((retired, error))
+    def _compile(self) -> pipeline.Compiled | None:
+        if self.path is not None:
+            self.settings = config.load(self.path)
+        section, host = self.settings.rules, self.settings.host
+        with _released(self._releases, self.number) as files:
+            self.rules = pipeline.load(section, host, files, untold=untold_types())
+        facts = renamed(self._running.facts)
+        return self._running.compile(self.rules.rules, self.rules.decisions, facts)
 
-    def run(self) -> None:
+    def _failed(self, error: AgentError) -> None:
         releases = self._releases
-        try:
-            self._compile()
-            # What the configuration has wrong is no fault of the release that is in force.
-            if self.error and releases is not None and self.number != releases.in_force:
-                releases.failed(self.number, str(self.error))
-        finally:
-            self.ready.set()
-        if self.error is None:
-            retired, error = self._retired.get()
-            if releases is not None:
-                if error is None:
-                    releases.switched(self.number)
-                else:
-                    releases.failed(self.number, error)
-            del self.result
-            retired.release()
+        # What the configuration has wrong is no fault of the release that is in force.
+        if releases is not None and self.number != releases.in_force:
+            releases.failed(self.number, str(error))
 
-    def _compile(self) -> None:
-        try:
-            with quiet(keep=True):
-                settings = self._settings if self.path is None else config.load(self.path)
-                with _released(self._releases, self.number) as files:
-                    rules = pipeline.load(
-                        settings.rules, settings.host, files, untold=untold_types()
-                    )
-                compiled = self._running.compile(rules.rules, rules.decisions)
-            self.result = settings, rules, compiled
-        except AgentError as error:
-            self.error = error
-        except Exception as error:
-            # Whatever rules came from elsewhere do to the compiler: those in force go on.
-            log(logging.ERROR, "internal error", error=repr(error))
-            self.error = AgentError(f"internal error: {type(error).__name__}: {error}")
+    def _switched(self, error: str | None) -> None:
+        if self._releases is None:
+            return
+        if error is None:
+            self._releases.switched(self.number)
+        else:
+            self._releases.failed(self.number, error)
 
 
 def _released(
@@ -306,9 +350,14 @@ class Service:
         self._metrics: Endpoint | None = None
         self._published: dict[str, int] = {}
         self._published_s = time.monotonic()
+        # Looked at before they are read: what changes meanwhile is read again.
+        self._name_files = identity.NameFiles()
+        self._names_changed = False
+        self._names_look_s = self._names_read_s = 0.0
+        self._names = dict.fromkeys(("read", "changed", "failed"), 0)
         self._facts = host_facts(self._settings.host)
         self._beat_s = 0.0
-        self._reloading: _Reload | None = None
+        self._compiling: _Reload | _Renaming | None = None
         self._loader: Loader | None = None
         self._reader: Reader | None = None
 
@@ -454,16 +503,21 @@ class Service:
             more = live.step()
             self._deliver(live)
             self._notifier.beat()
-            if self._reloading is not None and self._reloading.ready.is_set():
-                reload, self._reloading = self._reloading, None
-                self._end_reload(live, reload)
-            if self._reloading is None:
+            if self._compiling is not None and self._compiling.ready.is_set():
+                done, self._compiling = self._compiling, None
+                if isinstance(done, _Reload):
+                    self._end_reload(live, done)
+                else:
+                    self._end_renaming(live, done)
+            if self._compiling is None:
                 if requests.reload:
                     requests.reload = False
                     self._reopen()
                     self._begin_reload(live, self._path)
                 elif self._releases is not None and self._releases.due():
                     self._begin_reload(live, None)
+                else:
+                    self._look_at_names(live)
             if time.monotonic() >= self._beat_s:
                 self._heartbeat(live)
 
@@ -504,15 +558,42 @@ class Service:
 
     def _begin_reload(self, live: Live, path: Path | None) -> None:
         """Read and compile the rules beside the loop; path: by the configuration as it now is."""
-        self._reloading = _Reload(path, self._settings, live.pipeline, self._releases)
-        self._reloading.start()
+        self._compiling = _Reload(path, self._settings, live.pipeline, self._releases)
+        self._compiling.start()
+
+    def _look_at_names(self, live: Live) -> None:
+        """Have users, groups and name servers read again where they changed, but not too often."""
+        now_s = time.monotonic()
+        if now_s < self._names_look_s:
+            return
+        self._names_look_s = now_s + _NAMES_LOOK_S
+        self._names_changed |= self._name_files.changed()
+        if self._names_changed and now_s >= self._names_read_s:
+            self._names_changed = False
+            self._names_read_s = now_s + _NAMES_READ_S
+            self._names["read"] += 1
+            self._compiling = _Renaming(live.pipeline)
+            self._compiling.start()
+
+    def _end_renaming(self, live: Live, renaming: _Renaming) -> None:
+        if renaming.error is not None:
+            self._names["failed"] += 1
+            log(logging.ERROR, "names stay as they were", error=renaming.error)
+        elif (compiled := renaming.compiled) is not None:
+            self._names["changed"] += 1
+            renaming.done(*live.swap(compiled))
+            if self._record is not None:
+                log(logging.WARNING, "the recording has the names of its beginning")
+            facts = compiled.facts
+            log(logging.INFO, "names read", users=len(facts.users), groups=len(facts.groups))
 
     def _end_reload(self, live: Live, reload: _Reload) -> None:
         """Put the rules in force that were read, by the configuration as it now is."""
         if reload.error is not None:
             log(logging.ERROR, "reload failed, the rules in force stay", error=reload.error)
             return
-        settings, rules, compiled = reload.result
+        settings, rules, compiled = reload.settings, reload.rules, reload.compiled
+        assert compiled is not None
         if self._releases is not None:
             self._releases.in_force = reload.number
         reload.done(*live.swap(compiled))
@@ -593,6 +674,7 @@ class Service:
     def _counters(self, live: Live) -> dict[str, int]:
         counters = live.counters()
         counters["ring.pending_bytes"] = live.pending_bytes()
+        counters |= {f"names.{name}": count for name, count in self._names.items()}
         for index, writer in enumerate(self._writers):
             counters |= {f"output.{index}.{name}": n for name, n in writer.stats().items()}
         if self._releases is not None:

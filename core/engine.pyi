@@ -216,10 +216,17 @@ class Engine:
         tables cannot hold is left out. keep_plan: their plan stays in them.
         Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
         """
-    def prepare(self, rules: Sequence[Rule]) -> RuleTables | RuleSwitch:
+    def prepare(
+        self,
+        rules: Sequence[Rule],
+        users: dict[int, bytes] | None = None,
+        groups: dict[int, bytes] | None = None,
+    ) -> RuleTables | RuleSwitch:
         """Return what swap needs to put other rules in force. May be called from any thread.
 
-        Where all conditions are those of the rules in force, nothing is compiled: names,
+        users, groups  names by number from then on; None: as they are
+
+        Where all conditions and names are those in force, nothing is compiled: rules' names,
         priorities, outputs and tags are none of the tables' business, and which rules are on is
         switched. Raises as compile.
         """

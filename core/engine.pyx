@@ -391,44 +391,52 @@ cdef class Engine:
         if self.procs.heap != NULL:
             pt_free(&self.procs)
 
-    def compile(self, rules, *, keep_plan=False):
+    def compile(self, rules, *, keep_plan=False, users=None, groups=None):
         """Make the tables of other rules, for swap. May be called from any thread.
 
         keep_plan: their plan (compile.Plan) is kept in them
+        users, groups: names by number; None: those in force
         Raises compile.UnsupportedRule, with the rule's name in its text, and MemoryError.
         """
         rules = tuple(rules)
         enabled = [bool(rule.enabled) for rule in rules]
         conditions = [rule.condition for rule in rules]
         with quiet():
-            made = self._compiled(rules, conditions, enabled, keep_plan)
+            options = dict(self.options)
+            if users is not None:
+                options["users"] = users
+            if groups is not None:
+                options["groups"] = groups
+            made = self._compiled(rules, conditions, enabled, {**options, "keep_plan": keep_plan})
         self.compilations += 1
         return made
 
-    def _compiled(self, rules, conditions, enabled, keep_plan):
+    def _compiled(self, rules, conditions, enabled, options):
         try:
-            return RuleTables(conditions, enabled, keep_plan=keep_plan, **self.options)
+            return RuleTables(conditions, enabled, **options)
         except UnsupportedRule:
             # Perhaps for the sake of a rule that is off: those are only left out.
             conditions = [rule.condition if rule.enabled else None for rule in rules]
             try:
-                return RuleTables(conditions, enabled, keep_plan=keep_plan, **self.options)
+                return RuleTables(conditions, enabled, **options)
             except UnsupportedRule as error:
                 if error.rule is None:
                     raise
                 rule = rules[error.rule]
                 raise UnsupportedRule(f"rule {rule.name!r}: {error}") from None
 
-    def prepare(self, rules):
-        """What swap needs to put other rules in force: compiled only if a condition changed."""
+    def prepare(self, rules, users=None, groups=None):
+        """What swap needs to put other rules in force: compiled if a condition or a name changed."""
         cdef RuleTables tables = self.tables
         rules = tuple(rules)
         enabled = [bool(rule.enabled) for rule in rules]
-        if len(rules) == len(tables.conditions) and all([
+        is_named_so = ((users is None or users == tables.users)
+                       and (groups is None or groups == tables.groups))
+        if is_named_so and len(rules) == len(tables.conditions) and all([
                 not is_on if known is None else known == rule.condition
                 for rule, known, is_on in zip(rules, tables.conditions, enabled, strict=True)]):
             return RuleSwitch(tables, enabled)
-        return self.compile(rules)
+        return self.compile(rules, users=users, groups=groups)
 
     def swap(self, prepared):
         """Put rules in force between two records; the process table carries over.
@@ -454,6 +462,7 @@ cdef class Engine:
         elif tables.uses_vectors:
             self.carry_end = self.procs.slots_used
         self.tables = tables
+        self.options["users"], self.options["groups"] = tables.users, tables.groups
         tables.cgroup_paths = self.cgroup_paths
         tables.names_of_addresses = self.names.by_address
         return old if old is not tables else None

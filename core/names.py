@@ -94,9 +94,13 @@ class Names:
         if limit < 1:
             raise ValueError("names_max is at least 1")
         self.by_address: Final[dict[bytes, bytes]] = {}
-        self._resolvers = None if resolvers is None else frozenset(resolvers)
+        self.believe(resolvers)
         self._limit = limit
         self._evicted = self._refused = 0
+
+    def believe(self, resolvers: Collection[bytes] | None) -> None:
+        """Believe these addresses' answers from now on; None: all."""
+        self._resolvers = None if resolvers is None else frozenset(resolvers)
 
     def take(self, server: bytes, message: bytes) -> None:
         """Take an answer that came from a server's address."""

@@ -288,7 +288,9 @@ cdef class RuleTables:
     cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate
     cdef object view            # (record, process, names of addresses) -> fields.EventView
-    cdef dict names             # user names by number, and group names by ~number
+    cdef readonly dict users    # user names by number
+    cdef readonly dict groups   # group names by number
+    cdef dict names             # those of users, and those of groups by ~number
     cdef bint first_settled     # of the settled rules only the first is reported
     cdef readonly uint64_t refuted
     cdef void look_ahead(self, KeyAhead* ahead, const vedette_header* h, const uint8_t* limit) noexcept nogil

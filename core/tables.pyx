@@ -1302,6 +1302,7 @@ cdef class RuleTables:
         self.first_settled = first_only and not t.first_only
         words = random_words(seed)
         hash_key_fill(&t.hash_key, words)
+        self.users, self.groups = users, groups
         self.names = {**users, **{~number: name for number, name in groups.items()}}
         t.bytes_count = <uint32_t>len(plan.bytes)
         t.ints_count = <uint32_t>len(plan.ints)

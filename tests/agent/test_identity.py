@@ -8,6 +8,7 @@ import pwd
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from vedette.agent import identity
 
@@ -51,3 +52,20 @@ def test_each_run_has_a_numbering_of_its_own_and_the_host_one_id() -> None:
     assert identity.numbering_id() != identity.numbering_id()
     assert identity.host_id() == identity.host_id()
     assert len(identity.host_id()) == 32
+
+
+def test_name_files_are_looked_at_and_not_read(tmp_path: Path) -> None:
+    passwd, absent = tmp_path / "passwd", tmp_path / "absent"
+    passwd.write_text("root:x:0:0::/:/bin/sh\n")
+    files = identity.NameFiles([str(passwd), str(absent)])
+    assert not files.changed()
+    passwd.write_text("root:x:0:0::/:/bin/zsh\n")
+    assert files.changed() and not files.changed()
+    fresh = tmp_path / "new"
+    fresh.write_bytes(passwd.read_bytes())
+    fresh.rename(passwd)
+    assert files.changed() and not files.changed()
+    absent.touch()
+    assert files.changed()
+    absent.unlink()
+    assert files.changed() and not files.changed()

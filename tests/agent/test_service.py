@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -83,9 +83,12 @@ class Agent:
         self.does("true")  # answers, so it is in the cgroup
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str, stdout: int | None = None) -> None:
+    def start(
+        self, *arguments: str, stdout: int | None = None, below: Sequence[str | Path] = ()
+    ) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*COMMAND, *arguments], stderr=log, stdout=stdout)
+            command = [*below, *COMMAND, *arguments]
+            self.process = subprocess.Popen(command, stderr=log, stdout=stdout)
         self.logs("watching", "capturing")
 
     def logs(self, *messages: str) -> None:
@@ -602,3 +605,55 @@ def test_what_was_before_and_after_a_match_is_written(make_agent: Callable[..., 
             capture_output=True, text=True,
         )  # fmt: skip
         assert refused.returncode == 2 and message in refused.stderr
+
+
+OWN_ETC = (
+    'mount -t tmpfs tmpfs "$0" && mkdir "$0/upper" "$0/work" && '
+    'mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work" /etc && '
+    'exec "$@"'
+)
+"""A command below `unshare --mount` with an /etc that it may change."""
+
+
+def test_who_is_added_while_it_runs_has_a_name(
+    make_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    agent = make_agent("log: {level: debug}\n")
+    # A user of another name cannot match, so that the kernel filter has to follow, too.
+    agent.rules.write_text(
+        "- rule: Runs\n  desc: d\n  condition: evt.type = execve and user.name = vedette-late\n"
+        '  output: "%user.name %group.name"\n  priority: INFO\n'
+    )
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    agent.start(
+        "run",
+        "--config",
+        str(agent.config),
+        below=["unshare", "--mount", "sh", "-c", OWN_ETC, layer],
+    )
+    assert agent.process is not None
+    runs = "setpriv --reuid 64123 --regid 64124 --clear-groups /bin/true"
+    agent.does(runs)
+    own = Path(f"/proc/{agent.process.pid}/root/etc")
+    for name, line in (
+        ("group", "vedette-those:x:64124:\n"),
+        ("passwd", "vedette-late:x:64123:64124::/:/bin/sh\n"),
+    ):
+        # As useradd does: another file takes its place.
+        fresh = own / f"{name}.new"
+        fresh.write_text((own / name).read_text() + line)
+        fresh.rename(own / name)
+    agent.logs('msg="names read"')
+
+    def ran() -> bool:
+        agent.does(runs)
+        return bool(agent.printed())
+
+    # Had it looked between the two files, the second one would be read ten seconds later.
+    agent.wait_until(ran)
+    agent.stop()
+    outputs = {str(line["output"]).partition("Informational ")[2] for line in agent.printed()}
+    assert outputs == {"vedette-late vedette-those"}
+    last = [line for line in agent.log.read_text().splitlines() if "msg=heartbeat" in line][-1]
+    assert "names.failed=0" in last and "names.changed=0" not in last
