@@ -133,6 +133,15 @@ class Host:
         """Let events in again."""
         self._live.attach()
 
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Let events in meanwhile."""
+        self.attach()
+        try:
+            yield
+        finally:
+            self.detach()
+
     def detach(self) -> None:
         """Let no events in, as if there were no agent; what there is, is still taken."""
         self._live.detach()

@@ -10,10 +10,12 @@ attached again in turn. In that cgroup runs, again and again without and with th
     nginx                 a small file, a connection each, by ab
 
 For each way: seconds by the clock, and seconds of CPU of all in the cgroup, which has what the
-kernel programs cost those who call, and which other work on the machine disturbs less. Ratios are
-taken within a pair of runs that follow each other; their medians are given. The CPU of who takes
-the events is counted apart, as a share of the workload's. What an agent takes as a process of its
-own, and what it loses, is measured of a real one:
+kernel programs cost those who call, and which other work on the machine disturbs less. In each
+turn there is a third run, the floor: a program on the tracepoint sys_exit that does nothing. That
+is what the kernel takes of who looks at all syscalls; what is above it is Vedette's own. Ratios are
+taken within runs that follow each other; their medians are given. The CPU of who takes the events
+is counted apart, as a share of the workload's. What an agent takes as a process of its own, and
+what it loses, is measured of a real one:
 
     programs  what a run of each kernel program costs, by the kernel's own count
     own     what the agent itself takes, idle and at 10,000 and 50,000 events a second
@@ -40,13 +42,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
 from vedette.bench.life import Host
 from vedette.bench.scope import Scope, compile_c
+from vedette.bpf import kernel
 
 _FOLDER: Final = Path(__file__).resolve().parent
 RULES: Final = _FOLDER.parent / "rules"
@@ -73,6 +76,8 @@ class Taken:
 class Overhead:
     """Pairs of runs of one workload, without and with the agent.
 
+    floors   beside each pair, a run with an empty program on sys_exit
+
     count    units of work in a run
     lost     events that were lost, of all runs
     records  that agents took, of all runs
@@ -82,6 +87,7 @@ class Overhead:
     unit: str
     count: int
     pairs: list[tuple[Taken, Taken]] = field(default_factory=list)
+    floors: list[Taken] = field(default_factory=list)
     lost: int = 0
     records: int = 0
 
@@ -104,6 +110,20 @@ class Overhead:
             "added_cpu_ns": round(median(lambda off, on: on.cpu_s - off.cpu_s) / self.count * 1e9),
             "clock": round(median(lambda off, on: on.seconds / off.seconds - 1), 4),
             "cpu": round(median(lambda off, on: on.cpu_s / off.cpu_s - 1), 4),
+            "floor_cpu": round(
+                statistics.median(
+                    floor.cpu_s / off.cpu_s - 1
+                    for floor, (off, _) in zip(self.floors, self.pairs, strict=True)
+                ),
+                4,
+            ),
+            "own_cpu": round(
+                statistics.median(
+                    on.cpu_s / floor.cpu_s - 1
+                    for floor, (_, on) in zip(self.floors, self.pairs, strict=True)
+                ),
+                4,
+            ),
             "agent_cpu": round(median(lambda off, on: on.agent_cpu_s / off.cpu_s), 4),
             "records": round(self.records / len(self.pairs) / self.count, 2),
             "lost": self.lost,
@@ -428,6 +448,18 @@ def workloads(scale: float = 1.0) -> dict[str, tuple[str, int, Callable[..., obj
     }
 
 
+@contextmanager
+def floor() -> Iterator[None]:
+    """A program on the tracepoint sys_exit, meanwhile, that does nothing."""
+    program = kernel.load_raw_tracepoint([b"\xb7" + bytes(7), b"\x95" + bytes(7)])  # r0 = 0; exit
+    link = kernel.raw_tracepoint_open("sys_exit", program)
+    try:
+        yield
+    finally:
+        os.close(link)
+        os.close(program)
+
+
 def measure(
     name: str,
     rounds: int,
@@ -448,17 +480,21 @@ def measure(
     ):
         host.detach()
         bench = Bench(host.scope, Path(folder))
+        ways: dict[str, Callable[[], AbstractContextManager[None]]] = {
+            "off": nullcontext,
+            "floor": floor,
+            "on": host.attached,
+        }
         with Taker(host) as taker, prepare(bench, count) as work:  # type: ignore[attr-defined]
             work()
             for turn in range(rounds):
-                pair: dict[bool, Taken] = {}
-                # Each comes first in every second pair.
-                for is_on in (turn % 2 == 1, turn % 2 == 0):
-                    if is_on:
-                        host.attach()
-                    pair[is_on] = bench.timed(work, taker)
-                    host.detach()
-                found.pairs.append((pair[False], pair[True]))
+                taken: dict[str, Taken] = {}
+                # Each comes first in every third turn.
+                for way in list(ways)[turn % 3 :] + list(ways)[: turn % 3]:
+                    with ways[way]():
+                        taken[way] = bench.timed(work, taker)
+                found.pairs.append((taken["off"], taken["on"]))
+                found.floors.append(taken["floor"])
         counters = host.counters()
         found.records = counters["engine.records"]
         found.lost = sum(n for name, n in counters.items() if name.startswith("capture.lost_"))
