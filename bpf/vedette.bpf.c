@@ -515,11 +515,20 @@ static __always_inline u8 *at(struct scratch *s, u32 end)
 	return s->record + behind;
 }
 
+/* bpf_probe_read_user_str, whose result for an empty string is 0 on older kernels, 6.1 among them, where
+ * it should be 1, with the NUL. It is nothing else's: a fault is below 0. */
+static __always_inline long read_user_str(void *to, u32 size, u64 address)
+{
+	long length = bpf_probe_read_user_str(to, size, (const void *)(unsigned long)address);
+
+	return length ? length : 1;
+}
+
 /* Append a path from user memory at `end`. Returns its length. */
 static __always_inline u32 append_user_path(struct scratch *s, u32 end, u64 address)
 {
-	long length = bpf_probe_read_user_str(at(s, end), VEDETTE_PATH_MAX + 2,
-					      (const void *)(unsigned long)address);
+	long length = read_user_str(at(s, end), VEDETTE_PATH_MAX + 2, address);
+
 	if (length <= 0) {
 		s->flags |= VEDETTE_F_PATH_FAULT;
 		return 0;
@@ -827,7 +836,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	else
 		address = compat ? (u32)regs.cx : regs.si;
 	/* A page that is not there yet is no difference. */
-	if (bpf_probe_read_user_str(&was, sizeof(was), (const void *)(unsigned long)address) > 0)
+	if (read_user_str(&was, sizeof(was), address) > 0)
 		entered.update(&thread, &was);
 	else
 		entered.delete(&thread);
@@ -1114,8 +1123,7 @@ int handle_open(struct bpf_raw_tracepoint_args *ctx)
 		u64 thread = bpf_get_current_pid_tgid(), differs = 0;
 		struct entered *was = entered.lookup(&thread), now = {};
 
-		if (was && bpf_probe_read_user_str(&now, sizeof(now),
-						   (const void *)(unsigned long)path_address) > 0) {
+		if (was && read_user_str(&now, sizeof(now), path_address) > 0) {
 #pragma unroll
 			for (int i = 0; i < 16; i++)
 				differs |= now.words[i] ^ was->words[i];
@@ -1259,8 +1267,7 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 		end = append_path(s, task, end, shape->target, shape->target_at, &r->target_len,
 				  &r->target_dir_len, &r->at_cwd, VEDETTE_AT_CWD_TARGET);
 	if (shape->text != NONE) {
-		read = bpf_probe_read_user_str(at(s, end), VEDETTE_DATA_MAX + 2,
-					       (const void *)(unsigned long)argument(s, shape->text));
+		read = read_user_str(at(s, end), VEDETTE_DATA_MAX + 2, argument(s, shape->text));
 		if (read <= 0) {
 			s->flags |= VEDETTE_F_DATA_FAULT;
 		} else {
