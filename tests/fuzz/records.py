@@ -86,9 +86,9 @@ class Feed:
 
 
 def seeds() -> dict[str, bytes]:
-    """What the corpus began with: a record of each type, and each kind of damage to one."""
+    """What a corpus begins with: a record of each type, and each kind of damage to one."""
     made: dict[str, bytes] = {}
-    for name, number in layout.TYPES.items():
+    for name, number in (layout.TYPES | layout.STATE_TYPES).items():
         struct = layout.STRUCT_OF_TYPE[number]
         blobs = {
             field.removesuffix("_len"): b"/etc/x\0y\0"
