@@ -189,11 +189,13 @@ static int datagrams(void)
 static int bad(void)
 {
 	char *nowhere = (char *)8;
+	/* On the stack, so that its page is there: the kernel looks at it after what cannot be read. */
+	char root[] = "/";
 	int fd = socket(AF_INET, SOCK_STREAM, 0);
 
 	printf("openat %d\n", syscall(SYS_openat, AT_FDCWD, nowhere, O_RDONLY) < 0 ? -errno : 0);
 	printf("openat2 %d\n",
-	       syscall(SYS_openat2, AT_FDCWD, "/", nowhere, sizeof(struct open_how)) < 0 ? -errno : 0);
+	       syscall(SYS_openat2, AT_FDCWD, root, nowhere, sizeof(struct open_how)) < 0 ? -errno : 0);
 	printf("connect %d\n", connect(fd, (void *)nowhere, 16) < 0 ? -errno : 0);
 	printf("chdir %d\n", chdir(nowhere) < 0 ? -errno : 0);
 	printf("fchdir %d\n", fchdir(999) < 0 ? -errno : 0);
