@@ -15,7 +15,8 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
              tests/core/test_tables_stateful.py tests/fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help machine build lint test soak life overhead sanitize demo docs bench plan-check dist deb vm-test clean
+.PHONY: help machine build lint test soak life overhead sanitize demo docs bench plan-check dist deb vm-test \
+        vm-bpf clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
@@ -34,6 +35,7 @@ help:
 	@echo 'make dist      the wheel and the source distribution, in dist/'
 	@echo 'make deb       the Debian packages, in build/deb/'
 	@echo 'make vm-test   install, attack, kill and reboot them in a virtual machine (root; slow)'
+	@echo 'make vm-bpf    the tests of capture there, on Debian'\''s kernel 6.1 (root; slow)'
 	@echo 'make clean     remove $(VENV), build/ and caches'
 	@echo
 	@echo 'VEDETTE_BUILD=release|trace|sanitize  build flavour, now $(VEDETTE_BUILD)'
@@ -141,6 +143,13 @@ vm-test: deb
 	@packaging/machine-setup.sh vm
 	@packaging/vm/make-image.sh
 	$(BIN)/pytest -s -v tests/vm $(ARGS)
+
+# tests/bpf, of this checkout, on the kernel of that machine with its own headers.
+vm-bpf: export VEDETTE_VM_BPF := 1
+vm-bpf: build
+	@packaging/machine-setup.sh vm
+	@packaging/vm/make-image.sh
+	$(BIN)/pytest -s -v tests/vm/test_bpf.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist vedette.egg-info .mypy_cache .pytest_cache .ruff_cache \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -17,7 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("VEDETTE_VM", ROOT / "build/vm"))
 DEBS = ROOT / "build/deb"
 
-BOOT_SECONDS_MAX = 300
+# Without KVM, and beside other work, all of it takes many times what it takes on a host; who waits
+# for what comes about loses nothing by waiting long.
+BOOT_SECONDS_MAX = 900
+COMMAND_SECONDS_MAX = 900
+CONDITION_SECONDS_MAX = 900
+
+
+def put_packages(folder: Path) -> None:
+    """Copy the packages that `make deb` made."""
+    for deb in DEBS.glob("*.deb"):
+        shutil.copy(deb, folder)
 
 
 def free_port() -> int:
@@ -29,18 +40,20 @@ def free_port() -> int:
 class Machine:
     """A running machine. Its disk is the image's; what it writes is gone when it ends.
 
-    console  what the kernel and systemd print
+    share       puts what is to be on its second disk, /dev/vdb, into a folder
+    share_size  of that disk, as mke2fs takes it
+    console     what the kernel and systemd print
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: Callable[[Path], None], share_size: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="vedette-vm-"))
         self.console = self._folder / "console"
         self._port = free_port()
-        debs, shared = self._folder / "debs", self._folder / "debs.ext4"
-        debs.mkdir()
-        for deb in DEBS.glob("*.deb"):
-            shutil.copy(deb, debs)
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", debs, shared, "256M"], check=True)
+        given, shared = self._folder / "shared", self._folder / "shared.ext4"
+        given.mkdir()
+        share(given)
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", given, shared, share_size], check=True)
+        shutil.rmtree(given)
         drive = "if=virtio,format=raw,snapshot=on,file="
         self._process = subprocess.Popen(
             [
@@ -62,7 +75,17 @@ class Machine:
             *("-o", "ServerAliveInterval=15", "-o", f"ControlPath={self._folder}/ssh"),
             "root@127.0.0.1",
         ]
-        self.wait_boot()
+        try:
+            self.wait_boot()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it, with all that it wrote."""
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder)
 
     def __enter__(self) -> Self:
         return self
@@ -73,23 +96,28 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self._folder)
+        self.close()
 
-    def try_run(self, command: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    def try_run(
+        self, command: str, timeout_s: float = COMMAND_SECONDS_MAX
+    ) -> subprocess.CompletedProcess[str]:
         """Run a shell command, whatever its exit code."""
         return subprocess.run(
             [*self._ssh, command], capture_output=True, text=True, timeout=timeout_s
         )
 
-    def run(self, command: str, timeout_s: float = 300) -> str:
+    def run(self, command: str, timeout_s: float = COMMAND_SECONDS_MAX) -> str:
         """Run a shell command, which must succeed; return what it prints."""
         done = self.try_run(command, timeout_s)
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+    def until(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        timeout_s: float = CONDITION_SECONDS_MAX,
+    ) -> None:
         """Wait for a condition."""
         end = time.monotonic() + timeout_s
         while not condition():
@@ -108,7 +136,9 @@ class Machine:
                 continue
             boot = done.stdout.strip()
             if done.returncode == 0 and boot != other_than:
-                self.try_run("systemctl is-system-running --wait", BOOT_SECONDS_MAX)
+                # Units that take longer are waited for by name.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.try_run("systemctl is-system-running --wait", 60)
                 return boot
             time.sleep(1)
 

@@ -18,7 +18,7 @@ from tests.vm.machine import CACHE, DEBS
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("VEDETTE_VM_TEST"), reason="`make vm-test` runs it"),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(2 * 3600),
 ]
 
 STATE = ("var/log", "var/lib/dpkg", "var/cache", "var/lib/apt", "run", "tmp", "proc", "root")
