@@ -26,12 +26,21 @@ from vedette.agent.procfiles import LocalFiles
 from vedette.agent.recorder import Recording
 from vedette.agent.sweep import Sweep
 from vedette.bpf.btf import BtfError
-from vedette.bpf.capture import LOGIN_KEY, Capture, CaptureConfig, CaptureError, Drop, Loader
+from vedette.bpf.capture import (
+    LOGIN_KEY,
+    Capture,
+    CaptureConfig,
+    CaptureError,
+    Drop,
+    Loader,
+    Suppressed,
+)
 from vedette.bpf.helper import HelperError
 from vedette.bpf.offsets import unavailable
 from vedette.core.capturefile import Answer, Header
 from vedette.core.engine import Process, RingReader
 from vedette.core.needs import HASHES, LOGIN_KEYS, NAMES_OF_ADDRESSES, STDIO
+from vedette.core.records import build
 from vedette.core.rules import Rule
 
 RECORDS_MAX = 4096
@@ -41,6 +50,10 @@ READ_BYTES = 128 << 10
 
 _LOSS_CHECK_S = 0.25
 _COMPLAIN_EVERY_S = 10.0
+_BUDGETS_EVERY_S = 0.5
+_BUDGETS_QUIET_S = 4.0
+"""More than who was suppressed must have been quiet for, and the kernel's counters are old."""
+_UNKNOWN_ID = 0xFFFFFFFF
 _SETTLE_NS = 50_000_000
 """More than lies between a program's look at the clock and its record's place in the ring."""
 
@@ -163,6 +176,8 @@ class Live:
         self._lost = 0
         self._loss_checked_s = 0.0
         self._complained_s = -_COMPLAIN_EVERY_S
+        self._suppressed = 0
+        self._budgets_s = self._budgets_began_s = self._budgets_until_s = 0.0
         self._reader: RingReader | None = None
         self._tells_stdio = self._everything
         self._asked_again = False
@@ -301,6 +316,7 @@ class Live:
         self._check_files()
         self._feed_hashes()
         self._check_loss()
+        self._look_at_budgets()
         if not more and reader.pending_bytes() == 0:
             # Nothing was in the ring at some moment after now_ns, so all before it was consumed.
             until_ns = now_ns - _SETTLE_NS
@@ -320,6 +336,57 @@ class Live:
         if self._recorder is not None and self._recorder.active:
             self._recorder.batch(self._answers, records)
             self._answers.clear()
+
+    def _look_at_budgets(self) -> None:
+        """Tell of who was suppressed and has caused nothing since, a part of them at a time."""
+        now_s = time.monotonic()
+        if now_s < self._budgets_s:
+            return
+        self._budgets_s = now_s + _BUDGETS_EVERY_S
+        if self._suppressed != self._kernel.get("suppressed", 0):
+            self._suppressed = self._kernel["suppressed"]
+            self._budgets_until_s = now_s + _BUDGETS_QUIET_S
+        # Until all were looked at that had time to cause more.
+        if self._budgets_until_s and self._tell_suppressed(is_ended=False):
+            if self._budgets_began_s >= self._budgets_until_s:
+                self._budgets_until_s = 0.0
+            self._budgets_began_s = now_s
+
+    def _tell_suppressed(self, *, is_ended: bool) -> bool:
+        try:
+            found, at_end = self._capture.take_suppressed(is_ended=is_ended)
+        except (CaptureError, OSError) as error:
+            log(logging.ERROR, "the kernel's budgets cannot be read", error=error)
+            return True
+        if found and "suppressed" in self._capture.types:
+            self._feed(b"".join(map(self._suppressed_record, found)))
+        return at_end
+
+    def tell_suppressed(self, until_s: float) -> None:
+        """After `detach`, until then at the latest: tell of all that was suppressed."""
+        self._look()
+        if self._kernel.get("suppressed", 0):
+            while not self._tell_suppressed(is_ended=True) and time.monotonic() < until_s:
+                pass
+
+    def _suppressed_record(self, found: Suppressed) -> bytes:
+        process = self.pipeline.engine.process(found.pid)
+        uid, gid, cgroup_id = (
+            (_UNKNOWN_ID, _UNKNOWN_ID, 0)
+            if process is None
+            else (process.uid, process.gid, process.cgroup_id)
+        )
+        return build(
+            "suppressed",
+            time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            pid=found.pid,
+            tid=found.pid,
+            uid=uid,
+            gid=gid,
+            cgroup_id=found.cgroup_id or cgroup_id,
+            count=found.count,
+            of_cgroup=int(found.cgroup_id != 0),
+        )
 
     def _feed_hashes(self) -> None:
         if self._hashes is None:

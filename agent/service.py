@@ -688,6 +688,8 @@ class Service:
         began_s = time.monotonic()
         live.detach()
         live.drain(began_s + _DRAIN_RING_S, lambda: self._deliver(live))
+        live.tell_suppressed(began_s + _DRAIN_RING_S)
+        self._deliver(live)
         left = live.pending_bytes()
         if left:
             log(logging.WARNING, "events were left in the ring", bytes=left)

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,9 +129,15 @@ MAPS: Final = (
     "asked_capabilities",
     "watch_numbers",
     "watch_paths",
+    "process_budgets",
+    "cgroup_budgets",
 )
 
 
+_BUDGETS: Final = ("process_budgets", "cgroup_budgets")
+_BUDGET: Final = struct.Struct("<4Q")  # struct budget: second, used, suppressed, pid
+_BUDGETS_AT_ONCE: Final = 256
+_BUDGET_REST_S: Final = 2
 # In vedette.bpf.c: flags of struct filter, and how many entries its two maps have.
 _FILTER_UIDS: Final = 1
 _FILTER_OTHERS: Final = 2
@@ -171,6 +178,20 @@ class Drop:
             | (_FILTER_OTHERS if self.others else 0) * bool(uids)
             | (_FILTER_PATHS if self.prefixes is not None else 0)
         )
+
+
+@dataclass(frozen=True)
+class Suppressed:
+    """What was suppressed of a process or a cgroup, and is not told yet.
+
+    pid        whose record was suppressed last
+    cgroup_id  whose budget it was; 0: the process's
+    count      how many records
+    """
+
+    pid: int
+    cgroup_id: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -295,6 +316,8 @@ class Capture:
         self._drops: dict[str, Drop] = {}
         self._descriptors: dict[str, int] = {}
         self._links: dict[str, int] = {}
+        self._budget_table = 0
+        self._budget_key: bytes | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -498,6 +521,11 @@ class Capture:
         self.want(self._types)
 
     @property
+    def types(self) -> frozenset[str]:
+        """The event types that are asked for now."""
+        return self._types
+
+    @property
     def attached(self) -> tuple[str, ...]:
         """The tracepoints that are in use."""
         return tuple(_TRACEPOINTS[name] for name in self._links)
@@ -551,6 +579,50 @@ class Capture:
         return {
             _TRACEPOINTS[name]: kernel.program_times(self._descriptor(name)) for name in self._links
         }
+
+    def take_suppressed(self, *, is_ended: bool = False) -> tuple[list[Suppressed], bool]:
+        """Take what was suppressed of who has caused nothing since, of a part of the budgets.
+
+        The programs tell the rest of a second when the same process, or cgroup, causes more. Who
+        does not, or is forgotten at the maps' bound, is told of by whoever calls this in turn.
+
+        is_ended  nothing is attached any more, and all is taken
+
+        Returns whether the end was reached, too, from where the next call begins anew.
+        """
+        found: list[Suppressed] = []
+        for _ in range(_BUDGETS_AT_ONCE):
+            table = self._descriptor(_BUDGETS[self._budget_table])
+            key = self._budget_key or kernel.map_next(table, None, 8)
+            # Asked for before the key goes: behind one that is gone comes the first.
+            self._budget_key = None if key is None else kernel.map_next(table, key, 8)
+            if key is not None and (taken := self._take_budget(table, key, is_ended=is_ended)):
+                found.append(taken)
+            if self._budget_key is None:
+                self._budget_table = (self._budget_table + 1) % len(_BUDGETS)
+                if self._budget_table == 0:
+                    return found, True
+        return found, False
+
+    def _take_budget(self, table: int, key: bytes, *, is_ended: bool) -> Suppressed | None:
+        now_s = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000_000
+        value_bytes = _BUDGET.size * kernel.possible_cpus()
+        try:
+            values = list(_BUDGET.iter_unpack(kernel.map_lookup(table, key, value_bytes)))
+            latest_s = max((one[0] for one in values if one[2] > 1), default=now_s + 1)
+            if latest_s + (0 if is_ended else _BUDGET_REST_S) > now_s:
+                return None
+            taken = kernel.map_lookup(table, key, value_bytes, is_taken=True)
+        except FileNotFoundError:  # forgotten meanwhile
+            return None
+        values = [one for one in _BUDGET.iter_unpack(taken) if one[2] > 1]
+        if not values:
+            return None
+        (number,) = struct.unpack("<Q", key)
+        pid = max(values)[3]
+        # The first of each CPU was told at once.
+        count = sum(suppressed - 1 for _, _, suppressed, _ in values)
+        return Suppressed(pid, number if self._budget_table else 0, count)
 
     def detach(self) -> None:
         """Stop capture; what is in the ring stays readable. Does nothing if not attached."""

@@ -15,7 +15,8 @@ from typing import Final
 
 _SYS_BPF: Final = 321  # x86-64
 _MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 0, 1, 2, 3, 5
-_OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN = 15, 17
+_MAP_GET_NEXT_KEY = 4
+_OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN, _MAP_LOOKUP_AND_DELETE_ELEM = 15, 17, 21
 _PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 17, 26
 _TRACE_RAW_TP = 23
 _MAP_TYPE_RINGBUF = 27
@@ -56,13 +57,32 @@ def map_delete(map_fd: int, key: bytes) -> None:
     _bpf(_MAP_DELETE_ELEM, struct.pack("<IxxxxQQQ", map_fd, ctypes.addressof(buffer), 0, 0))
 
 
-def map_lookup(map_fd: int, key: bytes, value_bytes: int) -> bytes:
-    """One element; value_bytes is the size of its value (per-CPU maps: of all values)."""
+def map_lookup(map_fd: int, key: bytes, value_bytes: int, *, is_taken: bool = False) -> bytes:
+    """One element; value_bytes is the size of its value (per-CPU maps: of all values).
+
+    is_taken  it is removed, too
+    """
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value_buffer = ctypes.create_string_buffer(value_bytes)
     addresses = ctypes.addressof(key_buffer), ctypes.addressof(value_buffer)
-    _bpf(_MAP_LOOKUP_ELEM, struct.pack("<IxxxxQQQ", map_fd, *addresses, 0))
+    command = _MAP_LOOKUP_AND_DELETE_ELEM if is_taken else _MAP_LOOKUP_ELEM
+    _bpf(command, struct.pack("<IxxxxQQQ", map_fd, *addresses, 0))
     return value_buffer.raw
+
+
+def map_next(map_fd: int, key: bytes | None, key_bytes: int) -> bytes | None:
+    """Return the key behind another one, or the first; None at the end.
+
+    Behind a key that is gone comes the first.
+    """
+    before = None if key is None else ctypes.create_string_buffer(key, len(key))
+    after = ctypes.create_string_buffer(key_bytes)
+    address = 0 if before is None else ctypes.addressof(before)
+    try:
+        _bpf(_MAP_GET_NEXT_KEY, struct.pack("<IxxxxQQ", map_fd, address, ctypes.addressof(after)))
+    except FileNotFoundError:
+        return None
+    return after.raw
 
 
 def raw_tracepoint_open(name: str | None, program_fd: int) -> int:

@@ -375,6 +375,7 @@ struct budget {
 	u64 second;
 	u64 used;
 	u64 suppressed;
+	u64 pid; /* whose record was suppressed last */
 };
 /* An eighth of the smaller budget is free in each second and CPU, for all together; not for so many
  * seconds after somebody was over a budget, in which what is suppressed meanwhile is told. */
@@ -420,6 +421,7 @@ static __always_inline int is_spent(struct scratch *s, struct budget *b, u64 lim
 	}
 	count(VEDETTE_C_SUPPRESSED);
 	s->over_second = second;
+	b->pid = bpf_get_current_pid_tgid() >> 32;
 	if (b->suppressed++ == 0)
 		report_suppressed(s, 1, of_cgroup);
 	return 1;

@@ -657,3 +657,37 @@ def test_who_is_added_while_it_runs_has_a_name(
     assert outputs == {"vedette-late vedette-those"}
     last = [line for line in agent.log.read_text().splitlines() if "msg=heartbeat" in line][-1]
     assert "names.failed=0" in last and "names.changed=0" not in last
+
+
+def test_what_is_left_of_who_stopped_or_ended_is_told(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent("log: {level: debug}\n")
+    agent.config.write_text(
+        agent.config.read_text().replace("capture: {", "capture: {process_per_s: 64, ")
+    )
+    agent.rules.write_text(
+        rules(str(agent.secret)) + "- rule: Suppressed\n  desc: d\n"
+        '  condition: evt.type = suppressed\n  output: "told %evt.suppressed of %proc.name"\n'
+        "  priority: INFO\n"
+    )
+
+    def told() -> list[int]:
+        words = (str(line["output"]).split() for line in agent.printed())
+        return [int(line[line.index("told") + 1]) for line in words if "told" in line]
+
+    flood = f"import os\nfor n in range(5000):\n try: os.open('{agent.secret}/' + str(n), 0)\n"
+    flood += " except OSError: pass\n"
+    (agent.folder / "flood.py").write_text(flood + "import sys\nsys.stdin.read()\n")
+    agent.start("run", "--config", str(agent.config))
+    for _ in range(2):
+        count = len(told())
+        # It lives on, and causes nothing more.
+        agent.does(f"mkfifo hold; {sys.executable} -IS flood.py < hold & exec 3> hold")
+        agent.wait_until(lambda n=count: any(one > 100 for one in told()[n:]))  # type: ignore[misc]
+        agent.does("exec 3>&-; wait; rm hold")
+    # One that the agent's end leaves no time to be told of.
+    agent.does(f"{sys.executable} -IS flood.py < /dev/null")
+    agent.stop()
+    last = [line for line in agent.log.read_text().splitlines() if "msg=heartbeat" in line][-1]
+    suppressed = int(last.partition("capture.suppressed=")[2].split()[0])
+    assert suppressed > 3 * 1000
+    assert sum(told()) == suppressed
