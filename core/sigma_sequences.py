@@ -202,6 +202,8 @@ class _Correlation:
         within_ns = parsed.timespan.seconds * _SECOND_NS
         if within_ns > WITHIN_NS_MAX:
             raise _NotYet("timespan", f"more than {WITHIN_NS_MAX // (86_400 * _SECOND_NS)} days")
+        if not self.references():
+            raise _NotYet("rules", "names none; name the rules that are correlated")
         rules = [self.rule(reference) for reference in self.references()]
         # group-by field -> what it is in the signals of each rule
         groups = [

@@ -747,6 +747,16 @@ def test_value_count_is_a_step_that_counts_what_differs() -> None:
     assert len(incidents(made.sequences, [*same, signal("a", 3, proc__ppid=8, **here)])) == 1
 
 
+@pytest.mark.parametrize(
+    "counted", ["value_count, condition: {gte: 2, field: Image}", "event_count, condition: {gte: 2}"]
+)
+def test_a_correlation_over_no_rules_is_an_error(counted: str) -> None:
+    made = load(base("a"), correlation(f"{{type: {counted}, rules: [], timespan: 1m}}"))
+    (line,) = lines(made, "error")
+    assert "rules: names none" in line
+    assert (len(made.rules), made.sequences) == (1, ())
+
+
 def reckoned(body: str, *signals: FleetSignal, until_s: int = 10_000) -> list[list[int]]:
     """Return the numbers of the signals of each incident of a correlation over rules a and b."""
     made = clean(base("a"), base("b"), correlation(body))
