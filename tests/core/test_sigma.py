@@ -748,7 +748,8 @@ def test_value_count_is_a_step_that_counts_what_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    "counted", ["value_count, condition: {gte: 2, field: Image}", "event_count, condition: {gte: 2}"]
+    "counted",
+    ["value_count, condition: {gte: 2, field: Image}", "event_count, condition: {gte: 2}"],
 )
 def test_a_correlation_over_no_rules_is_an_error(counted: str) -> None:
     made = load(base("a"), correlation(f"{{type: {counted}, rules: [], timespan: 1m}}"))
