@@ -6,7 +6,6 @@ file's own folder.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -218,7 +217,7 @@ class Config(Section, frozen=True):
 
 def installed_file() -> Path | None:
     """Return the configuration that the package brings, where whoever asks may read it."""
-    return INSTALLED_FILE if os.access(INSTALLED_FILE, os.R_OK) else None
+    return configfile.installed_file(INSTALLED_FILE)
 
 
 def usual_file() -> Path | None:

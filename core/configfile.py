@@ -61,15 +61,18 @@ class Form(Generic[C]):
     error: type[Exception]
 
 
+def installed_file(installed: Path) -> Path | None:
+    """Return the package's file, where whoever asks may read it."""
+    return installed if os.access(installed, os.R_OK) else None
+
+
 def usual_file(variable: str, installed: Path) -> Path | None:
     """Return the file that is meant where none is named.
 
     That is what the environment's variable says, else the package's where whoever asks may read it.
     """
     named = os.environ.get(variable)
-    if named:
-        return Path(named)
-    return installed if os.access(installed, os.R_OK) else None
+    return Path(named) if named else installed_file(installed)
 
 
 def load(path: Path, form: Form[C]) -> C:
