@@ -153,6 +153,7 @@ struct filter_path {
 };
 
 struct scratch {
+	u64 owner; /* the task that fills it, of those for syscalls; 0: none */
 	/* What is read behind a blob's bound before it is cut fits, too. */
 	u8 record[VEDETTE_RECORD_MAX + VEDETTE_PATH_MAX + 1];
 	u8 path[PATH_BUFFER + NAME_MASK + 1];
@@ -197,8 +198,13 @@ struct watch_path {
 };
 
 BPF_PERCPU_ARRAY(counters, u64, VEDETTE_C_COUNT);
-/* One entry for each program that fills one, so that none can disturb another's. */
-BPF_PERCPU_ARRAY(scratches, struct scratch, 3);
+/* Programs of syscalls that are attached to the kernel's functions (fexit) can be interrupted by another
+ * task's on the same CPU, so each of them takes an entry that nobody has. The others have one for each
+ * kind of program, none of which can interrupt its like. */
+#define SCRATCH_SYSCALLS 4u
+#define SCRATCH_PROCESSES 4u
+#define SCRATCH_CGROUPS 5u
+BPF_PERCPU_ARRAY(scratches, struct scratch, 6);
 /* Low byte: what x86-64's number means; second: i386's; third: i386's NUMBER_*; above: ACTION_IDS_*,
  * and STDIO_* of both ABIs. 0: not watched. */
 BPF_ARRAY(actions, u32, SYSCALL_NUMBERS);
@@ -311,6 +317,41 @@ static __always_inline struct scratch *scratch_of(u32 index)
 	if (!s)
 		count(VEDETTE_C_LOST_SCRATCH);
 	return s;
+}
+
+/* Take an entry for a syscall of the current task, until release(): by on_sys_exit, for whatever program
+ * it calls. */
+static __always_inline struct scratch *take_scratch(u64 task)
+{
+#pragma unroll
+	for (u32 i = 0; i < SCRATCH_SYSCALLS; i++) {
+		u32 index = i;
+		struct scratch *s = scratches.lookup(&index);
+		if (s && !__sync_val_compare_and_swap(&s->owner, 0, task))
+			return s;
+	}
+	count(VEDETTE_C_LOST_SCRATCH);
+	return 0;
+}
+
+/* The entry that on_sys_exit took. */
+static __always_inline struct scratch *held_scratch(u64 task)
+{
+#pragma unroll
+	for (u32 i = 0; i < SCRATCH_SYSCALLS; i++) {
+		u32 index = i;
+		struct scratch *s = scratches.lookup(&index);
+		if (s && s->owner == task)
+			return s;
+	}
+	count(VEDETTE_C_LOST_SCRATCH);
+	return 0;
+}
+
+static __always_inline int release(struct scratch *s, int result)
+{
+	s->owner = 0;
+	return result;
 }
 
 static __always_inline int in_scope(void)
@@ -928,10 +969,11 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	if (ids && result >= 0) {
-		s = scratch_of(0);
+		s = take_scratch(task);
 		if (!s)
 			return 0;
 		report_ids(s, task);
+		release(s, 0);
 	}
 	if (!what && !standard)
 		return 0;
@@ -961,7 +1003,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	} else {
 		handler = HANDLE_SOCK;
 	}
-	s = scratch_of(0);
+	s = take_scratch(task);
 	if (!s)
 		return 0;
 	if (compat) {
@@ -992,19 +1034,16 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	s->following = what ? handler : HANDLERS;
 	handlers.call(ctx, standard ? HANDLE_STDIO : handler);
 	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
-	return 0;
+	return release(s, 0);
 }
 
 /* An execve that failed: the process goes on, and the path is where it was passed. */
-int handle_exec(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_exec(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), leader = 0, parent = 0, signal = 0;
+	u64 leader = 0, parent = 0, signal = 0;
 	struct vedette_exec *r;
 	u32 end = sizeof(*r);
 
-	if (!s)
-		return 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, s->type, s->call.result))
@@ -1024,6 +1063,14 @@ int handle_exec(struct bpf_raw_tracepoint_args *ctx)
 		s, end, s->type == VEDETTE_EXECVEAT ? s->call.args[1] : s->call.args[0]);
 	submit(s, end + r->filename_len);
 	return 0;
+}
+
+int handle_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_exec(ctx, s, task)) : 0;
 }
 
 /* Remember a watched file that was opened for writing. */
@@ -1058,16 +1105,13 @@ static __always_inline void watch_opened(struct scratch *s, u64 task, s32 fd, co
 	watched_fds.update(&key, &value);
 }
 
-int handle_open(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), file, path_address, how[2] = {};
+	u64 file, path_address, how[2] = {};
 	struct filter *filter;
 	struct vedette_open *r;
 	u32 faults, end = sizeof(*r), access, outcome, dropped, is_watched, uid = 0, gid = 0;
 
-	if (!s)
-		return 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (s->type == VEDETTE_OPEN) {
@@ -1154,6 +1198,14 @@ filtered:
 	return 0;
 }
 
+int handle_open(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_open(ctx, s, task)) : 0;
+}
+
 /* The argument of a place; 0 where there is none. */
 static __always_inline u64 argument(struct scratch *s, u32 place)
 {
@@ -1204,18 +1256,15 @@ static __always_inline u32 append_path(struct scratch *s, u64 task, u32 end, u32
 }
 
 /* Every syscall that has no record of its own: shapes says what is taken. */
-int handle_call(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_call(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), leader = 0, file, size;
+	u64 leader = 0, file, size;
 	struct vedette_call *r;
 	struct filter *filter;
 	struct shape *shape;
 	u32 end = sizeof(*r), length, type;
 	long read;
 
-	if (!s)
-		return 0;
 	type = s->type;
 	shape = shapes.lookup(&type);
 	if (!shape)
@@ -1304,15 +1353,20 @@ int handle_call(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-int handle_chdir(struct bpf_raw_tracepoint_args *ctx)
+int handle_call(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), fs = 0;
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_call(ctx, s, task)) : 0;
+}
+
+static __always_inline int do_chdir(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
+{
+	u64 fs = 0;
 	struct vedette_chdir *r;
 	u32 end = sizeof(*r);
 
-	if (!s)
-		return 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, s->type, s->call.result))
@@ -1330,6 +1384,14 @@ int handle_chdir(struct bpf_raw_tracepoint_args *ctx)
 	}
 	submit(s, end + r->path_len);
 	return 0;
+}
+
+int handle_chdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_chdir(ctx, s, task)) : 0;
 }
 
 /* Keep what sshd says of a login that it accepts, until the process writes its login record. sshd
@@ -1363,10 +1425,9 @@ static __always_inline void remember_login(struct scratch *s, u64 task, u64 text
 	logged.update(&pid, said);
 }
 
-int handle_write(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_write(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), file, inode = 0, super = 0, number = 0;
+	u64 file, inode = 0, super = 0, number = 0;
 	struct watched_fd key = {bpf_get_current_pid_tgid() >> 32, 0};
 	struct watched_file *known;
 	struct watch_path *path;
@@ -1376,8 +1437,6 @@ int handle_write(struct bpf_raw_tracepoint_args *ctx)
 	u64 leader = 0, start = 0;
 	s64 size;
 
-	if (!s)
-		return 0;
 	key.fd = s->call.args[0];
 	if (key.fd == 2 && s->call.result > 0 && is_wanted(WANTED_LOGIN_KEYS))
 		remember_login(s, task, s->call.args[1], s->call.result);
@@ -1433,6 +1492,14 @@ int handle_write(struct bpf_raw_tracepoint_args *ctx)
 	}
 	submit(s, end + r->log_len);
 	return 0;
+}
+
+int handle_write(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_write(ctx, s, task)) : 0;
 }
 
 /* ------------------------------------------------------------------ sockets */
@@ -1554,18 +1621,15 @@ static __always_inline void remote_end(u64 sk, u16 family, u32 socktype, u8 *add
 #endif
 }
 
-int handle_sock(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), sk, address = 0, named = 0;
+	u64 sk, address = 0, named = 0;
 	struct vedette_sock *r;
 	u32 end = sizeof(*r), length = 0, words[4], name_length = 0, type;
 	u16 family = 0, value = 0;
 	s32 fd, asked;
 	int ok, is_raced = 0;
 
-	if (!s)
-		return 0;
 	if (s->type == ACTION_SOCKETCALL) {
 		if (bpf_probe_read_user(words, sizeof(words),
 					(const void *)(unsigned long)s->call.args[1])) {
@@ -1722,6 +1786,14 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+int handle_sock(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_sock(ctx, s, task)) : 0;
+}
+
 /* The first words of struct msghdr (linux/socket.h), of both ABIs: name, its length, the data. */
 struct message {
 	u64 name;
@@ -1755,10 +1827,9 @@ static __always_inline int read_message(u64 address, u32 compat, struct message 
 /* sends and receives: of all but streams, and of sockets without a peer of their own the first
  * datagram to and from each peer; the others' peer is that of their connect. Of several messages each
  * is looked at in turn (struct mmsghdr, sendmmsg(2)). */
-int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), sk, file, inode = 0, message;
+	u64 sk, file, inode = 0, message;
 	u32 type, length = 0, is_receiver, end = sizeof(struct vedette_sock), size, received;
 	struct message m = {};
 	struct met key = {};
@@ -1767,7 +1838,7 @@ int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
 	u16 family = 0, kind = 0, value = 0;
 	u8 one = 1;
 
-	if (!s || s->call.result < 0)
+	if (s->call.result < 0)
 		return 0;
 	type = s->type;
 	is_receiver = is_receive(type);
@@ -1863,6 +1934,14 @@ next:
 	return 0;
 }
 
+int handle_datagram(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_datagram(ctx, s, task)) : 0;
+}
+
 /* ------------------------------------------------------- other descriptors */
 
 /* Append `pipe:[number]`, as proc_pid_fd(5) shows what has no path. */
@@ -1916,15 +1995,12 @@ static __always_inline u32 append_file(struct scratch *s, u32 end, u64 file, u32
 }
 
 /* dup and its like of what is no socket; handle_sock has the others. */
-int handle_dup(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_dup(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task(), file;
+	u64 file;
 	u32 end = sizeof(struct vedette_sock), kind = 0, type;
 	struct vedette_sock *r;
 
-	if (!s)
-		return 0;
 	type = s->type;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
@@ -1944,6 +2020,14 @@ int handle_dup(struct bpf_raw_tracepoint_args *ctx)
 	r->state = kind << VEDETTE_S_KIND_SHIFT;
 	submit(s, end + r->path_len);
 	return 0;
+}
+
+int handle_dup(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_dup(ctx, s, task)) : 0;
 }
 
 /* What struct vedette_stdio has of a socket. */
@@ -2015,14 +2099,10 @@ static __always_inline void append_standard(struct scratch *s, u64 task)
 }
 
 /* A standard descriptor was changed; the syscall's own record follows. */
-int handle_stdio(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int do_stdio(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
-	struct scratch *s = scratch_of(0);
-	u64 task = bpf_get_current_task();
 	struct vedette_stdio *r;
 
-	if (!s)
-		return 0;
 	r = (void *)s->record;
 	if (!s->standard) {
 		__builtin_memset(r, 0, sizeof(*r));
@@ -2044,6 +2124,14 @@ following:
 		count(VEDETTE_C_LOST_READ_FAULT);
 	}
 	return 0;
+}
+
+int handle_stdio(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_stdio(ctx, s, task)) : 0;
 }
 
 /* ---------------------------------------------------------------- processes */
@@ -2156,7 +2244,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	type = fdpath ? VEDETTE_EXECVEAT : VEDETTE_EXECVE;
 	if (!is_wanted(type))
 		return 0;
-	s = scratch_of(1);
+	s = scratch_of(SCRATCH_PROCESSES);
 	if (!s)
 		return 0;
 	s->compat = 0;
@@ -2228,7 +2316,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
  * environment. */
 int handle_exec_rest(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct scratch *s = scratch_of(1);
+	struct scratch *s = scratch_of(SCRATCH_PROCESSES);
 	u64 task = bpf_get_current_task(), fs = 0, mm = 0, start = 0, stop = 0, wide;
 	u32 end, faults, size;
 	struct vedette_exec *r;
@@ -2281,7 +2369,7 @@ int handle_exec_rest(struct bpf_raw_tracepoint_args *ctx)
 /* The end of on_exec where it is asked for: the standard descriptors, behind s->following. */
 int handle_exec_stdio(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct scratch *s = scratch_of(1);
+	struct scratch *s = scratch_of(SCRATCH_PROCESSES);
 	struct vedette_exec *r;
 
 	if (!s)
@@ -2328,7 +2416,7 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (!is_wanted(type))
 		return 0;
-	s = scratch_of(1);
+	s = scratch_of(SCRATCH_PROCESSES);
 	if (!s || head(&r.h, task, type, pid))
 		return 0;
 	r.h.size = sizeof(r);
@@ -2438,7 +2526,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 			return 0;
 	}
 #endif
-	s = scratch_of(1);
+	s = scratch_of(SCRATCH_PROCESSES);
 	if (!s || head(&r.h, task, VEDETTE_PROCEXIT, 0))
 		return 0;
 	r.h.size = sizeof(r);
@@ -2487,7 +2575,7 @@ static __always_inline int report_cgroup(u64 cgroup, u64 path, s64 result)
 
 	if (!is_reported(cgroup))
 		return 0;
-	s = scratch_of(2);
+	s = scratch_of(SCRATCH_CGROUPS);
 	if (!s)
 		return 0;
 	s->compat = 0;
@@ -2584,7 +2672,7 @@ int on_capable(struct bpf_raw_tracepoint_args *ctx)
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}
-	s = scratch_of(1);
+	s = scratch_of(SCRATCH_PROCESSES);
 	if (!s || head(&r.h, task, VEDETTE_CAPABLE, result))
 		return 0;
 	if (is_filtered(filter_of(VEDETTE_CAPABLE), VEDETTE_CAPABLE, outcome_of(result), r.h.uid)) {
