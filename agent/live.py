@@ -254,7 +254,9 @@ class Live:
                     found.others,
                     found.uids,
                     found.prefixes,
-                    found.capabilities,
+                    found.argument,
+                    found.is_wide,
+                    found.values,
                 )
         had_stdio = self._tells_stdio
         self._tells_stdio = "stdio" in types

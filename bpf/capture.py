@@ -7,7 +7,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -126,7 +126,6 @@ MAPS: Final = (
     "filters",
     "filter_uids",
     "filter_paths",
-    "asked_capabilities",
     "watch_numbers",
     "watch_paths",
     "process_budgets",
@@ -142,9 +141,12 @@ _BUDGET_REST_S: Final = 2
 _FILTER_UIDS: Final = 1
 _FILTER_OTHERS: Final = 2
 _FILTER_PATHS: Final = 4
+_FILTER_VALUES: Final = 8
+_FILTER_WIDE: Final = 16
 _FILTER_ENTRIES_MAX: Final = 4096
 _FILTER_PATH_BYTES: Final = 127
-_CAPABILITIES_ALL: Final = (1 << 64) - 1
+_FILTER: Final = struct.Struct("<IIQII")  # struct filter
+_VALUES: Final = (1 << 64) - 1
 
 
 class CaptureError(Exception):
@@ -160,14 +162,18 @@ class Drop:
     others    whether users that are not in ``uids`` pass; those in it are the other way round
     uids      effective users
     prefixes  an absolute path passes that begins with one of them; None: paths are not looked at
-    capabilities  bit by capability: its use passes
+    argument  which argument of a call (of ``capable`` the capability: 0) ``values`` is about
+    is_wide   whether all 64 bits of the argument count, not the lowest 32 alone
+    values    bit by value of the argument, the last for all from there on: it passes
     """
 
     outcomes: int = 0
     others: bool = True
     uids: frozenset[int] = frozenset()
     prefixes: frozenset[bytes] | None = None
-    capabilities: int = _CAPABILITIES_ALL
+    argument: int = 0
+    is_wide: bool = False
+    values: int = _VALUES
 
     @property
     def flags(self) -> int:
@@ -177,6 +183,8 @@ class Drop:
             uids
             | (_FILTER_OTHERS if self.others else 0) * bool(uids)
             | (_FILTER_PATHS if self.prefixes is not None else 0)
+            | (_FILTER_VALUES if self.values != _VALUES else 0)
+            | (_FILTER_WIDE if self.is_wide else 0)
         )
 
 
@@ -466,7 +474,7 @@ class Capture:
         # While the maps change, everything passes.
         for name in before:
             key = struct.pack("<I", TYPES[name])
-            kernel.map_update(descriptors["filters"], key, bytes(8))
+            kernel.map_update(descriptors["filters"], key, bytes(_FILTER.size))
         for table in ("filter_uids", "filter_paths"):
             for entry in old[table] - new[table]:
                 kernel.map_delete(descriptors[table], entry)
@@ -474,10 +482,8 @@ class Capture:
                 kernel.map_update(descriptors[table], entry, struct.pack("<I", 1))
         for name, drop in self._drops.items():
             key = struct.pack("<I", TYPES[name])
-            value = struct.pack("<II", drop.outcomes, drop.flags)
+            value = _FILTER.pack(drop.outcomes, drop.flags, drop.values, drop.argument, 0)
             kernel.map_update(descriptors["filters"], key, value)
-        asked = self._drops.get("capable", Drop()).capabilities
-        kernel.map_update(descriptors["asked_capabilities"], bytes(4), struct.pack("<Q", asked))
 
     def want(self, types: Iterable[str], drops: Mapping[str, Drop] | None = None) -> None:
         """Report these event types from now on, and no others.
@@ -659,7 +665,7 @@ def _within_bounds(drops: Mapping[str, Drop]) -> dict[str, Drop]:
         if max(uids, paths) > _FILTER_ENTRIES_MAX:
             uids -= len(drop.uids)
             paths -= len(drop.prefixes or ())
-            drop = Drop(drop.outcomes, capabilities=drop.capabilities)
+            drop = replace(drop, others=True, uids=frozenset(), prefixes=None)
         kept[name] = drop
     return kept
 

@@ -136,9 +136,15 @@ struct shape {
 #define FILTER_OTHERS 2u       /* ... with this, those that are not */
 #define FILTER_PATHS 4u        /* paths are looked up: what has no prefix in filter_paths is dropped */
 #define FILTER_PATH_MAX 126u   /* of longer paths nothing is asked */
+#define FILTER_VALUES 8u       /* an argument is looked at */
+#define FILTER_WIDE 16u        /* all its 64 bits count, not the lowest 32 alone */
+#define FILTER_VALUE_MAX 63u
 struct filter {
-	u32 dropped; /* bit by outcome */
+	u32 dropped;  /* bit by outcome */
 	u32 flags;
+	u64 values;   /* bit by value, the last for all from there on: it passes */
+	u32 argument; /* whose value */
+	u32 reserved;
 };
 
 struct filter_uid {
@@ -309,6 +315,18 @@ static __always_inline int is_filtered(const struct filter *filter, u32 type, u3
 		return 1;
 	return (filter->flags & FILTER_UIDS) &&
 	       !filter_uids.lookup(&key) == !(filter->flags & FILTER_OTHERS);
+}
+
+/* Whether no rule can match what has this value of the filter's argument. */
+static __always_inline int is_value_filtered(const struct filter *filter, u64 value)
+{
+	if (!filter || !(filter->flags & FILTER_VALUES))
+		return 0;
+	if (!(filter->flags & FILTER_WIDE))
+		value = (u32)value;
+	if (value > FILTER_VALUE_MAX)
+		value = FILTER_VALUE_MAX;
+	return !(filter->values >> value & 1);
 }
 
 static __always_inline struct scratch *scratch_of(u32 index)
@@ -922,7 +940,7 @@ static __always_inline int is_writer(u32 fd, u64 task)
 
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	u64 regs = ctx->args[0], number, task, fd, command;
+	u64 regs = ctx->args[0], number, task, fd, command, value;
 	s64 result = ctx->args[1];
 	u32 index, *action, what, compat, handler, ids, outcome, standard;
 	struct filter *filter;
@@ -983,6 +1001,16 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (filter && outcome && !(~filter->dropped >> outcome & 0xff)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
+	}
+	if (filter && !standard && (filter->flags & FILTER_VALUES) && !filter->argument) {
+		/* As handle_call decides it, without all that comes in between. */
+		REGISTER(value, regs, di);
+		if (compat)
+			REGISTER(value, regs, bx);
+		if (is_value_filtered(filter, compat ? (u32)value : value)) {
+			count(VEDETTE_C_FILTERED);
+			return 0;
+		}
 	}
 	if ((what >= VEDETTE_UNLINK && what <= VEDETTE_PERSONALITY) || what == VEDETTE_PIPE ||
 	    what == VEDETTE_PIPE2) {
@@ -1275,17 +1303,21 @@ static __always_inline int do_call(struct bpf_raw_tracepoint_args *ctx, struct s
 		    own_id(type == VEDETTE_TKILL ? task : leader))
 			return 0;
 	}
+	if (s->number_flags & NUMBER_WIDE)
+		s->call.args[1] = (u32)s->call.args[1] | s->call.args[2] << 32;
+	filter = filter_of(type);
+	if (filter && is_value_filtered(filter, argument(s, filter->argument))) {
+		count(VEDETTE_C_FILTERED);
+		return 0;
+	}
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
 		return 0;
-	filter = filter_of(type);
 	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}
-	if (s->number_flags & NUMBER_WIDE)
-		s->call.args[1] = (u32)s->call.args[1] | s->call.args[2] << 32;
 #pragma unroll
 	for (int i = 0; i < 6; i++) {
 		u64 value = s->call.args[i];
@@ -2623,8 +2655,6 @@ struct told {
 	u32 is_denied;
 };
 BPF_TABLE("lru_hash", struct told, u8, told, 16384);
-/* Bit by capability: whether a rule can match its use. */
-BPF_ARRAY(asked_capabilities, u64, 1);
 
 /* Whether the kernel only asks how much memory a process may map: cap_vm_enough_memory() asks for
  * CAP_SYS_ADMIN with every mmap, brk and exec, and whoever lacks it goes on all the same. The
@@ -2656,8 +2686,9 @@ static __always_inline int is_accounting(struct bpf_raw_tracepoint_args *ctx, u6
  *             const struct user_namespace *capable_ns, int cap, int ret), since Linux 6.14 */
 int on_capable(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 zero = 0, capability = ctx->args[3], level = 0;
-	u64 task = (u64)bpf_get_current_task_btf(), target = ctx->args[1], leader = 0, *asked;
+	u32 capability = ctx->args[3], level = 0;
+	u64 task = (u64)bpf_get_current_task_btf(), target = ctx->args[1], leader = 0;
+	struct filter *filter;
 	s64 result = (s32)ctx->args[4];
 	struct vedette_call r = {};
 	struct told key = {};
@@ -2667,15 +2698,15 @@ int on_capable(struct bpf_raw_tracepoint_args *ctx)
 	/* The idle task has no process: an interrupt asks. */
 	if (capability > 63 || !(bpf_get_current_pid_tgid() >> 32) || !in_scope())
 		return 0;
-	asked = asked_capabilities.lookup(&zero);
-	if (!asked || !(*asked >> capability & 1)) {
+	filter = filter_of(VEDETTE_CAPABLE);
+	if (is_value_filtered(filter, capability)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}
 	s = scratch_of(SCRATCH_PROCESSES);
 	if (!s || head(&r.h, task, VEDETTE_CAPABLE, result))
 		return 0;
-	if (is_filtered(filter_of(VEDETTE_CAPABLE), VEDETTE_CAPABLE, outcome_of(result), r.h.uid)) {
+	if (is_filtered(filter, VEDETTE_CAPABLE, outcome_of(result), r.h.uid)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
 	}

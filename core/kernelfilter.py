@@ -5,7 +5,7 @@ For each event type it is asked, of all rules at once, whether any can be true
 - of a call that failed, or succeeded; of an open also by whether it reads, writes and may create;
 - where the effective user is one of those that rules name, or any other;
 - where the path does not begin with one of some prefixes;
-- of a use of a capability: by which one.
+- of each small value of one argument, such as the family of socket(), or the capability.
 
 The answers are exact in one direction: what is dropped matches no rule, whatever else the event and
 its process are. The programs of bpf/ look at the answers before a record is made; ``Filter.passes``
@@ -52,7 +52,10 @@ _SOCKET_FIELDS: Final = frozenset(
 # Outcomes of opens: those that do not write, whatever the result; those that do.
 _READS_ONLY: Final = sum(1 << index for index in range(OUTCOMES) if not index & 2)
 _WRITES: Final = _EVERY & ~_READS_ONLY
-_CAPABILITIES: Final = (1 << 64) - 1
+VALUE_MAX: Final = 63
+"""Of an argument each lower value is asked about alone, this one and all above together."""
+_VALUES: Final = (1 << VALUE_MAX + 1) - 1
+_VALUES_SHOWN_MAX: Final = 8
 _RESULTS: Final = frozenset(("evt.rawres", "evt.res", "evt.failed"))
 _OPEN_BITS: Final = ("evt.is_open_read", "evt.is_open_write", "evt.is_open_create")
 _ENOENT: Final = 2
@@ -60,8 +63,9 @@ _SUCCESS: Final = (0, (1 << 63) - 1)
 _FAILURE: Final = (-(1 << 63), -1)
 _F_PATH_FAULT: Final = layout.FLAGS["path_fault"]
 
-Truth = tuple[bool, bool]
-"""Whether something can be true, and whether it can be false."""
+Truth = tuple[int, int]
+"""Of some cases, a bit each: those in which something can be true, and those in which it can be
+false. Where there is one case, these are two bools."""
 _EITHER: Final[Truth] = (True, True)
 
 
@@ -73,14 +77,18 @@ class Filter:
     others     whether users pass that are not in ``uids``; those in it are the other way round
     uids       users that rules name
     prefixes   an absolute path passes that begins with one of them; None: all pass
-    capabilities  bit by capability: its use passes
+    argument   which argument of a call (of ``capable`` the capability: 0) ``values`` is about
+    is_wide    whether all 64 bits of the argument count, not the lowest 32 alone
+    values     bit by value of the argument, VALUE_MAX for all from there on: it passes
     """
 
     outcomes: int = _EVERY
     others: bool = True
     uids: frozenset[int] = frozenset()
     prefixes: frozenset[bytes] | None = None
-    capabilities: int = _CAPABILITIES
+    argument: int = 0
+    is_wide: bool = False
+    values: int = _VALUES
 
     @property
     def drops(self) -> bool:
@@ -122,10 +130,21 @@ class Filter:
             found.append("users " + ", ".join(map(str, sorted(self.uids))))
         if self.prefixes is not None:
             found.append(f"paths outside of {len(self.prefixes)} prefixes")
-        if self.capabilities != _CAPABILITIES:
-            names = calls.names_text(calls.NAMES["capabilities"], self.capabilities, 8).decode()
-            found.append(f"capabilities but {names.replace(' ', ', ')}")
+        if self.values != _VALUES:
+            found.append(self._words_of_values(name))
         return "; ".join(found)
+
+    def _words_of_values(self, name: str) -> str:
+        field, value = next(iter(_arguments(name)[self.argument].items()))
+        texts = [_text(value, number).decode() for number in range(VALUE_MAX)]
+        texts.append(f"{VALUE_MAX} and above")
+        passing = [text for bit, text in enumerate(texts) if self.values >> bit & 1]
+        dropped = [text for bit, text in enumerate(texts) if not self.values >> bit & 1]
+        but = len(passing) < len(dropped)
+        shown = passing if but else dropped
+        more = len(shown) - _VALUES_SHOWN_MAX
+        named = ", ".join(shown[:_VALUES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+        return f"{field} {'but ' if but else ''}{named}" if shown else f"{field} of any value"
 
     def passes(self, record: Record) -> bool:
         """Whether a record of the type can match a rule, as the kernel side decides it."""
@@ -133,8 +152,10 @@ class Filter:
             return False
         if (record.uid in self.uids) == self.others:
             return False
-        if record.type_name == "capable" and not self.capabilities >> min(record.arg0, 63) & 1:
-            return False
+        if self.values != _VALUES:
+            value = getattr(record, f"arg{self.argument}") & (-1 if self.is_wide else 0xFFFFFFFF)
+            if not self.values >> min(value, VALUE_MAX) & 1:
+                return False
         if self.prefixes is None:
             return True
         path = record.path
@@ -218,26 +239,33 @@ def _derive(
                 break
     others = None in passing
     uids = frozenset(uid for uid in named if (uid in passing) != others)
-    capabilities = _capabilities(left()) if name == "capable" else _CAPABILITIES
-    return Filter(outcomes, others, uids, _prefixes_of_all(name, left()), capabilities)
+    argument, is_wide, values = _values(name, left)
+    prefixes = _prefixes_of_all(name, left())
+    return Filter(outcomes, others, uids, prefixes, argument, is_wide, values)
 
 
 # Whether a tree can be true, once some of its checks are decided
 
 
-def _can(tree: Expr | bool, truth: Callable[[Predicate], Truth]) -> bool:
-    return tree if isinstance(tree, bool) else _truth(tree, truth)[0]
+def _can(tree: Expr | bool, truth: Callable[[Predicate], Truth], every: int = 1) -> int:
+    """The cases, of ``every``, in which a tree can be true."""
+    return every * tree if isinstance(tree, bool) else _truth(tree, truth, every)[0]
 
 
-def _truth(tree: Expr, truth: Callable[[Predicate], Truth]) -> Truth:
+def _truth(tree: Expr, truth: Callable[[Predicate], Truth], every: int) -> Truth:
     if isinstance(tree, Predicate):
-        return truth(tree) if tree.is_plain else _EITHER
+        return truth(tree) if tree.is_plain else (every, every)
     if isinstance(tree, Not):
-        can_be_true, can_be_false = _truth(tree.item, truth)
+        can_be_true, can_be_false = _truth(tree.item, truth, every)
         return can_be_false, can_be_true
-    found = [_truth(item, truth) for item in tree.items]
-    trues, falses = [one[0] for one in found], [one[1] for one in found]
-    return (all(trues), any(falses)) if isinstance(tree, And) else (any(trues), all(falses))
+    all_true, any_true, all_false, any_false = every, 0, every, 0
+    for item in tree.items:
+        can_be_true, can_be_false = _truth(item, truth, every)
+        all_true &= can_be_true
+        any_true |= can_be_true
+        all_false &= can_be_false
+        any_false |= can_be_false
+    return (all_true, any_false) if isinstance(tree, And) else (any_true, all_false)
 
 
 def _exactly(check: Predicate, value: bytes | int | None) -> Truth:
@@ -323,18 +351,80 @@ def _of_uid(uid: int | None, users: Mapping[int, bytes]) -> Callable[[Predicate]
     return truth
 
 
-def _capabilities(left: Iterable[Expr | bool]) -> int:
-    """Those whose use a rule can match, a bit each; what has no name yet passes."""
-    found = _CAPABILITIES << len(calls.CAPABILITIES) & _CAPABILITIES
-    for rest in left:
-        for bit, name in enumerate(calls.CAPABILITIES):
-            if not found >> bit & 1 and _can(rest, partial(_of_capability, name)):
-                found |= 1 << bit
+def _arguments(name: str) -> dict[int, dict[str, calls.Value]]:
+    """The arguments of a call that are numbers: place -> field -> how its text comes about."""
+    found: dict[int, dict[str, calls.Value]] = {}
+    known = calls.CALLS.get(name, {})
+    # Of users and groups, a 16-bit call has other numbers than what is told.
+    ids = {value.place for value in known.values() if value.op in ("user", "group")}
+    for field, value in known.items():
+        is_number = value.op in ("names", "number", "hex") and value.place < calls.DATA
+        # The depth of the user namespace is found out last.
+        if is_number and value.place not in ids and not (name == "capable" and value.place):
+            found.setdefault(value.place, {})[field] = value
     return found
 
 
-def _of_capability(name: bytes, check: Predicate) -> Truth:
-    return _exactly(check, name) if check.field.name == "capability.name" else _EITHER
+def _text(value: calls.Value, number: int) -> bytes:
+    if value.op == "names":
+        return calls.names_text(calls.NAMES[value.table], number, value.size)
+    return b"%x" % number if value.op == "hex" else calls.number_text(number, value.size)
+
+
+def _values(name: str, left: Callable[[], Iterator[Expr | bool]]) -> tuple[int, bool, int]:
+    """The argument whose values tell most, whether it is wide, and the values that pass."""
+    best = (0, False, _VALUES)
+    for place, known in _arguments(name).items():
+        is_wide = any(abs(value.size) == 8 for value in known.values() if value.op != "hex")
+        truths: dict[int, tuple[Predicate, Truth]] = {}
+
+        def truth(
+            check: Predicate,
+            known: dict[str, calls.Value] = known,
+            truths: dict[int, tuple[Predicate, Truth]] = truths,
+            is_wide: bool = is_wide,
+        ) -> Truth:
+            if id(check) not in truths:
+                value = known.get(check.field.name)
+                found = (_VALUES, _VALUES) if value is None else _of_value(check, value, is_wide)
+                truths[id(check)] = check, found
+            return truths[id(check)][1]
+
+        values = 0
+        for rest in left():
+            values |= _can(rest, truth, _VALUES)
+            if values == _VALUES:
+                break
+        if values.bit_count() < best[2].bit_count():
+            best = place, is_wide, values
+    return best
+
+
+def _of_value(check: Predicate, value: calls.Value, is_wide: bool) -> Truth:
+    """The truth of a check of an argument, by its value."""
+    if check.op == "exists":
+        return _VALUES, 0
+    if value.op == "hex" and not is_wide:
+        return _VALUES, _VALUES  # it has the upper bits, too
+    trues = sum(
+        1 << number
+        for number in range(VALUE_MAX)
+        if holds(check.op, _text(value, number), check.values)
+    )
+    can_be_true = trues | 1 << VALUE_MAX
+    if check.op in ("=", "in") and _has_one_number(value):
+        numbers = [calls.number_of(value, v, {}) for v in check.values if isinstance(v, bytes)]
+        if all(number is None or number < VALUE_MAX for number in numbers):
+            can_be_true = trues
+    return can_be_true, _VALUES & ~trues
+
+
+def _has_one_number(value: calls.Value) -> bool:
+    """Whether a text of it is that of one number alone: flags without a name are not told."""
+    mask = calls.NUMBER_MASKS[value.size]
+    return value.op != "names" or all(
+        entry[0] == mask for entry in calls.NAMES[value.table].entries
+    )
 
 
 def _uids(left: Iterable[Expr | bool], users: Mapping[int, bytes]) -> frozenset[int] | None:

@@ -28,7 +28,7 @@ from vedette.core.rules import Rule
 pytestmark = pytest.mark.bpf
 
 TYPES = ("open", "openat", "openat2", "creat", "unlink", "chdir", "execve", "connect", "socket",
-         "setuid")  # fmt: skip
+         "setuid", "prctl", "kill", "truncate")  # fmt: skip
 # Each opens for reading and for writing, by several forms of a path, what is there and what is not.
 PATHS = ("/etc/passwd", "/etc/absent", "//etc/passwd", "/etc/./passwd", "/etc/../etc/passwd",
          "/usr/bin/env", "/usr", "file", "../file", "/etc/" + "x" * 130, "/dev/null")  # fmt: skip
@@ -53,12 +53,28 @@ CALLS = [
     "native 41 n2 n1 n0",
     "native 41 n2 n99 n0",
     "native 42 n99 n8 n16",
-    "native 105 n1",
-    "native 2 s/etc/passwd n0",
-    "native 2 s/etc/shadow n0",
-    "native 87 s/etc/passwd",
-    "native 105 n0",
+    "native 41 n16 n3 n0",
+    "native 41 n0x100000010 n3 n0",  # the kernel takes the lower half
+    "native 41 n0x100000001 n1 n0",
+    "native 41 n63 n1 n0",
+    "native 41 n99 n1 n0",
+    "compat 359 n1 n1 n0",
+    "compat 359 n16 n3 n0",
+    "compat 102 n1 x10000000" + "03000000" + "00000000",  # socketcall(SYS_socket, ...)
+    "compat 102 n1 x01000000" + "01000000" + "00000000",
+    "native 157 n15 sname",
+    "native 157 n16 n8",
+    "native 157 n0x59616d61 n0",
+    "native 62 q n65",
+    "native 62 q n0",
+    "compat 193 s/etc/absent n9 n1",  # truncate64: 0x100000009
+    "native 76 s/etc/absent n9",
+    "native 76 s/usr/absent n9",
 ]
+# In one process, since it has no rights after the first.
+AS_DAEMON = ["native 105 n1", "native 2 s/etc/passwd n0", "native 2 s/etc/shadow n0",
+             "native 87 s/etc/passwd", "native 105 n0"]  # fmt: skip
+RUNS = [CALLS[start : start + 30] for start in range(0, len(CALLS), 30)] + [AS_DAEMON]
 CONDITIONS = {
     "outcomes": "evt.type in (open, openat, openat2, creat) and evt.is_open_write = true "
     "and fd.num >= 0",
@@ -70,13 +86,28 @@ CONDITIONS = {
     "fs.path.name in (/usr/bin/env, /usr/absent))",
     "all at once": "evt.type in (open, openat) and fd.directory = /etc and evt.failed = false "
     "and user.name = root",
+    "family": "evt.type = socket and evt.arg.domain = AF_NETLINK and evt.rawres >= 0",
+    "large": "evt.type = socket and evt.arg.domain = 99",
+    "kind": "evt.type = socket and evt.arg.type = 1 and evt.arg.domain in (AF_UNIX, AF_INET)",
+    "options": "evt.type in (prctl, kill) and (evt.arg.option = PR_GET_NAME or evt.arg.sig = 65)",
+    "no names": "evt.type = prctl and not evt.arg.option = PR_SET_NAME",
+    "lengths": "evt.type = truncate and evt.arg.length = 4294967305",
+    "short lengths": "evt.type = truncate and evt.arg.length = 9",
     "never": "evt.type = openat and fd.num = 1 and evt.failed = true",
 }
 
 
 def drops(filters: dict[str, Filter]) -> dict[str, Drop]:
     return {
-        name: Drop(~one.outcomes & 0xFFFFFF, one.others, one.uids, one.prefixes, one.capabilities)
+        name: Drop(
+            ~one.outcomes & 0xFFFFFF,
+            one.others,
+            one.uids,
+            one.prefixes,
+            one.argument,
+            one.is_wide,
+            one.values,
+        )
         for name, one in filters.items()
     }
 
@@ -110,8 +141,8 @@ def test_the_kernel_drops_what_no_rule_can_match(
     (tmp_path / "file").touch()
 
     def run() -> None:
-        for start in range(0, len(CALLS), 30):
-            scope.run(program, tmp_path, *" -- ".join(CALLS[start : start + 30]).split(" "))
+        for calls in RUNS:
+            scope.run(program, tmp_path, *" -- ".join(calls).split(" "))
 
     dropped_at_all = 0
     for text in CONDITIONS.values():
@@ -164,6 +195,14 @@ HERE = [
         "fd.name pmatch (/etc) and evt.is_open_write = true", "proc.name = calls and fd.num >= 0",
         "fs.path.name startswith /etc/passwd", "not fd.name startswith /etc/",
     )
+] + [
+    parse_condition(f"evt.type in (socket, prctl, kill, truncate) and {text}")
+    for text in (
+        "evt.arg.domain = AF_NETLINK", "evt.arg.domain in (AF_UNIX, AF_INET)",
+        "evt.arg.type = 1", "evt.arg.domain = 99", "evt.arg.sig = 65", "audit.a0 = 10",
+        "evt.arg.option in (PR_SET_NAME, PR_SET_PTRACER)", "evt.arg.length = 9",
+        "not evt.arg.domain = AF_UNIX", "evt.arg.domain startswith AF_I",
+    )
 ]  # fmt: skip
 """Conditions about what the calls are."""
 
@@ -208,8 +247,8 @@ class Host:
     def run(self, drop: dict[str, Drop]) -> tuple[list[bytes], list[bytes]]:
         """Make the calls; the records of both captures."""
         self.filtered.capture.want(CAPTURED, drop)
-        for start in range(0, len(CALLS), 30):
-            words = " -- ".join(CALLS[start : start + 30]).split(" ")
+        for calls in RUNS:
+            words = " -- ".join(calls).split(" ")
             self.scope.run(self.program, self.folder, *words)
         whole, part = (
             list(split(watch.ring.read(ALL))) for watch in (self.everything, self.filtered)
