@@ -6,6 +6,7 @@ given to the compiler as a macro. Format: kernel documentation, "BPF Type Format
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,6 +40,20 @@ class Member:
     offset_bytes: int
     bit_shift: int
     bit_size: int
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the kernel.
+
+    id          of the function, which a program for it names
+    type_id     of its type: parameters, their names, and result
+    parameters  how many it has
+    """
+
+    id: int
+    type_id: int
+    parameters: int
 
 
 class Btf:
@@ -178,6 +193,25 @@ class Btf:
         if type_id is None:
             raise BtfError(f"this kernel has no tracepoint {name}")
         return type_id
+
+    def functions(self, names: Iterable[str]) -> dict[str, Function]:
+        """Find functions by name; what is none, or stands twice, is left out."""
+        wanted: dict[int, str] = {}
+        for name in names:
+            at = self._strings.find(b"\0" + name.encode() + b"\0")
+            if at >= 0:
+                wanted[at + 1] = name
+        unpack = struct.Struct("<III").unpack_from
+        found: dict[str, Function] = {}
+        twice: set[str] = set()
+        for type_id in range(1, len(self._offsets)):
+            name_off, info, target = unpack(self._types, self._offsets[type_id])
+            if info >> 24 & 0x1F == _FUNC and name_off in wanted:
+                name = wanted[name_off]
+                if name in found:
+                    twice.add(name)
+                found[name] = Function(type_id, target, self._head(target)[1])
+        return {name: one for name, one in found.items() if name not in twice}
 
     def tracepoint_arguments(self, name: str) -> int | None:
         """Number of arguments of a raw tracepoint; None where there is no such tracepoint."""

@@ -152,3 +152,54 @@ CALLS: Final[dict[str, Call]] = {
 
 SHAPES: Final = {TYPES[name]: call.pack() for name, call in CALLS.items()}
 """Event type -> what the BPF map `shapes` has of it."""
+
+# Event type -> (x86-64 number, i386 number), arch/x86/entry/syscalls. The i386 ABI has no accept.
+SYSCALLS: Final = {
+    "execve": (59, 11),
+    "execveat": (322, 358),
+    "open": (2, 5),
+    "openat": (257, 295),
+    "openat2": (437, 437),
+    "connect": (42, 362),
+    "accept": (43, None),
+    "accept4": (288, 364),
+    "bind": (49, 361),
+    "listen": (50, 363),
+    "write": (1, 4),
+    "chdir": (80, 12),
+    "fchdir": (81, 133),
+    "creat": (85, 8),
+    "sendto": (44, 369),
+    "sendmsg": (46, 370),
+    "recvfrom": (45, 371),
+    "recvmsg": (47, 372),
+    "dup": (32, 41),
+    "dup2": (33, 63),
+    "dup3": (292, 330),
+    "fcntl": (72, 55),
+    "sendmmsg": (307, 345),
+    "recvmmsg": (299, 337),
+}
+# i386 has these twice: fcntl64, and recvmmsg_time64.
+SECOND_I386: Final = {"fcntl": 221, "recvmmsg": 417}
+SOCKETCALL: Final = 102
+"""i386's one number for all socket calls."""
+# Syscalls that change what a record of type ids has: (x86-64 numbers, i386 numbers) of setsid,
+# setpgid, capset, setuid, setgid, setreuid, setregid, setresuid, setresgid, setfsuid, setfsgid;
+# i386 has the set*id calls twice, with 16 and with 32 bits.
+IDS_NUMBERS: Final = (
+    (112, 109, 126, 105, 106, 113, 114, 117, 119, 122, 123),
+    (66, 57, 185, 23, 213, 46, 214, 70, 203, 71, 204, 164, 208, 170, 210, 138, 215, 139, 216),
+)
+# Syscalls that can change a standard descriptor, by how (STDIO_* of vedette.bpf.c): (x86-64
+# numbers, i386 numbers) of open, openat, openat2, creat, dup, dup2, dup3, fcntl, socket, accept,
+# accept4; close, close_range; pipe, pipe2; socketpair.
+STDIO_NUMBERS: Final = {
+    1: (
+        (2, 257, 437, 85, 32, 33, 292, 72, 41, 43, 288),
+        (5, 295, 437, 8, 41, 63, 330, 55, 221, 359, 364),
+    ),
+    2: ((3, 436), (6, 436)),
+    3: ((22, 293), (42, 331)),
+    4: ((53,), (360,)),
+}

@@ -6,14 +6,23 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from vedette.bpf import kernel
-from vedette.bpf.calls import CALLS, SHAPES
+from vedette.bpf.calls import (
+    CALLS,
+    IDS_NUMBERS,
+    SECOND_I386,
+    SHAPES,
+    SOCKETCALL,
+    STDIO_NUMBERS,
+    SYSCALLS,
+)
+from vedette.bpf.functions import FUNCTIONS, I386, NATIVE, OPENS
 from vedette.bpf.helper import Helper, HelperError
 from vedette.bpf.names import COUNTERS, TYPES
 from vedette.bpf.offsets import unavailable
@@ -21,45 +30,17 @@ from vedette.bpf.offsets import unavailable
 _SOURCE: Final = Path(__file__).resolve().parent / "vedette.bpf.c"
 LOAD_SECONDS_MAX: Final = 300
 _ANSWER_BYTES_MAX: Final = 1 << 16
-_DESCRIPTORS_MAX: Final = 64
+DESCRIPTORS_AT_ONCE: Final = 200  # the kernel passes 253 with a message (SCM_MAX_FD)
 _WATCH_PATH_MAX: Final = 256
 _WATCH_PATHS_MAX: Final = 16
 _SYSCALL_NUMBERS: Final = 512
 _RING_BYTES_MAX: Final = 1 << 30
 
-# Event type -> (x86-64 number, i386 number), arch/x86/entry/syscalls. The i386 ABI has no accept.
-SYSCALLS: Final = {
-    "execve": (59, 11),
-    "execveat": (322, 358),
-    "open": (2, 5),
-    "openat": (257, 295),
-    "openat2": (437, 437),
-    "connect": (42, 362),
-    "accept": (43, None),
-    "accept4": (288, 364),
-    "bind": (49, 361),
-    "listen": (50, 363),
-    "write": (1, 4),
-    "chdir": (80, 12),
-    "fchdir": (81, 133),
-    "creat": (85, 8),
-    "sendto": (44, 369),
-    "sendmsg": (46, 370),
-    "recvfrom": (45, 371),
-    "recvmsg": (47, 372),
-    "dup": (32, 41),
-    "dup2": (33, 63),
-    "dup3": (292, 330),
-    "fcntl": (72, 55),
-    "sendmmsg": (307, 345),
-    "recvmmsg": (299, 337),
-}
-# i386 has these twice: fcntl64, and recvmmsg_time64.
-SECOND_I386: Final = {"fcntl": 221, "recvmmsg": 417}
+Hook = Literal["auto", "fexit", "sys_exit"]
+HOOKS: Final[tuple[Hook, ...]] = get_args(Hook)
 LOGIN_KEY: Final = "login_key"
 """Beside the event types: whether writes of login records have what sshd said of the key."""
 _WANTED_LOGIN_KEYS: Final = 254  # its place in the map `wanted`
-_SOCKETCALL: Final = 102  # i386's one number for all socket calls
 _ACTION_SOCKETCALL: Final = 255
 _SOCKET_TYPES: Final = frozenset(
     {"socket", "connect", "accept", "accept4", "bind", "listen"}
@@ -69,7 +50,7 @@ _OPEN_TYPES: Final = frozenset({"open", "openat", "openat2", "creat"})
 _FORK_TYPES: Final = frozenset({"clone", "fork", "vfork", "clone3"})
 _EXEC_TYPES: Final = frozenset({"execve", "execveat"})
 # In the order of the enum in vedette.bpf.c.
-_HANDLERS: Final = (
+HANDLERS: Final = (
     "handle_exec",
     "handle_open",
     "handle_sock",
@@ -80,46 +61,27 @@ _HANDLERS: Final = (
     "handle_dup",
     "handle_stdio",
 )
-_EXEC_PARTS: Final = ("handle_exec_rest", "handle_exec_stdio")
-# Syscalls that change what a record of type ids has: (x86-64 numbers, i386 numbers) of setsid,
-# setpgid, capset, setuid, setgid, setreuid, setregid, setresuid, setresgid, setfsuid, setfsgid;
-# i386 has the set*id calls twice, with 16 and with 32 bits.
-_IDS_NUMBERS: Final = (
-    (112, 109, 126, 105, 106, 113, 114, 117, 119, 122, 123),
-    (66, 57, 185, 23, 213, 46, 214, 70, 203, 71, 204, 164, 208, 170, 210, 138, 215, 139, 216),
-)
+EXEC_PARTS: Final = ("handle_exec_rest", "handle_exec_stdio")
 _ACTION_IDS: Final = (1 << 24, 1 << 25)
-# Syscalls that can change a standard descriptor, by how (STDIO_* of vedette.bpf.c): (x86-64
-# numbers, i386 numbers) of open, openat, openat2, creat, dup, dup2, dup3, fcntl, socket, accept,
-# accept4; close, close_range; pipe, pipe2; socketpair.
-_STDIO_NUMBERS: Final = {
-    1: (
-        (2, 257, 437, 85, 32, 33, 292, 72, 41, 43, 288),
-        (5, 295, 437, 8, 41, 63, 330, 55, 221, 359, 364),
-    ),
-    2: ((3, 436), (6, 436)),
-    3: ((22, 293), (42, 331)),
-    4: ((53,), (360,)),
-}
 _STDIO_SHIFTS: Final = (26, 29)
-_TRACEPOINTS: Final = {
-    "on_sys_exit": "sys_exit",
-    "on_sys_enter": "sys_enter",
-    "on_exec": "sched_process_exec",
-    "on_fork": "sched_process_fork",
-    "on_exit": "sched_process_exit",
-    "on_cgroup_mkdir": "cgroup_mkdir",
-    "on_cgroup_rmdir": "cgroup_rmdir",
-    "on_capable": "cap_capable",
+# Bits of an action that are of x86-64's syscall, and of i386's.
+_NATIVE_BITS: Final = 0xFF | 1 << 24 | 7 << 26
+_I386_BITS: Final = 0xFF00 | 1 << 25 | 7 << 29
+TRACEPOINTS: Final = {
+    "on_sys_exit": ("sys_exit", True),
+    "on_sys_enter": ("sys_enter", True),
+    "on_exec": ("sched_process_exec", False),
+    "on_fork": ("sched_process_fork", False),
+    "on_exit": ("sched_process_exit", False),
+    "on_cgroup_mkdir": ("cgroup_mkdir", False),
+    "on_cgroup_rmdir": ("cgroup_rmdir", False),
+    "on_capable": ("cap_capable", False),
 }
-TYPED: Final = frozenset((*_HANDLERS, "on_sys_exit"))
-"""Programs of the tracepoint sys_exit, which are loaded for its types; what one of them calls must
-be loaded so, too."""
-PROGRAMS: Final = (*_HANDLERS, *_EXEC_PARTS, *_TRACEPOINTS)
+"""Programs: the tracepoint of each, and whether it is loaded for the types of its arguments. The
+first two are for functions of syscalls in place of tracepoints where the kernel lets them be."""
 MAPS: Final = (
     "counters",
     "actions",
-    "handlers",
     "exec_parts",
     "wanted",
     "shapes",
@@ -133,6 +95,7 @@ MAPS: Final = (
 )
 
 
+_FUNCTION_KINDS: Final = ("fexit/", "fentry/")
 _BUDGETS: Final = ("process_budgets", "cgroup_budgets")
 _BUDGET: Final = struct.Struct("<4Q")  # struct budget: second, used, suppressed, pid
 _BUDGETS_AT_ONCE: Final = 256
@@ -213,8 +176,11 @@ class CaptureConfig:
     watched_paths  absolute paths of files whose writes are reported (16 at most)
     exclude_pid    process that is never reported (the agent itself); None: none
     environment    whether an exec's record has the environment
+    hook           where syscalls are seen. fexit: at the end of the function of each syscall that
+                   is asked for, which costs the others nothing; sys_exit: at a tracepoint that all
+                   syscalls of the host pass; auto: fexit where the kernel lets it be
     read_at_entry  whether opens' paths are read when the syscall begins, too, and differences told
-                   by records of type raced; it makes every syscall of the host slower
+                   by records of type raced; with sys_exit it makes every syscall of the host slower
     process_per_s, cgroup_per_s  records of files and connections that a process, and all processes
                    of a cgroup together, may cause in a second on each CPU; what is more is counted
                    and told by records of type suppressed. An eighth of the smaller one may come
@@ -230,6 +196,7 @@ class CaptureConfig:
     watched_paths: tuple[str, ...] = field(default=("/var/log/btmp", "/var/log/wtmp"))
     exclude_pid: int | None = None
     environment: bool = False
+    hook: Hook = "auto"
     read_at_entry: bool = False
     process_per_s: int = 0
     cgroup_per_s: int = 0
@@ -315,6 +282,8 @@ class Capture:
              Whoever has it loaded needs no rights for the rest, as long as kernel.needs_rights()
              does not say so
     ring_fd  descriptor of the ring buffer map; valid from load() to close()
+    hook     where syscalls are seen, fexit or sys_exit; known from load() on
+    refused  why it is not fexit, where that was looked for; else empty
     """
 
     def __init__(self, config: CaptureConfig | None = None, loader: "Loader | None" = None) -> None:
@@ -324,6 +293,8 @@ class Capture:
         self._drops: dict[str, Drop] = {}
         self._descriptors: dict[str, int] = {}
         self._links: dict[str, int] = {}
+        self.hook: Hook = self.config.hook
+        self.refused = ""
         self._budget_table = 0
         self._budget_key: bytes | None = None
 
@@ -347,13 +318,17 @@ class Capture:
             raise CaptureError("capture is not loaded: call load() first")
         return self._descriptors[name]
 
-    def _tracepoints(self) -> list[str]:
+    def _programs(self) -> list[str]:
+        """What is to be attached, by the names of descriptors."""
         types = self._types
-        programs = []
-        if self._numbers():
-            programs.append("on_sys_exit")
-            if self.config.read_at_entry:
-                programs.append("on_sys_enter")
+        programs: list[str] = []
+        if numbers := self._numbers():
+            if self.hook == "fexit":
+                programs += self._of_functions(numbers)
+            else:
+                programs.append("on_sys_exit")
+                if self.config.read_at_entry:
+                    programs.append("on_sys_enter")
         if types & _EXEC_TYPES:
             programs.append("on_exec")
         if types & _FORK_TYPES:
@@ -365,6 +340,14 @@ class Capture:
         if "capable" in types - unavailable():
             programs.append("on_capable")
         return programs
+
+    def _of_functions(self, numbers: Mapping[int, int]) -> Iterator[str]:
+        for number, action in numbers.items():
+            for abi, bits in ((NATIVE, _NATIVE_BITS), (I386, _I386_BITS)):
+                if action & bits:
+                    for name in FUNCTIONS[abi, number]:
+                        kinds = ("fentry/", "fexit/") if (abi, number) in OPENS else ("fexit/",)
+                        yield from (k + name for k in kinds if k + name in self._descriptors)
 
     def _watching(self) -> bool:
         return "write" in self._types and bool(self.config.watched_paths)
@@ -395,13 +378,13 @@ class Capture:
                 if number is not None:
                     actions[number] = actions.get(number, 0) | TYPES[name] << 8
         if types & _SOCKET_TYPES:
-            actions[_SOCKETCALL] = actions.get(_SOCKETCALL, 0) | _ACTION_SOCKETCALL << 8
+            actions[SOCKETCALL] = actions.get(SOCKETCALL, 0) | _ACTION_SOCKETCALL << 8
         if "ids" in types:
-            for numbers, flag in zip(_IDS_NUMBERS, _ACTION_IDS, strict=True):
+            for numbers, flag in zip(IDS_NUMBERS, _ACTION_IDS, strict=True):
                 for number in numbers:
                     actions[number] = actions.get(number, 0) | flag
         if "stdio" in types:
-            for how, both in _STDIO_NUMBERS.items():
+            for how, both in STDIO_NUMBERS.items():
                 for numbers, shift in zip(both, _STDIO_SHIFTS, strict=True):
                     for number in numbers:
                         actions[number] = actions.get(number, 0) | how << shift
@@ -412,6 +395,7 @@ class Capture:
         scope = cgroup_scope(config.cgroup) if config.cgroup is not None else (0, 0)
         return {
             "ring_bytes": config.ring_bytes,
+            "hook": HOOKS.index(config.hook),
             "WAKEUP_BYTES": config.wakeup_bytes,
             "ENVIRONMENT": int(config.environment),
             "READ_AT_ENTRY": int(config.read_at_entry),
@@ -430,7 +414,8 @@ class Capture:
         if self._descriptors:
             return
         with self._loader or Loader() as loader:
-            self._descriptors = loader.load(self._request())
+            self._descriptors, self.refused = loader.load(self._request())
+        self.hook = "sys_exit" if "on_sys_exit" in self._descriptors else "fexit"
         try:
             self._fill()
         except OSError as error:
@@ -439,13 +424,6 @@ class Capture:
 
     def _fill(self) -> None:
         descriptors = self._descriptors
-        for table, programs in (("handlers", _HANDLERS), ("exec_parts", _EXEC_PARTS)):
-            for slot, name in enumerate(programs):
-                kernel.map_update(
-                    descriptors[table],
-                    struct.pack("<I", slot),
-                    struct.pack("<I", descriptors[name]),
-                )
         for index, path in enumerate(dict.fromkeys(self.config.watched_paths)):
             padded = os.fsencode(path).ljust(_WATCH_PATH_MAX, b"\0")
             key = struct.pack("<I", index)
@@ -518,7 +496,7 @@ class Capture:
         except OSError as error:
             raise CaptureError(f"the kernel refuses: {error}") from error
         if self._links:
-            for name in self._links.keys() - set(self._tracepoints()):
+            for name in self._links.keys() - set(self._programs()):
                 os.close(self._links.pop(name))
             self._attach()
 
@@ -533,8 +511,8 @@ class Capture:
 
     @property
     def attached(self) -> tuple[str, ...]:
-        """The tracepoints that are in use."""
-        return tuple(_TRACEPOINTS[name] for name in self._links)
+        """The tracepoints that are in use; fexit stands for the functions of syscalls."""
+        return tuple(dict.fromkeys(map(_place, self._links)))
 
     def attach(self) -> None:
         """Start capture. Raises CaptureError where the kernel refuses, with nothing attached."""
@@ -543,16 +521,17 @@ class Capture:
 
     def _attach(self) -> None:
         try:
-            for name in self._tracepoints():
+            for name in self._programs():
                 if name not in self._links:
                     descriptor = self._descriptor(name)
-                    tracepoint = None if name in TYPED else _TRACEPOINTS[name]
-                    link = kernel.raw_tracepoint_open(tracepoint, descriptor)
+                    tracepoint, is_typed = TRACEPOINTS.get(name, (None, True))
+                    link = kernel.raw_tracepoint_open(None if is_typed else tracepoint, descriptor)
                     self._links[name] = link
         except OSError as error:
             self.detach()
+            cure = "" if name in TRACEPOINTS else ", or set hook to sys_exit"
             raise CaptureError(
-                f"tracepoint {_TRACEPOINTS[name]}: {error.strerror}; see vedette-agent doctor"
+                f"{name.replace('/', ' of ')}: {error.strerror}; see vedette-agent doctor{cure}"
             ) from error
 
     def counters(self) -> dict[str, int]:
@@ -573,18 +552,22 @@ class Capture:
             )
             for name, index in COUNTERS.items()
         }
-        for name in _TRACEPOINTS:
-            counters["lost_scratch"] += kernel.program_misses(self._descriptor(name))
+        for name, descriptor in self._descriptors.items():
+            if name in TRACEPOINTS or name.startswith(_FUNCTION_KINDS):
+                counters["lost_scratch"] += kernel.program_misses(descriptor)
         return counters
 
     def program_times(self) -> dict[str, tuple[int, int]]:
-        """Runs of each program that is attached, and the ns that they took in all.
+        """Runs of the programs at each place of `attached`, and the ns that they took in all.
 
         Counted by the kernel since load(), while the sysctl kernel.bpf_stats_enabled is 1.
         """
-        return {
-            _TRACEPOINTS[name]: kernel.program_times(self._descriptor(name)) for name in self._links
-        }
+        times = dict.fromkeys(self.attached, (0, 0))
+        for name in self._links:
+            runs, ns = kernel.program_times(self._descriptor(name))
+            before = times[_place(name)]
+            times[_place(name)] = (before[0] + runs, before[1] + ns)
+        return times
 
     def take_suppressed(self, *, is_ended: bool = False) -> tuple[list[Suppressed], bool]:
         """Take what was suppressed of who has caused nothing since, of a part of the budgets.
@@ -640,6 +623,11 @@ class Capture:
         self.detach()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+
+def _place(name: str) -> str:
+    """Where a program is attached, in a word."""
+    return TRACEPOINTS[name][0] if name in TRACEPOINTS else name.partition("/")[0]
 
 
 def _entries(drops: Mapping[str, Drop]) -> dict[str, set[bytes]]:
@@ -707,20 +695,23 @@ class Loader:
         """Its process id."""
         return self._helper.pid
 
-    def load(self, request: dict[str, int]) -> dict[str, int]:
-        """Have ring, programs and maps made; name -> descriptor.
+    def load(self, request: dict[str, int]) -> tuple[dict[str, int], str]:
+        """Have ring, programs and maps made.
 
-        It serves one request. Raises CaptureError with the cause and the cure.
+        Returns name -> descriptor, and why none is of fexit, where that was looked for. It serves
+        one request. Raises CaptureError with the cause and the cure.
         """
         channel, process = self._helper.channels[0], self._helper.process
+        found: dict[str, int] = {}
+        is_whole = False
         channel.settimeout(LOAD_SECONDS_MAX)
-        printed = b""
         try:
             channel.send(json.dumps(request).encode())
             _, printed = process.communicate(timeout=LOAD_SECONDS_MAX)
-            answer, descriptors, _, _ = socket.recv_fds(
-                channel, _ANSWER_BYTES_MAX, _DESCRIPTORS_MAX
-            )
+            while not is_whole:
+                reply = self._receive(channel, printed.decode(errors="replace").strip(), found)
+                is_whole = not reply["left"]
+            return found, reply["refused"]
         except (TimeoutError, subprocess.TimeoutExpired):
             raise CaptureError(
                 f"{self._helper.what} did not end within {LOAD_SECONDS_MAX} s, and "
@@ -728,16 +719,34 @@ class Loader:
             ) from None
         except OSError as error:
             raise CaptureError(f"{self._helper.what}: {error.strerror}") from error
+        finally:
+            if not is_whole:
+                for descriptor in found.values():
+                    os.close(descriptor)
+
+    def _receive(
+        self, channel: socket.socket, printed: str, found: dict[str, int]
+    ) -> dict[str, Any]:
+        """Receive one answer, whose descriptors go into ``found``. Raises CaptureError, OSError."""
+        answer, descriptors, flags, _ = socket.recv_fds(
+            channel, _ANSWER_BYTES_MAX, DESCRIPTORS_AT_ONCE
+        )
         # The end of what was printed has the reason: clang's error or the verifier's.
-        detail = printed.decode(errors="replace").strip()[-2000:]
+        detail = printed[-2000:]
         if not answer:
-            code = process.returncode
+            code = self._helper.process.returncode
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise CaptureError(f"{self._helper.what} {how}\n{detail}".strip())
-        reply = json.loads(answer)
+        reply: dict[str, Any] = json.loads(answer)
         if "error" in reply:
             raise CaptureError(f"{reply['error']}\n{detail}".strip())
-        return dict(zip(reply["names"], descriptors, strict=True))
+        found |= zip(reply["names"], descriptors, strict=False)
+        if flags & socket.MSG_CTRUNC:
+            raise CaptureError(
+                f"this process may not have {len(reply['names']) + reply['left']} more open files; "
+                "raise the limit (ulimit -n, or LimitNOFILE of the service)"
+            )
+        return reply
 
     def close(self) -> None:
         """End it, whatever it does. Does nothing the second time."""

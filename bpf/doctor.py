@@ -21,7 +21,7 @@ KERNEL_MIN: Final = (5, 15)
 _CAPABILITIES: Final = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 _READING: Final = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19}
 # r0 = 0; exit
-_EMPTY_PROGRAM: Final = (bytes.fromhex("b700000000000000"), bytes.fromhex("9500000000000000"))
+EMPTY_PROGRAM: Final = (bytes.fromhex("b700000000000000"), bytes.fromhex("9500000000000000"))
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _cgroup() -> Check:
 def _raw_tracepoint() -> Check:
     name = "raw tracepoint"
     try:
-        program = kernel.load_raw_tracepoint(_EMPTY_PROGRAM)
+        program = kernel.load_raw_tracepoint(EMPTY_PROGRAM)
         try:
             os.close(kernel.raw_tracepoint_open("sched_process_exit", program))
         finally:

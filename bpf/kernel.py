@@ -18,8 +18,10 @@ _MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM, _PROG_LOAD = 
 _MAP_GET_NEXT_KEY = 4
 _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN, _MAP_LOOKUP_AND_DELETE_ELEM = 15, 17, 21
 _PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 17, 26
-_TRACE_RAW_TP = 23
-_MAP_TYPE_RINGBUF = 27
+TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT = 23, 24, 25
+"""How a program of tracing is attached: to a tracepoint, or to a function's begin or end."""
+_MAP_TYPE_PROG_ARRAY, _MAP_TYPE_RINGBUF = 3, 27
+_LOAD_IMMEDIATE, _FROM_MAP = 0x18, 1  # BPF_LD | BPF_DW | BPF_IMM, BPF_PSEUDO_MAP_FD
 _ATTRIBUTE_BYTES: Final = 120
 _LOG_BYTES: Final = 1 << 20
 _INFO_BYTES: Final = 232
@@ -41,6 +43,11 @@ def _bpf(command: int, attributes: bytes) -> int:
 def ring_create(size_bytes: int) -> int:
     """Make a ring buffer map of a power of two of pages; returns its descriptor."""
     return _bpf(_MAP_CREATE, struct.pack("<IIII", _MAP_TYPE_RINGBUF, 0, 0, size_bytes))
+
+
+def program_array_create(slots: int) -> int:
+    """Make a map of programs that another program may go on to; returns its descriptor."""
+    return _bpf(_MAP_CREATE, struct.pack("<IIII", _MAP_TYPE_PROG_ARRAY, 4, 4, slots))
 
 
 def map_update(map_fd: int, key: bytes, value: bytes) -> None:
@@ -88,7 +95,7 @@ def map_next(map_fd: int, key: bytes | None, key_bytes: int) -> bytes | None:
 def raw_tracepoint_open(name: str | None, program_fd: int) -> int:
     """Attach a program to a raw tracepoint; closing the returned descriptor detaches it.
 
-    name  None: the one that the program was loaded for (`load_typed_tracepoint`)
+    name  None: what the program was loaded for (`load_tracing`)
     """
     name_buffer = None if name is None else ctypes.create_string_buffer(name.encode())
     address = 0 if name_buffer is None else ctypes.addressof(name_buffer)
@@ -131,11 +138,14 @@ def load_raw_tracepoint(instructions: Sequence[bytes]) -> int:
     )
 
 
-def load_typed_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
-    """Load a program for the tracepoint of that type (btf.Btf.tracepoint); returns its descriptor.
+def load_tracing(name: str, instructions: bytes, type_id: int, kind: int) -> int:
+    """Load a program that knows the types of its arguments; returns its descriptor.
 
-    Unlike another raw tracepoint program it reads what its arguments point at without a call. What
-    the verifier has to say against it goes to the standard error.
+    Unlike a raw tracepoint program it reads what its arguments point at without a call. What the
+    verifier has to say against it goes to the standard error.
+
+    type_id  of the tracepoint (btf.Btf.tracepoint) or the function (btf.Function.id)
+    kind     TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")  # as bcc says of the others, for the same helpers
@@ -152,7 +162,7 @@ def load_typed_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
             0 if log is None else ctypes.addressof(log),
             name.encode()[:15],
             0,
-            _TRACE_RAW_TP,
+            kind,
             type_id,
         )
 
@@ -164,6 +174,20 @@ def load_typed_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
             return _bpf(_PROG_LOAD, attributes(log))
         print(log.value.decode(errors="replace"), file=sys.stderr)
         raise
+
+
+def with_map(instructions: bytes, old_fd: int, new_fd: int) -> bytes:
+    """Return a program that uses another map in place of one of its own."""
+    code = bytearray(instructions)
+    at = 0
+    while at < len(code):
+        operation, registers, _, value = struct.unpack_from("<BBhi", code, at)
+        if operation == _LOAD_IMMEDIATE:
+            if registers >> 4 == _FROM_MAP and value == old_fd:
+                struct.pack_into("<i", code, at + 4, new_fd)
+            at += 8  # it has two parts
+        at += 8
+    return bytes(code)
 
 
 def needs_rights() -> bool:

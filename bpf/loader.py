@@ -6,7 +6,11 @@ programs and maps, and ends. bcc and LLVM, some 130 MB, live only as long as thi
 print goes to a pipe of the caller, and the caller needs no rights to use the descriptors.
 
 Request:  JSON, {"ring_bytes": N, ...} with exactly the keys of `REQUEST_KEYS`, all whole numbers.
-Answer:   JSON, {"names": [name, ...]} with one descriptor for each, or {"error": text}
+Answer:   JSON, {"names": [name, ...], "left": M, "refused": text} with a descriptor for each name,
+          and so on until M, the number of those that follow, is 0; or {"error": text}. A name is
+          `ring`, a map of MAPS, a program of TRACEPOINTS, `fexit/FUNCTION`, `fentry/FUNCTION`, or
+          `handlers/N`: a map that must be kept open. refused: why none is of fexit, where they were
+          not ruled out
 """
 
 import contextlib
@@ -19,15 +23,24 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from vedette.bpf import doctor, kernel, privileges
-from vedette.bpf.btf import Btf, BtfError
-from vedette.bpf.capture import LOAD_SECONDS_MAX, MAPS, PROGRAMS, TYPED
+from vedette.bpf import doctor, functions, kernel, privileges
+from vedette.bpf.btf import Btf, BtfError, Function
+from vedette.bpf.capture import (
+    DESCRIPTORS_AT_ONCE,
+    EXEC_PARTS,
+    HANDLERS,
+    HOOKS,
+    LOAD_SECONDS_MAX,
+    MAPS,
+    TRACEPOINTS,
+)
 from vedette.bpf.offsets import accounting, macros
 
 MESSAGE_BYTES_MAX: Final = 1 << 12
 REQUEST_KEYS: Final = frozenset(
     {
         "ring_bytes",
+        "hook",
         "WAKEUP_BYTES",
         "ENVIRONMENT",
         "READ_AT_ENTRY",
@@ -38,7 +51,7 @@ REQUEST_KEYS: Final = frozenset(
         "SCOPE_LEVEL",
     }
 )
-"""Size of the ring, and the macros of the programs that the caller may set."""
+"""Size of the ring, which of HOOKS, and the macros of the programs that the caller may set."""
 
 _FOLDER: Final = Path(__file__).resolve().parent
 
@@ -60,38 +73,148 @@ def parse_request(message: bytes) -> dict[str, int]:
     for name, value in request.items():
         if type(value) is not int or not 0 <= value < 1 << 64:
             raise RequestError(f"{name} is no whole number from 0 to 2^64 - 1")
+    if request["hook"] >= len(HOOKS):
+        raise RequestError(f"hook is none of 0 to {len(HOOKS) - 1}")
     return request
 
 
-def _load(source: Path, request: dict[str, int]) -> dict[str, int]:
-    from bcc import BPF, lib
+def _hooks(types: Btf, hook: str) -> tuple[dict[str, Function], str]:
+    """Find the functions that programs are to be attached to; none, and why, where it cannot be.
 
+    Raises RequestError where it must be.
+    """
+    if hook == "sys_exit":
+        return {}, ""
+    try:
+        found = functions.find(types)
+        for name, *_ in functions.by_type(found):
+            # Some kernels load such a program and cannot attach it.
+            program = kernel.load_tracing(
+                "trial", b"".join(doctor.EMPTY_PROGRAM), found[name].id, kernel.TRACE_FEXIT
+            )
+            try:
+                os.close(kernel.raw_tracepoint_open(None, program))
+            finally:
+                os.close(program)
+    except (BtfError, OSError) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        refused = f"no program can be attached to the functions of syscalls: {text}"
+        if hook == "fexit":
+            raise RequestError(f"{refused}; set hook to auto or sys_exit") from None
+        return {}, refused
+    return found, ""
+
+
+class _Programs:
+    """The compiled programs, loaded in one way or another."""
+
+    def __init__(self, source: Path, values: dict[str, int | str]) -> None:
+        from bcc import BPF, lib
+
+        self._lib = lib
+        self._kind = BPF.RAW_TRACEPOINT
+        # The text is handed over, not the file's name: bcc would print the path's missing includes
+        # relative to the kernel's headers, where it changes into.
+        self._module = BPF(
+            text=source.read_bytes(),
+            cflags=[f"-I{_FOLDER}", *(f"-D{name}={value}" for name, value in values.items())],
+        )
+
+    def table(self, name: str) -> int:
+        """Descriptor of a map."""
+        descriptor = int(self._lib.bpf_table_fd(self._module.module, name.encode()))
+        if descriptor < 0:
+            raise KeyError(f"no map {name}")
+        return descriptor
+
+    def raw(self, name: str) -> int:
+        """Load a program of a raw tracepoint."""
+        return int(self._module.load_func(name, self._kind).fd)
+
+    def code(self, name: str) -> bytes:
+        """The instructions of a program."""
+        start = self._lib.bpf_function_start(self._module.module, name.encode())
+        size = self._lib.bpf_function_size(self._module.module, name.encode())
+        return ctypes.string_at(start, size)
+
+
+def _fill(table: int, programs: list[int]) -> None:
+    for slot, program in enumerate(programs):
+        kernel.map_update(table, slot.to_bytes(4, "little"), program.to_bytes(4, "little"))
+
+
+def _load(source: Path, request: dict[str, int]) -> tuple[dict[str, int], str]:
+    """Load what is asked for; descriptors by name, and why it is not by fexit."""
     types = Btf.load()
-    type_id = types.tracepoint("sys_exit")
+    found, refused = _hooks(types, HOOKS[request["hook"]])
+    tracepoint = {name: types.tracepoint(name) for name in ("sys_enter", "sys_exit")}
     values: dict[str, int | str] = {**macros(types), **accounting()}
     del types
     values |= {name: value for name, value in request.items() if name.isupper()}
     descriptors = {"ring": kernel.ring_create(request["ring_bytes"])}
     values["RING_FD"] = descriptors["ring"]
-    # The text is handed over, not the file's name: bcc would print the path's missing includes
-    # relative to the kernel's headers, where it changes into.
-    module = BPF(
-        text=source.read_bytes(),
-        cflags=[f"-I{_FOLDER}", *(f"-D{name}={value}" for name, value in values.items())],
-    )
-    for name in PROGRAMS:
-        if name in TYPED:
-            start = lib.bpf_function_start(module.module, name.encode())
-            size = lib.bpf_function_size(module.module, name.encode())
-            code = ctypes.string_at(start, size)
-            descriptors[name] = kernel.load_typed_tracepoint(name, code, type_id)
-        else:
-            descriptors[name] = module.load_func(name, BPF.RAW_TRACEPOINT).fd
-    for name in MAPS:
-        descriptors[name] = lib.bpf_table_fd(module.module, name.encode())
-        if descriptors[name] < 0:
-            raise KeyError(f"no map {name} in {source}")
-    return descriptors
+    programs = _Programs(source, values)
+    descriptors |= {name: programs.table(name) for name in MAPS}
+    handlers = programs.table("handlers")
+    _fill(programs.table("exec_parts"), [programs.raw(name) for name in EXEC_PARTS])
+    for name, (on, is_typed) in TRACEPOINTS.items():
+        if not is_typed:
+            descriptors[name] = programs.raw(name)
+        elif not found:
+            descriptors[name] = kernel.load_tracing(
+                name, programs.code(name), tracepoint[on], kernel.TRACE_RAW_TP
+            )
+    if not found:
+        _fill(
+            handlers,
+            [
+                kernel.load_tracing(
+                    name, programs.code(name), tracepoint["sys_exit"], kernel.TRACE_RAW_TP
+                )
+                for name in HANDLERS
+            ],
+        )
+        descriptors["handlers/0"] = handlers
+    for group, names in enumerate(functions.by_type(found)):
+        table = kernel.program_array_create(len(HANDLERS))
+
+        def code(name: str, table: int = table) -> bytes:
+            return kernel.with_map(programs.code(name), handlers, table)
+
+        _fill(
+            table,
+            [
+                kernel.load_tracing(name, code(name), found[names[0]].id, kernel.TRACE_FEXIT)
+                for name in HANDLERS
+            ],
+        )
+        descriptors[f"handlers/{group}"] = table
+        for name in names:
+            descriptors[f"fexit/{name}"] = kernel.load_tracing(
+                "on_sys_exit", code("on_sys_exit"), found[name].id, kernel.TRACE_FEXIT
+            )
+    if request["READ_AT_ENTRY"]:
+        for one in functions.OPENS:
+            for name in found.keys() & set(functions.FUNCTIONS[one]):
+                descriptors[f"fentry/{name}"] = kernel.load_tracing(
+                    "on_sys_enter",
+                    programs.code("on_sys_enter"),
+                    found[name].id,
+                    kernel.TRACE_FENTRY,
+                )
+    return descriptors, refused
+
+
+def _answer(channel: socket.socket, descriptors: dict[str, int], refused: str) -> None:
+    names = list(descriptors)
+    for at in range(0, len(names), DESCRIPTORS_AT_ONCE):
+        some = names[at : at + DESCRIPTORS_AT_ONCE]
+        left = len(names) - at - len(some)
+        socket.send_fds(
+            channel,
+            [json.dumps({"names": some, "left": left, "refused": refused}).encode()],
+            [descriptors[name] for name in some],
+        )
 
 
 def _cure() -> str:
@@ -127,7 +250,7 @@ def main() -> int:
             if refused is not None:
                 raise refused
             signal.alarm(LOAD_SECONDS_MAX)
-            descriptors = _load(source, parse_request(message))
+            descriptors, refused_hook = _load(source, parse_request(message))
         except (RequestError, privileges.PrivilegeError) as error:
             channel.send(json.dumps({"error": str(error)}).encode())
             return 1
@@ -136,10 +259,7 @@ def main() -> int:
             text = f"{_cure()}\n{error or type(error).__name__}"
             channel.send(json.dumps({"error": text}).encode())
             return 1
-        names = list(descriptors)
-        socket.send_fds(
-            channel, [json.dumps({"names": names}).encode()], list(descriptors.values())
-        )
+        _answer(channel, descriptors, refused_hook)
     # bcc's clean-up at exit would only take apart what the kernel frees with the process.
     sys.stderr.flush()
     os._exit(0)

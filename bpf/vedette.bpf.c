@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The kernel programs: raw tracepoints that write the records of event.h into one ring buffer.
- * on_sys_exit and what it calls are loaded for the types of the tracepoint's arguments (tp_btf), so
- * that what every syscall of the host pays is a few loads and no call.
+ * on_sys_exit and what it calls are loaded for the types of their arguments, so that they are read by
+ * a few loads and no call: for the end of each syscall's own function (fexit) or, where the kernel lets
+ * no program be there, for the tracepoint sys_exit, which every syscall of the host passes (tp_btf).
  *
  * No kernel header gives a layout here. Every member of a kernel struct is read through a macro
  * OFF_<struct>__<member> that capture.py takes from the running kernel's BTF. The x86-64 pt_regs
@@ -873,29 +874,34 @@ static __always_inline void report_ids(struct scratch *s, u64 task)
 
 /* ---------------------------------------------------------------- syscalls */
 
-/* sys_enter(struct pt_regs *regs, long id) */
+/* sys_enter(struct pt_regs *regs, long id), or the begin of a function of a syscall (regs) */
 int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
-	u64 thread = bpf_get_current_pid_tgid(), address;
-	u32 index = (u32)ctx->args[1] & ~X32_BIT, *action, what, compat;
+	u64 regs = ctx->args[0], number, thread, address, compat_address;
 	struct entered was = {};
-	struct regs regs;
+	u32 index, *action, what, compat;
 
-	if (index >= SYSCALL_NUMBERS)
+	REGISTER(number, regs, orig_ax);
+	index = (u32)number & ~X32_BIT;
+	if ((u32)number >> 31 || index >= SYSCALL_NUMBERS)
 		return 0;
 	action = actions.lookup(&index);
 	if (!action || !*action)
 		return 0;
 	compat = is_compat((u64)bpf_get_current_task_btf());
 	what = (compat ? *action >> 8 : *action) & 0xff;
-	if (((what < VEDETTE_OPEN || what > VEDETTE_OPENAT2) && what != VEDETTE_CREAT) ||
-	    !in_scope() ||
-	    bpf_probe_read_kernel(&regs, sizeof(regs), (const void *)(unsigned long)ctx->args[0]))
+	if (((what < VEDETTE_OPEN || what > VEDETTE_OPENAT2) && what != VEDETTE_CREAT) || !in_scope())
 		return 0;
-	if (what == VEDETTE_OPEN || what == VEDETTE_CREAT)
-		address = compat ? (u32)regs.bx : regs.di;
-	else
-		address = compat ? (u32)regs.cx : regs.si;
+	if (what == VEDETTE_OPEN || what == VEDETTE_CREAT) {
+		REGISTER(address, regs, di);
+		REGISTER(compat_address, regs, bx);
+	} else {
+		REGISTER(address, regs, si);
+		REGISTER(compat_address, regs, cx);
+	}
+	if (compat)
+		address = (u32)compat_address;
+	thread = bpf_get_current_pid_tgid();
 	/* A page that is not there yet is no difference. */
 	if (read_user_str(&was, sizeof(was), address) > 0)
 		entered.update(&thread, &was);
@@ -938,6 +944,8 @@ static __always_inline int is_writer(u32 fd, u64 task)
 	       (fd == 2 && is_wanted(WANTED_LOGIN_KEYS) && is_sshd(task));
 }
 
+/* sys_exit(struct pt_regs *regs, long ret), or the end of a function of a syscall (regs, and what it
+ * returned), which has the same two words */
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 regs = ctx->args[0], number, task, fd, command, value;

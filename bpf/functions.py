@@ -1,0 +1,144 @@
+"""The kernel's functions that syscalls are: a program at the end of one (fexit) costs no other
+syscall anything.
+
+For each syscall NAME there are __x64_sys_NAME, __ia32_sys_NAME and, where the 32-bit ABI needs
+another, __ia32_compat_sys_NAME, each of which takes the registers of user space (struct pt_regs)
+and returns the result (arch/x86/include/asm/syscall_wrapper.h). Which of them the kernel calls is
+said by arch/x86/entry/syscalls/syscall_32.tbl; a program is attached to all that there are, since
+only one of them runs.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+from vedette.bpf.btf import Btf, BtfError, Function
+from vedette.bpf.calls import (
+    CALLS,
+    SECOND_I386,
+    SHORT_IDS,
+    SOCKETCALL,
+    SYSCALLS,
+    WIDE,
+)
+
+NATIVE: Final = False
+I386: Final = True
+
+# What is not called as its event type is, or has none.
+_NATIVE_NAMES: Final = {
+    3: "close",
+    53: "socketpair",
+    109: "setpgid",
+    112: "setsid",
+    166: "umount",
+    436: "close_range",
+}
+_I386_NAMES: Final = {
+    6: "close",
+    22: "oldumount",
+    52: "umount",
+    57: "setpgid",
+    66: "setsid",
+    221: "fcntl64",
+    SOCKETCALL: "socketcall",
+    337: "recvmmsg_time32",
+    360: "socketpair",
+    417: "recvmmsg_time64",
+    436: "close_range",
+}
+# Syscalls that kernels from 5.15 on need not have: fchmodat2 (Linux 6.6).
+_YOUNG: Final = frozenset({(NATIVE, 452), (I386, 452)})
+_KALLSYMS: Final = Path("/proc/kallsyms")
+
+
+def _names() -> dict[tuple[bool, int], tuple[str, ...]]:
+    native: dict[int, str] = {}
+    i386: dict[int, tuple[str, ...]] = {}
+    for event, call in CALLS.items():
+        if call.native is not None:
+            native[call.native] = event
+        for number, flags in call.compat:
+            if flags & WIDE:
+                # Since Linux 6.0 or so it has its other machines' name.
+                i386[number] = (f"ia32_{event}64", f"{event}64")
+            else:
+                i386[number] = (event + "16" * bool(flags & SHORT_IDS),)
+    for event, (number, compat) in SYSCALLS.items():
+        native[number] = event
+        for one in (compat, SECOND_I386.get(event)):
+            if one is not None:
+                i386[one] = (event,)
+    native |= _NATIVE_NAMES
+    i386 |= {number: (name,) for number, name in _I386_NAMES.items()}
+    found: dict[tuple[bool, int], tuple[str, ...]] = {}
+    for number, name in native.items():
+        found[NATIVE, number] = (f"__x64_sys_{name}", f"__x64_compat_sys_{name}")
+    for number, names in i386.items():
+        found[I386, number] = tuple(
+            f"__ia32_{kind}sys_{name}" for name in names for kind in ("", "compat_")
+        )
+    # A syscall without arguments is one function for both ABIs, which the types know by this name.
+    found[NATIVE, 112] = found[I386, 66] = ("__do_sys_setsid",)
+    return found
+
+
+FUNCTIONS: Final = _names()
+"""(I386 or NATIVE, number) -> functions that may be this syscall, for all that are looked at."""
+
+OPENS: Final = tuple(
+    (abi, number)
+    for event in ("open", "openat", "openat2", "creat")
+    for abi, number in zip((NATIVE, I386), SYSCALLS[event], strict=True)
+    if number is not None
+)
+"""The opens, whose paths may be read when they begin, too."""
+
+
+def find(btf: Btf) -> dict[str, Function]:
+    """Find them all, by name.
+
+    Raises BtfError where a syscall may exist and its function is not found, or is none that takes
+    registers: a program on the others alone would be blind.
+    """
+    found = {
+        name: function
+        for name, function in btf.functions(
+            {name for names in FUNCTIONS.values() for name in names}
+        ).items()
+        if function.parameters == 1
+    }
+    missing = {
+        one: names
+        for one, names in FUNCTIONS.items()
+        if one not in _YOUNG and found.keys().isdisjoint(names)
+    }
+    if missing:
+        absent = _weak({name for names in missing.values() for name in names})
+        for (is_i386, number), names in missing.items():
+            if absent.isdisjoint(names):
+                abi = "i386" if is_i386 else "x86-64"
+                raise BtfError(f"no type of {names[0]} is known, the {abi} syscall {number}")
+    return found
+
+
+def _weak(names: Collection[str]) -> frozenset[str]:
+    """Those that only stand for a syscall which this kernel was built without (kernel/sys_ni.c)."""
+    found: set[str] = set()
+    try:
+        with _KALLSYMS.open(encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                parts = line.split(maxsplit=3)
+                if parts[1] in "wW" and parts[2] in names:
+                    found.add(parts[2])
+    except OSError as error:
+        raise BtfError(f"{_KALLSYMS}: {error.strerror}") from error
+    return frozenset(found)
+
+
+def by_type(found: Mapping[str, Function]) -> list[list[str]]:
+    """Names of equal types together: since Linux 6.12 a program goes on to none of another type."""
+    groups: dict[int, list[str]] = {}
+    for name, function in found.items():
+        groups.setdefault(function.type_id, []).append(name)
+    return list(groups.values())
