@@ -195,7 +195,11 @@ class Btf:
         return type_id
 
     def functions(self, names: Iterable[str]) -> dict[str, Function]:
-        """Find functions by name; what is none, or stands twice, is left out."""
+        """Find functions by name, each where it stands first.
+
+        A syscall that a kernel may be built without stands twice in some: as the function, and as
+        what is there in its place. The kernel takes the address by the name.
+        """
         wanted: dict[int, str] = {}
         for name in names:
             at = self._strings.find(b"\0" + name.encode() + b"\0")
@@ -203,15 +207,12 @@ class Btf:
                 wanted[at + 1] = name
         unpack = struct.Struct("<III").unpack_from
         found: dict[str, Function] = {}
-        twice: set[str] = set()
         for type_id in range(1, len(self._offsets)):
             name_off, info, target = unpack(self._types, self._offsets[type_id])
             if info >> 24 & 0x1F == _FUNC and name_off in wanted:
-                name = wanted[name_off]
-                if name in found:
-                    twice.add(name)
+                name = wanted.pop(name_off)
                 found[name] = Function(type_id, target, self._head(target)[1])
-        return {name: one for name, one in found.items() if name not in twice}
+        return found
 
     def tracepoint_arguments(self, name: str) -> int | None:
         """Number of arguments of a raw tracepoint; None where there is no such tracepoint."""

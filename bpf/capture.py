@@ -60,6 +60,7 @@ HANDLERS: Final = (
     "handle_datagram",
     "handle_dup",
     "handle_stdio",
+    "on_sys_exit",  # for on_function alone
 )
 EXEC_PARTS: Final = ("handle_exec_rest", "handle_exec_stdio")
 _ACTION_IDS: Final = (1 << 24, 1 << 25)
@@ -496,7 +497,9 @@ class Capture:
         except OSError as error:
             raise CaptureError(f"the kernel refuses: {error}") from error
         if self._links:
-            for name in self._links.keys() - set(self._programs()):
+            # Functions stay: a look at `actions` costs less than the time that many kernels take to
+            # detach from one.
+            for name in self._links.keys() & TRACEPOINTS.keys() - set(self._programs()):
                 os.close(self._links.pop(name))
             self._attach()
 

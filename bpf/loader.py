@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,10 @@ from vedette.bpf.capture import (
 from vedette.bpf.offsets import accounting, macros
 
 MESSAGE_BYTES_MAX: Final = 1 << 12
+DETACH_SECONDS_MAX: Final = 0.05
+"""Where it takes longer to detach from one function, `auto` is sys_exit: until Linux 7 or so the
+kernel waits for all tasks with each, which makes the end of capture take half a minute."""
+_TRIALS: Final = 3
 REQUEST_KEYS: Final = frozenset(
     {
         "ring_bytes",
@@ -87,22 +92,33 @@ def _hooks(types: Btf, hook: str) -> tuple[dict[str, Function], str]:
         return {}, ""
     try:
         found = functions.find(types)
-        for name, *_ in functions.by_type(found):
-            # Some kernels load such a program and cannot attach it.
-            program = kernel.load_tracing(
-                "trial", b"".join(doctor.EMPTY_PROGRAM), found[name].id, kernel.TRACE_FEXIT
-            )
-            try:
-                os.close(kernel.raw_tracepoint_open(None, program))
-            finally:
-                os.close(program)
+        seconds = min(_trial(next(iter(found.values()))) for _ in range(_TRIALS))
     except (BtfError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         refused = f"no program can be attached to the functions of syscalls: {text}"
         if hook == "fexit":
             raise RequestError(f"{refused}; set hook to auto or sys_exit") from None
         return {}, refused
+    if hook == "auto" and seconds > DETACH_SECONDS_MAX:
+        return {}, (
+            f"the kernel takes {seconds * 1000:.0f} ms to detach from each of {len(found)} "
+            "functions of syscalls; hook fexit takes them nevertheless"
+        )
     return found, ""
+
+
+def _trial(function: Function) -> float:
+    """Seconds that it takes to detach a program. Raises OSError where none can be attached."""
+    program = kernel.load_tracing(
+        "trial", b"".join(doctor.EMPTY_PROGRAM), function.id, kernel.TRACE_FEXIT
+    )
+    try:
+        link = kernel.raw_tracepoint_open(None, program)
+        began_s = time.monotonic()
+        os.close(link)
+        return time.monotonic() - began_s
+    finally:
+        os.close(program)
 
 
 class _Programs:
@@ -165,15 +181,13 @@ def _load(source: Path, request: dict[str, int]) -> tuple[dict[str, int], str]:
                 name, programs.code(name), tracepoint[on], kernel.TRACE_RAW_TP
             )
     if not found:
-        _fill(
-            handlers,
-            [
-                kernel.load_tracing(
-                    name, programs.code(name), tracepoint["sys_exit"], kernel.TRACE_RAW_TP
-                )
-                for name in HANDLERS
-            ],
-        )
+        own = [
+            kernel.load_tracing(
+                name, programs.code(name), tracepoint["sys_exit"], kernel.TRACE_RAW_TP
+            )
+            for name in HANDLERS[:-1]
+        ]
+        _fill(handlers, own)
         descriptors["handlers/0"] = handlers
     for group, names in enumerate(functions.by_type(found)):
         table = kernel.program_array_create(len(HANDLERS))
@@ -191,7 +205,7 @@ def _load(source: Path, request: dict[str, int]) -> tuple[dict[str, int], str]:
         descriptors[f"handlers/{group}"] = table
         for name in names:
             descriptors[f"fexit/{name}"] = kernel.load_tracing(
-                "on_sys_exit", code("on_sys_exit"), found[name].id, kernel.TRACE_FEXIT
+                "on_function", code("on_function"), found[name].id, kernel.TRACE_FEXIT
             )
     if request["READ_AT_ENTRY"]:
         for one in functions.OPENS:

@@ -126,8 +126,8 @@ def macros(btf: Btf) -> dict[str, int]:
                         continue
                     raise
                 found[f"OFF_{name}"] = member.offset_bytes
-                if member.bit_size:
-                    found[f"SHIFT_{name}"] = member.bit_shift
+                # A flag may be a bit field in one kernel and a byte in another.
+                found[f"SHIFT_{name}"] = member.bit_shift
     for name, paths in _TIMES.items():
         found[f"OFF_inode__{name}"] = _first(btf, "inode", paths)
     found["SIZE_inode"] = btf.size("inode")

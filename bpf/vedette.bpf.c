@@ -92,6 +92,7 @@
 /* The same, where a value (u64) is to be at most a constant. */
 #define AT_MOST(v, most) \
 	asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(v) : "i"(most))
+#undef READ /* linux/types.h has another since Linux 7 */
 #define READ(into, address) \
 	bpf_probe_read_kernel(&(into), sizeof(into), (const void *)(unsigned long)(address))
 /* The same without a call, which costs 12 ns and more, where the verifier knows what `base` points
@@ -274,7 +275,7 @@ BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
 /* Slots of `handlers`. */
 enum {
 	HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL, HANDLE_DATAGRAM,
-	HANDLE_DUP, HANDLE_STDIO
+	HANDLE_DUP, HANDLE_STDIO, HANDLE_SYSCALL
 };
 /* Slots of `exec_parts`. */
 enum {
@@ -944,8 +945,7 @@ static __always_inline int is_writer(u32 fd, u64 task)
 	       (fd == 2 && is_wanted(WANTED_LOGIN_KEYS) && is_sshd(task));
 }
 
-/* sys_exit(struct pt_regs *regs, long ret), or the end of a function of a syscall (regs, and what it
- * returned), which has the same two words */
+/* sys_exit(struct pt_regs *regs, long ret), or called by on_function, whose ctx has the same two words */
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 regs = ctx->args[0], number, task, fd, command, value;
@@ -1071,6 +1071,14 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	handlers.call(ctx, standard ? HANDLE_STDIO : handler);
 	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
 	return release(s, 0);
+}
+
+/* The end of a syscall's own function. There are some hundred of them, each with its own copy of this. */
+int on_function(struct bpf_raw_tracepoint_args *ctx)
+{
+	handlers.call(ctx, HANDLE_SYSCALL);
+	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
+	return 0;
 }
 
 /* An execve that failed: the process goes on, and the path is where it was passed. */
