@@ -53,6 +53,9 @@ class Capture(Section, frozen=True):
     executable_hashes  whether executables are read for their SHA-256 (proc.exe_sha256): "auto":
                   where a rule or an output asks for it, "always", "never"
     hash_bytes_max  larger executables are not read
+    hook          where syscalls are seen: "fexit", at the end of the function of each syscall that
+                  is asked for; "sys_exit", at a tracepoint that all of them pass; "auto": fexit
+                  where the kernel lets programs be there, and is quick to detach them
     read_at_entry whether paths of opens are read when the syscall begins, too, and compared
     process_per_s, cgroup_per_s  events of files and connections that a process, and all processes
                   of a cgroup together, may cause in a second on each CPU; 0: any number
@@ -70,6 +73,7 @@ class Capture(Section, frozen=True):
     environment: bool = False
     executable_hashes: Literal["auto", "always", "never"] = "auto"
     hash_bytes_max: _Bytes = 256 << 20
+    hook: Literal["auto", "fexit", "sys_exit"] = "auto"
     read_at_entry: bool = False
     process_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 100_000
     cgroup_per_s: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 200_000

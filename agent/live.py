@@ -152,6 +152,7 @@ class Live:
                     watched_paths=settings.capture.watched_paths,
                     exclude_pid=os.getpid(),
                     environment=settings.capture.environment,
+                    hook=settings.capture.hook,
                     read_at_entry=settings.capture.read_at_entry,
                     process_per_s=settings.capture.process_per_s,
                     cgroup_per_s=settings.capture.cgroup_per_s,
@@ -200,6 +201,8 @@ class Live:
         try:
             self._want()
             self._capture.load()
+            if self._capture.refused:
+                log(logging.INFO, "syscalls are seen at sys_exit", reason=self._capture.refused)
             self._reader = RingReader(self._capture.ring_fd)
             self._capture.attach()
         except CaptureError as error:
@@ -420,6 +423,11 @@ class Live:
                 hashes.wait(0.01)
             more = self.step()
             after_step()
+
+    @property
+    def hook(self) -> str:
+        """Where syscalls are seen: fexit or sys_exit."""
+        return self._capture.hook
 
     def program_times(self) -> dict[str, tuple[int, int]]:
         """Capture.program_times."""

@@ -484,6 +484,7 @@ class Service:
             "watching",
             host=host_id,
             scope=self._settings.capture.scope,
+            hook=live.hook,
             rules=rules,
             processes=live.pipeline.engine.stats()["processes"],
         )

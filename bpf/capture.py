@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Self
 
 from vedette.bpf import kernel
 from vedette.bpf.calls import (
@@ -22,7 +22,7 @@ from vedette.bpf.calls import (
     STDIO_NUMBERS,
     SYSCALLS,
 )
-from vedette.bpf.functions import FUNCTIONS, I386, NATIVE, OPENS
+from vedette.bpf.functions import FUNCTIONS, HOOKS, I386, NATIVE, OPENS, Hook
 from vedette.bpf.helper import Helper, HelperError
 from vedette.bpf.names import COUNTERS, TYPES
 from vedette.bpf.offsets import unavailable
@@ -36,8 +36,6 @@ _WATCH_PATHS_MAX: Final = 16
 _SYSCALL_NUMBERS: Final = 512
 _RING_BYTES_MAX: Final = 1 << 30
 
-Hook = Literal["auto", "fexit", "sys_exit"]
-HOOKS: Final[tuple[Hook, ...]] = get_args(Hook)
 LOGIN_KEY: Final = "login_key"
 """Beside the event types: whether writes of login records have what sshd said of the key."""
 _WANTED_LOGIN_KEYS: Final = 254  # its place in the map `wanted`
@@ -82,6 +80,7 @@ TRACEPOINTS: Final = {
 first two are for functions of syscalls in place of tracepoints where the kernel lets them be."""
 MAPS: Final = (
     "counters",
+    "scratches",
     "actions",
     "exec_parts",
     "wanted",
@@ -559,6 +558,19 @@ class Capture:
             if name in TRACEPOINTS or name.startswith(_FUNCTION_KINDS):
                 counters["lost_scratch"] += kernel.program_misses(descriptor)
         return counters
+
+    def scratch_held(self) -> int:
+        """Entries of the scratch space that a program has taken and not given back."""
+        table = self._descriptor("scratches")
+        entries, value_bytes = kernel.map_bounds(table)
+        value_bytes = value_bytes + 7 & ~7
+        held = 0
+        for index in range(entries):
+            key = struct.pack("<I", index)
+            values = kernel.map_lookup(table, key, value_bytes * kernel.possible_cpus())
+            # The owner is what an entry begins with.
+            held += sum(any(values[at : at + 8]) for at in range(0, len(values), value_bytes))
+        return held
 
     def program_times(self) -> dict[str, tuple[int, int]]:
         """Runs of the programs at each place of `attached`, and the ns that they took in all.

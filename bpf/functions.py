@@ -8,10 +8,13 @@ said by arch/x86/entry/syscalls/syscall_32.tbl; a program is attached to all tha
 only one of them runs.
 """
 
+import os
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
+from vedette.bpf import kernel
 from vedette.bpf.btf import Btf, BtfError, Function
 from vedette.bpf.calls import (
     CALLS,
@@ -22,6 +25,8 @@ from vedette.bpf.calls import (
     WIDE,
 )
 
+Hook = Literal["auto", "fexit", "sys_exit"]
+HOOKS: Final[tuple[Hook, ...]] = get_args(Hook)
 NATIVE: Final = False
 I386: Final = True
 
@@ -49,6 +54,12 @@ _I386_NAMES: Final = {
 }
 # Syscalls that kernels from 5.15 on need not have: fchmodat2 (Linux 6.6).
 _YOUNG: Final = frozenset({(NATIVE, 452), (I386, 452)})
+DETACH_SECONDS_MAX: Final = 0.05
+"""Where it takes longer to detach from one function, `auto` is sys_exit: until Linux 7 or so the
+kernel waits for all tasks with each, so that the end of capture takes half a minute."""
+SLOW: Final = "the kernel takes "
+"""How the reason begins where that is so."""
+_TRIALS: Final = 3
 _KALLSYMS: Final = Path("/proc/kallsyms")
 
 
@@ -120,6 +131,49 @@ def find(btf: Btf) -> dict[str, Function]:
                 abi = "i386" if is_i386 else "x86-64"
                 raise BtfError(f"no type of {names[0]} is known, the {abi} syscall {number}")
     return found
+
+
+def choose(btf: Btf, hook: Hook) -> tuple[dict[str, Function], str]:
+    """Return the functions that programs are to be attached to; none, and why, where it cannot be.
+
+    With `auto` it is tried how long it takes. Needs the rights to load programs.
+    """
+    if hook == "sys_exit":
+        return {}, ""
+    try:
+        found = find(btf)
+        first, second, *_ = found.values()
+        # The last one to be detached takes longer, so another one stays meanwhile.
+        other = _attach(first)
+        seconds = min(_detach_seconds(_attach(second)) for _ in range(_TRIALS))
+        os.close(other)
+    except BtfError as error:
+        return {}, str(error)
+    except OSError as error:
+        return {}, f"no program can be attached to functions of syscalls: {error.strerror}"
+    if hook == "auto" and seconds > DETACH_SECONDS_MAX:
+        return {}, (
+            f"{SLOW}{seconds * 1000:.0f} ms to detach from each of {len(found)} functions of "
+            "syscalls; hook fexit takes them nevertheless"
+        )
+    return found, ""
+
+
+def _attach(function: Function) -> int:
+    """Attach a program that does nothing. Raises OSError where that cannot be."""
+    program = kernel.load_tracing(
+        "trial", b"".join(kernel.EMPTY_PROGRAM), function.id, kernel.TRACE_FEXIT
+    )
+    try:
+        return kernel.raw_tracepoint_open(None, program)
+    finally:
+        os.close(program)
+
+
+def _detach_seconds(link: int) -> float:
+    began_s = time.monotonic()
+    os.close(link)
+    return time.monotonic() - began_s
 
 
 def _weak(names: Collection[str]) -> frozenset[str]:

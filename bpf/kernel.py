@@ -27,6 +27,8 @@ _LOG_BYTES: Final = 1 << 20
 _INFO_BYTES: Final = 232
 _RUN_TIME_OFFSET: Final = 192
 _RECURSION_MISSES_OFFSET: Final = 208
+# r0 = 0; exit
+EMPTY_PROGRAM: Final = (bytes.fromhex("b700000000000000"), bytes.fromhex("9500000000000000"))
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -92,6 +94,12 @@ def map_next(map_fd: int, key: bytes | None, key_bytes: int) -> bytes | None:
     return after.raw
 
 
+def map_bounds(map_fd: int) -> tuple[int, int]:
+    """Return how many entries a map has at the most, and the bytes of a value."""
+    value_bytes, entries = struct.unpack_from("<II", _info(map_fd), 12)
+    return int(entries), int(value_bytes)
+
+
 def raw_tracepoint_open(name: str | None, program_fd: int) -> int:
     """Attach a program to a raw tracepoint; closing the returned descriptor detaches it.
 
@@ -104,20 +112,21 @@ def raw_tracepoint_open(name: str | None, program_fd: int) -> int:
 
 def program_misses(program_fd: int) -> int:
     """Runs that the kernel refused since the program was already running on that CPU."""
-    return int(struct.unpack_from("<Q", _program_info(program_fd), _RECURSION_MISSES_OFFSET)[0])
+    return int(struct.unpack_from("<Q", _info(program_fd), _RECURSION_MISSES_OFFSET)[0])
 
 
 def program_times(program_fd: int) -> tuple[int, int]:
     """Runs of a program, and the ns that they took, while kernel.bpf_stats_enabled is 1."""
-    ns, runs = struct.unpack_from("<QQ", _program_info(program_fd), _RUN_TIME_OFFSET)
+    ns, runs = struct.unpack_from("<QQ", _info(program_fd), _RUN_TIME_OFFSET)
     return int(runs), int(ns)
 
 
-def _program_info(program_fd: int) -> bytes:
+def _info(descriptor: int) -> bytes:
+    """What the kernel tells of a program or a map."""
     info = ctypes.create_string_buffer(_INFO_BYTES)
     _bpf(
         _OBJ_GET_INFO_BY_FD,
-        struct.pack("<IIQ", program_fd, _INFO_BYTES, ctypes.addressof(info)),
+        struct.pack("<IIQ", descriptor, _INFO_BYTES, ctypes.addressof(info)),
     )
     return info.raw
 

@@ -20,28 +20,23 @@ import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
 from vedette.bpf import doctor, functions, kernel, privileges
-from vedette.bpf.btf import Btf, BtfError, Function
+from vedette.bpf.btf import Btf, BtfError
 from vedette.bpf.capture import (
     DESCRIPTORS_AT_ONCE,
     EXEC_PARTS,
     HANDLERS,
-    HOOKS,
     LOAD_SECONDS_MAX,
     MAPS,
     TRACEPOINTS,
 )
+from vedette.bpf.functions import HOOKS
 from vedette.bpf.offsets import accounting, macros
 
 MESSAGE_BYTES_MAX: Final = 1 << 12
-DETACH_SECONDS_MAX: Final = 0.05
-"""Where it takes longer to detach from one function, `auto` is sys_exit: until Linux 7 or so the
-kernel waits for all tasks with each, which makes the end of capture take half a minute."""
-_TRIALS: Final = 3
 REQUEST_KEYS: Final = frozenset(
     {
         "ring_bytes",
@@ -81,44 +76,6 @@ def parse_request(message: bytes) -> dict[str, int]:
     if request["hook"] >= len(HOOKS):
         raise RequestError(f"hook is none of 0 to {len(HOOKS) - 1}")
     return request
-
-
-def _hooks(types: Btf, hook: str) -> tuple[dict[str, Function], str]:
-    """Find the functions that programs are to be attached to; none, and why, where it cannot be.
-
-    Raises RequestError where it must be.
-    """
-    if hook == "sys_exit":
-        return {}, ""
-    try:
-        found = functions.find(types)
-        seconds = min(_trial(next(iter(found.values()))) for _ in range(_TRIALS))
-    except (BtfError, OSError) as error:
-        text = error.strerror if isinstance(error, OSError) else str(error)
-        refused = f"no program can be attached to the functions of syscalls: {text}"
-        if hook == "fexit":
-            raise RequestError(f"{refused}; set hook to auto or sys_exit") from None
-        return {}, refused
-    if hook == "auto" and seconds > DETACH_SECONDS_MAX:
-        return {}, (
-            f"the kernel takes {seconds * 1000:.0f} ms to detach from each of {len(found)} "
-            "functions of syscalls; hook fexit takes them nevertheless"
-        )
-    return found, ""
-
-
-def _trial(function: Function) -> float:
-    """Seconds that it takes to detach a program. Raises OSError where none can be attached."""
-    program = kernel.load_tracing(
-        "trial", b"".join(doctor.EMPTY_PROGRAM), function.id, kernel.TRACE_FEXIT
-    )
-    try:
-        link = kernel.raw_tracepoint_open(None, program)
-        began_s = time.monotonic()
-        os.close(link)
-        return time.monotonic() - began_s
-    finally:
-        os.close(program)
 
 
 class _Programs:
@@ -162,7 +119,10 @@ def _fill(table: int, programs: list[int]) -> None:
 def _load(source: Path, request: dict[str, int]) -> tuple[dict[str, int], str]:
     """Load what is asked for; descriptors by name, and why it is not by fexit."""
     types = Btf.load()
-    found, refused = _hooks(types, HOOKS[request["hook"]])
+    hook = HOOKS[request["hook"]]
+    found, refused = functions.choose(types, hook)
+    if hook == "fexit" and refused:
+        raise RequestError(f"{refused}; set hook to auto or sys_exit")
     tracepoint = {name: types.tracepoint(name) for name in ("sys_enter", "sys_exit")}
     values: dict[str, int | str] = {**macros(types), **accounting()}
     del types

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -49,6 +51,9 @@ class Pool:
         self._stack = ExitStack()
         self._idle: dict[CaptureConfig, list[tuple[Capture, RingReader]]] = {}
         self.scope = self._stack.enter_context(Scope())
+        # By fexit each capture has a program and a link for each function.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     @contextmanager
     def watch(self, *types: str, is_fresh: bool = False, **settings: Any) -> Iterator[Watch]:
@@ -79,6 +84,10 @@ class Pool:
                 yield Watch(capture, ring)
             finally:
                 capture.detach()
+                end = time.monotonic() + 10
+                while capture.scratch_held():
+                    assert time.monotonic() < end, "a program kept its scratch space"
+                    time.sleep(0.01)
                 if not is_fresh:
                     skip(ring)
                     idle.append((capture, ring))

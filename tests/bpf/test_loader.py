@@ -44,6 +44,7 @@ def test_a_request_is_numbers_and_nothing_else() -> None:
         (b"[]", "without exactly"),
         (json.dumps(GOOD | {"source": "/tmp/mine.c"}).encode(), "without exactly"),
         (json.dumps(dict(list(GOOD.items())[1:])).encode(), "without exactly"),
+        (json.dumps(GOOD | {"hook": 3}).encode(), "hook is none of 0 to 2"),
         (json.dumps(GOOD | {"EXCLUDE_PID": "1 -fplugin=mine.so"}).encode(), "EXCLUDE_PID is no"),
         (json.dumps(GOOD | {"ENVIRONMENT": True}).encode(), "ENVIRONMENT is no"),
         (json.dumps(GOOD | {"SCOPE_LEVEL": -1}).encode(), "SCOPE_LEVEL is no"),
@@ -85,8 +86,8 @@ def test_what_is_attached_follows_without_any_right() -> None:
     code = """if True:
         from vedette.bpf import privileges
         from vedette.bpf.capture import Capture, CaptureConfig, Loader
-        config = CaptureConfig(event_types=frozenset({"execve"}), ring_bytes=1 << 16,
-                               wakeup_bytes=1 << 15)
+        config = CaptureConfig(hook="sys_exit", event_types=frozenset({"execve"}),
+                               ring_bytes=1 << 16, wakeup_bytes=1 << 15)
         with Loader() as loader, Capture(config, loader) as capture:
             privileges.confine(user="nobody")
             capture.load()

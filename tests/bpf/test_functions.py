@@ -1,0 +1,160 @@
+"""The functions that syscalls are: their names, finding them, and choosing between the hooks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vedette.bpf import functions, kernel
+from vedette.bpf.btf import VMLINUX, Btf, BtfError, Function
+from vedette.bpf.calls import CALLS, IDS_NUMBERS, STDIO_NUMBERS, SYSCALLS
+from vedette.bpf.capture import Capture, CaptureConfig, CaptureError
+
+HEADERS = {
+    functions.NATIVE: Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    functions.I386: Path("/usr/include/x86_64-linux-gnu/asm/unistd_32.h"),
+}
+# What user space calls otherwise than the kernel does.
+OTHER_NAMES = {
+    "umount2": "umount",
+    "umount": "oldumount",
+    "recvmmsg": "recvmmsg_time32",
+    "chown32": "chown",
+}
+
+
+def numbers(abi: bool) -> dict[int, str]:
+    """Number -> name, as the headers for user space have them."""
+    text = HEADERS[abi].read_text()
+    return {int(number): name for name, number in re.findall(r"#define __NR_(\w+)\s+(\d+)", text)}
+
+
+@pytest.mark.parametrize("abi", [functions.NATIVE, functions.I386])
+def test_their_names_are_those_of_the_numbers(abi: bool) -> None:
+    if not HEADERS[abi].exists():
+        pytest.skip(f"no {HEADERS[abi]}: apt-get install linux-libc-dev")
+    known = numbers(abi)
+    compared = 0
+    for (of, number), names in functions.FUNCTIONS.items():
+        if of != abi or number not in known:
+            continue
+        name = known[number]
+        expected = {name, name.removesuffix("32"), f"{name}16", f"{name}_time32"}
+        if name == "umount2" or (name == "umount" and abi == functions.I386):
+            expected = {OTHER_NAMES[name]}
+        bases = {re.sub(r"^__(x64|ia32|do)_(compat_)?sys_|^__do_sys_", "", one) for one in names}
+        assert bases & expected, (number, name, names)
+        compared += 1
+    assert compared > 80
+
+
+def test_every_number_that_is_looked_at_has_functions() -> None:
+    looked_at = {(functions.NATIVE, call.native) for call in CALLS.values()}
+    looked_at |= {(functions.I386, number) for call in CALLS.values() for number, _ in call.compat}
+    for native, i386 in SYSCALLS.values():
+        looked_at |= {(functions.NATIVE, native), (functions.I386, i386)}
+    for of_native, of_i386 in (IDS_NUMBERS, *STDIO_NUMBERS.values()):
+        looked_at |= {(functions.NATIVE, number) for number in of_native}
+        looked_at |= {(functions.I386, number) for number in of_i386}
+    assert {one for one in looked_at if one[1] is not None} <= functions.FUNCTIONS.keys()
+
+
+@pytest.mark.bpf
+def test_this_kernel_has_one_for_each() -> None:
+    found = functions.find(Btf.load())
+    for one, names in functions.FUNCTIONS.items():
+        assert one[1] == 452 or not found.keys().isdisjoint(names), names
+    grouped = functions.by_type(found)
+    assert sorted(name for names in grouped for name in names) == sorted(found)
+    for names in grouped:
+        assert len({found[name].type_id for name in names}) == 1
+
+
+class Without(Btf):
+    """This kernel's types, without one function."""
+
+    missing = ""
+
+    def functions(self, names: object) -> dict[str, Function]:
+        found = super().functions(names)  # type: ignore[arg-type]
+        del found[self.missing]
+        return found
+
+
+@pytest.mark.bpf
+def test_a_syscall_whose_function_is_not_known_rules_fexit_out() -> None:
+    types = Without(VMLINUX.read_bytes())
+    types.missing = "__x64_sys_openat"
+    with pytest.raises(BtfError, match="__x64_sys_openat is known, the x86-64 syscall 257"):
+        functions.find(types)
+    found, refused = functions.choose(types, "fexit")
+    assert not found
+    assert "the x86-64 syscall 257" in refused
+
+
+@pytest.mark.bpf
+def test_what_no_kernel_must_have_may_be_missing() -> None:
+    names = functions.FUNCTIONS[functions.NATIVE, 452]
+    types = Without(VMLINUX.read_bytes())
+    types.missing = names[0]
+    if names[0] not in functions.find(Btf.load()):
+        pytest.skip(f"this kernel has no {names[0]}")
+    assert names[0] not in functions.find(types)
+
+
+@pytest.mark.bpf
+def test_one_that_only_stands_for_a_missing_syscall_may_have_no_type() -> None:
+    symbols = Path("/proc/kallsyms").read_text(errors="replace")
+    weak = {
+        name
+        for kind, name in re.findall(r"^[0-9a-f]+ (\w) (__x64_sys_\w+)$", symbols, re.MULTILINE)
+        if kind in "wW"
+    }
+    known = {name for names in functions.FUNCTIONS.values() for name in names} & weak
+    if not known:
+        pytest.skip("this kernel was built with all of them")
+    types = Without(VMLINUX.read_bytes())
+    types.missing = min(known)
+    assert types.missing not in functions.find(types)
+
+
+@pytest.mark.bpf
+def test_fexit_is_taken_or_refused_with_a_reason_and_a_cure() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    found, refused = functions.choose(Btf.load(), "fexit")
+    assert bool(found) != bool(refused)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert functions.choose(Btf.load(), "sys_exit") == ({}, "")
+    config = CaptureConfig(hook="fexit", ring_bytes=1 << 16, wakeup_bytes=1 << 15)
+    with Capture(config) as capture:
+        if found:
+            capture.load()
+            assert capture.hook == "fexit"
+            return
+        with pytest.raises(CaptureError, match="set hook to auto or sys_exit"):
+            capture.load()
+
+
+@pytest.mark.bpf
+def test_auto_says_why_it_is_not_fexit() -> None:
+    config = CaptureConfig(ring_bytes=1 << 16, wakeup_bytes=1 << 15)
+    with Capture(config) as capture:
+        capture.load()
+        assert capture.hook == ("sys_exit" if capture.refused else "fexit")
+
+
+def load_of(fd: int, source: int = 1) -> bytes:
+    """BPF_LD_IMM64 of a map, two parts."""
+    return bytes([0x18, source << 4 | 1, 0, 0]) + fd.to_bytes(4, "little") + bytes(8)
+
+
+def test_a_program_is_given_another_map_in_place_of_its_own() -> None:
+    other = b"".join(kernel.EMPTY_PROGRAM)
+    # The second part of a constant may look like the beginning of anything.
+    constant = bytes([0x18, 1, 0, 0]) + bytes(4) + load_of(5)[:8]
+    code = load_of(5) + load_of(6) + constant + load_of(5, source=0) + other
+    changed = load_of(9) + load_of(6) + constant + load_of(5, source=0) + other
+    assert kernel.with_map(code, 5, 9) == changed
+    assert kernel.with_map(code, 7, 9) == code
