@@ -3,7 +3,8 @@
 The live end of an agent with the shipped rules watches a cgroup, its kernel programs detached and
 attached again in turn. In that cgroup runs, again and again without and with them:
 
-    open, exec, connect   a system call, or a program, at full speed (overhead_load.c)
+    getppid               a system call that nobody asks about, at full speed (overhead_load.c)
+    open, exec, connect   system calls that are recorded, or a program (overhead_load.c)
     build                 make -j2 of a generated C project
     sshd                  logins with a key, one after the other
     redis                 SET and GET by redis-benchmark
@@ -41,7 +42,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,9 +92,10 @@ class Overhead:
     lost: int = 0
     records: int = 0
 
-    def as_dict(self) -> dict[str, float | int | str]:
+    def as_dict(self) -> dict[str, float | int | str | list[float]]:
         """Medians. Ratios are of a pair's second run to its first, less one: 0.02 is 2 %.
 
+        cpu_range: the least and the most of the ratios whose median is cpu
         records: of a unit of work, on average
         """
 
@@ -110,6 +112,10 @@ class Overhead:
             "added_cpu_ns": round(median(lambda off, on: on.cpu_s - off.cpu_s) / self.count * 1e9),
             "clock": round(median(lambda off, on: on.seconds / off.seconds - 1), 4),
             "cpu": round(median(lambda off, on: on.cpu_s / off.cpu_s - 1), 4),
+            "cpu_range": [
+                round(pick(on.cpu_s / off.cpu_s - 1 for off, on in self.pairs), 4)
+                for pick in (min, max)
+            ],
             "floor_cpu": round(
                 statistics.median(
                     floor.cpu_s / off.cpu_s - 1
@@ -283,7 +289,7 @@ def free_port() -> int:
 
 @contextmanager
 def calls(bench: Bench, mode: str, count: int) -> Iterator[Callable[[], float]]:
-    """open, exec or connect at full speed."""
+    """A mode of overhead_load.c at full speed."""
     program = compile_c(_FOLDER / "overhead_load.c")
     path = program
     if mode == "open":
@@ -438,6 +444,7 @@ def workloads(scale: float = 1.0) -> dict[str, tuple[str, int, Callable[..., obj
         return max(1, int(count * scale))
 
     return {
+        "getppid": ("call", many(200_000), lambda b, n: calls(b, "getppid", n)),
         "open": ("open and close", many(100_000), lambda b, n: calls(b, "open", n)),
         "exec": ("program", many(1000), lambda b, n: calls(b, "exec", n)),
         "connect": ("connection", many(10_000), lambda b, n: calls(b, "connect", n)),
@@ -461,19 +468,17 @@ def floor() -> Iterator[None]:
 
 
 def measure(
-    name: str,
+    names: Sequence[str],
     rounds: int,
     *,
     scale: float = 1.0,
     rules: Path = RULES,
     read_at_entry: bool = False,
-) -> Overhead:
-    """Run one workload, `rounds` times without and with the kernel programs attached.
+) -> Iterator[Overhead]:
+    """Run each workload `rounds` times without and with the kernel programs attached.
 
     Raises AssertionError where something does not start, CalledProcessError where work fails.
     """
-    unit, count, prepare = workloads(scale)[name]
-    found = Overhead(name, unit, count)
     with (
         Host(rules=rules, read_at_entry=read_at_entry) as host,
         tempfile.TemporaryDirectory(prefix="vedette-") as folder,
@@ -485,20 +490,28 @@ def measure(
             "floor": floor,
             "on": host.attached,
         }
-        with Taker(host) as taker, prepare(bench, count) as work:  # type: ignore[attr-defined]
-            work()
-            for turn in range(rounds):
-                taken: dict[str, Taken] = {}
-                # Each comes first in every third turn.
-                for way in list(ways)[turn % 3 :] + list(ways)[: turn % 3]:
-                    with ways[way]():
-                        taken[way] = bench.timed(work, taker)
-                found.pairs.append((taken["off"], taken["on"]))
-                found.floors.append(taken["floor"])
-        counters = host.counters()
-        found.records = counters["engine.records"]
-        found.lost = sum(n for name, n in counters.items() if name.startswith("capture.lost_"))
-    return found
+        for name in names:
+            unit, count, prepare = workloads(scale)[name]
+            found = Overhead(name, unit, count)
+            before = host.counters()
+            with Taker(host) as taker, prepare(bench, count) as work:  # type: ignore[attr-defined]
+                work()
+                for turn in range(rounds):
+                    taken: dict[str, Taken] = {}
+                    # Each comes first in every third turn.
+                    for way in list(ways)[turn % 3 :] + list(ways)[: turn % 3]:
+                        with ways[way]():
+                            taken[way] = bench.timed(work, taker)
+                    found.pairs.append((taken["off"], taken["on"]))
+                    found.floors.append(taken["floor"])
+            after = host.counters()
+            found.records = after["engine.records"] - before["engine.records"]
+            found.lost = sum(
+                after[counter] - before[counter]
+                for counter in after
+                if counter.startswith("capture.lost_")
+            )
+            yield found
 
 
 @dataclass(frozen=True)
@@ -641,6 +654,24 @@ def program_times(files: int) -> Programs:
         _STATS.write_text(was)
 
 
+def measured(
+    chosen: Sequence[str], options: argparse.Namespace
+) -> Iterator[Overhead | Own | Burst | Programs]:
+    """What is chosen, one after the other; workloads first, by one set of kernel programs."""
+    if names := [name for name in chosen if name in workloads()]:
+        yield from measure(
+            names, options.rounds, scale=options.scale, read_at_entry=options.read_at_entry
+        )
+    if "programs" in chosen:
+        yield program_times(int(80 * options.scale))
+    if "own" in chosen:
+        for rate in (0, 10_000, 50_000):
+            yield own_cost(rate, 20 * options.scale)
+    if "burst" in chosen:
+        for rate in (100_000, 300_000, 0):
+            yield burst(rate, int(BURST * options.scale))
+
+
 def main() -> int:
     """Measure; print a line of JSON for each workload."""
     parser = argparse.ArgumentParser(prog="python -m vedette.bench.overhead")
@@ -650,20 +681,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
-    for name in options.workload or known:
-        found: list[Overhead | Own | Burst | Programs] = []
-        if name == "own":
-            found += [own_cost(rate, 20 * options.scale) for rate in (0, 10_000, 50_000)]
-        elif name == "programs":
-            found.append(program_times(int(80 * options.scale)))
-        elif name == "burst":
-            count = int(BURST * options.scale)
-            found += [burst(rate, count) for rate in (100_000, 300_000, 0)]
-        else:
-            entry = options.read_at_entry
-            found.append(measure(name, options.rounds, scale=options.scale, read_at_entry=entry))
-        for one in found:
-            print(json.dumps(one.as_dict()), flush=True)
+    if unknown := set(options.workload) - set(known):
+        parser.error(f"no {' nor '.join(sorted(unknown))}; there are {', '.join(known)}")
+    for one in measured(options.workload or known, options):
+        print(json.dumps(one.as_dict()), flush=True)
     return 0
 
 

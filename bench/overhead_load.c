@@ -5,6 +5,7 @@
  *   open     open PATH for reading, and close it
  *   exec     run PATH, and wait for its end
  *   paced    open, RATE times a second, a millisecond's worth at once; 0: as fast as it goes
+ *   getppid  a system call that nobody asks about
  *   connect  connect to a socket of our own over loopback, and close both ends
  */
 #define _GNU_SOURCE
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -105,6 +107,8 @@ int main(int argc, char **argv)
 			open_once(argv[3]);
 		else if (argv[1][0] == 'e')
 			exec_once(argv[3]);
+		else if (argv[1][0] == 'g')
+			syscall(SYS_getppid);
 		else
 			connect_once(server, &address);
 	}

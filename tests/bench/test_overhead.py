@@ -13,7 +13,7 @@ from vedette.bench.overhead import burst, generate, measure, own_cost
 
 @pytest.mark.bpf
 def test_a_pair_of_runs_without_and_with_an_agent() -> None:
-    found = measure("build", 1, scale=0.17)
+    (found,) = measure(["build"], 1, scale=0.17)
     ((off, on),) = found.pairs
     assert found.count == 4
     assert found.lost == 0
