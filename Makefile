@@ -16,7 +16,7 @@ SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_
 
 .DEFAULT_GOAL := help
 .PHONY: help machine build lint test soak life overhead sanitize demo docs bench plan-check dist deb vm-test \
-        vm-bpf clean
+        vm-bpf vm-overhead vm-image clean
 
 help:
 	@echo 'make build     install what is missing, make $(VENV), compile'
@@ -36,9 +36,11 @@ help:
 	@echo 'make deb       the Debian packages, in build/deb/'
 	@echo 'make vm-test   install, attack, kill and reboot them in a virtual machine (root; slow)'
 	@echo 'make vm-bpf    the tests of capture there, on Debian'\''s kernel 6.1 (root; slow)'
+	@echo 'make vm-overhead  what the agent costs there, in instructions (root; slow)'
 	@echo 'make clean     remove $(VENV), build/ and caches'
 	@echo
 	@echo 'VEDETTE_BUILD=release|trace|sanitize  build flavour, now $(VEDETTE_BUILD)'
+	@echo 'VEDETTE_VM_KERNEL=bookworm-backports  another kernel there: the suite of Debian that has it'
 	@echo 'PYTHON=...                            interpreter of the venv, now $(PYTHON)'
 
 machine:
@@ -136,20 +138,25 @@ deb: build
 	@packaging/machine-setup.sh deb
 	@packaging/make-deb.sh
 
-# The packages in a plain Debian 12, and in a machine of their own with Debian's kernel. The image is
-# made once, in build/vm, from Debian's archive.
+# The packages in a plain Debian 12, and in a machine of their own with Debian's kernel.
 vm-test: export VEDETTE_VM_TEST := 1
-vm-test: deb
+vm-test: deb vm-image
+	$(BIN)/pytest -s -v tests/vm $(ARGS)
+
+# The image is made once, in build/vm, from Debian's archive; other kernels are added to it.
+vm-image: machine
 	@packaging/machine-setup.sh vm
 	@packaging/vm/make-image.sh
-	$(BIN)/pytest -s -v tests/vm $(ARGS)
+	@[ -z "$$VEDETTE_VM_KERNEL" ] || packaging/vm/add-kernel.sh "$$VEDETTE_VM_KERNEL"
 
 # tests/bpf, of this checkout, on the kernel of that machine with its own headers.
 vm-bpf: export VEDETTE_VM_BPF := 1
-vm-bpf: build
-	@packaging/machine-setup.sh vm
-	@packaging/vm/make-image.sh
+vm-bpf: build vm-image
 	$(BIN)/pytest -s -v tests/vm/test_bpf.py $(ARGS)
+
+# What capture costs on that kernel, with all instructions counted.
+vm-overhead: build vm-image
+	$(BIN)/python -m tests.vm.overhead $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist vedette.egg-info .mypy_cache .pytest_cache .ruff_cache \

@@ -1,13 +1,14 @@
 #!/bin/sh
 # Makes what `make vm-test` boots: a Debian 12 root file system with its kernel (6.1), that kernel's
-# headers and bcc, systemd as process 1, and an SSH server; and a plain Debian 12 folder to install
-# packages in. Made once; kept in build/vm, or where VEDETTE_VM names a folder.
+# headers and bcc, systemd as process 1, and an SSH server, and what `make overhead` measures; and a
+# plain Debian 12 folder to install packages in. Made once; kept in build/vm, or where VEDETTE_VM names
+# a folder. packaging/vm/add-kernel.sh adds other kernels.
 #
 #   root.ext4, vmlinuz, initrd.img   the machine's disk, kernel and initial RAM disk
 #   key                              who has it may log in as root
 #   plain/                           a Debian 12 without anything that the packages bring
 #
-# Root is needed (debootstrap). It downloads some 350 MB from MIRROR and takes some minutes.
+# Root is needed (debootstrap). It downloads some 400 MB from MIRROR and takes some minutes.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -15,7 +16,7 @@ MIRROR=${MIRROR:-http://deb.debian.org/debian}
 CACHE=${VEDETTE_VM:-build/vm}
 PACKAGES=systemd-sysv,dbus,udev,kmod,linux-image-amd64,linux-headers-amd64,initramfs-tools,zstd,\
 openssh-server,iproute2,procps,ca-certificates,apt-utils,python3,python3-bpfcc,netcat-openbsd,\
-bash-completion
+bash-completion,gcc,libc6-dev,make,redis-server,redis-tools,nginx-light,apache2-utils
 
 say() { printf 'make-image: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -64,6 +65,7 @@ printf '[Journal]\nStorage=persistent\nForwardToConsole=no\n' \
     >"$root/etc/systemd/journald.conf.d/vm.conf"
 # A machine without KVM is slow: it starts what is asked for, and waits for what it must.
 chroot "$root" systemctl -q enable systemd-networkd ssh
+chroot "$root" systemctl -q disable redis-server nginx
 chroot "$root" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer man-db.timer \
     dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     systemd-networkd-wait-online.service

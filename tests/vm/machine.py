@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,9 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vedette.bench.scope import compile_c
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("VEDETTE_VM", ROOT / "build/vm"))
 DEBS = ROOT / "build/deb"
+KERNEL = os.environ.get("VEDETTE_VM_KERNEL", "bookworm")
+"""The suite of Debian whose kernel is booted; packaging/vm/add-kernel.sh brings others."""
+PYTHON_M = (
+    f"cd {shlex.quote(str(ROOT))} && PYTHONDONTWRITEBYTECODE=1 "
+    "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis .venv/bin/python -m"
+)
+"""In a machine with a checkout: the shell command that runs a module of it."""
 
 # Without KVM, and beside other work, all of it takes many times what it takes on a host; who waits
 # for what comes about loses nothing by waiting long.
@@ -31,6 +41,23 @@ def put_packages(folder: Path) -> None:
         shutil.copy(deb, folder)
 
 
+def put_checkout(folder: Path) -> None:
+    """Copy what is under version control, what is compiled of it, and the virtual environment."""
+    # What is compiled there would be compiled again each time.
+    for source in (*(ROOT / "tests/bpf").glob("*.c"), *(ROOT / "bench").glob("*_load.c")):
+        compile_c(source)
+    flavour = os.environ.get("VEDETTE_BUILD", "release")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    names = [os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+    for name in (*names, f"build/{flavour}", "build/programs", ".venv"):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # With the times: what is older than its source counts as not compiled.
+        subprocess.run(["cp", "-a", ROOT / name, target], check=True)
+    for left in (f"build/{flavour}/temp", f"build/{flavour}/cython"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -42,26 +69,45 @@ class Machine:
 
     share       puts what is to be on its second disk, /dev/vdb, into a folder
     share_size  of that disk, as mke2fs takes it
+    is_counted  it has one processor, on which each instruction takes a nanosecond: its clocks count
+                instructions, whatever this machine does besides
     console     what the kernel and systemd print
     """
 
-    def __init__(self, share: Callable[[Path], None], share_size: str) -> None:
+    def __init__(
+        self, share: Callable[[Path], None], share_size: str, *, is_counted: bool = False
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="vedette-vm-"))
         self.console = self._folder / "console"
         self._port = free_port()
         given, shared = self._folder / "shared", self._folder / "shared.ext4"
         given.mkdir()
         share(given)
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", given, shared, share_size], check=True)
+        subprocess.run(
+            ["mke2fs", "-q", "-t", "ext4", "-d", given, shared, share_size],
+            stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
         shutil.rmtree(given)
+        kernel = CACHE if KERNEL == "bookworm" else CACHE / "kernels" / KERNEL
+        if is_counted:
+            # Each repetition of a string instruction would count: without these features the
+            # kernel copies by loops instead, and it does not clear what nobody reads.
+            processors = [
+                *("-accel", "tcg,thread=single", "-icount", "shift=0", "-smp", "1"),
+                *("-cpu", "max,-erms,-fsrm"),
+            ]
+            options = " tsc=reliable clearcpuid=rep_good init_on_alloc=0"
+        else:
+            processors = ["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max"]
+            options = ""
         drive = "if=virtio,format=raw,snapshot=on,file="
         self._process = subprocess.Popen(
             [
-                *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"),
-                *("-smp", "2", "-m", "2048", "-display", "none", "-monitor", "none"),
+                *("qemu-system-x86_64", *processors, "-m", "2048"),
+                *("-display", "none", "-monitor", "none"),
                 *("-serial", f"file:{self.console}"),
-                *("-kernel", CACHE / "vmlinuz", "-initrd", CACHE / "initrd.img"),
-                *("-append", "root=/dev/vda rw console=ttyS0 quiet mitigations=off"),
+                *("-kernel", kernel / "vmlinuz", "-initrd", kernel / "initrd.img"),
+                *("-append", f"root=/dev/vda rw console=ttyS0 quiet mitigations=off{options}"),
                 *("-drive", f"{drive}{CACHE / 'root.ext4'}", "-drive", f"{drive}{shared}"),
                 *("-device", "virtio-rng-pci", "-device", "virtio-net-pci,netdev=net"),
                 # Nothing that it sends leaves it.
@@ -111,6 +157,15 @@ class Machine:
         done = self.try_run(command, timeout_s)
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def stream(self, command: str, timeout_s: float = COMMAND_SECONDS_MAX) -> int:
+        """Run a shell command whose output goes where this program's goes; its exit code."""
+        return subprocess.run([*self._ssh, command], timeout=timeout_s).returncode
+
+    def mount_checkout(self) -> None:
+        """Mount what put_checkout put on the second disk, where it is on this machine."""
+        root = shlex.quote(str(ROOT))
+        self.run(f"mkdir -p {root} && mount -o ro /dev/vdb {root}")
 
     def until(
         self,
