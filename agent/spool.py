@@ -133,7 +133,7 @@ class _Lane:
         self._unload()
 
     def drop(self, index: int) -> _Segment:
-        """Take a segment out, and its file away."""
+        """Take a segment out; its file stays."""
         segment = self.segments[index]
         if index == len(self.segments) - 1:
             self.close()
@@ -142,16 +142,16 @@ class _Lane:
             self.at -= 1
         elif index == self.at:
             self.position = 0
-        if segment.path is not None:
-            segment.path.unlink(missing_ok=True)
         return segment
 
     def close(self) -> None:
         """Write no more into the last segment."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            # What a network's disk refuses only now is missing when the segment is read.
+            with contextlib.suppress(OSError):
+                os.close(self.descriptor)
             self.descriptor = -1
-        self._unload()
+            self._unload()
 
     def _unload(self) -> None:
         # In memory are the segment that is read, the one that is written, and what has no file.
@@ -334,10 +334,20 @@ class SpoolQueue:
     # The rest.
 
     def _discard(self, lane: _Lane, index: int) -> _Segment:
-        segment = lane.drop(index)
+        segment = self._drop(lane, index)
         self._spool.bytes -= segment.size_bytes
         if segment.path is None:
             self._spool.memory_bytes -= segment.size_bytes
+        return segment
+
+    def _drop(self, lane: _Lane, index: int) -> _Segment:
+        """Take a segment out, and its file away, if the disk lets it go: else with the folder."""
+        segment = lane.drop(index)
+        if segment.path is not None:
+            try:
+                segment.path.unlink(missing_ok=True)
+            except OSError:
+                self._spool.counters["write_errors"] += 1
         return segment
 
     def _discard_below(self, lane: _Lane, seq: int) -> None:
@@ -399,13 +409,18 @@ class SpoolQueue:
                 spool.counters["write_errors"] += 1
                 spool.retry_s = now_s + RETRY_S
                 if lane.descriptor >= 0 and last is not None and last.count == 0:
-                    lane.drop(len(lane.segments) - 1)
+                    self._drop(lane, len(lane.segments) - 1)
             else:
                 return last
         lane.close()
         if spool.memory_bytes + len(record) > MEMORY_BYTES_MAX:
             return None
         spool.memory_bytes += len(record)
+        last = lane.segments[-1] if lane.at < len(lane.segments) else None
+        if last is not None and last.path is None:
+            # It is not read to its end yet, so that what comes behind it is read, too.
+            if last.size_bytes + len(record) <= spool.segment_bytes:
+                return last
         segment = _Segment(None, time.time())
         lane.segments.append(segment)
         return segment

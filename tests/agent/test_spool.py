@@ -220,6 +220,50 @@ with opened(Path(sys.argv[1]) / "s") as spool:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_the_disk_does_not_take_is_few_segments_in_memory(tmp_path: Path) -> None:
+    """Each is looked at with each signal, for as long as the disk takes nothing."""
+    with opened(tmp_path / "s") as spool:
+        queue = spool.current
+        queue.put(signals(1, 10))
+        spool.retry_s = float("inf")
+        for seq in range(11, 4001):
+            queue.put(signals(seq, seq, priority=CRITICAL if seq % 3 == 0 else NOTICE))
+        assert sum(len(lane.segments) for lane in queue.lanes) < 10
+        taken = queue.take(2000)
+        assert [one.seq for one in taken.signals] == list(range(1, 2001))
+        queue.commit(1500)
+        numbers, lost = accounted(queue)
+        assert (numbers, lost) == (list(range(2001, 4001)), set())
+        for seq in range(4001, 4011):
+            queue.put(signals(seq, seq))
+        assert accounted(queue) == (list(range(4001, 4011)), set())
+        queue.rewind(1500)
+        assert accounted(queue) == (list(range(1501, 4011)), set())
+        queue.commit(4010)
+        assert queue.kept == spool.memory_bytes == spool.bytes == 0
+
+
+def test_a_file_that_cannot_be_taken_away_stops_nothing(tmp_path: Path) -> None:
+    """As on a disk that became read-only; a folder in a file's place is not unlinked either."""
+    with opened(tmp_path / "s", bytes_max=BYTES_MIN) as spool:
+        queue = spool.current
+        queue.put(signals(1, 1500, output="x" * 400))
+        paths = [segment.path for segment in queue.other.segments]
+        assert len(paths) > 10
+        for path in paths:
+            assert path is not None
+            path.unlink()
+            path.mkdir()
+        queue.put(signals(1501, 6000, output="x" * 400))
+        assert queue.lost
+        assert spool.counters["write_errors"] >= len(paths) - 1
+        numbers, lost = accounted(queue)
+        assert sorted([*numbers, *lost]) == list(range(1, 6001))
+        queue.commit(6000)
+        assert queue.kept == 0
+    assert not list((tmp_path / "s").glob("0*"))
+
+
 def test_a_signal_that_is_no_text_is_fitted(tmp_path: Path) -> None:
     with opened(tmp_path / "s") as spool:
         spool.current.put(signals(1, 2) + signals(3, 3, output="\udcff", fields={"n": 1 << 70}))
