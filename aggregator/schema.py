@@ -19,7 +19,12 @@ _Key = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 class json_extract(sa.sql.functions.GenericFunction[int]):
-    """`json_extract(text, '$.name')`, of a number: SQLite's function, for PostgreSQL too."""
+    """`json_extract(text, '$.name')`, of a number: SQLite's function, for PostgreSQL too.
+
+    PostgreSQL's own functions refuse a text with an escaped NUL in it, wherever that is, and hosts
+    may send such. So there it is looked for as `store._json` writes it: no value reads like a name,
+    since its quotes are escaped. What is nested must not have the same name.
+    """
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -28,8 +33,8 @@ class json_extract(sa.sql.functions.GenericFunction[int]):
 @compiles(json_extract, "postgresql")
 def _json_extract(element: Any, compiler: Any, **options: Any) -> str:
     column, path = element.clauses
-    name = sa.literal(path.value.removeprefix("$."))
-    value = sa.cast(column, sa.JSON).op("->>")(name)
+    name = sa.literal(f'"{path.value.removeprefix("$.")}":(-?[0-9]+)')
+    value = sa.func.substring(column, name)
     return str(compiler.process(sa.cast(value, sa.BigInteger), **options))
 
 

@@ -62,6 +62,7 @@ from vedette.core.clock import UNKNOWN_NS, HostClock
 from vedette.core.closing import Closing
 from vedette.core.signal import PRIORITIES, Signal
 from vedette.core.wire import (
+    NUMBER_MAX,
     Batch,
     Columns,
     Heartbeat,
@@ -1551,6 +1552,12 @@ def _greater(column: sa.Column[int], name: str) -> sa.Case[Any]:
     return sa.case((value > column, value), else_=column)
 
 
+def _more(column: sa.Column[int], name: str) -> sa.Case[Any]:
+    """A sum that stops where a database's numbers end: hosts claim what they like."""
+    value = sa.bindparam(name, type_=sa.BigInteger)
+    return sa.case((column > NUMBER_MAX - value, NUMBER_MAX), else_=column + value)
+
+
 def _advance_host() -> sa.Update:
     c = hosts_table.c
     seen = sa.bindparam("seen", type_=sa.BigInteger)
@@ -1561,7 +1568,7 @@ def _advance_host() -> sa.Update:
             last_seen_ns=sa.case((seen > 0, seen), else_=c.last_seen_ns),
             complete_until_ns=_greater(c.complete_until_ns, "complete"),
             **{
-                f"signals_{name}": c[f"signals_{name}"] + sa.bindparam(name, type_=sa.BigInteger)
+                f"signals_{name}": _more(c[f"signals_{name}"], name)
                 for name in ("stored", "late", "lost", "missing")
             },
         )

@@ -602,12 +602,34 @@ def test_a_number_within_details_is_found(where: str) -> None:
     with Store.open(where) as store:
         commit(store, "a", signal(1, 10, fields={"proc.name": "sshd"}))
         commit(store, "b", signal(1, 20))
-        store.write_incident(incident(store, details={"n": 5, "m": {"n": 1}}), 7)
+        # Whatever a host that means ill puts into its signals.
+        wild = {"m": {"o": 1}, "w": 'x\0","n":7', "n": 5, "v": ["\0", '"n":8']}
+        store.write_incident(incident(store, details=wild), 7)
         number = sa.func.json_extract(db.incidents_table.c.details, "$.n")
         with store.transaction() as connection:
             assert connection.execute(sa.select(number)).scalar_one() == 5
             query = sa.select(db.incidents_table.c.id).where(number >= 5).order_by(number.desc())
             assert connection.execute(query).scalars().all() == ["ab12"]
+
+
+def test_a_hosts_claims_add_up_to_no_number_that_a_database_refuses(where: str) -> None:
+    """It may say of each numbering that nearly all of it is lost, and begin as many as it likes."""
+    c = db.hosts_table.c
+    with Store.open(where) as store:
+        commit(store, "other", signal(1, 10))
+        commit(store, "a", signal(1, 10))
+        nearly = wire.NUMBER_MAX - 10
+        with store.transaction() as connection:
+            update = db.hosts_table.update().where(c.host_id == "a")
+            connection.execute(update.values(signals_lost=nearly, signals_missing=nearly))
+        with store.transaction():
+            batch = wire.Batch(signals=[signal(1000, 10)], lost=[(2, 500)])
+            store.commit("a", "boot", batch, received_ns=1000, released_ns=0)
+            store.heartbeat("other", "boot", beat(50), 2000)
+        assert host(store, "other").last_seen_ns == 2000
+        found = host(store)
+        assert (found.signals_lost, found.signals_missing) == (wire.NUMBER_MAX, wire.NUMBER_MAX)
+        assert (found.signals_stored, type(found.signals_lost)) == (2, int)
 
 
 def test_the_fleets_order_is_that_of_bytes_in_any_locale(where: str) -> None:
