@@ -16,6 +16,9 @@ SPECS = "first_seen.specs"
 KNOWN_MAX = 200_000
 """Values that are kept in memory beside the store; all go when it is full."""
 PRUNE_NOTES = 10_000
+NUL = "\x01"
+"""What stands for the NUL in the boot of an incident that is a signal (core.correlator.MadeSignal):
+PostgreSQL keeps none."""
 
 
 class StoreMemory:
@@ -77,7 +80,8 @@ class StoreMemory:
                         index_elements=["spec", "value"], set_={"last_ns": last_ns}
                     )
                 )
-            for spec, (time_ns, host_id, seq, boot_id) in self._firsts:
+            for spec, (time_ns, host_id, seq, boot) in self._firsts:
+                boot_id = boot.replace("\0", NUL)
                 connection.execute(
                     self._store.insert(firsts_table)
                     .values(spec=spec, time_ns=time_ns, host_id=host_id, seq=seq, boot_id=boot_id)
@@ -126,8 +130,9 @@ class StoreMemory:
         )
         found: dict[str, set[Order]] = {}
         with self._store.reading() as connection:
-            for spec, *order in connection.execute(query):
-                found.setdefault(spec, set()).add(tuple(order))
+            for spec, time_ns, host_id, seq, boot_id in connection.execute(query):
+                order = (time_ns, host_id, seq, boot_id.replace(NUL, "\0"))
+                found.setdefault(spec, set()).add(order)
         return found
 
     def unknown(self, sequences: tuple[Sequence, ...]) -> list[tuple[Sequence, Step]]:

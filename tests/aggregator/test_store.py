@@ -22,6 +22,7 @@ from tests.aggregator.service import beat, hello, until
 from vedette.aggregator import migrations
 from vedette.aggregator import store as db
 from vedette.aggregator.schema import batch_rules_table, batch_times_table
+from vedette.aggregator.sequences import Correlator
 from vedette.aggregator.store import (
     Host,
     HostsFull,
@@ -32,6 +33,7 @@ from vedette.aggregator.store import (
     StoreError,
 )
 from vedette.core import wire
+from vedette.core.sequence import parse
 from vedette.core.signal import Signal
 
 
@@ -630,6 +632,39 @@ def test_a_hosts_claims_add_up_to_no_number_that_a_database_refuses(where: str) 
         found = host(store)
         assert (found.signals_lost, found.signals_missing) == (wire.NUMBER_MAX, wire.NUMBER_MAX)
         assert (found.signals_stored, type(found.signals_lost)) == (2, int)
+
+
+OVER_OTHERS = b"""
+- sequence: inner
+  within: 1m
+  steps:
+    - as: one
+      signal: login
+      count: 2
+      by: [proc.name]
+- sequence: outer
+  within: 1m
+  steps:
+    - as: first
+      signal: {sequence: inner}
+      first_seen: {fields: [proc.name], for: 1h}
+    - as: other
+      signal: other
+"""
+
+
+def test_first_incidents_are_known_after_a_restart(where: str) -> None:
+    """An incident as a signal has a NUL in its boot's name."""
+    found = parse(OVER_OTHERS, "over.yaml")
+    assert not found.errors
+    logins = [signal(seq, seq, rule="login", fields={"proc.name": "x"}) for seq in (1, 2)]
+    with Store.open(where) as store:
+        commit(store, "a", *logins)
+        Correlator(store, found.sequences).advance(5)
+        assert [one.sequence for one in store.incidents()] == ["inner"]
+        commit(store, "a", signal(3, 10, rule="other"))
+        Correlator(store, found.sequences).advance(20)
+        assert [one.sequence for one in store.incidents()] == ["inner", "outer"]
 
 
 def test_the_fleets_order_is_that_of_bytes_in_any_locale(where: str) -> None:
