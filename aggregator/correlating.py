@@ -23,11 +23,18 @@ RETRY_S = 1.0
 CLOSE_S = 30.0
 
 
+class Stopped(Exception):
+    """The sequences are to stop, wherever they are."""
+
+
 class Correlator(Protocol):
     """What looks for sequences in the store."""
 
-    def advance(self, watermark_ns: int) -> None:
-        """Take the signals up to this time: none that is not marked late will be added there."""
+    def advance(self, watermark_ns: int, check: Callable[[], None]) -> None:
+        """Take the signals up to this time: none that is not marked late will be added there.
+
+        check  called now and then where there is much to take; may raise Stopped
+        """
 
     def stats(self) -> Mapping[str, int]:
         """Return counters by name, and what there is at the moment; from any thread."""
@@ -63,7 +70,7 @@ class Correlating:
         return self._correlator.stats()
 
     def close(self) -> None:
-        """Wait for what is being taken, and stop."""
+        """Wait for the part that is being taken, and stop."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -74,6 +81,10 @@ class Correlating:
         else:
             self.store.close()
 
+    def _check(self) -> None:
+        if self._stopping:
+            raise Stopped
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -82,8 +93,10 @@ class Correlating:
                     return
                 watermark_ns = self._wanted_ns
             try:
-                self._correlator.advance(watermark_ns)
+                self._correlator.advance(watermark_ns, self._check)
                 self.taken_ns = watermark_ns
+            except Stopped:
+                return
             except sa.exc.SQLAlchemyError as error:
                 self.store_errors += 1
                 log.error("%s: %s; the sequences wait", self.store.name, error)

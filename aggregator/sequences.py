@@ -207,14 +207,17 @@ class Correlator:
         """Time up to which signals were taken: one that comes now for then is late. 0: none."""
         return 0 if self._position is None else self._position[0]
 
-    def advance(self, watermark_ns: int) -> None:
+    def advance(self, watermark_ns: int, check: Callable[[], None] = lambda: None) -> None:
         """Take what the store holds up to a time, and write the incidents that this completes.
+
+        check  called between batches, and while the tables are made again; may raise
 
         An error of the store leaves it as it was before the batch; the next call starts from there.
         """
         while True:
+            check()
             if self._tables is None:
-                self._tables = self._restored()
+                self._tables = self._restored(check)
             try:
                 is_more = self._batch(self._tables, watermark_ns)
             except BaseException:
@@ -231,10 +234,11 @@ class Correlator:
 
     def stats(self) -> dict[str, int]:
         """Return the tables' counters since the last start."""
-        if self._tables is None:
+        correlator = self._tables
+        if correlator is None:
             return {}
-        of_hosts = self._tables.evicted_of
-        return self._tables.stats() | {f"evicted_of.{host}": n for host, n in of_hosts.items()}
+        of_hosts = correlator.evicted_of
+        return correlator.stats() | {f"evicted_of.{host}": n for host, n in of_hosts.items()}
 
     def _batch(self, correlator: tables.Correlator, watermark_ns: int) -> bool:
         """Take one batch; return whether there may be more. What it changes is written at once.
@@ -405,14 +409,14 @@ class Correlator:
         ]
         return doubts
 
-    def _restored(self) -> tables.Correlator:
+    def _restored(self, check: Callable[[], None]) -> tables.Correlator:
         """Return tables as they were when the position was written."""
         self._position = _position(self._store)
         self._memory = StoreMemory(self._store)
         correlator = tables.Correlator(
             self._sequences, partials_max=self._partials_max, memory=self._memory
         )
-        self._learn(self._position)
+        self._learn(self._position, check)
         if self._position is not None:
             position = self._position
             decided = self._store.meta(DECIDED)
@@ -421,6 +425,7 @@ class Correlator:
                 position[0] - correlator.history_ns,
                 position[0],
                 wanted=correlator.wants,
+                check=check,
             )
             correlator.restore(
                 itertools.takewhile(lambda signal: signal.order <= position, taken),
@@ -432,7 +437,7 @@ class Correlator:
             )
         return correlator
 
-    def _learn(self, position: SignalKey | None) -> None:
+    def _learn(self, position: SignalKey | None, check: Callable[[], None]) -> None:
         """Let new steps know what was seen before they were there."""
         with self._store.transaction():
             unknown = self._memory.unknown(self._sequences)
@@ -440,7 +445,7 @@ class Correlator:
                 return
             seen = Seen(self._memory)
             since_ns = position[0] - max(s.first_seen.for_ns for _, s in unknown if s.first_seen)
-            for signal in _signals(self._store, since_ns, position[0]):
+            for signal in _signals(self._store, since_ns, position[0], check=check):
                 if signal.order > position:
                     break
                 for sequence, step in unknown:
@@ -496,13 +501,18 @@ def _signals(
     *,
     with_late: bool = False,
     wanted: Wanted | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[FleetSignal]:
-    """Return signals between two times, both included, in the order of the fleet."""
+    """Return signals between two times, both included, in the order of the fleet.
+
+    check  called once for CHUNK_SIGNALS; may raise
+    """
     fleet = fleet_of(store)
     after: SignalKey = (max(0, since_ns), "", 0, "")
     while signals := store.released(
         after, until_ns, CHUNK_SIGNALS, with_late=with_late, wanted=wanted
     ):
+        check()
         yield from fleet.signals(signals)
         after = signals[-1].key
 

@@ -328,7 +328,8 @@ class Correlator:
         """Return of which hosts' accounts how many partial matches went at a bound, by id."""
         found = Counter(self._tables.evicted_of)
         for _, windows in self._windows:
-            found.update(windows.evicted_of)
+            # Another thread may ask, while more go.
+            found.update(windows.evicted_of.copy())
         return dict(found)
 
     def _make(self, changes: list[Change], changed: list[Change]) -> None:

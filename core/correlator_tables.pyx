@@ -1787,7 +1787,8 @@ cdef class TableSet:
         cdef Tables tables
         found = Counter()
         for tables in self.tables:
-            for number, count in tables.evicted_of.items():
+            # Another thread may ask, while more go.
+            for number, count in list(tables.evicted_of.items()):
                 found[self.fields.host_ids[number]] += count
         return dict(found)
 

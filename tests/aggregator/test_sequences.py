@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from tests.aggregator import attack
 from tests.core.sequence_strategies import HOSTS, sequences, streams
 from vedette.aggregator import sequences as aggregator_sequences
+from vedette.aggregator.correlating import CLOSE_S, Correlating, Stopped
 from vedette.aggregator.sequences import Correlator, Fleet, fleet_of
 from vedette.aggregator.store import Store
 from vedette.core import sequences_twin
@@ -403,6 +407,66 @@ def test_a_new_sequence_learns_what_was_seen_before_it_was_there(tmp_path: Path)
         correlator.advance(60 * 10**9)
         (listed,) = [i for i in store.incidents() if i.sequence == "new program"]
         assert (listed.start_ns, listed.end_ns) == (52 * 10**9, 53 * 10**9)
+
+
+@pytest.mark.parametrize("checks", [0, 1, 5, 15])
+def test_who_is_to_stop_stops_between_batches_and_goes_on_from_there(
+    tmp_path: Path, checks: int
+) -> None:
+    left = checks
+
+    def check() -> None:
+        nonlocal left
+        if left == 0:
+            raise Stopped
+        left -= 1
+
+    made = [a_run(2 + n, 1 + n, "x", "login") for n in range(40)]
+    with filled(tmp_path) as store:
+        commit(store, "a", made)
+        with pytest.raises(Stopped):
+            Correlator(store, logins(), batch_signals=2).advance(FOREVER_NS, check)
+        position = store.meta(aggregator_sequences.POSITION)
+        taken = 0 if position is None else msgspec.json.decode(position)[2]
+        assert taken < made[-1].seq
+        assert (taken > 0) == (checks > 0)
+        # While the tables are made again, too.
+        left = 1
+        with pytest.raises(Stopped):
+            Correlator(store, logins(), batch_signals=2).advance(FOREVER_NS, check)
+        Correlator(store, logins()).advance(FOREVER_NS)
+        stopped = dump(store)
+    (tmp_path / "other").mkdir()
+    with filled(tmp_path / "other") as store:
+        commit(store, "a", made)
+        Correlator(store, logins()).advance(FOREVER_NS)
+        assert [row[0]["details"] for row in msgspec.json.decode(stopped)] == [
+            row[0]["details"] for row in msgspec.json.decode(dump(store))
+        ]
+
+
+def test_the_sequences_are_left_while_they_catch_up(tmp_path: Path) -> None:
+    """However much there is to take: the rest is taken up by the next start."""
+    reached = threading.Event()
+
+    class Endless:
+        def advance(self, watermark_ns: int, check: Callable[[], None]) -> None:
+            while True:
+                reached.set()
+                check()
+                time.sleep(0.001)
+
+        def stats(self) -> dict[str, int]:
+            return {}
+
+    with filled(tmp_path) as store:
+        correlating = Correlating(store, lambda _: Endless())
+        correlating.advance(7)
+        assert reached.wait(30)
+        began_s = time.monotonic()
+        correlating.close()
+        assert time.monotonic() - began_s < CLOSE_S / 2
+        assert (correlating.taken_ns, correlating.failure) == (0, None)
 
 
 CHAIN = b"""

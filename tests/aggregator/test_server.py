@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -779,7 +779,7 @@ class Collector:
     def stats(self) -> dict[str, int]:
         return {"evicted": 7, "partials": 3}
 
-    def advance(self, watermark_ns: int) -> None:
+    def advance(self, watermark_ns: int, check: Callable[[], None]) -> None:
         after = self.keys[-1] if self.keys else None
         self.keys += [s.key for s in self.store.released(after, watermark_ns)]
 
