@@ -417,10 +417,9 @@ class SpoolQueue:
             return None
         spool.memory_bytes += len(record)
         last = lane.segments[-1] if lane.at < len(lane.segments) else None
-        if last is not None and last.path is None:
-            # It is not read to its end yet, so that what comes behind it is read, too.
-            if last.size_bytes + len(record) <= spool.segment_bytes:
-                return last
+        # One that is not read to its end yet, so that what comes behind it is read, too.
+        if last and last.path is None and last.size_bytes + len(record) <= spool.segment_bytes:
+            return last
         segment = _Segment(None, time.time())
         lane.segments.append(segment)
         return segment

@@ -25,7 +25,9 @@ leaves here is accepted there.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from struct import error as StructError
+from struct import unpack
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import msgspec
@@ -337,7 +339,7 @@ class Columns:
     )
 
     def __init__(self, payload: bytes | memoryview, packed: _Packed) -> None:
-        # Imported here: agents, which only write, do without its 10 MB.
+        # Imported here: agents, which make no Columns, do without its 10 MB.
         import numpy as np
 
         self.payload = payload
@@ -365,27 +367,10 @@ class Columns:
 
     def signals(self) -> list[Signal]:
         """Return the signals, one by one."""
-        everyone = list(range(len(self)))
-        return [
-            Signal(
-                seq=seq,
-                time_ns=time_ns,
-                rule=entry.name,
-                priority=entry.priority,
-                tags=entry.tags,
-                alert=entry.alert,
-                output=output,
-                fields=fields,
-            )
-            for seq, time_ns, entry, output, fields in zip(
-                self.seq.tolist(),
-                self.time_ns.tolist(),
-                map(self.rules.__getitem__, self.rule.tolist()),
-                self.output,
-                fields_at(self.fields, everyone),
-                strict=True,
-            )
-        ]
+        return _signals(
+            *(self.seq.tolist(), self.time_ns.tolist(), self.rule.tolist()),
+            *(self.rules, self.output, self.fields),
+        )
 
     def batch(self) -> Batch:
         """Return all of it, one signal after the other."""
@@ -445,7 +430,9 @@ def encode(message: Message) -> bytes:
     text that is not Unicode. For a signal, `fit` is the cure.
     """
     if isinstance(message, Batch):
-        return bytes((SIGNALS,)) + columns(message).payload
+        payload = _payload(SIGNALS, _packed(message))
+        _read_packed(payload)
+        return bytes((SIGNALS,)) + payload
     kind = _KINDS[type(message)]
     payload = _payload(kind, message)
     # The receiver's own checks: they cannot drift from what the receiver does.
@@ -472,9 +459,12 @@ def pack_signals(signals: list[Signal]) -> bytes:
 def unpack_signals(payload: bytes | memoryview) -> list[Signal]:
     """Read what `pack_signals` made, and nobody has changed since. Raises WireError."""
     try:
-        # The two differ in their bounds alone.
-        return Columns(payload, cast(_Packed, _OWN.decode(payload))).signals()
-    except (msgspec.DecodeError, UnicodeDecodeError, IndexError, ValueError) as error:
+        own = _OWN.decode(payload)
+        count = len(own.output)
+        seq, time_ns = unpack(f"<{count}q", own.seq), unpack(f"<{count}q", own.time_ns)
+        rule = unpack(f"<{count}H", own.rule)
+        return _signals(seq, time_ns, rule, own.rules, own.output, own.fields)
+    except (msgspec.DecodeError, UnicodeDecodeError, IndexError, ValueError, StructError) as error:
         raise WireError(f"signals in columns: {error}"[:1024]) from None
 
 
@@ -493,9 +483,7 @@ def read(frame: bytes | memoryview) -> Message | Columns:
 
 def load(payload: bytes | memoryview) -> Columns:
     """Read a batch from what follows the kind byte, as `Columns.payload` has it."""
-    packed = _unpack(SIGNALS, payload)
-    _check_columns(packed)
-    return Columns(payload, packed)
+    return Columns(payload, _read_packed(payload))
 
 
 def decode(frame: bytes | memoryview) -> Message:
@@ -583,6 +571,44 @@ def _packed(batch: Batch) -> _Packed:
         lost=batch.lost,
         complete_until_ns=batch.complete_until_ns,
     )
+
+
+def _signals(
+    seq: Sequence[int],
+    time_ns: Sequence[int],
+    rule: Sequence[int],
+    rules: Sequence[RuleEntry | _OwnRule],
+    output: list[str],
+    fields: Mapping[str, Column | _OwnColumn],
+) -> list[Signal]:
+    """Return the signals that columns have, one by one."""
+    return [
+        Signal(
+            seq=number,
+            time_ns=moment_ns,
+            rule=entry.name,
+            priority=entry.priority,
+            tags=entry.tags,
+            alert=entry.alert,
+            output=text,
+            fields=values,
+        )
+        for number, moment_ns, entry, text, values in zip(
+            seq,
+            time_ns,
+            map(rules.__getitem__, rule),
+            output,
+            fields_at(fields, list(range(len(output)))),
+            strict=True,
+        )
+    ]
+
+
+def _read_packed(payload: bytes | memoryview) -> _Packed:
+    """Read and check a batch."""
+    packed: _Packed = _unpack(SIGNALS, payload)
+    _check_columns(packed)
+    return packed
 
 
 def _check_columns(packed: _Packed) -> None:

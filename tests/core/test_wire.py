@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import struct
+import subprocess
+import sys
 import tracemalloc
 from typing import Any
 
@@ -105,6 +107,24 @@ def test_what_is_kept_in_columns_is_read_again_whatever_the_bounds(batch: wire.B
     assert wire.unpack_signals(wire.pack_signals(kept)) == kept
     with pytest.raises(wire.WireError):
         wire.encode(wire.Batch(signals=kept))
+
+
+def test_agents_do_without_numpy() -> None:
+    """They pack signals for spool and wire, and read them again from the spool; it takes 10 MB."""
+    code = """
+import sys
+from vedette.agent import service
+from vedette.core import wire
+from vedette.core.signal import Signal
+made = [Signal(seq=n, time_ns=n, rule="r", priority=3, fields={"n": n}) for n in range(1, 20)]
+assert wire.unpack_signals(wire.pack_signals(made)) == made
+wire.encode(wire.Batch(signals=made))
+assert "numpy" not in sys.modules, "numpy"
+wire.decode(wire.encode(wire.Batch(signals=made)))
+assert "numpy" in sys.modules, "the aggregator's way"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_damaged_columns_are_an_error_and_no_more() -> None:
