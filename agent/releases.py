@@ -403,6 +403,13 @@ class Releases:
             self._tell(number, "failed", reason)
             log(logging.ERROR, "a release failed", release=number, error=reason)
 
+    def hindered(self, number: int, reason: str) -> None:
+        """Note that a release cannot come in force for now, by no fault of its own."""
+        with self._lock:
+            self._stuck = (number, time.monotonic())
+            reason = self._shortened(number, reason)
+            log(logging.ERROR, "a release waits for this host", release=number, error=reason)
+
     def stats(self) -> dict[str, int]:
         """Counters; number (the release in force) and trial (1: it settles) are gauges."""
         names = ("offered", "taken", "confirmed", "failed", "withdrawn", "damaged", "write_errors")

@@ -292,7 +292,10 @@ class _Reload(_Compiling):
     ) -> None:
         super().__init__("reload", running)
         self.path = path
-        self.number = 0 if releases is None else releases.wanted
+        self.number = 0
+        if releases is not None:
+            # Another release comes by itself, so that a configuration is tried with none.
+            self.number = releases.wanted if path is None else releases.in_force
         self.settings = settings
         self._releases = releases
 
@@ -307,9 +310,24 @@ class _Reload(_Compiling):
 
     def _failed(self, error: AgentError) -> None:
         releases = self._releases
-        # What the configuration has wrong is no fault of the release that is in force.
-        if releases is not None and self.number != releases.in_force:
+        if releases is None or self.number == releases.in_force:
+            return
+        # What the configuration's own files have wrong is no fault of the release.
+        if self._loads(releases, releases.in_force):
             releases.failed(self.number, str(error))
+        else:
+            releases.hindered(self.number, str(error))
+
+    def _loads(self, releases: Releases, number: int) -> bool:
+        """Tell whether the configuration's own files can be used with a release."""
+        try:
+            with releases.files(number) as files:
+                pipeline.load(self.settings.rules, self.settings.host, files)
+        except DamagedRelease:
+            return True
+        except AgentError:
+            return False
+        return True
 
     def _switched(self, error: str | None) -> None:
         if self._releases is None:
@@ -444,6 +462,7 @@ class Service:
         """
         settings, releases = self._settings, self._releases
         numbers = [0] if releases is None else releases.candidates()
+        failures: list[tuple[int, str]] = []
         for number in numbers:
             try:
                 with _released(releases, number) as files:
@@ -460,14 +479,17 @@ class Service:
                     reader=self._reader,
                 )
             except ConfigError as error:
+                # Where nothing can be used, the configuration's own files are to blame.
                 if releases is None or not number:
                     raise
-                releases.failed(number, str(error))
+                failures.append((number, str(error)))
             except DamagedRelease:
                 continue
             else:
                 break
         if releases is not None:
+            for failed, text in failures:
+                releases.failed(failed, text)
             releases.in_force = number
         return live, rules
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from tests.aggregator.service import RawAgent, Service, aggregator, beat, hello, until
 from vedette.agent import config as agent_config
-from vedette.agent import pipeline
+from vedette.agent import pipeline, service
 from vedette.agent.errors import AgentError
 from vedette.agent.releases import STARTS_MAX, Releases
 from vedette.agent.shipper import Shipper
@@ -613,6 +613,51 @@ def test_a_host_keeps_what_it_has_through_kills_damage_and_lost_keys(keys: Keys)
     host = Releases(folder, [releases.parse_key(releases.make_key(other))], {})
     with pytest.raises(AgentError, match=r"none of rules\.signers"), host.files(3):
         pass
+
+
+def test_what_the_hosts_own_files_have_wrong_is_no_fault_of_a_release(keys: Keys) -> None:
+    path = keys.folder / "agent.yaml"
+    own = keys.folder / "own.yaml"
+    path.write_text(f"rules: {{files: [{own}]}}\n")
+    own.write_text(rules("own"))
+    host = Releases(keys.folder / "agent", [releases.parse_key(keys.signer)], {})
+    deliver(host, made(keys, 1))
+    settings = agent_config.load(path)
+    running = pipeline.Pipeline(
+        [],
+        pipeline.Facts("h", 0),
+        matching="all",
+        limits=settings.limits,
+        lookup=None,
+    )
+
+    def reload(configuration: Path | None) -> service._Reload:
+        one = service._Reload(configuration, settings, running, host)
+        one.start()
+        one.ready.wait()
+        if one.compiled is not None:
+            one.done(pipeline.Retired([], None), None)
+        one.join()
+        return one
+
+    own.write_text("- rule: [")
+    one = reload(None)
+    assert (one.number, one.error is None) == (1, False)
+    # It is tried again after a while, and the aggregator is not told that it has failed.
+    assert (host.wanted, host.due(), host.report.status) == (1, False, "taking")
+    # A configuration is tried with what is in force.
+    one = reload(path)
+    assert (one.number, one.error is None) == (0, False)
+    assert (host.wanted, host.report.status) == (1, "taking")
+    own.write_text(rules("own"))
+    reload(path)
+    assert reload(None).error is None
+    assert (host.in_force, host.report.number, host.report.status) == (1, 1, "trial")
+    # One that is bad itself is, with the same files.
+    deliver(host, made(keys, 2, files=[RuleFile("b.yaml", b"- rule: [")]))
+    assert reload(None).error is not None
+    assert (host.wanted, host.report.status) == (1, "failed")
+    running.engine.close()
 
 
 def test_lost_events_fail_a_trial_and_marks_are_kept_by_label(keys: Keys) -> None:
