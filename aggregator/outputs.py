@@ -226,7 +226,8 @@ class Sink:
         while True:
             try:
                 self._send(some)
-            except _Refused as error:
+            except (_Refused, ValueError) as error:
+                # ValueError: what the configuration says cannot be sent, such as a header.
                 self.counts["failed"] += len(some)
                 self._complain(str(error))
                 return True
@@ -564,7 +565,7 @@ class _Webhook:
                     asked = error.headers.get("Retry-After", "")
                 text = f"{self._url}: HTTP {error.code} {error.reason}"
                 if error.code == 429 or error.code >= 500:
-                    raise _Unsent(text, float(asked) if asked.isdigit() else 0.0) from None
+                    raise _Unsent(text, float(asked) if asked.isdecimal() else 0.0) from None
                 raise _Refused(text) from None
             except (OSError, http.client.HTTPException) as error:
                 raise _Unsent(f"{self._url}: {error}") from None

@@ -197,6 +197,7 @@ class Correlator:
         self._partials_max = partials_max
         self._batch_signals = batch_signals
         self._clock_ns = clock_ns
+        self._written_ns = _last_written_ns(store)
         self._position = _position(store)
         self._memory = StoreMemory(store)
         self._tables: tables.Correlator | None = None
@@ -314,6 +315,8 @@ class Correlator:
                 len(places) for _, places in self._store.scan(late)
             )
             hosts = self._store.hosts()
+            # Who follows incidents goes by it: a clock that is set back must hide none from them.
+            self._written_ns = max(self._clock_ns(), self._written_ns + 1)
             for change in opened_anew:
                 doubts = [] if is_whole else self._missing(change.incident, fleet)
                 doubts += [
@@ -389,7 +392,7 @@ class Correlator:
                     for name, signal in _placed(incident, change.opened)
                 ],
             ),
-            self._clock_ns(),
+            self._written_ns,
         )
 
     def _missing(self, incident: tables.Incident, fleet: Fleet) -> list[str]:
@@ -604,6 +607,13 @@ def _uncertain(incident: tables.Incident, witness: tables.Witness) -> list[str]:
                 f"{sum(errors_ns) / 1e6:.3f} ms"
             )
     return found
+
+
+def _last_written_ns(store: Store) -> int:
+    with store.reading() as connection:
+        return (
+            connection.execute(sa.select(sa.func.max(incidents_table.c.written_ns))).scalar() or 0
+        )
 
 
 def _position(store: Store) -> SignalKey | None:

@@ -204,6 +204,23 @@ def test_a_webhook_is_tried_again_and_what_it_refuses_is_counted(
     assert (stats["output_retried.0-webhook"], stats["output_sent.0-webhook"]) == (2, 2)
 
 
+def test_what_cannot_be_sent_at_all_is_counted_and_ends_no_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vedette.aggregator.outputs.RETRY_S", 0.01)
+    hook = Hook([])
+    try:
+        with opened(tmp_path) as store:
+            settings = output(type="webhook", url=hook.url, headers={"X-Token": "a\nb"})
+            outputs = Outputs([settings], store)
+            commit(store, signal(1), signal(2))
+            until(lambda: outputs.stats()["output_failed.0-webhook"] == 2, "two failures")
+            outputs.close()
+    finally:
+        hook.close()
+    assert hook.bodies == []
+
+
 def test_an_output_that_is_away_holds_up_no_other_and_its_queue_is_bounded(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

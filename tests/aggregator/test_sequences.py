@@ -62,7 +62,8 @@ def dump(store: Store) -> bytes:
         incident = store.incident(listed.id)
         assert incident is not None
         signals = [[p.step, p.signal.host_id, p.signal.seq] for p in incident.signals]
-        row = msgspec.structs.asdict(msgspec.structs.replace(incident, signals=[]))
+        plain = msgspec.structs.replace(incident, signals=[], written_ns=0)
+        row = msgspec.structs.asdict(plain)
         found.append([row, signals])
     return msgspec.json.encode(found)
 
@@ -407,6 +408,18 @@ def test_a_new_sequence_learns_what_was_seen_before_it_was_there(tmp_path: Path)
         correlator.advance(60 * 10**9)
         (listed,) = [i for i in store.incidents() if i.sequence == "new program"]
         assert (listed.start_ns, listed.end_ns) == (52 * 10**9, 53 * 10**9)
+
+
+def test_incidents_are_followed_though_the_clock_is_set_back(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        correlator = Correlator(store, logins(), clock_ns=lambda: 1000)
+        correlator.advance(25)
+        (first,) = store.incidents_written(0, "", 10)
+        assert first.written_ns == 1000
+        correlator = Correlator(store, logins(), clock_ns=lambda: 500)
+        correlator.advance(35)
+        (second,) = store.incidents_written(first.written_ns, first.id, 10)
+        assert second.written_ns == 1001
 
 
 @pytest.mark.parametrize("checks", [0, 1, 5, 15])
