@@ -13,6 +13,8 @@ import heapq
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -38,6 +40,11 @@ CACHE_BYTES: Final = 16 << 20
 """Of batches as sent, that were read and may be asked for again."""
 PAGE_BATCHES: Final = 256
 FIRST_PAGE_BATCHES: Final = 16
+LOADED_BATCHES: Final = 32
+"""Read at a time, whatever a page has: a batch may be a megabyte."""
+RUN_BYTES_MAX: Final = 32 << 20
+"""Of batches, as stored, whose signals are brought into order at a time. A host that gives all its
+signals one time has the bucket of that time gone through again and again, and nobody's memory."""
 STREAMS_MAX: Final = 64
 """Rules or hosts that are looked up one by one; of more, all batches of the time are gone
 through."""
@@ -202,6 +209,15 @@ class Filter(NamedTuple):
             (self.rule, self.tag, self.priority_max, self.wanted) != (None, None, None, None)
         ) or self.alerts_only
 
+    def within(self, bucket: int) -> Filter:
+        """Return the same, of one bucket of time."""
+        first_ns = bucket << BUCKET_BITS
+        last_ns = first_ns + (1 << BUCKET_BITS) - 1
+        return self._replace(
+            since_ns=first_ns if self.since_ns is None else max(first_ns, self.since_ns),
+            until_ns=last_ns if self.until_ns is None else min(last_ns, self.until_ns),
+        )
+
     def takes(self, rule: wire.RuleEntry) -> bool:
         """Tell whether signals of a rule are meant, if the rest agrees."""
         return (
@@ -266,16 +282,33 @@ class _Run:
         self._which, self._places = self._which[order], self._places[order]
         self._at = 0
 
-    def skip_to(self, after: SignalKey) -> None:
-        """Leave out what is not behind a key."""
-        low, high = self._at, len(self._places)
-        while low < high:
-            middle = (low + high) // 2
-            if self._key(middle) <= after:
-                low = middle + 1
-            else:
-                high = middle
-        self._at = low
+    def cut(self, bytes_max: int, newest_first: bool) -> SignalKey | None:
+        """Leave out what comes last, so that no more batches are held than take so many bytes.
+
+        Returns the key that is the last one now; None: all stays.
+        """
+        step = -1 if newest_first else 1
+        which, places = self._which[::step], self._places[::step]
+        numbers, starts = np.unique(which, return_index=True)
+        order = np.argsort(starts)
+        sizes = np.cumsum([self._batches[number].size_bytes for number in numbers[order]])
+        count = max(1, int(np.searchsorted(sizes, bytes_max, "right")))
+        if count == len(order):
+            return None
+        end = int(starts[order[count]])
+        kept = numbers[order[:count]]
+        renumbered = np.zeros(len(self._batches), np.int64)
+        renumbered[kept] = np.arange(count)
+        self._batches = [self._batches[number] for number in kept]
+        self._which = renumbered[which[:end]][::step]
+        self._places = places[:end][::step]
+        return self._key(0 if newest_first else end - 1)
+
+    def parts(self) -> list[tuple[StoredBatch, Places]]:
+        """Return of each batch the places of what is left of it here."""
+        order = np.argsort(self._which, kind="stable")
+        ends = np.searchsorted(self._which[order], np.arange(1, len(self._batches)))
+        return list(zip(self._batches, np.split(self._places[order], ends), strict=True))
 
     def take(self, count: int) -> _Piece:
         """Return the next signals; fewer than count: that is all of the bucket."""
@@ -299,6 +332,56 @@ class _Run:
             int(columns.seq[place]),
             batch.boot_id,
         )
+
+
+def _behind(
+    batch: StoredBatch, places: Places, key: SignalKey, newest_first: bool
+) -> NDArray[np.bool_]:
+    """Tell of which of a batch's signals come behind a key."""
+    time_ns = batch.columns.time_ns[places]
+    found: NDArray[np.bool_] = time_ns < key[0] if newest_first else time_ns > key[0]
+    same = time_ns == key[0]
+    if same.any():
+        seq = batch.columns.seq[places]
+        own, other = (batch.host_id, batch.boot_id), (key[1], key[3])
+        if own[0] != other[0]:
+            found |= same & ((own[0] < other[0]) == newest_first)
+        else:
+            later = seq < key[2] if newest_first else seq > key[2]
+            if own[1] != other[1] and (own[1] < other[1]) == newest_first:
+                later |= seq == key[2]
+            found |= same & later
+    return found
+
+
+def _gathered(
+    question: object,
+    found: Iterable[tuple[int, StoredBatch, Places]],
+    after: SignalKey | None,
+    newest_first: bool,
+) -> tuple[_Run | None, SignalKey | None]:
+    """Return the signals of a bucket that come first; where there are more, the last one's key too.
+
+    after  of those that are behind it
+    """
+    parts: list[tuple[StoredBatch, Places]] = []
+    size_bytes = 0
+    last: SignalKey | None = None
+    for _, batch, places in found:
+        if after is not None:
+            places = places[_behind(batch, places, after, newest_first)]
+        if last is not None:
+            places = places[~_behind(batch, places, last, newest_first)]
+        if not len(places):
+            continue
+        parts.append((batch, places))
+        size_bytes += batch.size_bytes
+        if size_bytes > RUN_BYTES_MAX:
+            run = _Run(question, parts)
+            last = run.cut(RUN_BYTES_MAX // 2, newest_first) or last
+            parts = run.parts()
+            size_bytes = sum(one.size_bytes for one, _ in parts)
+    return (_Run(question, parts) if parts else None), last
 
 
 def _ranks(names: list[str]) -> NDArray[np.int64]:
@@ -341,53 +424,49 @@ class Reader:
         wanted: Wanted | None,
     ) -> list[StoredSignal]:
         """Return the next signals in the fleet's order; fewer than limit: there are no more."""
-        found: list[_Piece] = []
-        left = limit
+        found: list[StoredSignal] = []
+        hostnames = self._hostnames()
         question = (until_ns, late, wanted)
         run = self._run
         if run is not None and run.left and run.question == question and run.last == after:
-            found.append(run.take(left))
-            left -= len(found[-1].places)
+            found += self._signals(run.take(limit), hostnames)
             after = run.last
         since_ns = 0 if after is None else after[0]
         asked = Filter(since_ns=since_ns, until_ns=until_ns, late=late, wanted=wanted)
-        if left:
-            for some in self._buckets(asked, by_time=True):
-                run = self._run = _Run(question, some)
-                if after is not None:
-                    run.skip_to(after)
-                found.append(run.take(left))
-                left -= len(found[-1].places)
-                if not left:
+        if len(found) < limit:
+            for run in self._runs(asked, question, after, by_time=True):
+                self._run = run
+                found += self._signals(run.take(limit - len(found)), hostnames)
+                if len(found) == limit:
                     break
-        return self._signals(found)
+        return found
 
     def newest(self, asked: Filter, limit: int) -> list[StoredSignal]:
         """Return the newest signals by their own time, in the fleet's order."""
-        runs: list[_Piece] = []
+        runs: list[list[StoredSignal]] = []
+        hostnames = self._hostnames()
         count = 0
-        for some in self._buckets(asked, newest_first=True):
-            run = _Run(None, some)
+        for run in self._runs(asked, None, newest_first=True):
             if run.left > limit - count:
                 run.take(run.left - (limit - count))
-            runs.append(run.take(limit))
-            count += len(runs[-1].places)
+            runs.append(self._signals(run.take(limit), hostnames))
+            count += len(runs[-1])
             if count >= limit:
                 break
-        return self._signals(runs[::-1])
+        return [signal for some in reversed(runs) for signal in some]
 
     def arrived(self, asked: Filter, after_id: int, limit: int) -> list[StoredSignal]:
         """Return the signals that arrived after one, in order of arrival."""
-        found: list[_Piece] = []
-        left = limit
+        found: list[StoredSignal] = []
+        hostnames = self._hostnames()
         first = after_id >> PLACE_BITS
         with self._transaction() as connection:
-            while left:
+            while len(found) < limit:
                 ids = connection.execute(
                     self._batches(asked)
                     .where(batches_table.c.id >= first)
                     .order_by(batches_table.c.id)
-                    .limit(PAGE_BATCHES)
+                    .limit(LOADED_BATCHES)
                 ).scalars()
                 batches = self._load(connection, ids.all())
                 if not batches:
@@ -397,10 +476,11 @@ class Reader:
                     if self.watch is not None:
                         self.watch(int(batch.columns.time_ns[-1]) >> BUCKET_BITS)
                     places = asked.places(batch)
-                    places = places[(batch.id << PLACE_BITS | places) > after_id][:left]
-                    found.append(_Piece([batch], np.zeros(len(places), np.int64), places))
-                    left -= len(places)
-        return self._signals(found)
+                    places = places[(batch.id << PLACE_BITS | places) > after_id]
+                    places = places[: limit - len(found)]
+                    piece = _Piece([batch], np.zeros(len(places), np.int64), places)
+                    found += self._signals(piece, hostnames)
+        return found
 
     def scan(
         self, asked: Filter, *, newest_first: bool = False
@@ -410,8 +490,8 @@ class Reader:
         In the order of buckets of 4.3 s; within one in no order. A batch comes once for each bucket
         that it has such signals of.
         """
-        for some in self._buckets(asked, newest_first=newest_first):
-            yield from some
+        for _, batch, places in self._found(asked, newest_first, by_time=False):
+            yield batch, places
 
     def count(self, asked: Filter) -> dict[str, int]:
         """Return how many signals of each host are meant."""
@@ -420,34 +500,51 @@ class Reader:
             found[batch.host_id] += len(places)
         return dict(found)
 
-    def _buckets(
-        self, asked: Filter, *, newest_first: bool = False, by_time: bool = False
-    ) -> Iterator[list[tuple[StoredBatch, Places]]]:
-        """Return, bucket by bucket, the batches that have signals that are meant.
+    def _runs(
+        self,
+        asked: Filter,
+        question: object,
+        after: SignalKey | None = None,
+        *,
+        newest_first: bool = False,
+        by_time: bool = False,
+    ) -> Iterator[_Run]:
+        """Return what is meant, brought into order: buckets, or where one is much, parts of it.
+
+        after  what is behind it
+        """
+        found = self._found(asked, newest_first, by_time)
+        for bucket, some in groupby(found, key=itemgetter(0)):
+            is_first = after is not None and bucket == after[0] >> BUCKET_BITS
+            run, last = _gathered(question, some, after if is_first else None, newest_first)
+            while run is not None:
+                yield run
+                if last is None:
+                    break
+                again = self._found(asked.within(bucket), newest_first, by_time)
+                run, last = _gathered(question, again, last, newest_first)
+
+    def _found(
+        self, asked: Filter, newest_first: bool, by_time: bool
+    ) -> Iterator[tuple[int, StoredBatch, Places]]:
+        """Return bucket, batch and the places in it that are meant, bucket by bucket.
 
         by_time  look through all batches of the time, whatever indexes there are
         """
-        bucket = None
-        some: list[tuple[StoredBatch, Places]] = []
-        for rows in self._pages(asked, newest_first, by_time):
-            with self._transaction() as connection:
-                batches = {
-                    batch.id: batch
-                    for batch in self._load(connection, list(dict.fromkeys(row[1] for row in rows)))
-                }
-            for row in rows:
-                if row[0] != bucket:
-                    if some:
-                        yield some
-                    bucket, some = row[0], []
-                if self.watch is not None:
-                    self.watch(row[0])
-                if row[1] in batches:
-                    places = asked.places(batches[row[1]], bucket)
-                    if len(places):
-                        some.append((batches[row[1]], places))
-        if some:
-            yield some
+        for page in self._pages(asked, newest_first, by_time):
+            for at in range(0, len(page), LOADED_BATCHES):
+                rows = page[at : at + LOADED_BATCHES]
+                with self._transaction() as connection:
+                    ids = list(dict.fromkeys(row[1] for row in rows))
+                    batches = {batch.id: batch for batch in self._load(connection, ids)}
+                for bucket, batch_id in rows:
+                    if self.watch is not None:
+                        self.watch(bucket)
+                    # Those that have gone meanwhile are left out.
+                    batch = batches.get(batch_id)
+                    places = None if batch is None else asked.places(batch, bucket)
+                    if batch is not None and places is not None and len(places):
+                        yield bucket, batch, places
 
     def _pages(
         self, asked: Filter, newest_first: bool, by_time: bool
@@ -605,22 +702,19 @@ class Reader:
                 self._cache_bytes -= self._cache.popitem(last=False)[1].size_bytes
         return [found[number] for number in ids if number in found]
 
-    def _signals(self, found: list[_Piece]) -> list[StoredSignal]:
+    def _signals(self, piece: _Piece, hostnames: dict[str, str]) -> list[StoredSignal]:
         """Unpack signals; their order stays."""
-        if not found:
-            return []
-        hostnames = self._hostnames()
-        made: list[StoredSignal] = [None] * sum(len(piece.places) for piece in found)  # type: ignore[list-item]
-        before = 0
-        for piece in found:
-            order = np.argsort(piece.which, kind="stable")
-            which, places, positions = piece.which[order], piece.places[order], order + before
-            starts = np.flatnonzero(np.diff(which, prepend=-1))
-            ends = [*starts[1:].tolist(), len(order)]
-            for start, end in zip(starts.tolist(), ends, strict=False):
-                batch = piece.batches[which[start]]
-                batch.rows(hostnames).put(places[start:end], positions[start:end], made)
-            before += len(order)
+        if any(batch.host_id not in hostnames for batch in piece.batches):
+            # A host that came after it was asked for their names.
+            hostnames = self._hostnames()
+        made: list[StoredSignal] = [None] * len(piece.places)  # type: ignore[list-item]
+        order = np.argsort(piece.which, kind="stable")
+        which, places = piece.which[order], piece.places[order]
+        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        ends = [*starts[1:].tolist(), len(order)]
+        for start, end in zip(starts.tolist(), ends, strict=False):
+            batch = piece.batches[which[start]]
+            batch.rows(hostnames).put(places[start:end], order[start:end], made)
         return made
 
 

@@ -8,6 +8,8 @@ import signal as signals
 import sqlite3
 import threading
 import time
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from hypothesis import strategies as st
 from tests.aggregator.postgres import MISSING, Postgres, programs
 from tests.aggregator.service import beat, hello, until
 from vedette.aggregator import migrations
+from vedette.aggregator import signals as stored_signals
 from vedette.aggregator import store as db
-from vedette.aggregator.schema import batch_rules_table, batch_times_table
+from vedette.aggregator.schema import BUCKET_BITS, batch_rules_table, batch_times_table
 from vedette.aggregator.sequences import Correlator
 from vedette.aggregator.store import (
     Host,
@@ -29,6 +32,7 @@ from vedette.aggregator.store import (
     Incident,
     IncidentSignal,
     Loss,
+    SignalKey,
     Store,
     StoreError,
 )
@@ -149,7 +153,7 @@ def test_a_boot_that_never_said_hello_is_refused(where: str) -> None:
         store.commit("a", "boot", wire.Batch(signals=[signal(1, 1)]), 1, 0)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     arrivals=st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 6)), min_size=1, max_size=12),
     limit=st.integers(1, 4),
@@ -174,6 +178,82 @@ def test_released_pages_are_the_fleet_in_order(
             if time_ns <= 4:
                 expected.append((time_ns, host_id, seen[host_id], "boot"))
         assert found == sorted(expected)
+
+
+BUCKET_NS = 1 << BUCKET_BITS
+
+
+@settings(max_examples=15)
+@given(
+    batches=st.lists(
+        st.tuples(
+            st.sampled_from([("a", "x"), ("a", "y"), ("b", "x")]),
+            st.lists(st.sampled_from([1, 2, BUCKET_NS - 1, BUCKET_NS, 3 * BUCKET_NS]), min_size=1),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    limit=st.integers(1, 7),
+    bytes_max=st.sampled_from([1, 500, 2000, 1 << 30]),
+)
+def test_what_is_too_much_to_be_held_is_in_order_all_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    batches: list[tuple[tuple[str, str], list[int]]],
+    limit: int,
+    bytes_max: int,
+) -> None:
+    keys: list[SignalKey] = []
+    with (
+        Store.open(tmp_path_factory.mktemp("store") / "s") as store,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(stored_signals, "RUN_BYTES_MAX", bytes_max)
+        patch.setattr(stored_signals, "LOADED_BATCHES", 2)
+        numbers: Counter[tuple[str, str]] = Counter()
+        for (host_id, boot_id), times in batches:
+            made = []
+            for time_ns in times:
+                numbers[host_id, boot_id] += 1
+                seq = numbers[host_id, boot_id]
+                made.append(signal(seq, time_ns))
+                keys.append((time_ns, host_id, seq, boot_id))
+            store.hello(hello(host_id, boot_id=boot_id), 1, 100)
+            store.commit(host_id, boot_id, wire.Batch(signals=made), 1000, released_ns=0)
+        keys.sort()
+        after, found = None, []
+        while page := store.released(after, 4 * BUCKET_NS, limit):
+            found += [s.key for s in page]
+            after = page[-1].key
+        assert found == keys
+        # As after a restart, from the middle of a bucket.
+        after = keys[len(keys) // 2]
+        with Store.open(store.name, read_only=True) as other:
+            rest = other.released(after, 4 * BUCKET_NS, len(keys))
+            assert [s.key for s in rest] == keys[keys.index(after) + 1 :]
+            assert [s.key for s in other.signals(limit=limit)] == keys[-limit:]
+
+
+def test_signals_of_one_time_take_no_more_memory_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that means ill gives all its signals one time, so that they have to be told apart."""
+    monkeypatch.setattr(stored_signals, "RUN_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(stored_signals, "CACHE_BYTES", 1 << 20)
+    monkeypatch.setattr(stored_signals, "LOADED_BATCHES", 4)
+    with Store.open(tmp_path / "s") as store:
+        store.hello(hello("a"), 1, 100)
+        for first in range(1, 1601, 8):
+            made = [signal(seq, 10, output=f"{seq:>12000}") for seq in range(first, first + 8)]
+            store.commit("a", "boot", wire.Batch(signals=made), 1000, released_ns=0)
+        tracemalloc.start()
+        try:
+            assert [s.seq for s in store.released(None, 10, 5)] == [1, 2, 3, 4, 5]
+            assert [s.seq for s in store.signals(limit=2)] == [1599, 1600]
+            assert sum(len(places) for _, places in store.scan(db.Filter())) == 1600
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert store.size_bytes() > 18 << 20 > 2 * peak
 
 
 def test_filters(where: str) -> None:
