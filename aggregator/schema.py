@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
@@ -36,6 +38,35 @@ def _json_extract(element: Any, compiler: Any, **options: Any) -> str:
     name = sa.literal(f'"{path.value.removeprefix("$.")}":(-?[0-9]+)')
     value = sa.func.substring(column, name)
     return str(compiler.process(sa.cast(value, sa.BigInteger), **options))
+
+
+LISTED_MAX: Final = 1000
+"""Values that are parameters of their own; databases take some 30,000 in a statement."""
+
+
+class json_texts(sa.sql.functions.GenericFunction[str]):
+    """The texts of a JSON list, as rows with one column, `value`."""
+
+    inherit_cache = True
+
+
+@compiles(json_texts, "sqlite")
+def _json_each(element: Any, compiler: Any, **options: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **options)})"
+
+
+@compiles(json_texts, "postgresql")
+def _json_elements(element: Any, compiler: Any, **options: Any) -> str:
+    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS JSON))"
+
+
+def among(column: sa.ColumnElement[str], values: Iterable[str]) -> sa.ColumnElement[bool]:
+    """Return `column IN values`, whatever their number: hosts invent as many rules as they like."""
+    some = list(values)
+    if len(some) <= LISTED_MAX:
+        return column.in_(some)
+    text = sa.literal(msgspec.json.encode(some).decode(), sa.Text)
+    return column.in_(sa.select(sa.func.json_texts(text).table_valued("value").c.value))
 
 
 hosts_table = sa.Table(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vedette.aggregator.schema import (
     BUCKET_BITS,
+    among,
     batch_rules_table,
     batch_times_table,
     hosts_table,
@@ -481,9 +482,9 @@ def _count_rows(
     last = None if asked.until_ns is None else (asked.until_ns + 1) // BUCKET_NS - 1
     of: list[sa.ColumnElement[bool]] = []
     if rules is None and asked.hosts is not None:
-        of.append(c.host_id.in_(asked.hosts))
+        of.append(among(c.host_id, asked.hosts))
     if rules is not None:
-        of.append(c.rule.in_(list(rules)))
+        of.append(among(c.rule, rules))
     within = list(of)
     if first is not None:
         within.append(c.bucket >= first)
@@ -500,12 +501,12 @@ def _count_rows(
             keys = None
             if rules is not None:
                 r = rule_entries_table.c.rule
-                keys = sa.select(r).where(r.in_(list(rules))).distinct()
+                keys = sa.select(r).where(among(r, rules)).distinct()
             elif what:
                 h = hosts_table.c.host_id
                 keys = sa.select(h)
                 if asked.hosts is not None:
-                    keys = keys.where(h.in_(asked.hosts))
+                    keys = keys.where(among(h, asked.hosts))
             pairs = 0 if intervals is None else len(intervals)
             if keys is not None and intervals is not None:
                 pairs *= connection.execute(

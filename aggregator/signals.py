@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from vedette.aggregator.schema import (
     BUCKET_BITS,
+    among,
     batch_rules_table,
     batch_times_table,
     batches_table,
@@ -631,7 +632,7 @@ class Reader:
         query = _within(query, r.bucket, asked)
         narrowed = _narrowed(query, asked)
         if asked.hosts is not None:
-            narrowed = narrowed.where(b.host_id.in_(asked.hosts))
+            narrowed = narrowed.where(among(b.host_id, asked.hosts))
         return query if narrowed is query else narrowed.join(batches_table, b.id == r.batch_id)
 
     def _by_time(self, asked: Filter, host_id: str | None = None) -> _Rows:
@@ -644,7 +645,7 @@ class Reader:
         if host_id is not None:
             query = query.where(t.host_id == host_id)
         elif asked.hosts is not None:
-            query = query.where(t.host_id.in_(asked.hosts))
+            query = query.where(among(t.host_id, asked.hosts))
         query = _within(query, t.bucket, asked)
         narrowed = _narrowed(query, asked)
         return query if narrowed is query else narrowed.join(batches_table, b.id == t.batch_id)
@@ -670,7 +671,7 @@ class Reader:
         b, r = batches_table.c, batch_rules_table.c
         query = _narrowed(sa.select(b.id), asked)
         if asked.hosts is not None:
-            query = query.where(b.host_id.in_(asked.hosts))
+            query = query.where(among(b.host_id, asked.hosts))
         if asked.rule is not None:
             query = query.where(sa.exists().where(r.batch_id == b.id, r.rule == asked.rule))
         return query

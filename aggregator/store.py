@@ -32,6 +32,7 @@ from vedette.aggregator import migrations
 from vedette.aggregator.schema import (
     BUCKET_BITS,
     addresses_table,
+    among,
     batch_rules_table,
     batch_times_table,
     batches_table,
@@ -1339,7 +1340,7 @@ class Store(Closing):
             c.end_ns >= since_ns, c.start_ns <= until_ns
         )
         if hosts is not None:
-            query = query.where(c.host_id.in_(hosts))
+            query = query.where(among(c.host_id, hosts))
         with self.reading() as connection:
             return [
                 _struct(row, Loss, ())

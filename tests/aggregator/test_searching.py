@@ -15,9 +15,10 @@ from tests.aggregator.service import hello
 from tests.aggregator.test_store import server, where  # noqa: F401 (fixtures)
 from vedette.aggregator import searching
 from vedette.aggregator.questions import AskCounts, AskSignals, Which, local
+from vedette.aggregator.schema import rule_entries_table
 from vedette.aggregator.searching import QuestionError
 from vedette.aggregator.sequences import fleet_of
-from vedette.aggregator.signals import BUCKET_BITS
+from vedette.aggregator.signals import BUCKET_BITS, RULE_ENTRIES_MAX, Filter
 from vedette.aggregator.store import Store, StoredSignal
 from vedette.core import wire
 from vedette.core.fleet import holds, parse_signal_condition
@@ -194,6 +195,29 @@ def test_counts_are_those_of_signals_one_by_one(
                 assert (found.total, found.others) == (len(signals), 0)
                 counts = [group.count for group in found.groups]
                 assert counts == sorted(counts, reverse=True)
+
+
+def test_a_host_that_invents_rules_and_many_hosts_keep_no_question_from_being_answered(
+    where: str,  # noqa: F811
+) -> None:
+    """A statement has no more than some 32,000 parameters in SQLite, 65,535 in PostgreSQL."""
+    count = 66_000
+    with Store.open(where) as store, local(store) as asked:
+        fill(store)
+        row = {"priority": 3, "tags": '["T1552"]', "alert": True}
+        made = [row | {"rule": f"it's \\\"{n}"} for n in range(RULE_ENTRIES_MAX - 100)]
+        with store.transaction() as connection:
+            connection.execute(rule_entries_table.insert(), made)
+        everything = len(asked.signals(limit=10_000))
+        plain = asked.signals(tag="T1552", limit=10_000)
+        for by in (("rule",), ("rule", "time")):
+            found = asked.counts(by=by, tag="T1552", every_ns=30 * 10**9, limit=10_000)
+            assert found.total == len(plain) > 0
+        some = [*HOSTS, *(f"h{n}" for n in range(count))]
+        asked_of = Filter(hosts=some)
+        assert searching.count(store, asked_of, ("host",)).total == everything
+        assert sum(len(places) for _, places in store.scan(asked_of)) == everything
+        assert len(store.chosen(asked_of, 1000, 0)) == everything
 
 
 def test_what_stands_beside_the_columns_is_enough(
