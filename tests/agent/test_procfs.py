@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -108,6 +109,80 @@ def test_a_deleted_file_keeps_its_name_and_so_does_one_that_is_only_named_so(
         assert found is not None
         assert found.exe_path == copy
         assert found.cwd == os.fsencode(folder)
+
+
+FILE_SYSTEM = r"""
+import ctypes, os, signal, struct, sys
+program = open("/bin/sleep", "rb").read()
+quiet = False
+def be_quiet(*_):
+    global quiet
+    quiet = True
+signal.signal(signal.SIGUSR1, be_quiet)
+device = os.open("/dev/fuse", os.O_RDWR)
+options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
+if ctypes.CDLL(None).mount(b"vedette-test", sys.argv[1].encode(), b"fuse", 0, options):
+    sys.exit(3)
+print("mounted", flush=True)
+def attributes(node):
+    mode, size = (0o40755, 0) if node == 1 else (0o100755, len(program))
+    return struct.pack("<6Q10I", node, size, 0, 0, 7, 9, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+while True:
+    request = os.read(device, 1 << 18)
+    _, code, unique, node = struct.unpack_from("<IIQQ", request)
+    if quiet or code in (2, 36, 42):  # FORGET, INTERRUPT, BATCH_FORGET
+        continue
+    error, answer = 0, b""
+    if code == 26:  # INIT
+        answer = struct.pack("<IIIIHHIIHHI28x", 7, 31, 1 << 17, 0, 0, 0, 1 << 17, 1, 32, 0, 0)
+    elif code == 1 and request[40:] == b"program\0":  # LOOKUP
+        answer = struct.pack("<4Q2I", 2, 0, 0, 0, 0, 0) + attributes(2)
+    elif code == 3:  # GETATTR
+        answer = struct.pack("<QII", 0, 0, 0) + attributes(node)
+    elif code in (14, 27):  # OPEN, OPENDIR
+        answer = struct.pack("<QII", 1, 0, 0)
+    elif code == 15:  # READ
+        at, size = struct.unpack_from("<8xQI", request, 40)
+        answer = program[at : at + size]
+    elif code not in (18, 25, 29, 34):  # RELEASE, FLUSH, RELEASEDIR, ACCESS
+        error = -38  # ENOSYS
+    os.write(device, struct.pack("<IiQ", 16 + len(answer), error, unique) + answer)
+"""
+"""A file system whose server stops to answer, with one program on it (linux/fuse.h)."""
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.W_OK), reason="no FUSE here, or not root")
+def test_a_file_system_that_does_not_answer_holds_up_nobody(tmp_path: Path) -> None:
+    code = (
+        "import sys; from vedette.agent.procfs import ProcFS; "
+        "sys.exit(ProcFS().read(int(sys.argv[1])).exe_ino != 2)"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", FILE_SYSTEM, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    started = [server]
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "mounted\n"
+        running = subprocess.Popen([tmp_path / "program", "1000"])
+        started.append(running)
+        before = ProcFS().read(running.pid)
+        assert before is not None
+        assert (before.exe_ino, before.exe_ctime_ns) == (2, 9 * 10**9)
+        server.send_signal(signal.SIGUSR1)
+        # Who asks waits, and cannot even be killed until the server ends.
+        asking = subprocess.Popen(["stat", "-L", f"/proc/{running.pid}/exe"])
+        reading = subprocess.Popen([sys.executable, "-c", code, str(running.pid)])
+        started += [asking, reading]
+        assert reading.wait(20) == 0
+        assert asking.poll() is None
+    finally:
+        for one in started:
+            one.kill()
+        server.communicate()
+        for one in started:
+            one.wait()
+        subprocess.run(["umount", "-l", tmp_path], check=False)
 
 
 def test_a_zombie_and_a_pid_that_is_free_are_nobody(wait_until: WaitUntil) -> None:
