@@ -227,7 +227,8 @@ class _Connections:
                 if any(e in ENDS and d == descriptor for e, d in self._waiting):
                     address = None
                 if not gate.accepted(descriptor, address):
-                    peer.shutdown(socket.SHUT_RDWR)
+                    with contextlib.suppress(OSError):  # it has gone by itself
+                        peer.shutdown(socket.SHUT_RDWR)
                 return
             gate.accepted(descriptor, None)
         elif event in ENDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 import signal as signals
 import sqlite3
 import threading
@@ -482,7 +483,11 @@ def test_what_is_too_old_goes_and_incidents_keep_their_signals(where: str) -> No
 def test_beyond_its_bytes_what_arrived_first_goes(where: str) -> None:
     with Store.open(where) as store:
         for start in range(1, 3001, 100):
-            commit(store, "a", *(signal(n, n, output="x" * 700) for n in range(start, start + 100)))
+            numbers = range(start, start + 100)
+            # PostgreSQL compresses what can be.
+            texts = [random.Random(n).randbytes(350).hex() for n in numbers]
+            made = [signal(n, n, output=text) for n, text in zip(numbers, texts, strict=True)]
+            commit(store, "a", *made)
         full = store.size_bytes()
         assert 3000 * 700 < full < 3000 * 700 * 4
         while store.size_bytes() > full // 2:
@@ -745,6 +750,33 @@ def test_first_incidents_are_known_after_a_restart(where: str) -> None:
         commit(store, "a", signal(3, 10, rule="other"))
         Correlator(store, found.sequences).advance(20)
         assert [one.sequence for one in store.incidents()] == ["inner", "outer"]
+
+
+@pytest.mark.parametrize("size", [2, 20, 300])
+def test_what_the_signals_take_in_postgresql_is_estimated_well(server: Postgres, size: int) -> None:
+    """It keeps columns compressed, mostly."""
+    source = random.Random(size)
+    with Store.open(server.database()) as store:
+        store.hello(hello("a"), 1, 100)
+        with store.transaction():
+            for first in range(1, 400 * size, size):
+                made = [
+                    signal(
+                        seq,
+                        seq * 10**7,
+                        output=f"/usr/bin/p{source.randrange(99)} opened /etc/{source.random()}",
+                        fields={"proc.pid": source.randrange(99999), "user.name": "root"},
+                    )
+                    for seq in range(first, first + size)
+                ]
+                store.commit("a", "boot", wire.Batch(signals=made), 1000, released_ns=0)
+        tables = ("batches", "batch_times", "batch_rules")
+        with store.transaction() as connection:
+            taken = sum(
+                connection.execute(sa.select(sa.func.pg_total_relation_size(name))).scalar_one()
+                for name in tables
+            )
+        assert 0.7 < store.size_bytes() / taken < 1.4
 
 
 def test_the_fleets_order_is_that_of_bytes_in_any_locale(where: str) -> None:
