@@ -31,7 +31,8 @@ import time
 
 from vedette.bpf import privileges
 
-FILE_BYTES_MAX = 64 << 10
+FILE_BYTES_MAX = 1 << 20
+"""More than /proc/PID/status has where a process is in 65,536 groups (NGROUPS_MAX)."""
 PIDS_MAX = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 ASKERS_MAX = 8
 """Processes by which one executable is looked for."""

@@ -185,6 +185,24 @@ def test_a_file_system_that_does_not_answer_holds_up_nobody(tmp_path: Path) -> N
         subprocess.run(["umount", "-l", tmp_path], check=False)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be in groups")
+def test_a_process_in_as_many_groups_as_there_can_be_is_known() -> None:
+    """Somebody with many subordinate ids (subgid(5)) needs no other right for it."""
+    code = (
+        "import os, sys; os.setgroups(range(4_000_000_000, 4_000_065_536)); "
+        "print('in them', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in them\n"
+        found = ProcFS().read(process.pid)
+        process.kill()
+    assert found is not None
+    assert found.vpid == process.pid
+
+
 def test_a_zombie_and_a_pid_that_is_free_are_nobody(wait_until: WaitUntil) -> None:
     with subprocess.Popen(["true"]) as child:
         wait_until(lambda: ProcFS().read(child.pid) is None)
