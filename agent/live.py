@@ -260,6 +260,7 @@ class Live:
                     found.argument,
                     found.is_wide,
                     found.values,
+                    found.ends,
                 )
         had_stdio = self._tells_stdio
         self._tells_stdio = "stdio" in types

@@ -88,6 +88,7 @@ MAPS: Final = (
     "filters",
     "filter_uids",
     "filter_paths",
+    "filter_ends",
     "watch_numbers",
     "watch_paths",
     "process_budgets",
@@ -106,9 +107,14 @@ _FILTER_OTHERS: Final = 2
 _FILTER_PATHS: Final = 4
 _FILTER_VALUES: Final = 8
 _FILTER_WIDE: Final = 16
+_FILTER_ENDS: Final = 32
 _FILTER_ENTRIES_MAX: Final = 4096
 _FILTER_PATH_BYTES: Final = 127
-_FILTER: Final = struct.Struct("<IIQII")  # struct filter
+_FILTER: Final = struct.Struct("<IIQIHH")  # struct filter
+# END_* of vedette.bpf.c: where an end is, and what of that is told apart.
+_ENDS: Final = {"": 0, "ipv4": 1, "ipv6": 2, "unix": 3}
+_LOOPBACK: Final = {"ipv4": (4, b"\x7f", 8), "ipv6": (5, bytes(15) + b"\x01", 128)}
+_SUN_PATH_MAX: Final = 108
 _VALUES: Final = (1 << 64) - 1
 
 
@@ -128,6 +134,10 @@ class Drop:
     argument  which argument of a call (of ``capable`` the capability: 0) ``values`` is about
     is_wide   whether all 64 bits of the argument count, not the lowest 32 alone
     values    bit by value of the argument, the last for all from there on: it passes
+    ends      (where, beginning, bits of it, whether it passes): of the end of a socket that counts
+              the longest that fits decides. Where: ``ipv4`` and ``ipv6`` addresses, ``unix`` paths
+              (of abstract names with an @), or ``""``, what has neither. One of 0 bits is there for
+              each; none at all: all pass
     """
 
     outcomes: int = 0
@@ -137,6 +147,7 @@ class Drop:
     argument: int = 0
     is_wide: bool = False
     values: int = _VALUES
+    ends: frozenset[tuple[str, bytes, int, bool]] = frozenset()
 
     @property
     def flags(self) -> int:
@@ -148,7 +159,27 @@ class Drop:
             | (_FILTER_PATHS if self.prefixes is not None else 0)
             | (_FILTER_VALUES if self.values != _VALUES else 0)
             | (_FILTER_WIDE if self.is_wide else 0)
+            | (_FILTER_ENDS if self.ends else 0)
         )
+
+    @property
+    def judged_ends(self) -> tuple[int, int]:
+        """Bit by END_* of vedette.bpf.c: all such are dropped, and they are looked up."""
+        dropped = sought = 0
+        for where, number in _ENDS.items():
+            here = [one for one in self.ends if one[0] == where]
+            parts = {number: here}
+            if here and where in _LOOPBACK:
+                special, network, bits = _LOOPBACK[where]
+                inside = [one for one in here if one[2] >= bits and _begins(one[1], network, bits)]
+                around = [one for one in here if one[2] <= bits and _begins(network, *one[1:3])]
+                parts[number] = [one for one in here if one not in inside]
+                parts[special] = [*inside, max(around, key=lambda one: one[2])]
+            for part, ends in parts.items():
+                found = {one[3] for one in ends}
+                dropped |= (found == {False}) << part
+                sought |= (len(found) == 2) << part
+        return dropped, sought
 
 
 @dataclass(frozen=True)
@@ -453,14 +484,17 @@ class Capture:
         for name in before:
             key = struct.pack("<I", TYPES[name])
             kernel.map_update(descriptors["filters"], key, bytes(_FILTER.size))
-        for table in ("filter_uids", "filter_paths"):
-            for entry in old[table] - new[table]:
+        for table in ("filter_uids", "filter_paths", "filter_ends"):
+            for entry in old[table].keys() - new[table].keys():
                 kernel.map_delete(descriptors[table], entry)
-            for entry in new[table] - old[table]:
-                kernel.map_update(descriptors[table], entry, struct.pack("<I", 1))
+            for entry, passes in new[table].items():
+                if old[table].get(entry) != passes:
+                    kernel.map_update(descriptors[table], entry, struct.pack("<I", passes))
         for name, drop in self._drops.items():
             key = struct.pack("<I", TYPES[name])
-            value = _FILTER.pack(drop.outcomes, drop.flags, drop.values, drop.argument, 0)
+            value = _FILTER.pack(
+                drop.outcomes, drop.flags, drop.values, drop.argument, *drop.judged_ends
+            )
             kernel.map_update(descriptors["filters"], key, value)
 
     def want(self, types: Iterable[str], drops: Mapping[str, Drop] | None = None) -> None:
@@ -645,30 +679,49 @@ def _place(name: str) -> str:
     return TRACEPOINTS[name][0] if name in TRACEPOINTS else name.partition("/")[0]
 
 
-def _entries(drops: Mapping[str, Drop]) -> dict[str, set[bytes]]:
-    """The keys of filter_uids and filter_paths."""
-    uids: set[bytes] = set()
-    paths: set[bytes] = set()
+def _begins(address: bytes, prefix: bytes, bits: int) -> bool:
+    """Whether an address has the first bits of another."""
+    size = max(len(address), len(prefix))
+    one, other = (int.from_bytes(part.ljust(size, b"\0"), "big") for part in (address, prefix))
+    return one >> (8 * size - bits) == other >> (8 * size - bits)
+
+
+def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bool]]:
+    """What filter_uids, filter_paths and filter_ends have."""
+    uids: dict[bytes, bool] = {}
+    paths: dict[bytes, bool] = {}
+    ends: dict[bytes, bool] = {}
     for name, drop in drops.items():
-        uids |= {struct.pack("<II", TYPES[name], uid) for uid in drop.uids}
+        uids |= {struct.pack("<II", TYPES[name], uid): True for uid in drop.uids}
         for prefix in drop.prefixes or ():
             kept = prefix[:_FILTER_PATH_BYTES]
             bits = 8 + 8 * len(kept)
-            paths.add(struct.pack("<IB127s", bits, TYPES[name], kept))
-    return {"filter_uids": uids, "filter_paths": paths}
+            paths[struct.pack("<IB127s", bits, TYPES[name], kept)] = True
+        for where, beginning, bits, passes in drop.ends:
+            if where:
+                ends[
+                    struct.pack(
+                        f"<IBB{_SUN_PATH_MAX + 2}s",
+                        16 + bits,
+                        TYPES[name],
+                        _ENDS[where],
+                        beginning,
+                    )
+                ] = passes
+    return {"filter_uids": uids, "filter_paths": paths, "filter_ends": ends}
 
 
 def _within_bounds(drops: Mapping[str, Drop]) -> dict[str, Drop]:
-    """The same, without users and paths of those that the maps have no more room for."""
+    """The same, without users, paths and ends of those that the maps have no more room for."""
     kept: dict[str, Drop] = {}
-    uids = paths = 0
+    used = (0, 0, 0)
     for name, drop in drops.items():
-        uids += len(drop.uids)
-        paths += len(drop.prefixes or ())
-        if max(uids, paths) > _FILTER_ENTRIES_MAX:
-            uids -= len(drop.uids)
-            paths -= len(drop.prefixes or ())
-            drop = replace(drop, others=True, uids=frozenset(), prefixes=None)
+        more = (len(drop.uids), len(drop.prefixes or ()), len(drop.ends))
+        together = (used[0] + more[0], used[1] + more[1], used[2] + more[2])
+        if max(together) > _FILTER_ENTRIES_MAX:
+            drop = replace(drop, others=True, uids=frozenset(), prefixes=None, ends=frozenset())
+        else:
+            used = together
         kept[name] = drop
     return kept
 

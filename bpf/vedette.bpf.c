@@ -141,12 +141,27 @@ struct shape {
 #define FILTER_VALUES 8u       /* an argument is looked at */
 #define FILTER_WIDE 16u        /* all its 64 bits count, not the lowest 32 alone */
 #define FILTER_VALUE_MAX 63u
+#define FILTER_ENDS 32u        /* one end of a socket is looked at */
 struct filter {
 	u32 dropped;  /* bit by outcome */
 	u32 flags;
 	u64 values;   /* bit by value, the last for all from there on: it passes */
 	u32 argument; /* whose value */
-	u32 reserved;
+	u16 ends_dropped; /* bit by END_*: all such are dropped */
+	u16 ends_sought;  /* they are looked up in filter_ends; the others pass */
+};
+
+/* Where an end of a socket is: bpf/capture.py, _ENDS. Loopback is told apart since most connections
+ * are there, and a look-up takes longer than all else that such a one costs. */
+enum {
+	END_OTHER, END_IPV4, END_IPV6, END_UNIX, END_LOOPBACK4, END_LOOPBACK6
+};
+#define SUN_PATH_MAX 108u
+struct filter_end {
+	u32 prefix; /* bits that count, of what follows */
+	u8 type;
+	u8 where;   /* END_IPV4, END_IPV6, END_UNIX */
+	u8 bytes[SUN_PATH_MAX + 2];
 };
 
 struct filter_uid {
@@ -168,6 +183,7 @@ struct scratch {
 	u8 name[WATCH_PATH_MAX];
 	u8 address[128];
 	struct filter_path sought;
+	struct filter_end sought_end;
 	struct call call;
 	u32 type;
 	u32 compat;
@@ -223,6 +239,8 @@ BPF_ARRAY(shapes, struct shape, 128);
 BPF_ARRAY(filters, struct filter, 128);
 BPF_TABLE("hash", struct filter_uid, u32, filter_uids, 4096);
 BPF_LPM_TRIE(filter_paths, struct filter_path, u32, 4096);
+/* Whether it passes. */
+BPF_LPM_TRIE(filter_ends, struct filter_end, u32, 4096);
 #define HANDLERS 16u
 BPF_PROG_ARRAY(handlers, HANDLERS);
 BPF_PROG_ARRAY(exec_parts, 2);
@@ -1557,6 +1575,11 @@ static __always_inline u16 swap16(u16 value)
 	return (u16)(value << 8 | value >> 8);
 }
 
+static __always_inline u32 swap32(u32 value)
+{
+	return __builtin_bswap32(value);
+}
+
 /* One end from a struct sockaddr in s->address. */
 static __always_inline void end_from_address(const u8 *address, u32 length, u8 *into, u16 *port)
 {
@@ -1669,6 +1692,48 @@ static __always_inline void remote_end(u64 sk, u16 family, u32 socktype, u8 *add
 #endif
 }
 
+/* Whether no rule can match for where an end of a socket is: an address of 16 bytes, or the path that
+ * stands behind the record's fixed part. */
+static __always_inline int is_end_filtered(struct scratch *s, const struct filter *filter, u32 type,
+					   u16 family, const u8 *address, u32 path_length)
+{
+	struct filter_end *sought = &s->sought_end;
+	const u32 *words = (const u32 *)address;
+	u32 where = END_OTHER, kind = END_OTHER, *passes;
+	u64 length = 0;
+
+	if (family == AF_INET_) {
+		kind = END_IPV4;
+		where = address[0] == 127 ? END_LOOPBACK4 : END_IPV4;
+		length = 4;
+	} else if (family == AF_INET6_) {
+		kind = END_IPV6;
+		where = !words[0] && !words[1] && !words[2] && words[3] == swap32(1) ? END_LOOPBACK6 :
+										     END_IPV6;
+		length = 16;
+	} else if (family == AF_UNIX_) {
+		kind = where = END_UNIX;
+		length = path_length;
+		address = s->record + sizeof(struct vedette_sock);
+	}
+	if (filter->ends_dropped >> where & 1)
+		return 1;
+	if (!(filter->ends_sought >> where & 1))
+		return 0;
+	AT_MOST(length, SUN_PATH_MAX);
+	sought->prefix = 8 * (2 + length);
+	sought->type = type;
+	sought->where = kind;
+	sought->bytes[0] = 0;
+	if (bpf_probe_read_kernel(sought->bytes, length, address))
+		return 0;
+	/* An abstract name is shown so. */
+	if (kind == END_UNIX && length && !sought->bytes[0])
+		sought->bytes[0] = '@';
+	passes = filter_ends.lookup(sought);
+	return passes && !*passes;
+}
+
 static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
 	u64 sk, address = 0, named = 0;
@@ -1676,7 +1741,8 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 	u32 end = sizeof(*r), length = 0, words[4], name_length = 0, type;
 	u16 family = 0, value = 0;
 	s32 fd, asked;
-	int ok, is_raced = 0;
+	int ok, is_raced = 0, is_named, is_late;
+	struct filter *filter;
 
 	if (s->type == ACTION_SOCKETCALL) {
 		if (bpf_probe_read_user(words, sizeof(words),
@@ -1726,21 +1792,16 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 		address = 0;
 	}
 	type = s->type;
-	r = (void *)s->record;
-	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, type, s->call.result))
-		return 0;
 	if (type >= VEDETTE_DUP && !sock_of(task, s->call.result >= 0 ? s->call.result : s->call.args[0])) {
 		handlers.call(ctx, HANDLE_DUP);
 		count(VEDETTE_C_LOST_READ_FAULT);
 		return 0;
 	}
-	if (is_filtered(filter_of(type), type, outcome_of(s->call.result), r->h.uid)) {
-		count(VEDETTE_C_FILTERED);
-		return 0;
-	}
-	if (type != VEDETTE_LISTEN && type != VEDETTE_BIND && is_over_budget(s))
-		return 0;
+	filter = filter_of(type);
+	if (filter && filter->dropped >> outcome_of(s->call.result) & 1)
+		goto filtered;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
 	ok = s->call.result >= 0 || (type == VEDETTE_CONNECT && s->call.result == -EINPROGRESS_);
 	asked = s->call.args[0];
 	fd = asked;
@@ -1773,19 +1834,20 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 	}
 	sk = sock_of(task, fd);
 	if (sk) {
-		r->state = socket_state(sk);
 		READ(family, sk + OFF_sock__skc_family);
 		READ(value, sk + OFF_sock__sk_type);
 		r->socktype = value;
-		READ(value, sk + OFF_sock__sk_protocol);
-		if (family == AF_INET_ || family == AF_INET6_)
-			r->l4proto = value;
 	} else if (length >= 2) {
 		family = *(u16 *)s->address;
 	}
+	/* bind and listen have the local end alone. Of others it is read once it is known that the record
+	 * is made, unless it says what the remote end is. */
+	is_named = type == VEDETTE_BIND || type == VEDETTE_LISTEN;
+	is_late = sk && family == AF_INET_ && !is_named;
 	if (sk && (family == AF_INET_ || family == AF_INET6_)) {
-		local_end(sk, family, r->socktype, r->local_addr, &r->local_port);
-		if (ok && type != VEDETTE_BIND && type != VEDETTE_LISTEN)
+		if (!is_late)
+			local_end(sk, family, r->socktype, r->local_addr, &r->local_port);
+		if (ok && !is_named)
 			remote_end(sk, family, r->socktype, r->remote_addr, &r->remote_port);
 	}
 	/* What the socket cannot know: where a failed connect meant to go, a bind that was refused,
@@ -1828,9 +1890,31 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 			r->path_len = append_unix(s, end, (const void *)(unsigned long)named,
 						  name_length);
 	}
+	if (filter && (filter->flags & FILTER_ENDS) && !(s->flags & VEDETTE_F_ADDR_FAULT) &&
+	    !(is_raced && is_wanted(VEDETTE_RACED)) &&
+	    is_end_filtered(s, filter, type, family, is_named ? r->local_addr : r->remote_addr,
+			    r->path_len))
+		goto filtered;
+	if (head(&r->h, task, type, s->call.result))
+		return 0;
+	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid))
+		goto filtered;
+	if (!is_named && is_over_budget(s))
+		return 0;
+	if (sk) {
+		r->state = socket_state(sk);
+		READ(value, sk + OFF_sock__sk_protocol);
+		if (family == AF_INET_ || family == AF_INET6_)
+			r->l4proto = value;
+	}
+	if (is_late)
+		local_end(sk, AF_INET_, r->socktype, r->local_addr, &r->local_port);
 	if (is_raced)
 		report_raced(s, type, 0, 0);
 	submit(s, end + r->path_len);
+	return 0;
+filtered:
+	count(VEDETTE_C_FILTERED);
 	return 0;
 }
 

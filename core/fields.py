@@ -514,7 +514,11 @@ def _is_mapped(record: Record) -> bool:
 
 
 def _kind(view: EventView) -> bytes | None:
-    record = view.record
+    return kind_of(view.record)
+
+
+def kind_of(record: Record) -> bytes | None:
+    """Return fd.type of an event: what its descriptor is of."""
     kind = struct_of(record)
     if kind == "open":
         is_directory = (
@@ -557,7 +561,7 @@ End = tuple[bytes, int]
 """An address (4 or 16 bytes) and a port."""
 
 
-def _ends(record: Record) -> tuple[End | None, End | None]:
+def ends_of(record: Record) -> tuple[End | None, End | None]:
     """Return the local and the remote end of an IPv4 or IPv6 socket."""
     if struct_of(record) != "sock" or record.flags & _F_ADDR_FAULT:
         return None, None
@@ -575,7 +579,7 @@ def _ends(record: Record) -> tuple[End | None, End | None]:
 
 def _roles(record: Record) -> tuple[End | None, End | None]:
     """Return the client's and the server's end."""
-    local, remote = _ends(record)
+    local, remote = ends_of(record)
     if is_client(record):
         return local, remote
     return remote, local
@@ -614,7 +618,7 @@ def _name_of(which: str) -> Callable[[EventView], Raw]:
 
 def _end(which: str, index: int) -> Callable[[EventView], Raw]:
     def get(view: EventView) -> Raw:
-        local, remote = _ends(view.record)
+        local, remote = ends_of(view.record)
         client, server = _roles(view.record)
         end = {"l": local, "r": remote, "c": client, "s": server}[which]
         return None if end is None else end[index]

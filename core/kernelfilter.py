@@ -5,7 +5,9 @@ For each event type it is asked, of all rules at once, whether any can be true
 - of a call that failed, or succeeded; of an open also by whether it reads, writes and may create;
 - where the effective user is one of those that rules name, or any other;
 - where the path does not begin with one of some prefixes;
-- of each small value of one argument, such as the family of socket(), or the capability.
+- of each small value of one argument, such as the family of socket(), or the capability;
+- where a connection leads, or comes from: by the networks that rules name, by the beginning of a
+  Unix socket's path, by the family.
 
 The answers are exact in one direction: what is dropped matches no rule, whatever else the event and
 its process are. The programs of bpf/ look at the answers before a record is made; ``Filter.passes``
@@ -14,6 +16,7 @@ is the same in Python.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +32,9 @@ PREFIX_BYTES_MAX: Final = 126
 """Of a longer prefix the beginning counts; of a longer path nothing is asked."""
 UIDS_MAX: Final = 1024
 PREFIXES_MAX: Final = 1024
-"""Users and prefixes of one event type that are looked up; where there are more, all pass."""
+NETWORKS_MAX: Final = 1024
+"""Users, prefixes and networks of one event type that are looked up; where there are more, all
+pass."""
 
 ABSENT: Final = 8
 FAILED: Final = 16
@@ -55,13 +60,28 @@ _WRITES: Final = _EVERY & ~_READS_ONLY
 VALUE_MAX: Final = 63
 """Of an argument each lower value is asked about alone, this one and all above together."""
 _VALUES: Final = (1 << VALUE_MAX + 1) - 1
-_VALUES_SHOWN_MAX: Final = 8
+_SHOWN_MAX: Final = 8
 _RESULTS: Final = frozenset(("evt.rawres", "evt.res", "evt.failed"))
 _OPEN_BITS: Final = ("evt.is_open_read", "evt.is_open_write", "evt.is_open_create")
 _ENOENT: Final = 2
 _SUCCESS: Final = (0, (1 << 63) - 1)
 _FAILURE: Final = (-(1 << 63), -1)
 _F_PATH_FAULT: Final = layout.FLAGS["path_fault"]
+
+End = tuple[str, bytes, int, bool]
+"""Where an end of a socket is, with what bits it begins and how many of them count, and whether
+that passes. Where: ``ipv4``, ``ipv6``, ``unix`` (a path; of an abstract name with an @), or ``""``:
+it has neither address nor path."""
+_ADDRESS_BITS: Final = {"ipv4": 32, "ipv6": 128}
+_WHERE: Final = (*_ADDRESS_BITS, "unix", "")
+# Whose remote end is looked at, and who have but a local one.
+_REMOTE: Final = ("connect", "accept", "accept4")
+_LOCAL: Final = ("bind", "listen")
+_SUN_PATH_MAX: Final = 108
+# An address that is no place to go to: not worth a look-up of all others.
+_UNSPECIFIED: Final = {("ipv4", 0, 32), ("ipv6", 0, 128)}
+_LOOPBACK: Final = {"ipv4": (0x7F000000, 8), "ipv6": (1, 128)}
+_F_ADDR_FAULT: Final = layout.FLAGS["addr_fault"]
 
 Truth = tuple[int, int]
 """Of some cases, a bit each: those in which something can be true, and those in which it can be
@@ -80,6 +100,8 @@ class Filter:
     argument   which argument of a call (of ``capable`` the capability: 0) ``values`` is about
     is_wide    whether all 64 bits of the argument count, not the lowest 32 alone
     values     bit by value of the argument, VALUE_MAX for all from there on: it passes
+    ends       of the end of a socket that is looked at the longest that fits decides; empty: all
+               pass
     """
 
     outcomes: int = _EVERY
@@ -89,6 +111,7 @@ class Filter:
     argument: int = 0
     is_wide: bool = False
     values: int = _VALUES
+    ends: frozenset[End] = frozenset()
 
     @property
     def drops(self) -> bool:
@@ -132,6 +155,9 @@ class Filter:
             found.append(f"paths outside of {len(self.prefixes)} prefixes")
         if self.values != _VALUES:
             found.append(self._words_of_values(name))
+        for where in _WHERE:
+            if words := _words_of_ends(where, [one for one in self.ends if one[0] == where]):
+                found.append(words)
         return "; ".join(found)
 
     def _words_of_values(self, name: str) -> str:
@@ -140,11 +166,11 @@ class Filter:
         texts.append(f"{VALUE_MAX} and above")
         passing = [text for bit, text in enumerate(texts) if self.values >> bit & 1]
         dropped = [text for bit, text in enumerate(texts) if not self.values >> bit & 1]
-        but = len(passing) < len(dropped)
-        shown = passing if but else dropped
-        more = len(shown) - _VALUES_SHOWN_MAX
-        named = ", ".join(shown[:_VALUES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
-        return f"{field} {'but ' if but else ''}{named}" if shown else f"{field} of any value"
+        if not passing:
+            return f"{field} of any value"
+        if len(passing) < len(dropped):
+            return f"{field} but {_some(passing)}"
+        return f"{field} {_some(dropped)}"
 
     def passes(self, record: Record) -> bool:
         """Whether a record of the type can match a rule, as the kernel side decides it."""
@@ -156,6 +182,16 @@ class Filter:
             value = getattr(record, f"arg{self.argument}") & (-1 if self.is_wide else 0xFFFFFFFF)
             if not self.values >> min(value, VALUE_MAX) & 1:
                 return False
+        if self.ends and not record.flags & _F_ADDR_FAULT:
+            where, address = _judged_end(record)
+            number = int.from_bytes(address, "big")
+            fitting = [
+                one
+                for one in self.ends
+                if one[0] == where and _begins(number, 8 * len(address), one[1], one[2])
+            ]
+            if not max(fitting, key=lambda one: one[2])[3]:
+                return False
         if self.prefixes is None:
             return True
         path = record.path
@@ -165,6 +201,52 @@ class Filter:
 
 
 _PASS: Final = Filter()
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = len(texts) - _SHOWN_MAX
+    return ", ".join(texts[:_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _words_of_ends(where: str, ends: list[End]) -> str:
+    """What is dropped of the ends at one kind of place, in words; "": nothing."""
+    if all(one[3] for one in ends):
+        return ""
+    default = min(ends, key=lambda one: one[2])
+    others = sorted(one for one in ends if one is not default)
+    called = {"ipv4": "IPv4", "ipv6": "IPv6", "unix": "Unix sockets", "": "other families"}[where]
+    if where == "unix":
+        count = len(others)
+        return f"{called} outside of {count} prefixes" if count else called
+    texts = [
+        f"{fields.ip_text(beginning)}/{bits}"
+        for _, beginning, bits, passes in others
+        if passes != default[3]
+    ]
+    if default[3]:
+        return f"{called} {_some(texts)}"
+    return f"{called} but {_some(texts)}" if texts else called
+
+
+def _judged_end(record: Record) -> tuple[str, bytes]:
+    """Where the end of a socket is that is looked at, and its address or path."""
+    kind = fields.kind_of(record)
+    if kind == b"unix":
+        path = record.path
+        return "unix", b"@" + path[1:] if path.startswith(b"\0") else path
+    local, remote = fields.ends_of(record)
+    end = local if record.type_name in _LOCAL else remote
+    if kind is None or end is None:
+        return "", b""
+    return kind.decode(), end[0]
+
+
+def _begins(number: int, size_bits: int, beginning: bytes, bits: int) -> bool:
+    """Whether a number of so many bits has the first ``bits`` of some bytes."""
+    if bits > size_bits:
+        return False
+    first = int.from_bytes(beginning, "big") >> max(8 * len(beginning) - bits, 0)
+    return number >> (size_bits - bits) == first
 
 
 def outcome(record: Record) -> int:
@@ -241,7 +323,8 @@ def _derive(
     uids = frozenset(uid for uid in named if (uid in passing) != others)
     argument, is_wide, values = _values(name, left)
     prefixes = _prefixes_of_all(name, left())
-    return Filter(outcomes, others, uids, prefixes, argument, is_wide, values)
+    ends = _ends(name, left) if name in _REMOTE + _LOCAL else frozenset()
+    return Filter(outcomes, others, uids, prefixes, argument, is_wide, values, ends)
 
 
 # Whether a tree can be true, once some of its checks are decided
@@ -502,3 +585,201 @@ def _prefixes(
     if len(known) < len(parts):
         return None
     return frozenset().union(*known)
+
+
+# Ends of sockets
+
+# Fields that only an IPv4 or IPv6 socket has, and those of a path that is resolved.
+_IP_FIELDS: Final = frozenset(
+    {f"fd.{letter}{part}" for letter in ("l", "r", "c", "s", "") for part in ("ip", "net", "port")}
+    | {f"fd.{letter}ip.name" for letter in "lrcs"}
+    | {"fd.l4proto"}
+)
+_PATH_FIELDS: Final = frozenset({"fd.directory", "fd.filename"})
+_FAMILIES: Final = {"ipv4": b"ip", "ipv6": b"ip", "unix": b"unix"}
+_Network = tuple[int, int]
+"""The bits of an address that count, the others zero; how many they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Networks:
+    """The networks of a kind that rules name, and all else, each less what lies within: the cases.
+
+    networks  the whole first, so that what holds another is before it
+    within    of each the bits of those that lie in it, its own among them
+    """
+
+    where: str
+    networks: list[_Network]
+    within: dict[_Network, int]
+
+    @property
+    def every(self) -> int:
+        return (1 << len(self.networks)) - 1
+
+
+def _networks(where: str, named: Iterable[_Network]) -> _Networks:
+    networks = sorted({(0, 0), *named}, key=lambda one: (one[1], one[0]))
+    within = dict.fromkeys(networks, 0)
+    size = _ADDRESS_BITS.get(where, 0)
+    lengths = sorted({bits for _, bits in networks})
+    for place, (address, bits) in enumerate(networks):
+        for fewer in lengths:
+            if fewer > bits:
+                break
+            around = (address >> (size - fewer) << (size - fewer), fewer)
+            if around in within:
+                within[around] |= 1 << place
+    return _Networks(where, networks, within)
+
+
+def _named(check: Predicate, where: str) -> Iterator[_Network]:
+    """The networks of a kind that a check of an address names."""
+    size = _ADDRESS_BITS[where]
+    for value in check.values:
+        address, bits = value if isinstance(value, tuple) else (value, size)
+        if isinstance(address, bytes) and 8 * len(address) == size:
+            yield int.from_bytes(address, "big"), bits
+
+
+def _ends(name: str, left: Callable[[], Iterator[Expr | bool]]) -> frozenset[End]:
+    letters = {"connect": "rs", "accept": "rc", "accept4": "rc"}.get(name, "ls")
+    exact = {f"fd.{letter}{part}" for letter in letters for part in ("ip", "net")}
+    either = {"fd.ip", "fd.net"}
+    if name in _LOCAL:
+        exact, either = exact | either, set()
+    named: dict[str, set[_Network]] = {where: set() for where in _ADDRESS_BITS}
+    for rest in left():
+        for check in () if isinstance(rest, bool) else predicates(rest):
+            if check.is_plain and check.field.name in exact | either:
+                for where, found in named.items():
+                    found.update(_named(check, where))
+        if sum(map(len, named.values())) > NETWORKS_MAX:
+            return frozenset()
+    cases = [_networks(where, named.get(where, ())) for where in _WHERE]
+    passing = dict.fromkeys(_WHERE, 0)
+    paths: set[bytes] | None = set()
+    truths = {one.where: _EndTruth(one, exact, either) for one in cases}
+    for rest in left():
+        for one in cases:
+            if passing[one.where] != one.every:
+                passing[one.where] |= _can(rest, truths[one.where], one.every)
+        if paths is not None:
+            found_paths = _sun_prefixes(rest, truths["unix"])
+            paths = None if found_paths is None else paths | found_paths
+            if paths is not None and (b"" in paths or len(paths) > PREFIXES_MAX):
+                paths = None
+        if paths is None and all(passing[one.where] == one.every for one in cases):
+            return frozenset()
+    made: set[End] = set()
+    for one in cases:
+        made |= _regions(one, passing[one.where])
+    if paths is not None and passing["unix"]:
+        made.remove(("unix", b"", 0, True))
+        made.add(("unix", b"", 0, False))
+        made |= {("unix", path, 8 * len(path), True) for path in paths}
+    return frozenset() if all(one[3] for one in made) else frozenset(made)
+
+
+class _EndTruth:
+    """The truth of a check, case by case of where a socket's end is."""
+
+    def __init__(self, cases: _Networks, exact: set[str], either: set[str]) -> None:
+        self._cases = cases
+        self._exact = exact
+        self._either = either
+        self._known: dict[int, tuple[Predicate, Truth]] = {}
+
+    def __call__(self, check: Predicate) -> Truth:
+        found = self._known.get(id(check))
+        if found is None:
+            # The check is kept, so that no other is where it was.
+            found = self._known[id(check)] = check, self._of(check)
+        return found[1]
+
+    def _of(self, check: Predicate) -> Truth:
+        field, every, where = check.field.name, self._cases.every, self._cases.where
+        kind = where.encode() or None
+        if field in ("fd.type", "fd.typechar"):
+            is_true, is_false = _of_type(check, (kind,))
+            return every * is_true, every * is_false
+        if field == "fd.sockfamily":
+            is_true, is_false = _exactly(check, _FAMILIES.get(where))
+            return every * is_true, every * is_false
+        if where not in _ADDRESS_BITS:
+            is_missing = field in _IP_FIELDS or (not where and field in (*_PATH_FIELDS, "fd.name"))
+            return (0, every) if is_missing else (every, every)
+        if field in _PATH_FIELDS:
+            return 0, every
+        is_either = field in self._either
+        if (field not in self._exact and not is_either) or check.op not in ("=", "in", "exists"):
+            return every, every
+        trues = every
+        if check.op != "exists":
+            trues = 0
+            for network in _named(check, where):
+                trues |= self._cases.within[network]
+        return (every if is_either else trues), every & ~trues
+
+
+def _regions(cases: _Networks, passing: int) -> set[End]:
+    """What is looked up: each network that is judged otherwise than what it lies in."""
+    size = _ADDRESS_BITS.get(cases.where, 0)
+    made: dict[_Network, bool] = {}
+    for place, (address, bits) in enumerate(cases.networks):
+        passes = bool(passing >> place & 1)
+        around = next(
+            (
+                made[masked]
+                for fewer in range(bits - 1, -1, -1)
+                if (masked := (address >> (size - fewer) << (size - fewer), fewer)) in made
+            ),
+            None,
+        )
+        if passes != around:
+            made[address, bits] = passes
+    dropped = {network for network, passes in made.items() if not passes}
+    if made[0, 0] and all(
+        (cases.where, *network) in _UNSPECIFIED or _is_loopback(cases.where, *network)
+        for network in dropped
+    ):
+        made = {n: passes for n, passes in made.items() if (cases.where, *n) not in _UNSPECIFIED}
+    return {
+        (cases.where, address.to_bytes(size // 8, "big"), bits, passes)
+        for (address, bits), passes in made.items()
+    }
+
+
+def _is_loopback(where: str, address: int, bits: int) -> bool:
+    network, least = _LOOPBACK[where]
+    size = _ADDRESS_BITS[where]
+    return bits >= least and address >> (size - least) == network >> (size - least)
+
+
+def _sun_prefixes(
+    tree: Expr | bool, truth: Callable[[Predicate], Truth]
+) -> frozenset[bytes] | None:
+    """Beginnings of which the path of a Unix socket has one wherever a tree is true; None: any."""
+    if not _can(tree, truth):
+        return frozenset()
+    if isinstance(tree, (bool, Not)):
+        return None
+    if isinstance(tree, Predicate):
+        by_name = tree.field.name == "fd.name" and tree.op in _BEGINNING
+        by_directory = tree.field.name == "fd.directory" and tree.op in ("=", "in")
+        if not tree.is_plain or not (by_name or by_directory):
+            return None
+        values = [value for value in tree.values if isinstance(value, bytes)]
+        if tree.op == "glob":
+            values = [_GLOB.split(value, maxsplit=1)[0] for value in values]
+        return frozenset(value[:_SUN_PATH_MAX] for value in values)
+    parts = [_sun_prefixes(item, truth) for item in tree.items]
+    known = [part for part in parts if part is not None]
+    if isinstance(tree, And):
+        return min(known, key=len) if known else None
+    return frozenset().union(*known) if len(known) == len(parts) else None
+
+
+_BEGINNING: Final = ("=", "in", "startswith", "pmatch", "glob")
+_GLOB: Final = re.compile(rb"[*?\[\\]")
+"""What in a glob is no letter that stands for itself."""

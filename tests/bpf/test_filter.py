@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from vedette.core.rules import Rule
 pytestmark = pytest.mark.bpf
 
 TYPES = ("open", "openat", "openat2", "creat", "unlink", "chdir", "execve", "connect", "socket",
-         "setuid", "prctl", "kill", "truncate")  # fmt: skip
+         "setuid", "prctl", "kill", "truncate", "accept4", "bind", "listen")  # fmt: skip
 # Each opens for reading and for writing, by several forms of a path, what is there and what is not.
 PATHS = ("/etc/passwd", "/etc/absent", "//etc/passwd", "/etc/./passwd", "/etc/../etc/passwd",
          "/usr/bin/env", "/usr", "file", "../file", "/etc/" + "x" * 130, "/dev/null")  # fmt: skip
@@ -75,6 +76,73 @@ CALLS = [
 AS_DAEMON = ["native 105 n1", "native 2 s/etc/passwd n0", "native 2 s/etc/shadow n0",
              "native 87 s/etc/passwd", "native 105 n0"]  # fmt: skip
 RUNS = [CALLS[start : start + 30] for start in range(0, len(CALLS), 30)] + [AS_DAEMON]
+# In a network namespace where all of 10.0.0.0/8 and 2001:db8::/32 is this host.
+SOCKETS = r"""
+import os, socket, sys
+from contextlib import ExitStack, suppress
+from socket import AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM
+
+os.chdir(sys.argv[1])
+V4 = ("10.1.0.1", "10.1.0.2", "10.200.0.1", "127.0.0.1", "127.0.0.53", "127.1.0.1", "0.0.0.0",
+      "192.0.2.1")
+V6 = ("2001:db8::1", "2001:db8:1::1", "::1", "::", "::ffff:10.1.0.1", "::ffff:127.0.0.1", "fe80::1")
+open_ones = ExitStack()
+
+def made(family, kind, protocol=0):
+    return open_ones.enter_context(socket.socket(family, kind, protocol))
+
+def attempt(call, *arguments):
+    with suppress(OSError):
+        return call(*arguments)
+
+for family, hosts in ((AF_INET, V4), (AF_INET6, V6)):
+    for host in hosts:
+        attempt(made(family, SOCK_DGRAM).connect, (host, 9))
+        server, client = made(family, SOCK_STREAM), made(family, SOCK_STREAM)
+        attempt(client.connect_ex, (host, 9))
+        if host not in ("::", "0.0.0.0"):
+            attempt(server.bind, (host, 0))
+            attempt(made(family, SOCK_STREAM).bind, server.getsockname()[:2])
+        server.listen(3)
+        for blocks in (True, False):
+            with socket.socket(family, SOCK_STREAM) as client:
+                client.setblocking(blocks)
+                server.settimeout(1)
+                if attempt(client.connect_ex, (host, server.getsockname()[1])) in (0, 115):
+                    with suppress(OSError):
+                        open_ones.enter_context(server.accept()[0])
+    again = made(family, SOCK_DGRAM)
+    attempt(again.connect, (hosts[0], 9))
+    attempt(again.connect, (hosts[3], 0))
+attempt(made(AF_INET6, SOCK_DGRAM).connect, ("10.1.0.1", 9))
+attempt(made(AF_INET, SOCK_RAW, 1).connect, ("10.1.0.1", 0))
+attempt(made(AF_NETLINK, SOCK_RAW).connect, (0, 0))
+for name in ("/tmp/vedette-filter.sock", "sock", "\0abstract", "\0other", "absent",
+             "/" + "x" * 100):
+    server = made(AF_UNIX, SOCK_STREAM)
+    if name != "absent":
+        attempt(server.bind, name)
+        attempt(server.listen, 3)
+    client = made(AF_UNIX, SOCK_STREAM)
+    if attempt(client.connect_ex, name) == 0:
+        open_ones.enter_context(server.accept()[0])
+    if name[0] not in "\0a":
+        with suppress(OSError):
+            os.unlink(name)
+import ctypes
+libc = ctypes.CDLL(None)
+for fd in (1, 99, made(AF_INET, SOCK_STREAM).fileno()):
+    libc.connect(fd, 8, 16)
+    libc.connect(fd, b"\2\0\0\x09\x0a\1\0\1" + bytes(8), 16)
+    libc.connect(fd, bytes(16), 16)
+open_ones.close()
+"""
+IN_NAMESPACE = [
+    "unshare", "--net", "sh", "-c",
+    "ip link set lo up && ip route add local 10.0.0.0/8 dev lo && "
+    'ip route add local 2001:db8::/32 dev lo && exec "$@"',
+    "sh", sys.executable, "-I", "-S", "-c", SOCKETS,
+]  # fmt: skip
 CONDITIONS = {
     "outcomes": "evt.type in (open, openat, openat2, creat) and evt.is_open_write = true "
     "and fd.num >= 0",
@@ -93,6 +161,28 @@ CONDITIONS = {
     "no names": "evt.type = prctl and not evt.arg.option = PR_SET_NAME",
     "lengths": "evt.type = truncate and evt.arg.length = 4294967305",
     "short lengths": "evt.type = truncate and evt.arg.length = 9",
+    **{
+        f"sockets {number}": f"evt.type in (connect, accept4, bind, listen) and {text}"
+        for number, text in enumerate(
+            (
+                "fd.typechar in (4, 6) and not fd.rnet in (127.0.0.0/8, 0.0.0.0, ::, ::1)",
+                "fd.rnet = 10.0.0.0/8 and not fd.sip = 10.1.0.1",
+                "fd.rip = 127.0.0.53",
+                "fd.typechar in (4, 6) and not fd.net in (10.1.0.0/16, 2001:db8:1::/48)",
+                "fd.lnet in (10.1.0.0/30, ::1/128)",
+                "fd.snet = 127.0.0.0/16 or fd.cip = 2001:db8::1",
+                "fd.typechar = u and fd.name startswith /tmp/",
+                "fd.name in (@abstract, sock)",
+                "fd.typechar = u and fd.name glob '[@]ab*'",
+                "fd.name glob /tmp/*filter* and fd.num > 0",
+                "fd.type != unix",
+                "fd.sockfamily = unix",
+                "fd.rnet = 2001:db8::/32 and user.uid = 0",
+                "fd.rip = 10.1.0.1 and evt.res = EINPROGRESS",
+                "fd.rnet = 0.0.0.0/1 and fd.port = 9",
+            )
+        )
+    },
     "never": "evt.type = openat and fd.num = 1 and evt.failed = true",
 }
 
@@ -107,6 +197,7 @@ def drops(filters: dict[str, Filter]) -> dict[str, Drop]:
             one.argument,
             one.is_wide,
             one.values,
+            one.ends,
         )
         for name, one in filters.items()
     }
@@ -143,6 +234,7 @@ def test_the_kernel_drops_what_no_rule_can_match(
     def run() -> None:
         for calls in RUNS:
             scope.run(program, tmp_path, *" -- ".join(calls).split(" "))
+        scope.run(*IN_NAMESPACE, str(tmp_path))
 
     dropped_at_all = 0
     for text in CONDITIONS.values():
@@ -203,6 +295,14 @@ HERE = [
         "evt.arg.option in (PR_SET_NAME, PR_SET_PTRACER)", "evt.arg.length = 9",
         "not evt.arg.domain = AF_UNIX", "evt.arg.domain startswith AF_I",
     )
+] + [
+    parse_condition(f"evt.type in (connect, accept4, bind, listen) and {text}")
+    for text in (
+        "fd.rnet = 10.1.0.0/16", "not fd.rnet in (127.0.0.0/8, ::1)", "fd.lip = 10.1.0.1",
+        "fd.typechar = u", "fd.name startswith /tmp/vedette", "fd.name = @abstract",
+        "fd.net in (127.0.0.0/8, 2001:db8:1::/48)", "fd.rip in (127.0.0.53, 10.200.0.1)",
+        "fd.sip = 2001:db8::1", "fd.cip = ::1", "evt.failed = true and fd.rport = 9",
+    )
 ]  # fmt: skip
 """Conditions about what the calls are."""
 
@@ -250,6 +350,7 @@ class Host:
         for calls in RUNS:
             words = " -- ".join(calls).split(" ")
             self.scope.run(self.program, self.folder, *words)
+        self.scope.run(*IN_NAMESPACE, str(self.folder))
         whole, part = (
             list(split(watch.ring.read(ALL))) for watch in (self.everything, self.filtered)
         )

@@ -9,9 +9,12 @@ import pytest
 
 from tests.bpf.conftest import Watch
 from tests.bpf.records import Record
+from tests.bpf.test_filter import drops
 from tests.bpf.test_sockets import python
 from vedette.bench.scope import Scope
 from vedette.core import layout
+from vedette.core.condition import parse_condition
+from vedette.core.kernelfilter import derive
 
 pytestmark = pytest.mark.bpf
 Start = Callable[..., Watch]
@@ -49,8 +52,16 @@ def test_a_path_that_changes_between_entry_and_return_is_told(
     assert (following.type, following["path"]) == ("openat", b"/vedette/other")
 
 
-def test_another_address_than_the_sockets_is_told(watch: Start, scope: Scope) -> None:
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_another_address_than_the_sockets_is_told(
+    watch: Start, scope: Scope, is_dropped: bool
+) -> None:
+    """Also where no rule can match a connection to where it really leads."""
     seen = watch("connect", "raced")
+    if is_dropped:
+        condition = parse_condition("evt.type = connect and fd.rnet = 192.0.2.0/24")
+        filters = derive([condition], users={}, groups={}, hostname=None)
+        seen.capture.want(("connect", "raced"), drops(filters))
     code = """
         server, other = socket.socket(), socket.socket()
         for one in server, other:
@@ -68,7 +79,12 @@ def test_another_address_than_the_sockets_is_told(watch: Start, scope: Scope) ->
     """
     assert python(scope, code) == [0]
     records = seen.records()
-    assert [record.type for record in records][-3:] == ["raced", "connect", "connect"]
-    assert sum(record.type == "raced" for record in records) == 1
-    assert records[-3]["of_type"] == layout.TYPES["connect"]
-    assert records[-2]["remote_port"] == records[0]["remote_port"]
+    at = [record.type for record in records].index("raced")
+    others = [record.type for record in records[:at] + records[at + 1 :]]
+    assert others == ["connect"] if is_dropped else others[-3:] == ["connect"] * 3
+    assert records[at]["of_type"] == layout.TYPES["connect"]
+    assert records[at + 1]["remote_addr"][:4] == b"\x7f\0\0\1"
+    if is_dropped:
+        assert seen.counters()["filtered"] > 1
+    else:
+        assert records[at + 1]["remote_port"] == records[0]["remote_port"]

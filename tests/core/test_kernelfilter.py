@@ -16,7 +16,14 @@ from vedette.core.condition import parse_condition, predicate
 from vedette.core.engine import Engine, Process
 from vedette.core.expr import And, Expr, FieldRef, Not, Predicate
 from vedette.core.fields import FIELDS, OPENS
-from vedette.core.kernelfilter import Filter, derive, is_plain_path, outcome
+from vedette.core.kernelfilter import (
+    NETWORKS_MAX,
+    PREFIXES_MAX,
+    Filter,
+    derive,
+    is_plain_path,
+    outcome,
+)
 from vedette.core.records import build, decode, iter_records
 from vedette.core.rules import Rule
 
@@ -29,14 +36,15 @@ DECIDING = (
 )  # fmt: skip
 FILTERED = (*OPENS, "connect", "execve", "chdir", "unlink", "rename", "chmod", "memfd_create",
             "capable", "dup2", "socket", "ptrace", "kill", "prctl", "truncate")  # fmt: skip
+SOCKETS = ("connect", "connect", "accept", "accept4", "bind", "listen")
 
 
 def filters(conditions: list[Expr]) -> dict[str, Filter]:
     return derive(conditions, users=s.USERS, groups=s.GROUPS, hostname=s.HOSTNAME)
 
 
-def of_types() -> st.SearchStrategy[Predicate]:
-    named = st.lists(st.sampled_from(FILTERED), min_size=1, max_size=3)
+def of_types(types: tuple[str, ...] = FILTERED) -> st.SearchStrategy[Predicate]:
+    named = st.lists(st.sampled_from(types), min_size=1, max_size=3)
     return named.map(
         lambda names: predicate(
             FieldRef("evt.type"), FIELDS["evt.type"], "in", [name.encode() for name in names]
@@ -64,6 +72,36 @@ CHECKS = [
 ]  # fmt: skip
 
 
+END_CHECKS = [
+    parse_condition(text)
+    for text in (
+        "fd.rip = 10.0.0.1", "fd.rnet in (10.0.0.0/8, 192.168.0.0/16)", "fd.lnet = 10.0.0.0/31",
+        "fd.rnet in (10.0.0.0/8, 0.0.0.0, ::, ::1)", "fd.snet = 10.0.0.2/32", "fd.cip != 10.0.0.1",
+        "fd.sip in (10.0.0.2, 2001:db8::1)", "fd.net in (10.0.0.0/8, ::/0)", "fd.ip = 10.0.0.1",
+        "fd.net != 10.0.0.0/8", "fd.ip exists", "fd.rip exists", "fd.lip = ::1",
+        "fd.rnet = 0.0.0.0/0", "fd.rnet = 10.0.0.0/30", "fd.sip != 192.168.1.77",
+        "fd.typechar in (4, 6)", "fd.type = ipv4", "fd.type != ipv6", "fd.typechar = u",
+        "fd.type exists", "fd.sockfamily = unix", "fd.sockfamily = ip", "fd.l4proto = tcp",
+        "fd.name startswith /run", "fd.name glob /run/*.sock", "fd.name = @abstract",
+        "fd.name glob *sock", "fd.name pmatch (/run, sock)", "fd.directory = /run",
+        "fd.filename = x.sock", "fd.name exists", "fd.rport = 22", "fd.port > 80",
+        "fd.name in (a, sock)", "evt.failed = false", "fd.rip.name = db.example",
+        "tolower(fd.name) = sock", "fd.rip = val(fd.lip)", "proc.name = sh",
+    )
+]  # fmt: skip
+
+
+def end_conditions() -> st.SearchStrategy[Expr]:
+    """Conditions about the ends of sockets."""
+    checks = st.sampled_from(END_CHECKS)
+    named = tuple(
+        name for name, known in FIELDS.items() if "bind" in known.events and "fd." in name
+    )
+    some = s.conditions(checks | checks.map(Not), 5)
+    anything = s.conditions(checks | s.predicates((*named, "fd.rip", "fd.rnet", "fd.sip")), 4)
+    return st.tuples(of_types(SOCKETS), some | some | anything).map(And)
+
+
 def conditions() -> st.SearchStrategy[Expr]:
     """Conditions of which something can be known before the record is made."""
     one = st.sampled_from(CHECKS)
@@ -81,6 +119,21 @@ def conditions() -> st.SearchStrategy[Expr]:
 def test_verdicts_are_the_same_with_and_without_what_is_dropped(
     rules: list[Rule], processes: list[dict[str, Any]], stream: list[bytes]
 ) -> None:
+    same_verdicts(rules, processes, stream)
+
+
+@settings(max_examples=500)
+@given(
+    rules=s.rule_lists(end_conditions(), max_size=3),
+    stream=st.lists(s.records(SOCKETS), min_size=6, max_size=20),
+)
+def test_verdicts_are_the_same_without_connections_that_are_dropped(
+    rules: list[Rule], stream: list[bytes]
+) -> None:
+    same_verdicts(rules, [], stream)
+
+
+def same_verdicts(rules: list[Rule], processes: list[dict[str, Any]], stream: list[bytes]) -> None:
     drop = filters([rule.condition for rule in rules if rule.enabled])
     known = {values["pid"]: values for values in processes}
     found: list[list[Any]] = []
@@ -213,6 +266,63 @@ def test_the_upper_half_of_a_short_argument_hides_nothing() -> None:
         assert packets.passes(decode(build("socket", arg0=number))) == passes
     for number, passes in ((16, True), (1 << 32 | 16, False), (24, False)):
         assert traced.passes(decode(build("ptrace", arg0=number))) == passes
+
+
+LOOPBACK = "fd.rnet in (127.0.0.0/8, 0.0.0.0, ::, ::1)"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"evt.type = connect and fd.typechar in (4, 6) and not {LOOPBACK}",
+         "IPv4 127.0.0.0/8; IPv6 ::1/128; Unix sockets; other families"),
+        (f"evt.type = connect and not {LOOPBACK}", "IPv4 127.0.0.0/8; IPv6 ::1/128"),
+        ("evt.type = connect and fd.rnet = 10.0.0.0/8 and not fd.rip in (10.1.2.3, 10.1.2.4)",
+         "IPv4 but 10.0.0.0/8; IPv6; Unix sockets; other families"),
+        ("evt.type = connect and fd.sip exists and not fd.snet = 10.0.0.0/8",
+         "IPv4 10.0.0.0/8; Unix sockets; other families"),
+        ("evt.type = connect and not fd.net = 10.0.0.0/8 and fd.name startswith /run/x",
+         "IPv4 10.0.0.0/8; Unix sockets outside of 1 prefixes; other families"),
+        ("evt.type = connect and not fd.ip = 127.0.0.1 and fd.sockfamily = ip",
+         "IPv4 127.0.0.1/32; Unix sockets; other families"),
+        ("evt.type = connect and fd.lip = 127.0.0.1", "Unix sockets; other families"),
+        ("evt.type = connect and fd.typechar = u and (fd.name glob '/tmp/ssh-*/agent.*' or "
+         "fd.name pmatch (/run/user, @x) or fd.directory = /run/y)",
+         "IPv4; IPv6; Unix sockets outside of 4 prefixes; other families"),
+        ("evt.type = connect and fd.typechar = u and fd.name glob *.sock",
+         "IPv4; IPv6; other families"),
+        ("evt.type = connect and (fd.typechar = 4 or (fd.typechar = u and fd.name = /x))",
+         "IPv6; Unix sockets outside of 1 prefixes; other families"),
+        ("evt.type = accept4 and fd.cnet != 10.0.0.0/8 and not fd.cnet = ::/0",
+         "IPv4 10.0.0.0/8; IPv6; Unix sockets; other families"),
+        ("evt.type = listen and fd.typechar in (4, 6) and not fd.lnet in (127.0.0.0/8, ::1)",
+         "IPv4 127.0.0.0/8; IPv6 ::1/128; Unix sockets; other families"),
+        ("evt.type = listen and fd.sport = 22", "Unix sockets; other families"),
+        ("evt.type = bind and fd.net = 10.0.0.0/8 and not fd.ip = 10.0.0.1",
+         "IPv4 but 10.0.0.0/8; IPv6; Unix sockets; other families"),
+        ("evt.type = connect and (fd.rip = 10.0.0.1 or not fd.rnet = 10.0.0.0/8)",
+         "IPv4 10.0.0.0/8"),
+        ("evt.type = connect and fd.rip != 0.0.0.0", "Unix sockets; other families"),
+        ("evt.type = connect and fd.num = 3", ""),
+        ("evt.type = sendto and fd.rip = 10.0.0.1", ""),
+    ],
+)  # fmt: skip
+def test_connections_that_no_rule_is_about(text: str, words: str) -> None:
+    name = text.split()[2]
+    assert one(text, name).words(name) == words
+
+
+def test_more_networks_than_are_looked_up_let_all_pass() -> None:
+    some = [f"10.{i >> 8}.{i & 255}.0/24" for i in range(NETWORKS_MAX)]
+    text = "evt.type = connect and fd.rnet in ({})"
+    made = one(text.format(", ".join(some)), "connect")
+    assert len(made.ends) == len(some) + 4
+    assert one(text.format(", ".join([*some, "::1"])), "connect") == Filter()
+    names = [f"/run/{i}" for i in range(PREFIXES_MAX + 1)]
+    for count, words in ((PREFIXES_MAX, "IPv4; IPv6; Unix sockets outside of 1024 prefixes"),
+                         (PREFIXES_MAX + 1, "IPv4; IPv6")):  # fmt: skip
+        text = f"evt.type = connect and fd.typechar = u and fd.name in ({', '.join(names[:count])})"
+        assert one(text, "connect").words("connect") == f"{words}; other families"
 
 
 def test_prefixes() -> None:
