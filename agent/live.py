@@ -256,7 +256,7 @@ class Live:
                     ~found.outcomes & 0xFFFFFF,
                     found.others,
                     found.uids,
-                    found.prefixes,
+                    found.paths,
                     found.argument,
                     found.is_wide,
                     found.values,

@@ -89,6 +89,7 @@ MAPS: Final = (
     "filter_uids",
     "filter_paths",
     "filter_ends",
+    "filter_hints",
     "watch_numbers",
     "watch_paths",
     "process_budgets",
@@ -104,22 +105,32 @@ _BUDGET_REST_S: Final = 2
 # In vedette.bpf.c: flags of struct filter, and how many entries its two maps have.
 _FILTER_UIDS: Final = 1
 _FILTER_OTHERS: Final = 2
-_FILTER_PATHS: Final = 4
+_FILTER_PATHS: Final = (4, 64)  # the second of opens that write
 _FILTER_VALUES: Final = 8
 _FILTER_WIDE: Final = 16
 _FILTER_ENDS: Final = 32
 _FILTER_ENTRIES_MAX: Final = 4096
-_FILTER_PATH_BYTES: Final = 127
 _FILTER: Final = struct.Struct("<IIQIHH")  # struct filter
 # END_* of vedette.bpf.c: where an end is, and what of that is told apart.
 _ENDS: Final = {"": 0, "ipv4": 1, "ipv6": 2, "unix": 3}
 _LOOPBACK: Final = {"ipv4": (4, b"\x7f", 8), "ipv6": (5, bytes(15) + b"\x01", 128)}
 _SUN_PATH_MAX: Final = 108
 _VALUES: Final = (1 << 64) - 1
+# struct filter_path and filter_hints.
+_FILTER_END: Final = 2
+_FILTER_PATH_BYTES: Final = 126
+_FILTER_END_BYTES: Final = 16
+_FILTER_HASH: Final = 0x9E3779B97F4A7C15
+_FILTER_HINT_BITS: Final = 11
+_WORD: Final = (1 << 64) - 1
 
 
 class CaptureError(Exception):
     """Capture cannot start; the text has the cause and the cure."""
+
+
+Affixes = tuple[frozenset[bytes], frozenset[bytes]]
+"""What paths begin with, and what they end with."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,9 @@ class Drop:
               also 1: it reads, 2: writes, 4: may create): what is dropped
     others    whether users that are not in ``uids`` pass; those in it are the other way round
     uids      effective users
-    prefixes  an absolute path passes that begins with one of them; None: paths are not looked at
+    paths     an absolute path passes that begins with one of some texts or ends with one of others;
+              None: paths are not looked at. The second is for opens that write, the first for
+              other opens and all other types
     argument  which argument of a call (of ``capable`` the capability: 0) ``values`` is about
     is_wide   whether all 64 bits of the argument count, not the lowest 32 alone
     values    bit by value of the argument, the last for all from there on: it passes
@@ -143,7 +156,7 @@ class Drop:
     outcomes: int = 0
     others: bool = True
     uids: frozenset[int] = frozenset()
-    prefixes: frozenset[bytes] | None = None
+    paths: tuple[Affixes | None, Affixes | None] = (None, None)
     argument: int = 0
     is_wide: bool = False
     values: int = _VALUES
@@ -156,7 +169,7 @@ class Drop:
         return (
             uids
             | (_FILTER_OTHERS if self.others else 0) * bool(uids)
-            | (_FILTER_PATHS if self.prefixes is not None else 0)
+            | sum(_FILTER_PATHS[kind] for kind, _ in self.looked_up)
             | (_FILTER_VALUES if self.values != _VALUES else 0)
             | (_FILTER_WIDE if self.is_wide else 0)
             | (_FILTER_ENDS if self.ends else 0)
@@ -180,6 +193,11 @@ class Drop:
                 dropped |= (found == {False}) << part
                 sought |= (len(found) == 2) << part
         return dropped, sought
+
+    @property
+    def looked_up(self) -> list[tuple[int, Affixes]]:
+        """What of ``paths`` is looked at, each with whether it is for opens that write."""
+        return [(kind, affixes) for kind, affixes in enumerate(self.paths) if affixes is not None]
 
 
 @dataclass(frozen=True)
@@ -491,6 +509,10 @@ class Capture:
                 if old[table].get(entry) != passes:
                     kernel.map_update(descriptors[table], entry, struct.pack("<I", passes))
         for name, drop in self._drops.items():
+            for kind, affixes in drop.looked_up:
+                key = struct.pack("<I", 2 * TYPES[name] + kind)
+                kernel.map_update(descriptors["filter_hints"], key, _hints(affixes))
+        for name, drop in self._drops.items():
             key = struct.pack("<I", TYPES[name])
             value = _FILTER.pack(
                 drop.outcomes, drop.flags, drop.values, drop.argument, *drop.judged_ends
@@ -693,10 +715,12 @@ def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bool]]:
     ends: dict[bytes, bool] = {}
     for name, drop in drops.items():
         uids |= {struct.pack("<II", TYPES[name], uid): True for uid in drop.uids}
-        for prefix in drop.prefixes or ():
-            kept = prefix[:_FILTER_PATH_BYTES]
-            bits = 8 + 8 * len(kept)
-            paths[struct.pack("<IB127s", bits, TYPES[name], kept)] = True
+        for kind, (begins, tails) in drop.looked_up:
+            for text in begins:
+                paths[_path_entry(TYPES[name], kind, text[:_FILTER_PATH_BYTES])] = True
+            for text in tails:
+                reverse = text[: -_FILTER_END_BYTES - 1 : -1]
+                paths[_path_entry(TYPES[name], _FILTER_END | kind, reverse)] = True
         for where, beginning, bits, passes in drop.ends:
             if where:
                 ends[
@@ -711,15 +735,48 @@ def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bool]]:
     return {"filter_uids": uids, "filter_paths": paths, "filter_ends": ends}
 
 
+def _path_entry(number: int, kind: int, text: bytes) -> bytes:
+    return struct.pack(f"<IBB{_FILTER_PATH_BYTES}s", 16 + 8 * len(text), number, kind, text)
+
+
+def _hints(affixes: Affixes) -> bytes:
+    """Make a struct filter_hints."""
+    made: list[tuple[int, int]] = []
+    for texts, is_end in zip(affixes, (False, True), strict=True):
+        shortest = min((len(text) for text in texts if len(text) < 8), default=8)
+        mask = _WORD >> 64 - 8 * shortest if shortest else 0
+        bits = 0
+        if is_end:
+            mask = mask << 64 - 8 * shortest & _WORD
+        for text in texts:
+            word = int.from_bytes(
+                text[-8:].rjust(8, b"\0") if is_end else text[:8].ljust(8, b"\0"), "little"
+            )
+            if len(text) < 8:
+                word &= mask
+            bits |= 1 << ((word * _FILTER_HASH & _WORD) >> 64 - _FILTER_HINT_BITS)
+        made.append((mask, bits))
+    (begins_mask, begins), (ends_mask, ends) = made
+    size = (1 << _FILTER_HINT_BITS) // 8
+    return (
+        struct.pack("<QQ", begins_mask, ends_mask)
+        + begins.to_bytes(size, "little")
+        + ends.to_bytes(size, "little")
+    )
+
+
 def _within_bounds(drops: Mapping[str, Drop]) -> dict[str, Drop]:
     """The same, without users, paths and ends of those that the maps have no more room for."""
     kept: dict[str, Drop] = {}
     used = (0, 0, 0)
     for name, drop in drops.items():
-        more = (len(drop.uids), len(drop.prefixes or ()), len(drop.ends))
+        looked_up = sum(len(texts) for _, affixes in drop.looked_up for texts in affixes)
+        more = (len(drop.uids), looked_up, len(drop.ends))
         together = (used[0] + more[0], used[1] + more[1], used[2] + more[2])
         if max(together) > _FILTER_ENTRIES_MAX:
-            drop = replace(drop, others=True, uids=frozenset(), prefixes=None, ends=frozenset())
+            drop = replace(
+                drop, others=True, uids=frozenset(), paths=(None, None), ends=frozenset()
+            )
         else:
             used = together
         kept[name] = drop

@@ -136,7 +136,8 @@ struct shape {
 #define FILTER_NO_SOCKET 1u     /* of a dup: the descriptor is no socket */
 #define FILTER_UIDS 1u         /* users are looked up: those in filter_uids pass, or ... */
 #define FILTER_OTHERS 2u       /* ... with this, those that are not */
-#define FILTER_PATHS 4u        /* paths are looked up: what has no prefix in filter_paths is dropped */
+#define FILTER_PATHS 4u        /* paths are looked up: what has nothing in filter_paths is dropped ... */
+#define FILTER_WRITES 64u      /* ... of opens that write */
 #define FILTER_PATH_MAX 126u   /* of longer paths nothing is asked */
 #define FILTER_VALUES 8u       /* an argument is looked at */
 #define FILTER_WIDE 16u        /* all its 64 bits count, not the lowest 32 alone */
@@ -169,10 +170,26 @@ struct filter_uid {
 	u32 uid;
 };
 
+/* What a path begins with, or ends with: then its last bytes, the last one first. */
+#define FILTER_END 2u   /* in kind; 1: of opens that write */
+#define FILTER_END_MAX 16u
 struct filter_path {
 	u32 prefix; /* bits that count, of what follows */
 	u8 type;
-	u8 bytes[127];
+	u8 kind;
+	u8 bytes[FILTER_PATH_MAX];
+};
+
+/* Bit by hash of the first and the last 8 bytes: whether a look-up in filter_paths, which costs 100 ns
+ * and more, can find anything. What is shorter than 8 bytes is hashed cut to the shortest there is, by
+ * the masks. By type, opens that write behind those that do not. */
+#define FILTER_HASH 0x9e3779b97f4a7c15ull /* 2^64 by the golden ratio */
+#define FILTER_HINT_BITS 11
+struct filter_hints {
+	u64 begins_mask;
+	u64 ends_mask;
+	u64 begins[(1 << FILTER_HINT_BITS) / 64];
+	u64 ends[(1 << FILTER_HINT_BITS) / 64];
 };
 
 struct scratch {
@@ -241,6 +258,7 @@ BPF_TABLE("hash", struct filter_uid, u32, filter_uids, 4096);
 BPF_LPM_TRIE(filter_paths, struct filter_path, u32, 4096);
 /* Whether it passes. */
 BPF_LPM_TRIE(filter_ends, struct filter_end, u32, 4096);
+BPF_ARRAY(filter_hints, struct filter_hints, 256);
 #define HANDLERS 16u
 BPF_PROG_ARRAY(handlers, HANDLERS);
 BPF_PROG_ARRAY(exec_parts, 2);
@@ -536,11 +554,34 @@ static __always_inline int is_over_budget(struct scratch *s)
 	return 0;
 }
 
+/* bpf_probe_read_user_str, whose result for an empty string is 0 on older kernels, 6.1 among them, where
+ * it should be 1, with the NUL. It is nothing else's: a fault is below 0. */
+static __always_inline long read_user_str(void *to, u32 size, u64 address)
+{
+	long length = bpf_probe_read_user_str(to, size, (const void *)(unsigned long)address);
+
+	return length ? length : 1;
+}
+
 /* The beginning of a path as it was when the syscall began. */
 struct entered {
 	u64 words[16];
 };
 BPF_TABLE("lru_hash", u64, struct entered, entered, 16384);
+
+/* Whether a path is another one now; now: what is read of it. */
+static __always_inline int differs_from(const struct entered *was, struct entered *now, u64 address)
+{
+	u64 differs = 0;
+
+	__builtin_memset(now, 0, sizeof(*now));
+	if (!was || read_user_str(now, sizeof(*now), address) <= 0)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < 16; i++)
+		differs |= now->words[i] ^ was->words[i];
+	return differs != 0;
+}
 
 /* Tell that an argument was changed; was, now: its first 127 bytes, zeros behind, or NULL. */
 static __always_inline void report_raced(struct scratch *s, u32 type, const struct entered *was,
@@ -596,15 +637,6 @@ static __always_inline u8 *at(struct scratch *s, u32 end)
 	return s->record + behind;
 }
 
-/* bpf_probe_read_user_str, whose result for an empty string is 0 on older kernels, 6.1 among them, where
- * it should be 1, with the NUL. It is nothing else's: a fault is below 0. */
-static __always_inline long read_user_str(void *to, u32 size, u64 address)
-{
-	long length = bpf_probe_read_user_str(to, size, (const void *)(unsigned long)address);
-
-	return length ? length : 1;
-}
-
 /* Append a path from user memory at `end`. Returns its length. */
 static __always_inline u32 append_user_path(struct scratch *s, u32 end, u64 address)
 {
@@ -621,39 +653,76 @@ static __always_inline u32 append_user_path(struct scratch *s, u32 end, u64 addr
 	return (u32)length - 1;
 }
 
-/* Whether no rule can match for the path at `path`, as it was passed. A path that is not plainly
- * absolute is not judged. */
+static __always_inline int is_hinted(const u64 *bits, u64 mask, u64 word)
+{
+	u64 whole = word * FILTER_HASH >> (64 - FILTER_HINT_BITS);
+	u64 part = (word & mask) * FILTER_HASH >> (64 - FILTER_HINT_BITS);
+
+	return (bits[whole >> 6] >> (whole & 63) | bits[part >> 6] >> (part & 63)) & 1;
+}
+
+/* The highest bit of each byte that is 0. */
+static __always_inline u64 zero_bytes(u64 word)
+{
+	u64 low = 0x7f7f7f7f7f7f7f7full;
+
+	return ~(((word & low) + low) | word | low);
+}
+
+/* Whether no rule can match for the path at `path`, as it was passed; what is behind it is free. A path
+ * that is not plainly absolute is not judged. */
 static __always_inline int is_path_filtered(struct scratch *s, const struct filter *filter, u32 type,
-					    const u8 *path, u32 length)
+					    u32 writes, u8 *path, u32 length)
 {
 	struct filter_path *sought = &s->sought;
-	u32 before = 0, byte, differs, found = 0;
+	u64 slashes = 0x2f2f2f2f2f2f2f2full, ones = 0x0101010101010101ull;
+	u64 word, first, last, at, before = 0, found = 0;
+	u32 index = 2 * type + writes;
+	struct filter_hints *hints;
 
-	if (!filter || !(filter->flags & FILTER_PATHS) || !length || length > FILTER_PATH_MAX ||
-	    path[0] != '/')
-		return 0;
-#pragma clang loop unroll(disable)
-	for (u32 i = 0; i < FILTER_PATH_MAX; i++) {
-		OPAQUE(i);
-		if (i >= length)
-			break;
-		/* A slash, then a slash or a dot, which differ in the lowest bit. No branch here: Linux 6.1
-		 * follows each of them through all that comes after, and gives up. */
-		byte = path[i];
-		differs = (before ^ '/') | ((byte | 1) ^ '/');
-		OPAQUE(differs);
-		found |= (differs - 1) >> 31;
-		before = byte;
-	}
-	if (found)
+	if (!filter || !(filter->flags & (writes ? FILTER_WRITES : FILTER_PATHS)) || !length ||
+	    length > FILTER_PATH_MAX)
 		return 0;
 	OPAQUE(length);
 	length &= 127;
-	sought->prefix = 8 + 8 * length;
-	sought->type = type;
-	if (bpf_probe_read_kernel(sought->bytes, length, path))
+	*(u64 *)(path + length) = 0;
+	first = *(u64 *)path;
+	last = *(u64 *)(path + length - 8);
+	if ((u8)first != '/' || (last >> 56 == '/' && length > 1))
 		return 0;
-	return !filter_paths.lookup(sought);
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < FILTER_PATH_MAX; i += 8) {
+		OPAQUE(i);
+		if (i >= length)
+			break;
+		/* Slashes with a slash or a dot behind, which differ in the lowest bit. No branch here: Linux
+		 * 6.1 follows each of them through all that comes after, and gives up. */
+		word = *(u64 *)(path + i);
+		at = zero_bytes(word ^ slashes);
+		found |= zero_bytes((word | ones) ^ slashes) & (at << 8 | before);
+		before = at >> 56;
+	}
+	if (found)
+		return 0;
+	hints = filter_hints.lookup(&index);
+	if (!hints)
+		return 0;
+	sought->type = type;
+	if (is_hinted(hints->begins, hints->begins_mask, first)) {
+		sought->prefix = 16 + 8 * length;
+		sought->kind = writes;
+		if (bpf_probe_read_kernel(sought->bytes, length, path) || filter_paths.lookup(sought))
+			return 0;
+	}
+	if (is_hinted(hints->ends, hints->ends_mask, last)) {
+		sought->prefix = 16 + 8 * (length < FILTER_END_MAX ? length : FILTER_END_MAX);
+		sought->kind = FILTER_END | writes;
+		((u64 *)sought->bytes)[0] = __builtin_bswap64(last);
+		((u64 *)sought->bytes)[1] = __builtin_bswap64(*(u64 *)(path + length - 16));
+		if (filter_paths.lookup(sought))
+			return 0;
+	}
+	return 1;
 }
 
 /* Append the absolute path of (mount, dentry): names from the leaf to the root go into s->path from
@@ -1173,6 +1242,9 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 	struct filter *filter;
 	struct vedette_open *r;
 	u32 faults, end = sizeof(*r), access, outcome, dropped, is_watched, uid = 0, gid = 0;
+#if READ_AT_ENTRY
+	u64 thread = bpf_get_current_pid_tgid();
+#endif
 
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
@@ -1220,7 +1292,17 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 		watch_opened(s, task, s->call.result, s->record + sizeof(*r));
 	if (!is_wanted(s->type))
 		return 0;
-	if (dropped || is_path_filtered(s, filter, s->type, s->record + sizeof(*r), r->path_len))
+	dropped = dropped || is_path_filtered(s, filter, s->type, outcome >> 1 & 1,
+					      s->record + sizeof(*r), r->path_len);
+#if READ_AT_ENTRY
+	if (dropped) {
+		struct entered now;
+
+		/* What is told of the race is told beside the record. */
+		dropped = !differs_from(entered.lookup(&thread), &now, path_address);
+	}
+#endif
+	if (dropped)
 		goto filtered;
 	if (is_over_budget(s) || head(&r->h, task, s->type, s->call.result))
 		return 0;
@@ -1228,17 +1310,12 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 		r->owner_flags = owner_of(task, file_of(task, s->call.result), &r->owner_uid);
 #if READ_AT_ENTRY
 	{
-		u64 thread = bpf_get_current_pid_tgid(), differs = 0;
-		struct entered *was = entered.lookup(&thread), now = {};
+		struct entered *was = entered.lookup(&thread), now;
 
-		if (was && read_user_str(&now, sizeof(now), path_address) > 0) {
-#pragma unroll
-			for (int i = 0; i < 16; i++)
-				differs |= now.words[i] ^ was->words[i];
-			if (differs)
-				report_raced(s, s->type, was, &now);
+		if (differs_from(was, &now, path_address))
+			report_raced(s, s->type, was, &now);
+		if (was)
 			entered.delete(&thread);
-		}
 	}
 #endif
 	end += r->path_len;
@@ -1366,7 +1443,7 @@ static __always_inline int do_call(struct bpf_raw_tracepoint_args *ctx, struct s
 	if (shape->path != NONE) {
 		end = append_path(s, task, end, shape->path, shape->path_at, &r->path_len,
 				  &r->dir_len, &r->at_cwd, VEDETTE_AT_CWD_PATH);
-		if (is_path_filtered(s, filter, type, s->record + sizeof(*r), r->path_len)) {
+		if (is_path_filtered(s, filter, type, 0, s->record + sizeof(*r), r->path_len)) {
 			count(VEDETTE_C_FILTERED);
 			return 0;
 		}

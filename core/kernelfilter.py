@@ -4,7 +4,7 @@ For each event type it is asked, of all rules at once, whether any can be true
 
 - of a call that failed, or succeeded; of an open also by whether it reads, writes and may create;
 - where the effective user is one of those that rules name, or any other;
-- where the path does not begin with one of some prefixes;
+- where the path neither begins nor ends with one of some texts; of opens that write, and of others;
 - of each small value of one argument, such as the family of socket(), or the capability;
 - where a connection leads, or comes from: by the networks that rules name, by the beginning of a
   Unix socket's path, by the family.
@@ -16,25 +16,29 @@ is the same in Python.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Final
+from functools import cache, partial
+from typing import Final, NamedTuple
 
-from vedette.core import calls, fields, layout
+from vedette.core import calls, fields, layout, wildcards
 from vedette.core.compile import Specialiser
 from vedette.core.expr import And, Expr, Not, Predicate, predicates
 from vedette.core.records import Record
 from vedette.core.twin import holds
+from vedette.core.wildcards import Wildcard
 
-PREFIX_BYTES_MAX: Final = 126
-"""Of a longer prefix the beginning counts; of a longer path nothing is asked."""
+PATH_BYTES_MAX: Final = 126
+"""Of a longer path nothing is asked."""
+END_BYTES_MAX: Final = 16
+"""Of what ends a path, so many bytes at the end count."""
 UIDS_MAX: Final = 1024
-PREFIXES_MAX: Final = 1024
+AFFIXES_MAX: Final = 1024
 NETWORKS_MAX: Final = 1024
-"""Users, prefixes and networks of one event type that are looked up; where there are more, all
-pass."""
+"""Users, beginnings and ends of paths, and networks of one event type that are looked up; where
+there are more, all pass."""
 
 ABSENT: Final = 8
 FAILED: Final = 16
@@ -83,6 +87,27 @@ _UNSPECIFIED: Final = {("ipv4", 0, 32), ("ipv6", 0, 128)}
 _LOOPBACK: Final = {"ipv4": (0x7F000000, 8), "ipv6": (1, 128)}
 _F_ADDR_FAULT: Final = layout.FLAGS["addr_fault"]
 
+
+class Affixes(NamedTuple):
+    """Beginnings and ends of paths, of each end the last END_BYTES_MAX bytes."""
+
+    begins: frozenset[bytes]
+    ends: frozenset[bytes]
+
+    def fit(self, path: bytes) -> bool:
+        """Whether the path has one of them."""
+        return path.startswith(tuple(self.begins)) or path.endswith(tuple(self.ends))
+
+    def words(self) -> str:
+        """Return them in words: which paths."""
+        named = [
+            f"{len(some)} {word}{'s' if len(some) > 1 else ''}"
+            for some, word in ((self.begins, "beginning"), (self.ends, "end"))
+            if some
+        ]
+        return f"paths but {' and '.join(named)}" if named else "absolute paths"
+
+
 Truth = tuple[int, int]
 """Of some cases, a bit each: those in which something can be true, and those in which it can be
 false. Where there is one case, these are two bools."""
@@ -96,7 +121,8 @@ class Filter:
     outcomes   bit by outcome: it passes
     others     whether users pass that are not in ``uids``; those in it are the other way round
     uids       users that rules name
-    prefixes   an absolute path passes that begins with one of them; None: all pass
+    paths      an absolute path passes that has one of these affixes; None: all pass. The second
+               is for opens that write, the first for other opens and all other types
     argument   which argument of a call (of ``capable`` the capability: 0) ``values`` is about
     is_wide    whether all 64 bits of the argument count, not the lowest 32 alone
     values     bit by value of the argument, VALUE_MAX for all from there on: it passes
@@ -107,7 +133,7 @@ class Filter:
     outcomes: int = _EVERY
     others: bool = True
     uids: frozenset[int] = frozenset()
-    prefixes: frozenset[bytes] | None = None
+    paths: tuple[Affixes | None, Affixes | None] = (None, None)
     argument: int = 0
     is_wide: bool = False
     values: int = _VALUES
@@ -151,8 +177,9 @@ class Filter:
             found.append("users but " + ", ".join(map(str, sorted(self.uids))))
         elif self.uids:
             found.append("users " + ", ".join(map(str, sorted(self.uids))))
-        if self.prefixes is not None:
-            found.append(f"paths outside of {len(self.prefixes)} prefixes")
+        for affixes, kind in zip(self.paths, ("reading ", "writing "), strict=True):
+            if affixes is not None:
+                found.append((kind if name in _OPENS else "") + affixes.words())
         if self.values != _VALUES:
             found.append(self._words_of_values(name))
         for where in _WHERE:
@@ -192,12 +219,12 @@ class Filter:
             ]
             if not max(fitting, key=lambda one: one[2])[3]:
                 return False
-        if self.prefixes is None:
+        writes = record.type_name in _OPENS and open_bits(record.open_flags) & 2
+        affixes = self.paths[1 if writes else 0]
+        if affixes is None:
             return True
         path = record.path
-        if record.flags & _F_PATH_FAULT or not is_plain_path(path):
-            return True
-        return any(path.startswith(prefix) for prefix in self.prefixes)
+        return bool(record.flags & _F_PATH_FAULT) or not is_plain_path(path) or affixes.fit(path)
 
 
 _PASS: Final = Filter()
@@ -267,9 +294,10 @@ def open_bits(flags: int) -> int:
 
 
 def is_plain_path(path: bytes) -> bool:
-    """Whether a path as passed is the absolute path that it means, but for a slash at its end."""
-    is_short = 0 < len(path) <= PREFIX_BYTES_MAX
-    return is_short and path.startswith(b"/") and b"//" not in path and b"/." not in path
+    """Whether a path as passed is the absolute path that it means, and has no hidden part."""
+    if not path.startswith(b"/") or len(path) > PATH_BYTES_MAX:
+        return False
+    return path == b"/" or not (b"//" in path or b"/." in path or path.endswith(b"/"))
 
 
 def derive(
@@ -322,9 +350,12 @@ def _derive(
     others = None in passing
     uids = frozenset(uid for uid in named if (uid in passing) != others)
     argument, is_wide, values = _values(name, left)
-    prefixes = _prefixes_of_all(name, left())
+    reads = writes = None
+    if parts := _path_fields(name):
+        groups = (_READS_ONLY, _WRITES) if name in _OPENS else (_EVERY, 0)
+        reads, writes = (_affixes_of_all(left(), parts, name, outcomes & one) for one in groups)
     ends = _ends(name, left) if name in _REMOTE + _LOCAL else frozenset()
-    return Filter(outcomes, others, uids, prefixes, argument, is_wide, values, ends)
+    return Filter(outcomes, others, uids, (reads, writes), argument, is_wide, values, ends)
 
 
 # Whether a tree can be true, once some of its checks are decided
@@ -534,57 +565,161 @@ def _uids(left: Iterable[Expr | bool], users: Mapping[int, bytes]) -> frozenset[
     return frozenset(found)
 
 
-# Prefixes of paths
+# Beginnings and ends of paths
+
+_OPEN_FIELDS: Final = {
+    "fd.name": "path",
+    "evt.arg.name": "path",
+    "fs.path.name": "path",
+    "fd.nameraw": "path",
+    "fs.path.nameraw": "path",
+    "evt.arg.path": "path",
+    "fd.directory": "directory",
+    "fd.filename": "filename",
+}
+_PARTS: Final = {
+    "path": "path",
+    "raw_path": "path",
+    "directory": "directory",
+    "filename": "filename",
+}
+_NEVER: Final = Affixes(frozenset(), frozenset())
+_NAME_WORTH: Final = 8
+_MANY: Final = 256
 
 
-def _path_fields(name: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The fields that are the path that a syscall was given, and those that are its directory."""
+def _path_fields(name: str) -> Mapping[str, str]:
+    """The fields that are the path that a syscall was given, or which part of it."""
     if name in _OPENS:
-        return frozenset(("fd.name", "evt.arg.name", "fs.path.name")), frozenset(("fd.directory",))
+        return _OPEN_FIELDS
     values = calls.CALLS.get(name, {})
     if any(value.op == "file" for value in values.values()):
-        return frozenset(), frozenset()
-    return frozenset(f for f, value in values.items() if value.op == "path"), frozenset()
+        return {}
+    return {field: _PARTS[value.op] for field, value in values.items() if value.op in _PARTS}
 
 
-def _prefixes_of_all(name: str, left: Iterable[Expr | bool]) -> frozenset[bytes] | None:
-    paths, directories = _path_fields(name)
-    if not paths:
+def _affixes_of_all(
+    left: Iterable[Expr | bool], parts: Mapping[str, str], name: str, outcomes: int
+) -> Affixes | None:
+    """Affixes of which every path has one that a rule can match in an event of some outcomes."""
+    if not outcomes:
         return None
-    found: set[bytes] = set()
+    truths = {index: _of_outcome(name, index) for index in range(OUTCOMES) if outcomes >> index & 1}
+
+    @cache
+    def truth(check: Predicate) -> Truth:
+        found = {index: one(check) for index, one in truths.items()}
+        true, false = (sum(one[way] << index for index, one in found.items()) for way in (0, 1))
+        return true, false
+
+    def can(tree: Expr) -> bool:
+        return bool(_can(tree, truth, outcomes))
+
+    begins: set[bytes] = set()
+    ends: set[bytes] = set()
     for rest in left:
-        one = None if isinstance(rest, bool) else _prefixes(rest, paths, directories)
+        one = (
+            (_NEVER if not rest else None) if isinstance(rest, bool) else _affixes(rest, parts, can)
+        )
         if one is None:
             return None
-        found |= one
-        if len(found) > PREFIXES_MAX:
+        begins |= one.begins
+        ends |= one.ends
+        if len(begins) + len(ends) > AFFIXES_MAX:
             return None
+    return Affixes(
+        _shortest(begins, lambda text, size: text[:size]),
+        _shortest(ends, lambda text, size: text[-size:]),
+    )
+
+
+def _shortest(texts: Iterable[bytes], cut: Callable[[bytes, int], bytes]) -> frozenset[bytes]:
+    """Those that have none of the others, once they are cut to its size."""
+    found: set[bytes] = set()
+    sizes: set[int] = set()
+    for text in sorted(texts, key=len):
+        if not any(cut(text, size) in found for size in sizes):
+            found.add(text)
+            sizes.add(len(text))
     return frozenset(found)
 
 
-def _prefixes(
-    tree: Expr, paths: frozenset[str], directories: frozenset[str]
-) -> frozenset[bytes] | None:
-    """Prefixes of which one begins the path wherever a tree is true; None: there are none such."""
-    if isinstance(tree, Predicate):
-        by_path = tree.field.name in paths and tree.op in ("=", "in", "startswith", "pmatch")
-        by_directory = tree.field.name in directories and tree.op in ("=", "in")
-        if not tree.is_plain or not (by_path or by_directory):
-            return None
-        # A path that is asked about is absolute: what begins otherwise is none of its prefixes.
-        values = [value for value in tree.values if isinstance(value, bytes)]
-        if b"" in values:
-            return None
-        return frozenset(value[:PREFIX_BYTES_MAX] for value in values if value.startswith(b"/"))
+def _affixes(tree: Expr, parts: Mapping[str, str], can: Callable[[Expr], bool]) -> Affixes | None:
+    """Affixes of which a plain path has one wherever a tree is true; None: there are none such."""
+    if not can(tree):
+        return _NEVER
     if isinstance(tree, Not):
         return None
-    parts = [_prefixes(item, paths, directories) for item in tree.items]
-    known = [part for part in parts if part is not None]
+    if isinstance(tree, Predicate):
+        part = parts.get(tree.field.name)
+        return None if part is None else _affixes_of_check(tree, part)
+    found = [_affixes(item, parts, can) for item in tree.items]
+    known = [one for one in found if one is not None]
     if isinstance(tree, And):
-        return min(known, key=len) if known else None
-    if len(known) < len(parts):
+        return min(known, key=_breadth) if known else None
+    if len(known) < len(found):
         return None
-    return frozenset().union(*known)
+    return Affixes(
+        frozenset().union(*(one.begins for one in known)),
+        frozenset().union(*(one.ends for one in known)),
+    )
+
+
+def _affixes_of_check(check: Predicate, part: str) -> Affixes | None:
+    begins: set[bytes] = set()
+    ends: set[bytes] = set()
+    for of_part in wildcards.of_check(check):
+        for path in _paths_like(of_part, part):
+            if not _can_be_plain(path):
+                continue
+            begin, end = path[0] or b"", path[-1] or b""
+            if begin == b"/":
+                begin = b""  # as every path
+            if not begin and not end:
+                return None
+            if (len(path) == 1 and begin) or len(begin) >= _worth_of_end(end):
+                begins.add(begin)
+            else:
+                ends.add(end[-END_BYTES_MAX:])
+    return Affixes(frozenset(begins), frozenset(ends))
+
+
+def _paths_like(wildcard: Wildcard, part: str) -> Iterator[Wildcard]:
+    """Give what paths look like whose part looks like a wildcard."""
+    literals = b"".join(piece for piece in wildcard if piece)
+    match part:
+        case "path":
+            yield wildcard
+        case "filename":
+            if b"/" not in literals:
+                yield wildcards.joined((None, b"/"), wildcard)
+        case "directory":
+            yield wildcards.joined(wildcard, (b"/", None))
+            if literals in (b"", b"/"):
+                yield b"/", None
+
+
+def _can_be_plain(wildcard: Wildcard) -> bool:
+    """Whether a plain path can look like it."""
+    literals = [piece for piece in wildcard if piece]
+    if not wildcard or sum(map(len, literals)) > PATH_BYTES_MAX:
+        return False
+    if wildcard[0] is not None and not wildcard[0].startswith(b"/"):
+        return False
+    if wildcard[-1] is not None and wildcard[-1].endswith(b"/") and b"".join(literals) != b"/":
+        return False
+    return not any(b"//" in one or b"/." in one for one in literals)
+
+
+def _worth_of_end(end: bytes) -> int:
+    """How much an end says, in bytes of a beginning: a whole name says more than it is long."""
+    return len(end) + _NAME_WORTH * (b"/" in end)
+
+
+def _breadth(affixes: Affixes) -> tuple[bool, float, int]:
+    """How much has one of these affixes, to choose the narrowest of a conjunction's parts."""
+    worths = (*map(len, affixes.begins), *map(_worth_of_end, affixes.ends))
+    return len(worths) > _MANY, -min(worths, default=math.inf), len(worths)
 
 
 # Ends of sockets
@@ -667,7 +802,7 @@ def _ends(name: str, left: Callable[[], Iterator[Expr | bool]]) -> frozenset[End
         if paths is not None:
             found_paths = _sun_prefixes(rest, truths["unix"])
             paths = None if found_paths is None else paths | found_paths
-            if paths is not None and (b"" in paths or len(paths) > PREFIXES_MAX):
+            if paths is not None and (b"" in paths or len(paths) > AFFIXES_MAX):
                 paths = None
         if paths is None and all(passing[one.where] == one.every for one in cases):
             return frozenset()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.bpf.conftest import Watch
@@ -21,7 +21,7 @@ from vedette.bpf.capture import Drop
 from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine
 from vedette.core.expr import Expr
-from vedette.core.kernelfilter import Filter, derive
+from vedette.core.kernelfilter import END_BYTES_MAX, Affixes, Filter, derive
 from vedette.core.needs import BASE
 from vedette.core.records import Record, decode
 from vedette.core.rules import Rule
@@ -152,6 +152,13 @@ CONDITIONS = {
     "others": "evt.type in (open, unlink, setuid) and user.uid != 0",
     "paths": "evt.type in (open, openat, unlink) and (fd.name startswith /etc/ or "
     "fs.path.name in (/usr/bin/env, /usr/absent))",
+    "ends": "evt.type in (open, openat, unlink) and (fd.filename = passwd or fd.name endswith sent "
+    "or fs.path.name glob */absent)",
+    "no path at all": "evt.type in (open, openat, unlink, truncate) and "
+    "(fd.name contains /. or fs.path.name contains /.)",
+    "reading and writing": "evt.type in (open, openat, creat) and "
+    "((evt.is_open_write = true and fd.directory = /dev) or "
+    "(evt.is_open_write = false and fd.name regex '/(usr|etc)/.*(env|passwd)'))",
     "all at once": "evt.type in (open, openat) and fd.directory = /etc and evt.failed = false "
     "and user.name = root",
     "family": "evt.type = socket and evt.arg.domain = AF_NETLINK and evt.rawres >= 0",
@@ -193,7 +200,7 @@ def drops(filters: dict[str, Filter]) -> dict[str, Drop]:
             ~one.outcomes & 0xFFFFFF,
             one.others,
             one.uids,
-            one.prefixes,
+            one.paths,
             one.argument,
             one.is_wide,
             one.values,
@@ -264,7 +271,8 @@ def test_more_users_and_paths_than_there_is_room_for_are_not_asked_about(
     two = ["native", "2", "s/etc/passwd", "n0", "--", "native", "87", "s/etc/absent"]
     many = frozenset(os.fsencode(f"/{number}") for number in range(4000))
     seen.capture.want(
-        ("open", "unlink"), {"open": Drop(prefixes=many), "unlink": Drop(prefixes=many)}
+        ("open", "unlink"),
+        {name: Drop(paths=((many, frozenset()), None)) for name in ("open", "unlink")},
     )
     scope.run(program, tmp_path, *two)
     assert [record.type for record in seen.records()] == ["unlink"]
@@ -272,6 +280,72 @@ def test_more_users_and_paths_than_there_is_room_for_are_not_asked_about(
     seen.capture.want(("open", "unlink"))
     scope.run(program, tmp_path, *two)
     assert [record.type for record in seen.records()] == ["open", "unlink"]
+
+
+# Of every length, so that each place in a word of 8 bytes is where a path is not plain, or ends.
+SHAPES = ("/{}//x", "/{}/.x", "/{}/x", "/{}/", "/{}.", "/{}/..", "/{}/.", "//{}", "/.{}", "{}")
+LONG = (
+    "/" + "x" * 124,
+    "/" + "x" * 125,
+    "/" + "x" * 126,
+    "/x/" + "y" * 119 + ".ko",
+    "/x/" + "y" * 120 + ".ko",
+    "/x/" + "y" * 121 + ".ko",
+    "/",
+    "/a.ko",
+    "a.ko",
+    "/x/.ko",
+    "/.ko",
+)
+EVERY_PATH = [
+    *(shape.format("abcdefghijklmnopqrstuvw"[:size]) for size in range(1, 24) for shape in SHAPES),
+    *LONG,
+]  # fmt: skip
+
+
+@st.composite
+def affixes(draw: st.DrawFn) -> Affixes:
+    """Beginnings and ends, of which some path has some."""
+    pieces: tuple[set[bytes], set[bytes]] = (set(), set())
+    for found in pieces:
+        for _ in range(draw(st.integers(0, 4))):
+            text = draw(st.sampled_from(EVERY_PATH)).encode()
+            size = draw(st.integers(1, len(text)))
+            # The kernel is told of no more of an end.
+            found.add(text[:size] if found is pieces[0] else text[-min(size, END_BYTES_MAX) :])
+    return Affixes(frozenset(pieces[0]), frozenset(pieces[1]))
+
+
+@pytest.mark.timeout(300)
+def test_the_kernel_judges_paths_as_the_filter_does(
+    watch: Callable[..., Watch], scope: Scope, tmp_path: Path
+) -> None:
+    program = compile_c(Path(__file__).parent / "calls.c")
+    everything, filtered = watch("open", "unlink"), watch("open", "unlink")
+    calls = [f"native 2 s{path} n{index & 1}" for index, path in enumerate(EVERY_PATH)]
+    calls += [f"native 2 s{path} n{index & 1 ^ 1}" for index, path in enumerate(EVERY_PATH)]
+    # What is behind a path in memory is another's.
+    calls += [f"native 87 s{path}" for path in EVERY_PATH if path != "/"]
+    totals = {"dropped": 0, "kept": 0}
+
+    @settings(
+        max_examples=12, suppress_health_check=[HealthCheck.too_slow], derandomize=True,
+        phases=[Phase.generate],
+    )  # fmt: skip
+    @given(st.none() | affixes(), st.none() | affixes(), affixes())
+    def both_agree(reads: Affixes | None, writes: Affixes | None, unlinks: Affixes) -> None:
+        filters = {"open": Filter(paths=(reads, writes)), "unlink": Filter(paths=(unlinks, None))}
+        filtered.capture.want(("open", "unlink"), drops(filters))
+        for start in range(0, len(calls), 30):
+            scope.run(program, tmp_path, *" -- ".join(calls[start : start + 30]).split(" "))
+        seen, kept = taken(everything), taken(filtered)
+        assert without_times(kept) == without_times([r for r in seen if passes(filters, r)])
+        totals["dropped"] += len(seen) - len(kept)
+        totals["kept"] += sum(record.path.startswith(b"/") for record in kept)
+
+    both_agree()
+    assert totals["dropped"] > 500
+    assert totals["kept"] > 500
 
 
 USERS = {0: b"root", 1: b"daemon"}
@@ -285,6 +359,9 @@ HERE = [
         "fd.name startswith /etc/ and user.uid = 0", "fd.name startswith /etc/ and user.uid = 1",
         "fd.directory = /etc and evt.failed = true", "evt.res = ENOENT", "user.name = daemon",
         "fd.name pmatch (/etc) and evt.is_open_write = true", "proc.name = calls and fd.num >= 0",
+        "fd.filename in (passwd, null) and evt.is_open_write = true", "fd.name glob /u?r/*/env",
+        "fd.name regex '/(etc|usr)(/bin)?/[^/]+'", "fd.filename regex '(?i)PASS.*'",
+        "fd.directory endswith /bin and evt.is_open_read = true", "fd.nameraw contains /../",
         "fs.path.name startswith /etc/passwd", "not fd.name startswith /etc/",
     )
 ] + [

@@ -12,6 +12,7 @@ from tests.bpf.records import Record
 from tests.bpf.test_filter import drops
 from tests.bpf.test_sockets import python
 from vedette.bench.scope import Scope
+from vedette.bpf.capture import Drop
 from vedette.core import layout
 from vedette.core.condition import parse_condition
 from vedette.core.kernelfilter import derive
@@ -24,32 +25,44 @@ def paths(record: Record) -> tuple[bytes, bytes]:
     return record["was"].rstrip(b"\0"), record["path"].rstrip(b"\0")
 
 
+RACE = """if True:
+    import ctypes, os, sys, threading
+    libc = ctypes.CDLL(None)
+    os.mkfifo(sys.argv[1])
+    path = ctypes.create_string_buffer(os.fsencode(sys.argv[1]))
+    reader = threading.Thread(target=lambda: libc.open(path, os.O_RDONLY))
+    reader.start()
+    # The open waits for a writer: it is in the kernel, which has its copy of the path.
+    while not open(f"/proc/self/task/{reader.native_id}/syscall").read().startswith("257 "):
+        pass
+    path.value = b"/vedette/other"
+    os.open(sys.argv[1], os.O_WRONLY)
+    reader.join()
+"""
+
+
 def test_a_path_that_changes_between_entry_and_return_is_told(
     watch: Start, scope: Scope, tmp_path: Path
 ) -> None:
     seen = watch("openat", "raced", read_at_entry=True)
     fifo = tmp_path / "fifo"
-    code = """if True:
-        import ctypes, os, sys, threading
-        libc = ctypes.CDLL(None)
-        os.mkfifo(sys.argv[1])
-        path = ctypes.create_string_buffer(os.fsencode(sys.argv[1]))
-        reader = threading.Thread(target=lambda: libc.open(path, os.O_RDONLY))
-        reader.start()
-        # The open waits for a writer: it is in the kernel, which has its copy of the path.
-        while not open(f"/proc/self/task/{reader.native_id}/syscall").read().startswith("257 "):
-            pass
-        path.value = b"/vedette/other"
-        os.open(sys.argv[1], os.O_WRONLY)
-        reader.join()
-    """
-    scope.run(sys.executable, "-IS", "-c", code, fifo)
+    scope.run(sys.executable, "-IS", "-c", RACE, fifo)
     records = seen.records()
     (raced,) = [record for record in records if record.type == "raced"]
     assert paths(raced) == (os.fsencode(fifo)[:127], b"/vedette/other")
     assert raced["of_type"] == layout.TYPES["openat"]
     following = records[records.index(raced) + 1]
     assert (following.type, following["path"]) == ("openat", b"/vedette/other")
+
+    # That no rule is about the path that is there now hides nothing.
+    no_path = (frozenset[bytes](), frozenset[bytes]())
+    seen.capture.want(("openat", "raced"), {"openat": Drop(paths=(no_path, no_path))})
+    fifo.unlink()
+    scope.run(sys.executable, "-IS", "-c", RACE, fifo)
+    plain = [record for record in seen.records() if b"/." not in record["path"]]
+    assert [record.type for record in plain] == ["raced", "openat"]
+    assert paths(plain[0]) == paths(raced)
+    assert plain[1]["path"] == b"/vedette/other"
 
 
 @pytest.mark.parametrize("is_dropped", [False, True])

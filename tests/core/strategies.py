@@ -130,6 +130,72 @@ ADDRESSES = [
 ]
 
 
+def _escaped(text: bytes) -> bytes:
+    """Write text in a regular expression, for RE2."""
+    return b"".join(
+        byte if byte.isalnum() and byte.isascii() else b"\\x%02x" % byte[0]
+        for byte in (text[at : at + 1] for at in range(len(text)))
+    )
+
+
+@st.composite
+def _regex_of(draw: st.DrawFn, text: bytes) -> bytes:
+    same, other = _escaped(text), _escaped(draw(st.sampled_from([b"", b"zz", b"/.", b"k"])))
+    each = [_escaped(text[at : at + 1]) for at in range(len(text))]
+    plain = text if text.isalnum() else same
+    return draw(
+        st.sampled_from(
+            [
+                plain, plain, plain, re.escape(text) if text.isascii() and 0 not in text else same,
+                b"." * len(text), b".*", b".+?", b".{1,}",
+                b"[^\\n]*" if b"\n" not in text else b".+",
+                b"".join(b"[%s]" % one for one in each), b"".join(b"[%sz]" % one for one in each),
+                b"".join(b"[^]%s]" % (b"!" if one != b"\\x21" else b"?") for one in each)
+                if b"]" not in text else same,
+                b"[]%s]+" % same, b"[[:alpha:]%s]{%d}" % (same, len(text)), b"[\\d\\]%s]*" % same,
+                b"(%s|%s)" % (other, same), b"(?:%s|%s)" % (same, other), b"(%s)" % same,
+                b"(?:%s)?" % same, b"(%s)+" % same, b"(%s){1,2}" % same, b"(?:%s){1}" % same,
+                b"(%s)?%s" % (other, same), b"%s(?:%s)*" % (same, other),
+                b"%s(%s){0,3}" % (same, other),
+                b"(?:%s){0}%s" % (other, same), b"(?s:%s)" % same,
+                b"(|%s)%s(/|)?" % (other, same),
+                b"(?:%s|.)+" % same, b"((%s|%s)(|%s))" % (same, other, other),
+            ]
+        )
+    )  # fmt: skip
+
+
+@st.composite
+def regexes_of(draw: st.DrawFn, text: bytes) -> bytes:
+    """A regular expression that matches a text as a whole."""
+    out = [draw(st.sampled_from([b"", b"", b"", b"(?i)", b"(?is)", b"(?s)", b"^", b"\\A"]))]
+    if b"i" in out[0] and draw(st.booleans()):
+        text = text.swapcase()
+    while text:
+        size = draw(st.integers(1, 6))
+        out.append(draw(_regex_of(text[:size])))
+        text = text[size:]
+    return b"".join(out) + draw(st.sampled_from([b"", b"", b"$", b"\\z", b"(|x)"]))
+
+
+@st.composite
+def globs_of(draw: st.DrawFn, text: bytes, *, fold: bool = False) -> bytes:
+    """A glob that matches a text; with ``fold`` in either case."""
+    out: list[bytes] = []
+    if fold and draw(st.booleans()):
+        text = text.swapcase()
+    while text:
+        size = draw(st.integers(1, 6))
+        piece, text = text[:size], text[size:]
+        each = [piece[at : at + 1] for at in range(len(piece))]
+        literal = b"".join(byte if byte.isalnum() else b"\\" + byte for byte in each)
+        choices = [literal, literal, literal, b"*", b"?" * len(piece), b"**" + literal]
+        if piece.isalnum():
+            choices += [b"".join(b"[%sz]" % byte for byte in each), b"[!*]" * len(piece)]
+        out.append(draw(st.sampled_from(choices)))
+    return b"".join(out)
+
+
 def dns_answer(name: str, *records: tuple[int, bytes], asked: int = 1) -> bytes:
     """A DNS answer (RFC 1035) about a name, with records of (type, data)."""
     labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))

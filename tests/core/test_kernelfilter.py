@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.core import strategies as s
 from vedette.bench.workload import rules as made_rules
 from vedette.bench.workload import workload
-from vedette.core import calls
+from vedette.core import calls, kernelfilter
 from vedette.core.condition import parse_condition, predicate
 from vedette.core.engine import Engine, Process
-from vedette.core.expr import And, Expr, FieldRef, Not, Predicate
-from vedette.core.fields import FIELDS, OPENS
+from vedette.core.expr import And, Expr, FieldRef, Not, Or, Predicate
+from vedette.core.fields import FIELDS, OPENS, EventView
 from vedette.core.kernelfilter import (
+    AFFIXES_MAX,
     NETWORKS_MAX,
-    PREFIXES_MAX,
+    Affixes,
     Filter,
     derive,
     is_plain_path,
@@ -26,6 +30,8 @@ from vedette.core.kernelfilter import (
 )
 from vedette.core.records import build, decode, iter_records
 from vedette.core.rules import Rule
+from vedette.core.twin import evaluate
+from vedette.core.wildcards import Wildcard
 
 DECIDING = (
     "evt.rawres", "evt.res", "evt.failed", "evt.is_open_read", "evt.is_open_write",
@@ -62,6 +68,8 @@ CHECKS = [
         "fd.name startswith /etc", "fd.name = /etc/passwd", "fd.directory = /etc",
         "fd.name pmatch (/var/log, /tmp)", "fs.path.name in (/etc/passwd, /a/b/e)",
         "evt.arg.path startswith /", "fd.name contains pass", "proc.name = sh",
+        "fd.filename = passwd", "fd.name endswith tmp", "fd.name regex '/.*/(passwd|e)'",
+        "fs.path.name glob /ETC/*", "fd.directory endswith /d", "fd.name contains /.",
         "capability.name = CAP_NET_RAW", "capability.name in (CAP_CHOWN, CAP_KILL)",
         "evt.arg.domain = AF_INET", "evt.arg.domain in (AF_NETLINK, AF_AX25, 1000)",
         "evt.arg.type = 2", "evt.arg.request in (PTRACE_ATTACH, PTRACE_SEIZE)",
@@ -102,10 +110,57 @@ def end_conditions() -> st.SearchStrategy[Expr]:
     return st.tuples(of_types(SOCKETS), some | some | anything).map(And)
 
 
+_PARTS = (b"etc", b"ssh", b"passwd", b"a.ko", b"b.ko.gz", b"id_key", b"mem", b"x", b"", b".", b"..",
+          b".ssh", b"etc", b"ssh", b"l" * 60)  # fmt: skip
+_PATH_FIELDS = ("fd.name", "fd.name", "fd.filename", "fd.directory", "fd.nameraw", "evt.arg.path",
+                "fs.path.name", "fs.path.nameraw")  # fmt: skip
+_OUTCOMES = [
+    parse_condition(text)
+    for text in ("fd.num >= 0", "evt.is_open_write = true", "evt.is_open_read = true",
+                 "evt.failed = true", "evt.is_open_write = false", "proc.name = sh")
+]  # fmt: skip
+
+
+def paths() -> st.SearchStrategy[bytes]:
+    parts = st.lists(st.sampled_from(_PARTS[:8]) | st.sampled_from(_PARTS), max_size=4)
+    return st.tuples(st.sampled_from([b"/", b"/", b"/", b""]), parts).map(
+        lambda found: found[0] + b"/".join(found[1])
+    )
+
+
+@st.composite
+def path_checks(draw: st.DrawFn) -> Expr:
+    """A check of a path, or of a part of it, that is true of some path."""
+    path = draw(paths())
+    name = draw(st.sampled_from(_PATH_FIELDS))
+    text = {
+        "fd.directory": path.rpartition(b"/")[0] or b"/",
+        "fd.filename": path.rpartition(b"/")[2],
+    }.get(name, path)
+    low = draw(st.integers(0, len(text)))
+    part = text[low : draw(st.integers(low, len(text)))]
+    op, constants = draw(
+        st.sampled_from(
+            [
+                ("=", [text]), ("in", [text, part, path]), ("startswith", [text[:low]]),
+                ("endswith", [text[low:]]), ("contains", [part]), ("icontains", [part]),
+                ("pmatch", [text.rstrip(b"/"), text[:low].rstrip(b"/")]), ("regex", None),
+                ("glob", None), ("iglob", None), ("regex", None), ("glob", None),
+            ]
+        )
+    )  # fmt: skip
+    if constants is None:
+        pattern = s.regexes_of(text) if op == "regex" else s.globs_of(text, fold=op == "iglob")
+        constants = [draw(pattern)]
+    return predicate(FieldRef(name), FIELDS[name], op, constants)
+
+
 def conditions() -> st.SearchStrategy[Expr]:
     """Conditions of which something can be known before the record is made."""
     one = st.sampled_from(CHECKS)
-    some: st.SearchStrategy[Expr] = one | st.tuples(one, one).map(And) | one.map(Not)
+    some: st.SearchStrategy[Expr] = (
+        one | path_checks() | st.tuples(one, one).map(And) | one.map(Not)
+    )
     anything = s.conditions(s.predicates(DECIDING) | s.predicates(full=True), 4)
     return st.tuples(of_types(), some | some | some | anything).map(And)
 
@@ -198,7 +253,13 @@ def test_what_is_dropped_is_said_in_words() -> None:
         ("evt.is_open_write = true", "reading only"),
         ("evt.res = EACCES", "ENOENT"),
         ("evt.res in (EACCES, ENOENT) and user.uid = 0", "users but 0"),
-        ("user.uid != 0 and fd.name startswith /x", "users 0; paths outside of 1 prefixes"),
+        ("user.uid != 0 and fd.name startswith /x", "users 0; reading paths but 1 beginning"),
+        ("fd.name startswith /x", "writing paths but 1 beginning"),
+        ("fd.name endswith /.x", "reading absolute paths; writing absolute paths"),
+        (
+            "evt.is_open_write = true and (fd.name in (/x, /y) or fd.filename = z)",
+            "reading only; writing paths but 2 beginnings and 1 end",
+        ),
     ):
         found = one(f"evt.type = openat and {text}").words("openat")
         assert words in found, (text, found)
@@ -318,33 +379,194 @@ def test_more_networks_than_are_looked_up_let_all_pass() -> None:
     made = one(text.format(", ".join(some)), "connect")
     assert len(made.ends) == len(some) + 4
     assert one(text.format(", ".join([*some, "::1"])), "connect") == Filter()
-    names = [f"/run/{i}" for i in range(PREFIXES_MAX + 1)]
-    for count, words in ((PREFIXES_MAX, "IPv4; IPv6; Unix sockets outside of 1024 prefixes"),
-                         (PREFIXES_MAX + 1, "IPv4; IPv6")):  # fmt: skip
+    names = [f"/run/{i}" for i in range(AFFIXES_MAX + 1)]
+    for count, words in ((AFFIXES_MAX, "IPv4; IPv6; Unix sockets outside of 1024 prefixes"),
+                         (AFFIXES_MAX + 1, "IPv4; IPv6")):  # fmt: skip
         text = f"evt.type = connect and fd.typechar = u and fd.name in ({', '.join(names[:count])})"
         assert one(text, "connect").words("connect") == f"{words}; other families"
 
 
-def test_prefixes() -> None:
-    opens = one(
-        "evt.type = openat and (fd.name startswith /etc/ or fd.name in (/a, /b) or "
-        "fd.directory = /srv) and proc.name != x"
+def affixes(*begins: str, ends: tuple[str, ...] = ()) -> Affixes:
+    return Affixes(frozenset(map(os.fsencode, begins)), frozenset(map(os.fsencode, ends)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(fd.name startswith /etc/ or fd.name in (/a, /b) or fd.directory = /srv) and "
+         "proc.name != x", affixes("/etc/", "/a", "/b", "/srv/")),
+        ("(fd.name startswith /etc or fd.name contains x)", None),
+        ("not fd.name startswith /etc", None),
+        ("fd.filename = wp-login.php", affixes(ends=("/wp-login.php",))),
+        ("fd.filename in (.netrc, .npmrc)", affixes()),
+        ("fd.filename endswith .ko", affixes(ends=(".ko",))),
+        ("(fd.filename endswith .ko or fd.name endswith .ko.gz)", affixes(ends=(".ko", ".ko.gz"))),
+        ("fd.filename startswith id_", None),
+        ("fd.directory endswith /.ssh and fd.filename startswith id_", affixes()),
+        ("fd.directory = /etc/ssh and fd.filename endswith _key", affixes("/etc/ssh/")),
+        ("fd.directory = /", None),
+        ("fd.name = /", affixes(ends=("/",))),
+        ("fd.name in (relative, /a//b, /a/, /a/../b)", affixes()),
+        ("fd.name contains /.aws/", affixes()),
+        ("fd.name icontains /.AWS/", affixes()),
+        ("fd.nameraw contains ../../", affixes()),
+        ("fd.nameraw contains ..", None),
+        ("fd.name glob /home/*/.ssh/id_*", affixes()),
+        ("fd.name glob '/run/user/*/keyring/ssh'", affixes(ends=("/keyring/ssh",))),
+        ("fd.name regex '/proc/[0-9]+/(mem|maps)'", affixes(ends=("/mem", "/maps"))),
+        ("fd.name regex '/dev/(sd|nvme)[a-z0-9]*'", affixes("/dev/sd", "/dev/nvme")),
+        ("fd.name pmatch (/etc, /etc/ssh, /usr)", affixes("/etc", "/usr")),
+        ("fd.name endswith a-name-of-26-letters.conf", affixes(ends=("-26-letters.conf",))),
+        ("(fd.name startswith /a or fd.num = 1 and evt.failed = true)", affixes("/a")),
+        ("(fd.name startswith /a or not evt.is_open_read = true)", affixes("/a")),
+        ("(fd.name startswith /a or evt.is_open_write = true)", affixes("/a")),
+        ("fd.name endswith /", affixes(ends=("/",))),
+        ("fd.name exists", None), ("fd.name != /a", None),
+        ("tolower(fd.name) startswith /a", None), ("fd.name startswith val(proc.cwd)", None),
+    ],
+)  # fmt: skip
+def test_what_paths_of_reading_begin_and_end_with(text: str, expected: Affixes | None) -> None:
+    made = one(f"evt.type = openat and evt.is_open_read = true and {text}")
+    assert made.paths[0] == expected
+
+
+def test_opens_that_write_have_paths_of_their_own() -> None:
+    made = filters(
+        [
+            parse_condition(f"evt.type in (openat, unlink) and {text}")
+            for text in (
+                "evt.is_open_write = true and fd.name startswith /bin/",
+                "evt.is_open_write = false and fd.filename = shadow",
+                "fd.name pmatch (/etc, /usr) and fd.num >= 0",
+                "fs.path.name startswith /srv",
+            )
+        ]
     )
-    assert opens.prefixes == {b"/etc/", b"/a", b"/b", b"/srv"}
-    assert one("evt.type = openat and (fd.name startswith /etc or fd.name contains x)") == Filter()
-    assert one("evt.type = openat and not fd.name startswith /etc") == Filter()
-    both = one("evt.type = unlink and fs.path.name pmatch (/etc, /usr)", "unlink")
-    assert both.prefixes == {b"/etc", b"/usr"}
+    reads, writes = made["openat"].paths
+    assert reads == affixes("/etc", "/usr", "/srv", ends=("/shadow",))
+    assert writes == affixes("/etc", "/usr", "/srv", "/bin/")
+    assert made["unlink"].paths == (affixes("/srv"), None)
+    for path, flags, passes in (
+        ("/a/shadow", 0, True), ("/a/shadow", 1, False), ("/bin/x", 2, True), ("/bin/x", 0, False),
+        ("/usr", 0, True), ("/x", 0, False), ("/x/", 0, True), ("x", 0, True), ("/.x", 0, True),
+    ):  # fmt: skip
+        record = decode(build("openat", path=path.encode(), open_flags=flags, result=3))
+        assert made["openat"].passes(record) == passes, (path, flags)
     # A descriptor's path is not what was passed.
     assert one("evt.type = fchmod and fs.path.name startswith /etc", "fchmod") == Filter()
+
+
+def test_more_paths_than_are_looked_up_all_pass() -> None:
+    names = ", ".join(f"/{number:04}" for number in range(AFFIXES_MAX + 1))
+    assert one(f"evt.type = openat and fd.name in ({names})") == Filter()
+    fewer = names.rsplit(",", 1)[0]
+    found = one(f"evt.type = openat and fd.name in ({fewer})").paths[0]
+    assert found is not None
+    assert len(found.begins) == AFFIXES_MAX
+
+
+def path_conditions() -> st.SearchStrategy[Expr]:
+    """Conditions about paths, outcomes of opens, and trees of both."""
+    check = path_checks()
+    both = st.tuples(check, check | st.sampled_from(_OUTCOMES))
+    some = check | both.map(And) | both.map(Or) | check.map(Not) | both.map(And)
+    named = st.sampled_from(["openat", "openat, unlink", "openat, creat"]).map(
+        lambda names: parse_condition(f"evt.type in ({names})")
+    )
+    return st.tuples(named, some | st.tuples(some, some).map(Or)).map(And)
+
+
+def path_records(seed: int, count: int) -> Iterator[bytes]:
+    drawn = random.Random(seed)
+    for _ in range(count):
+        parts = drawn.choices(_PARTS, k=drawn.randrange(5))
+        path = drawn.choice((b"/", b"/", b"/", b"")) + b"/".join(parts)
+        result = drawn.choice((3, 3, -2, -13))
+        folder = drawn.choice((b"", b"/etc"))
+        flags = drawn.choice((0, 0, 1, 2, 0o101, 0o102))
+        if drawn.random() < 0.2:
+            yield build("unlink", path=path, result=min(result, 0), at_cwd=1)
+        else:
+            yield build(
+                "creat" if flags == 0o101 and not folder else "openat", path=path,
+                open_flags=flags, result=result, dirfd=3 if folder else -100, dir=folder,
+            )  # fmt: skip
+
+
+def no_match_is_dropped(max_examples: int) -> tuple[int, int]:
+    """How many events were dropped, and how many matched."""
+    totals = [0, 0]
+    acting = Process(pid=1, cwd=b"/etc")
+    views = [EventView(decode(raw), acting, {}, {}) for raw in path_records(5, 150)]
+
+    @settings(
+        max_examples=max_examples, derandomize=True, database=None, phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )  # fmt: skip
+    @given(path_conditions())
+    def property_(rule: Expr) -> None:
+        drop = filters([rule])
+        for view in views:
+            matches = evaluate(rule, view)
+            made = drop.get(view.record.type_name)
+            passes = made is None or made.passes(view.record)
+            assert passes or not matches, (rule, view.record)
+            totals[0] += not passes
+            totals[1] += matches
+
+    property_()
+    return totals[0], totals[1]
+
+
+def test_no_path_that_a_rule_can_match_is_dropped() -> None:
+    dropped, matched = no_match_is_dropped(600)
+    assert dropped > 10_000
+    assert matched > 2000
+
+
+def _like_itself(wildcard: Wildcard, part: str) -> list[Wildcard]:
+    return [wildcard]
+
+
+_MUTANTS: dict[str, tuple[str, Any]] = {
+    "a path with hidden parts is judged": (
+        "is_plain_path",
+        lambda path: path.startswith(b"/") and len(path) <= 126 and b"//" not in path,
+    ),
+    "a path that is not absolute is judged": (
+        "is_plain_path",
+        lambda path: 0 < len(path) <= 126 and b"//" not in path and b"/." not in path,
+    ),
+    "a slash at the end is judged": (
+        "is_plain_path",
+        lambda path: path.startswith(b"/") and b"//" not in path and b"/." not in path,
+    ),
+    "what reads is taken for what writes": ("_WRITES", kernelfilter._READS_ONLY),
+    "a name's dot hides": (
+        "_can_be_plain",
+        lambda one: bool(one) and not any(b"." in piece for piece in one if piece),
+    ),
+    "a part is the path": ("_paths_like", _like_itself),
+    "one text is enough": ("_shortest", lambda texts, cut: frozenset(sorted(texts)[:1])),
+    "any part of a disjunction will do": ("And", (And, Or)),
+    "what can be false is": ("_can", lambda tree, truth, every=1: 0),
+}
+
+
+@pytest.mark.parametrize("name", _MUTANTS)
+def test_what_would_lose_a_verdict_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The property fails for each of these mistakes."""
+    monkeypatch.setattr(kernelfilter, *_MUTANTS[name])
+    with pytest.raises(AssertionError):
+        no_match_is_dropped(600)
 
 
 @pytest.mark.parametrize(
     ("path", "plain"),
     [
-        (b"/etc/passwd", True), (b"/", True), (b"/etc/", True), (b"etc", False), (b"", False),
+        (b"/etc/passwd", True), (b"/", True), (b"/etc/", False), (b"etc", False), (b"", False),
         (b"//etc", False), (b"/etc/../x", False), (b"/etc/./x", False), (b"/etc/.x", False),
-        (b"/" + b"x" * 125, True), (b"/" + b"x" * 126, False),
+        (b"/" + b"x" * 125, True), (b"/" + b"x" * 126, False), (b"//", False),
     ],
 )  # fmt: skip
 def test_paths_that_mean_themselves(path: bytes, plain: bool) -> None:
