@@ -538,7 +538,9 @@ class Capture:
                 self._tell_drops(before)
             except OSError as error:
                 raise CaptureError(f"the kernel refuses: {error}") from error
-        if wanted == self._types:
+        if wanted == self._types and (
+            not self._links or self._links.keys() >= set(self._programs())
+        ):
             return
         unknown = sorted(wanted - TYPES.keys() - {LOGIN_KEY})
         if unknown:
@@ -573,11 +575,12 @@ class Capture:
         return tuple(dict.fromkeys(map(_place, self._links)))
 
     def attach(self) -> None:
-        """Start capture. Raises CaptureError where the kernel refuses, with nothing attached."""
+        """Start capture. Raises CaptureError where the kernel refuses; nothing is added then."""
         if not self._links:
             self._attach()
 
     def _attach(self) -> None:
+        before = self._links.keys() | ()
         try:
             for name in self._programs():
                 if name not in self._links:
@@ -586,7 +589,9 @@ class Capture:
                     link = kernel.raw_tracepoint_open(None if is_typed else tracepoint, descriptor)
                     self._links[name] = link
         except OSError as error:
-            self.detach()
+            # What is seen already is better than nothing.
+            for added in self._links.keys() - before:
+                os.close(self._links.pop(added))
             cure = "" if name in TRACEPOINTS else ", or set hook to sys_exit"
             raise CaptureError(
                 f"{name.replace('/', ' of ')}: {error.strerror}; see vedette-agent doctor{cure}"

@@ -1,5 +1,6 @@
 """The capture's life cycle, its scope, what it refuses, and what it counts under load."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.bpf.conftest import Pool, Watch
 from tests.bpf.records import drain, skip
 from vedette.bench.scope import Scope, cgroup2_mount
 from vedette.bpf import capture as capture_module
+from vedette.bpf import kernel
 from vedette.bpf.capture import Capture, CaptureConfig, CaptureError, cgroup_scope
 from vedette.bpf.names import COUNTERS, TYPES
 from vedette.core import layout
@@ -120,6 +122,31 @@ def test_only_the_types_asked_for_are_reported(
         assert types == {*only}
     else:
         assert types >= {"execve", "openat", "chdir", "procexit"}
+
+
+@bpf
+def test_what_is_attached_stays_where_more_is_refused(
+    watch: Callable[..., Watch], scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch("execve")
+    attach = kernel.raw_tracepoint_open
+
+    def refuse(name: str | None, program_fd: int) -> int:
+        if name == "sched_process_exit":
+            raise OSError(errno.EPERM, "Operation not permitted")
+        return attach(name, program_fd)
+
+    monkeypatch.setattr(kernel, "raw_tracepoint_open", refuse)
+    for _ in range(2):  # it is tried again each time
+        with pytest.raises(CaptureError, match="Operation not permitted"):
+            seen.capture.want(("execve", "chdir", "procexit"))
+    scope.run("true")
+    assert "execve" in {record.type for record in seen.records()}
+    monkeypatch.undo()
+    seen.capture.want(("execve", "chdir", "procexit"))
+    assert "sched_process_exit" in seen.capture.attached
+    scope.run("true")
+    assert "procexit" in {record.type for record in seen.records()}
 
 
 @bpf
