@@ -119,17 +119,17 @@ def find(btf: Btf) -> dict[str, Function]:
         ).items()
         if function.parameters == 1
     }
-    missing = {
-        one: names
-        for one, names in FUNCTIONS.items()
-        if one not in _YOUNG and found.keys().isdisjoint(names)
-    }
-    if missing:
-        absent = _weak({name for names in missing.values() for name in names})
-        for (is_i386, number), names in missing.items():
-            if absent.isdisjoint(names):
-                abi = "i386" if is_i386 else "x86-64"
-                raise BtfError(f"no type of {names[0]} is known, the {abi} syscall {number}")
+    names = {name for some in FUNCTIONS.values() for name in some}
+    strong, weak = _symbols(names - found.keys())
+    for (is_i386, number), some in FUNCTIONS.items():
+        # One that the kernel has and has no type of may be the one that it calls.
+        blind = [name for name in some if name in strong]
+        is_known = not found.keys().isdisjoint(some) or not weak.isdisjoint(some)
+        if not is_known and (is_i386, number) not in _YOUNG:
+            blind = [some[0]]
+        if blind:
+            abi = "i386" if is_i386 else "x86-64"
+            raise BtfError(f"no type of {blind[0]} is known, the {abi} syscall {number}")
     return found
 
 
@@ -176,18 +176,20 @@ def _detach_seconds(link: int) -> float:
     return time.monotonic() - began_s
 
 
-def _weak(names: Collection[str]) -> frozenset[str]:
-    """Those that only stand for a syscall which this kernel was built without (kernel/sys_ni.c)."""
-    found: set[str] = set()
+def _symbols(names: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Those that the kernel has, and those that only stand for a syscall which it was built without
+    (kernel/sys_ni.c)."""
+    strong: set[str] = set()
+    weak: set[str] = set()
     try:
         with _KALLSYMS.open(encoding="ascii", errors="replace") as lines:
             for line in lines:
                 parts = line.split(maxsplit=3)
-                if parts[1] in "wW" and parts[2] in names:
-                    found.add(parts[2])
+                if parts[2] in names:
+                    (weak if parts[1] in "wW" else strong).add(parts[2])
     except OSError as error:
         raise BtfError(f"{_KALLSYMS}: {error.strerror}") from error
-    return frozenset(found)
+    return frozenset(strong), frozenset(weak)
 
 
 def by_type(found: Mapping[str, Function]) -> list[list[str]]:

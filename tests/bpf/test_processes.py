@@ -199,6 +199,9 @@ def test_orphans_go_to_the_nearest_subreaper(watch: Start, scope: Scope) -> None
             if os.fork() == 0:
                 os.close(write)
                 os.read(read, 1)  # until the parent is gone
+                # Its files are closed before its children are given away.
+                while os.getppid() == middle:
+                    os.sched_yield()
                 print(middle, os.getppid(), flush=True)
                 os._exit(0)
             os._exit(0)
