@@ -25,6 +25,7 @@ from vedette.agent import config, pipeline
 from vedette.agent.live import Live, host_facts
 from vedette.agent.procfs import ProcFS
 from vedette.bench.scope import Scope, compile_c
+from vedette.bpf.functions import Hook
 from vedette.core.engine import Process
 
 SHORT: Final = 1_000_003
@@ -85,6 +86,7 @@ class Host:
         rules: Path | None = None,
         processes_max: int = 65536,
         read_at_entry: bool = False,
+        hook: Hook = "auto",
     ) -> None:
         self.scope = Scope()
         self._settings = config.Config(
@@ -93,6 +95,7 @@ class Host:
                 ring_bytes=ring_bytes,
                 wakeup_bytes=ring_bytes // 4,
                 read_at_entry=read_at_entry,
+                hook=hook,
             ),
             limits=config.Limits(processes_max=processes_max),
             rules=config.Rules(files=() if rules is None else (str(rules),)),
@@ -141,6 +144,11 @@ class Host:
             yield
         finally:
             self.detach()
+
+    @property
+    def hook(self) -> str:
+        """Where syscalls are seen: fexit or sys_exit."""
+        return self._live.hook
 
     def detach(self) -> None:
         """Let no events in, as if there were no agent; what there is, is still taken."""

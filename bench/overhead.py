@@ -51,6 +51,7 @@ from typing import Final, Self
 from vedette.bench.life import Host
 from vedette.bench.scope import Scope, compile_c
 from vedette.bpf import kernel
+from vedette.bpf.functions import HOOKS, Hook
 
 _FOLDER: Final = Path(__file__).resolve().parent
 RULES: Final = _FOLDER.parent / "rules"
@@ -80,6 +81,7 @@ class Overhead:
     floors   beside each pair, a run with an empty program on sys_exit
 
     count    units of work in a run
+    hook     where syscalls were seen: fexit or sys_exit
     lost     events that were lost, of all runs
     records  that agents took, of all runs
     """
@@ -87,6 +89,7 @@ class Overhead:
     name: str
     unit: str
     count: int
+    hook: str
     pairs: list[tuple[Taken, Taken]] = field(default_factory=list)
     floors: list[Taken] = field(default_factory=list)
     lost: int = 0
@@ -106,6 +109,7 @@ class Overhead:
             "workload": self.name,
             "unit": self.unit,
             "count": self.count,
+            "hook": self.hook,
             "pairs": len(self.pairs),
             "off_us": round(median(lambda off, on: off.seconds) / self.count * 1e6, 3),
             "added_ns": round(median(lambda off, on: on.seconds - off.seconds) / self.count * 1e9),
@@ -474,13 +478,14 @@ def measure(
     scale: float = 1.0,
     rules: Path = RULES,
     read_at_entry: bool = False,
+    hook: Hook = "auto",
 ) -> Iterator[Overhead]:
     """Run each workload `rounds` times without and with the kernel programs attached.
 
     Raises AssertionError where something does not start, CalledProcessError where work fails.
     """
     with (
-        Host(rules=rules, read_at_entry=read_at_entry) as host,
+        Host(rules=rules, read_at_entry=read_at_entry, hook=hook) as host,
         tempfile.TemporaryDirectory(prefix="vedette-") as folder,
     ):
         host.detach()
@@ -492,7 +497,7 @@ def measure(
         }
         for name in names:
             unit, count, prepare = workloads(scale)[name]
-            found = Overhead(name, unit, count)
+            found = Overhead(name, unit, count, host.hook)
             before = host.counters()
             with Taker(host) as taker, prepare(bench, count) as work:  # type: ignore[attr-defined]
                 work()
@@ -660,7 +665,11 @@ def measured(
     """What is chosen, one after the other; workloads first, by one set of kernel programs."""
     if names := [name for name in chosen if name in workloads()]:
         yield from measure(
-            names, options.rounds, scale=options.scale, read_at_entry=options.read_at_entry
+            names,
+            options.rounds,
+            scale=options.scale,
+            read_at_entry=options.read_at_entry,
+            hook=options.hook,
         )
     if "programs" in chosen:
         yield program_times(int(80 * options.scale))
@@ -680,6 +689,7 @@ def main() -> int:
     parser.add_argument("--read-at-entry", action="store_true", help="with capture.read_at_entry")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--hook", choices=HOOKS, default="auto", help="capture.hook")
     options = parser.parse_args()
     if unknown := set(options.workload) - set(known):
         parser.error(f"no {' nor '.join(sorted(unknown))}; there are {', '.join(known)}")
