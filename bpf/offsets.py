@@ -86,6 +86,8 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "sock": ("__sk_common.skc_v6_rcv_saddr", "__sk_common.skc_v6_daddr"),
     "task_struct": ("loginuid",),
 }
+# Of signal_struct: bit fields, and since Linux 7 bytes.
+_FLAGS: Final = ("has_child_subreaper", "is_child_subreaper")
 _KALLSYMS: Final = Path("/proc/kallsyms")
 _ACCOUNTING: Final = b" T security_vm_enough_memory_mm\n"
 # What an inode's times were called, the newest name first (Linux 6.11, 6.6, before).
@@ -126,8 +128,8 @@ def macros(btf: Btf) -> dict[str, int]:
                         continue
                     raise
                 found[f"OFF_{name}"] = member.offset_bytes
-                # A flag may be a bit field in one kernel and a byte in another.
-                found[f"SHIFT_{name}"] = member.bit_shift
+                if path in _FLAGS:
+                    found[f"SHIFT_{name}"] = member.bit_shift
     for name, paths in _TIMES.items():
         found[f"OFF_inode__{name}"] = _first(btf, "inode", paths)
     found["SIZE_inode"] = btf.size("inode")
