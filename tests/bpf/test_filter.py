@@ -469,7 +469,7 @@ def test_no_verdict_of_a_recorded_stream_is_lost_whatever_the_rules(host: Host) 
     decoded = [(raw, decode(raw)) for raw in stream]
     totals: dict[str, Any] = {"dropped": 0, "matched": 0}
 
-    @settings(max_examples=80)
+    @settings(max_examples=80, database=None)
     @given(rules=some_rules())
     def verdicts_agree(rules: list[Rule]) -> None:
         filters = derived(rules)

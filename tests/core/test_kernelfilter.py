@@ -28,6 +28,7 @@ from vedette.core.kernelfilter import (
     is_plain_path,
     outcome,
 )
+from vedette.core.layout import FLAGS
 from vedette.core.records import build, decode, iter_records
 from vedette.core.rules import Rule
 from vedette.core.twin import evaluate
@@ -311,6 +312,8 @@ def test_capabilities_that_no_rule_is_about() -> None:
         ("evt.type = unshare and evt.arg.flags contains CLONE_NEWUSER",
          "evt.arg.flags but 63 and above"),
         ("evt.type = setuid and audit.a0 = 0", ""),
+        ("evt.type = memfd_create and evt.arg.flags = MFD_CLOEXEC and evt.arg.flags != 0",
+         "evt.arg.flags but MFD_CLOEXEC, MFD_CLOEXEC, 63 and above"),
         ("evt.type = capable and capability.userns_level = 0", ""),
     ],
 )  # fmt: skip
@@ -365,12 +368,37 @@ LOOPBACK = "fd.rnet in (127.0.0.0/8, 0.0.0.0, ::, ::1)"
          "IPv4 10.0.0.0/8"),
         ("evt.type = connect and fd.rip != 0.0.0.0", "Unix sockets; other families"),
         ("evt.type = connect and fd.num = 3", ""),
+        ("evt.type = connect and not fd.ip = 10.0.0.1 and fd.rip = 10.0.0.1",
+         "IPv4; IPv6; Unix sockets; other families"),
+        ("evt.type = connect and not (fd.net = 10.0.0.0/8 and fd.lip = 10.0.0.1)", ""),
+        ("evt.type = connect and fd.typechar = u and fd.name glob '[@/]ab*'",
+         "IPv4; IPv6; other families"),
+        ("evt.type = connect and fd.typechar = u and tolower(fd.name) = /x",
+         "IPv4; IPv6; other families"),
         ("evt.type = sendto and fd.rip = 10.0.0.1", ""),
     ],
 )  # fmt: skip
 def test_connections_that_no_rule_is_about(text: str, words: str) -> None:
     name = text.split()[2]
     assert one(text, name).words(name) == words
+
+
+def test_which_end_of_a_record_is_looked_at() -> None:
+    far = one("evt.type in (connect, listen) and fd.net = 10.0.0.0/8", "connect")
+    near = one("evt.type in (connect, listen) and fd.net = 10.0.0.0/8", "listen")
+    there, here = bytes([10, 0, 0, 1]) + bytes(12), bytes([11, 0, 0, 1]) + bytes(12)
+    # The local end may be what is asked about, and is not looked at.
+    assert far == Filter(ends=far.ends)
+    for local, remote in ((here, there), (there, here)):
+        ends: dict[str, Any] = {"family": 2, "local_addr": local, "remote_addr": remote}
+        assert near.passes(decode(build("listen", **ends))) == (local == there)
+    lonely = one("evt.type = connect and fd.rip = 10.0.0.1", "connect")
+    for flags, passes in ((0, False), (FLAGS["addr_fault"], True)):
+        record = decode(build("connect", flags=flags, family=2, remote_addr=here))
+        assert lonely.passes(record) == passes
+    abstract = one("evt.type = connect and fd.name = @x", "connect")
+    for path, passes in ((b"\0x", True), (b"@x", True), (b"x", False), (b"", False)):
+        assert abstract.passes(decode(build("connect", family=1, path=path))) == passes
 
 
 def test_more_networks_than_are_looked_up_let_all_pass() -> None:
