@@ -410,7 +410,7 @@ class Pipeline:
         facts = self._facts
         view = EventView(
             event, process, facts.users, facts.groups, self._hostname, facts.boot_to_wall_ns,
-            self.engine.names.by_address,
+            self.engine.names.by_address, self.engine.event_number,
         )  # fmt: skip
         ancestors = ""
         for index in indices:

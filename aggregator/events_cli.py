@@ -147,8 +147,9 @@ class _Printer:
         header = self.reader.header
         event = decode(record)
         view = EventView(
-            event, process, header.users, header.groups, self._hostname, header.boot_to_wall_ns
-        )
+            event, process, header.users, header.groups, self._hostname, header.boot_to_wall_ns,
+            number=self.engine.event_number,
+        )  # fmt: skip
         self.shown += 1
         if self.counts is not None:
             name = "<NA>" if process.comm is None else clean(process.comm)

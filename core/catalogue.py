@@ -63,8 +63,6 @@ k8s.pod.cni.json         string  none   Network of the pod, as JSON
 """What processes of a container or pod have. A host that runs none has no value for them."""
 
 UNCAPTURED: Final = """
-# a count of events: those that no rule can match are dropped before; evt.rawtime orders them
-evt.num                  int     none   Number of the event, counted from 1
 # when capture began, and plugins
 evt.reltime              int     none   Nanoseconds since capture began
 evt.pluginname           string  none   Plugin that made the event

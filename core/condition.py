@@ -609,7 +609,7 @@ class _Parser:
                 f"{ref} is of type {kind}, which has no {op}; it has {', '.join(allowed)}", at
             )
         expr, wrong = self.right(ref, field, op)
-        if trouble is not None and ref == FieldRef("evt.num"):
+        if self.is_event and ref == FieldRef("evt.num"):
             number = _event_number(op, expr.values) if isinstance(expr, Predicate) else None
             if number is not None:
                 return number

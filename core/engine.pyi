@@ -175,6 +175,12 @@ class Engine:
         seed: bytes | None = None,
     ) -> None: ...
     names: Final[Names]
+    @property
+    def event_number(self) -> int:
+        """The number of the event that was looked at last, counted from 1: evt.num.
+
+        Records that only keep the tables right are not counted.
+        """
     on_unhashed: Callable[[bytes], None] | None
     """Called after each exec (with its record) of a file of which no record hash has come."""
 

@@ -325,6 +325,7 @@ cdef class Engine:
     cdef uint32_t loss_epoch
     cdef uint64_t image_hash    # of the exec that is taken
     cdef uint64_t records
+    cdef uint64_t states        # of the records: those that are no events
     cdef uint64_t malformed
     cdef uint64_t matches
     cdef uint64_t lookups
@@ -477,6 +478,11 @@ cdef class Engine:
         """The event types to capture for the rules that are on."""
         self._check_open()
         return needed(self.tables.event_types(), self.tables.asked())
+
+    @property
+    def event_number(self):
+        """The number of the event that is or was looked at last: evt.num."""
+        return self.records - self.states
 
     @property
     def on_unhashed(self):
@@ -774,7 +780,8 @@ cdef class Engine:
         cdef uint32_t row
         cdef bint failed
         self.records += 1
-        if h.type > VEDETTE_IDS:
+        if h.type >= VEDETTE_IDS:
+            self.states += 1
             if h.type == VEDETTE_CGROUP:
                 return self._cgroup(<const vedette_cgroup*>h)
             if h.type == VEDETTE_DNS:
@@ -921,6 +928,11 @@ cdef class Engine:
             p.flags = PROC_FREE
         return 0
 
+    cdef tuple _confirmed(self, uint32_t row, bytes record, Process process):
+        """The rules of a verdict that match indeed."""
+        return self.tables.confirm(self.tables.matched(row), record, process,
+                                   self.records - self.states)
+
     cdef tuple _judged(self, uint32_t slot, const vedette_header* h, tuple without):
         """The rules that match beside some, the record and the process."""
         cdef bytes record
@@ -932,7 +944,7 @@ cdef class Engine:
             return (), None, None
         record = (<const uint8_t*>h)[:h.size]
         process = self._snapshot(slot)
-        rules = self.tables.confirm(self.tables.matched(row), record, process)
+        rules = self._confirmed(row, record, process)
         if without:
             rules = tuple([rule for rule in rules if rule not in without])
         return rules, record, process
@@ -1119,7 +1131,7 @@ cdef class Engine:
         try:
             record = (<const uint8_t*>h)[:h.size]
             process = self._snapshot(slot)
-            rules = self.tables.confirm(self.tables.matched(row), record, process)
+            rules = self._confirmed(row, record, process)
             if rules:
                 self.matches += len(rules)
                 self.on_match(record, rules, process)

@@ -203,6 +203,7 @@ class EventView:
     hostname  evt.hostname; None: missing
     boot_to_wall_ns  added to a time since boot it gives the time since the epoch
     names     address (4 or 16 bytes) -> name, from the host's own DNS answers
+    number    of the event among those that were looked at, counted from 1
     """
 
     record: Record
@@ -212,6 +213,7 @@ class EventView:
     hostname: bytes | None = None
     boot_to_wall_ns: int = 0
     names: Mapping[bytes, bytes] = field(default_factory=dict)
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -1088,6 +1090,10 @@ def _fill_other_words(called: tuple[str, ...]) -> None:
             "file, net, process, user, memory, signal, system or other", ALL,
         ),
         ("evt.count", "uint", lambda v: 1, "Always 1", ALL),
+        (
+            "evt.num", "int", lambda v: v.number,
+            "Number of the event among those that were looked at, counted from 1", ALL,
+        ),
         (
             "evt.count.error", "uint",
             lambda v: 1 if v.record.type_name in called and v.record.result < 0 else None,

@@ -287,7 +287,7 @@ cdef class RuleTables:
     cdef bint uses_vectors      # a rule asks about a process
     cdef readonly tuple conditions  # by rule: its tree; None: it was not compiled
     cdef dict in_python         # rule -> its condition, of rules that only Python can evaluate
-    cdef object view            # (record, process, names of addresses) -> fields.EventView
+    cdef object view            # (record, process, names of addresses, number) -> EventView
     cdef readonly dict users    # user names by number
     cdef readonly dict groups   # group names by number
     cdef dict names             # those of users, and those of groups by ~number
@@ -374,4 +374,4 @@ cdef class RuleTables:
     cdef int _pack_process(self, TypeCode* code, plan, list shared) except -1
     cdef int _pack_part(self, Part* target, plan) except -1
     cdef tuple matched(self, uint32_t row)
-    cdef tuple confirm(self, tuple rules, bytes record, process)
+    cdef tuple confirm(self, tuple rules, bytes record, process, uint64_t number)

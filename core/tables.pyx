@@ -1295,8 +1295,8 @@ cdef class RuleTables:
         t.rules = <uint32_t>len(conditions)
         self.in_python = {rule: conditions[rule] for rule in plan.in_python}
         # Not of self: in a circle it would be freed by a collection, or never (gc.freeze).
-        self.view = lambda record, process, names: EventView(
-            decode(record), process, users, groups, hostname, boot_to_wall_ns, names)
+        self.view = lambda record, process, names, number: EventView(
+            decode(record), process, users, groups, hostname, boot_to_wall_ns, names, number)
         # Which is the first is known only once what is late is settled.
         t.first_only = first_only and not plan.settled and not plan.in_python
         self.first_settled = first_only and not t.first_only
@@ -3399,8 +3399,11 @@ cdef class RuleTables:
         cdef uint32_t i
         return tuple(sorted([self.t.verdicts.items[found.start + i] for i in range(found.count)]))
 
-    cdef tuple confirm(self, tuple rules, bytes record, process):
-        """Those of the rules that matched which match indeed: Python evaluates what only it can."""
+    cdef tuple confirm(self, tuple rules, bytes record, process, uint64_t number):
+        """Those of the rules that matched which match indeed: Python evaluates what only it can.
+
+        number: of the event
+        """
         if not self.in_python and not self.first_settled:
             return rules
         view = None
@@ -3409,7 +3412,7 @@ cdef class RuleTables:
             condition = self.in_python.get(rule)
             if condition is not None:
                 if view is None:
-                    view = self.view(record, process, self.names_of_addresses)
+                    view = self.view(record, process, self.names_of_addresses, number)
                 if not evaluate(condition, view):
                     self.refuted += 1
                     continue

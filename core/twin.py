@@ -248,6 +248,7 @@ class Twin:
         # Device, inode and change time -> SHA-256, None where it cannot be had; the oldest first.
         self._hashes: dict[tuple[int, int, int], bytes | None] = {}
         self._hashes_max = hashes_max
+        self.event_number = 0
         self._stats = dict.fromkeys(
             (
                 "records", "malformed", "matches", "lookups", "lookups_failed",
@@ -302,6 +303,7 @@ class Twin:
 
     def _one(self, record: Record, raw: bytes) -> None:
         self._stats["records"] += 1
+        self.event_number += record.type not in _STATES
         if layout.STRUCT_OF_TYPE[record.type] == "cgroup":
             self._cgroup(record)
             return
@@ -337,7 +339,7 @@ class Twin:
     def _matched(self, record: Record, acting: Process) -> list[int]:
         view = EventView(
             record, acting, self._users, self._groups, self._hostname, self._boot_to_wall_ns,
-            self.names.by_address,
+            self.names.by_address, self.event_number,
         )  # fmt: skip
         matched: list[int] = []
         for index, rule in enumerate(self._rules):

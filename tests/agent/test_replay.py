@@ -176,6 +176,16 @@ def test_the_replay_gives_the_signals(captured: bytes, rules: pipeline.Loaded) -
     assert msgspec.msgpack.encode(again) == msgspec.msgpack.encode(signals)
 
 
+def test_events_are_numbered_from_the_beginning_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "numbered.yaml"
+    path.write_text(RULES.replace("read %fd.name", "%evt.num %fd.name"))
+    stream = io.BytesIO()
+    write(stream)
+    signals, _ = replayed(stream.getvalue(), pipeline.load(config.Rules(files=(str(path),))))
+    assert [signal.fields.get("evt.num") for signal in signals] == [1, 2, 3, None]
+    assert signals[1].output == "cat\\xff of www-data 2 /secret/b, below sh"
+
+
 def test_a_file_cut_anywhere_replays_up_to_the_cut_and_says_so(
     captured: bytes, rules: pipeline.Loaded
 ) -> None:

@@ -133,6 +133,12 @@ def test_templates_counts_and_limits(capture: Path) -> None:
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
 
 
+def test_events_are_numbered_from_the_beginning_of_the_file(capture: Path) -> None:
+    every = run(capture, "-o", "%evt.num").stdout.split()
+    assert every == [str(n + 1) for n in range(len(every))] and len(every) > 3
+    assert run(capture, "evt.num in (2, 3)", "-o", "%evt.num").stdout.split() == ["2", "3"]
+
+
 def test_mistakes_are_told_where_they_are(capture: Path, tmp_path: Path) -> None:
     done = run(capture, "evt.type = open and proc.nme = a")
     assert done.returncode == 2 and done.stdout == ""

@@ -280,6 +280,8 @@ def _constant(kind: str, op: str) -> st.SearchStrategy[Any]:
 
 CAPTURED = tuple(name for name, field in FIELDS.items() if field.captured and not field.is_absent)
 """The fields that an event can have a value of."""
+COUNTER = "evt.num"
+"""What depends on the events that were before: none may be left out."""
 ABSENT = tuple(name for name, field in FIELDS.items() if field.is_absent)
 """The fields that are defined and never have a value."""
 

@@ -224,7 +224,6 @@ def test_lists_take_the_place_of_their_names() -> None:
         ("evt.type = opn", 11, "unknown event type opn; did you mean open?"),
         ("evt.type in (open, opn)", 12, "unknown event type opn"),
         ("fd.ino = 0", 0, "fd.ino is not captured yet (missing: the state of the file descriptor)"),
-        ("evt.num > 7", 0, "evt.num is not captured yet"),
         ('proc.name = "a\\d"', 14, "unknown escape \\d; a backslash is written as"),
         ('proc.name = "a\\xg0"', 14, "unknown escape \\x"),
         ("proc.name = 'a\\\"'", 14, "unknown escape"),
@@ -416,6 +415,12 @@ def test_events_are_counted_from_one(text: str, expected: Expr) -> None:
     assert parse_condition(f"evt.num {text}") == expected
 
 
+@pytest.mark.parametrize("text", ["= 7", "in (0, 7)", "< 2", "<= 1", "!= 1", "> 1", ">= 2"])
+def test_what_some_events_fit_is_a_check_of_their_number(text: str) -> None:
+    (found,) = predicates(parse_condition(f"evt.num {text}"))
+    assert found.field == FieldRef("evt.num")
+
+
 def test_what_is_unknown_can_be_put_aside() -> None:
     deferred: list[condition.Deferred] = []
     text = (
@@ -484,9 +489,14 @@ def test_a_condition_is_only_true_of_its_event_types(
 
 
 def _is_written_otherwise(check: Predicate) -> bool:
-    """Whether the text of a check means another tree: events' names are checked, != is Falco's."""
+    """Whether the text of a check means another tree.
+
+    Events' names are checked, != is Falco's, and events are counted from 1.
+    """
     name = check.field.name
-    return name == "evt.type" or (check.op == "!=" and name in ("fd.ip", "fd.net", "fd.port"))
+    return name in ("evt.type", "evt.num") or (
+        check.op == "!=" and name in ("fd.ip", "fd.net", "fd.port")
+    )
 
 
 _WRITTEN = s.conditions(s.predicates(full=True).filter(lambda p: not _is_written_otherwise(p)))

@@ -16,6 +16,7 @@ from tests.core import strategies as s
 from vedette.core import engine, layout, twin
 from vedette.core.allocations import count_allocations
 from vedette.core.compile import UnsupportedRule
+from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine
 from vedette.core.expr import And, FieldRef, Not, Or, Predicate
 from vedette.core.limits import TABLES
@@ -146,6 +147,7 @@ def test_engine_is_its_twin(
         name: oracle_stats[name] for name in SHARED_COUNTERS
     }
     assert stats["pattern_errors"] == 0
+    assert tables.under_test.event_number == oracle.under_test.event_number
     assert tables.under_test.close() == 0
 
 
@@ -258,6 +260,31 @@ def test_a_process_with_strings_beyond_their_bounds_is_refused_whole() -> None:
     kept = under_test.process(5)
     assert kept is not None
     assert (kept.uid, kept.comm) == (1000, b"five")
+
+
+@pytest.mark.parametrize("make", [Engine, Twin])
+def test_events_are_numbered_and_what_is_none_is_not_counted(make: Any) -> None:
+    found: list[tuple[int, ...]] = []
+    names = (
+        "evt.num = 1",
+        "evt.num in (2, 3) and evt.type = openat",
+        "evt.num >= 3",
+        "evt.num < 1",
+    )
+    under_test = make(
+        [Rule(name, parse_condition(name), "", 4) for name in names],
+        on_match=lambda record, indices, acting: found.append((under_test.event_number, *indices)),
+    )
+    under_test.feed(
+        build("ids", pid=7) + build("listen", pid=7) + build("cgroup", id=3, path=b"/a")
+        + build("openat", pid=7, path=b"/a") + build("stdio", pid=7)
+        + build("listen", pid=7)
+    )  # fmt: skip
+    assert found == [(1, 0), (2, 1), (3, 2)]
+    assert under_test.event_number == 3
+    under_test.swap_rules([Rule("it", parse_condition("evt.num = 4"), "", 4)])
+    under_test.feed(build("listen", pid=7) * 2)
+    assert found[3:] == [(4, 0)]
 
 
 def test_a_pool_full_of_large_strings_still_has_room_for_small_ones() -> None:
