@@ -54,7 +54,8 @@ class Store(Section, frozen=True):
     url        PostgreSQL database instead, postgresql://USER@HOST/NAME; a password is best kept in
                libpq's ~/.pgpass
     age_s_max  signals, incidents and losses that are older go
-    bytes_max  beyond it the signals that arrived first go; those of incidents stay
+    bytes_max  beyond it the signals that arrived first go; incidents, which have copies of theirs,
+               only where they take more than half: the oldest of the host that caused most
     """
 
     path: Text = "vedette.db"

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from vedette.core import wire
 from vedette.core.signal import Signal
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 BATCH_SIGNALS: Final = 1024
 
 _BUCKET_BITS: Final = 32
@@ -307,10 +307,57 @@ def _note_releases(connection: sa.Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE hosts ADD COLUMN release TEXT NOT NULL DEFAULT 'null'")
 
 
+def _account_for_incidents(connection: sa.Connection) -> None:
+    """Incidents are on the account of the host that sent their last signal, with their size."""
+    sqlite = connection.dialect.name == "sqlite"
+    number, key, tail = (
+        ("INTEGER", "TEXT", " WITHOUT ROWID") if sqlite else ("BIGINT", 'TEXT COLLATE "C"', "")
+    )
+    for statement in (
+        f"ALTER TABLE incidents ADD COLUMN account {key} NOT NULL DEFAULT ''",
+        f"ALTER TABLE incidents ADD COLUMN size_bytes {number} NOT NULL DEFAULT 0",
+        "CREATE INDEX incidents_by_account ON incidents (account, written_ns, id)",
+        f"CREATE TABLE incident_accounts (account {key} NOT NULL PRIMARY KEY, "
+        f"size_bytes {number} NOT NULL){tail}",
+    ):
+        connection.exec_driver_sql(statement)
+    after = ""
+    some = sa.text("SELECT * FROM incidents WHERE id > :after ORDER BY id LIMIT 1000")
+    taken = sa.text("SELECT signal FROM incident_signals WHERE incident_id = :id")
+    while rows := connection.execute(some, {"after": after}).all():
+        after = rows[-1].id
+        values = []
+        for row in rows:
+            texts = connection.execute(taken, {"id": row.id}).scalars().all()
+            signals = [msgspec.json.decode(text) for text in texts]
+            hosts = msgspec.json.decode(row.hosts)
+            newest = max(signals, key=lambda signal: signal["time_ns"], default=None)
+            lengths = [len(text.encode()) for text in texts]
+            size_bytes = 1024 + sum(map(len, (row.hosts, row.reasons, row.details))) + sum(lengths)
+            # SQLite gives long rows of this table pages of their own.
+            size_bytes += sum(4096 for length in lengths if sqlite and length > 900)
+            values.append(
+                {
+                    "id": row.id,
+                    "account": newest["host_id"] if newest else hosts[-1] if hosts else "",
+                    "size": size_bytes,
+                }
+            )
+        connection.execute(
+            sa.text("UPDATE incidents SET account = :account, size_bytes = :size WHERE id = :id"),
+            values,
+        )
+    connection.exec_driver_sql(
+        "INSERT INTO incident_accounts SELECT account, sum(size_bytes) FROM incidents "
+        "GROUP BY account"
+    )
+
+
 STEPS: Final[dict[int, Callable[[sa.Connection], None]]] = {
     1: _note_silence,
     2: _measure_clocks,
     3: _keep_batches,
     4: _count_signals,
     5: _note_releases,
+    6: _account_for_incidents,
 }

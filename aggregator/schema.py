@@ -249,9 +249,22 @@ incidents_table = sa.Table(
     sa.Column("reasons", sa.Text, nullable=False),
     sa.Column("details", sa.Text, nullable=False),
     sa.Column("written_ns", _Number, nullable=False),
+    # Since version 7: the host that sent its last signal, and what it takes with its signals.
+    sa.Column("account", _Key, nullable=False, server_default=""),
+    sa.Column("size_bytes", _Number, nullable=False, server_default="0"),
     sa.Index("incidents_by_time", "end_ns", "id"),
     sa.Index("incidents_by_writing", "written_ns", "id"),
+    sa.Index("incidents_by_account", "account", "written_ns", "id"),
 )
+
+incident_accounts_table = sa.Table(
+    "incident_accounts",
+    metadata,
+    sa.Column("account", _Key, primary_key=True),
+    sa.Column("size_bytes", _Number, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What the incidents of each account take together: the sums of incidents.size_bytes."""
 
 incident_signals_table = sa.Table(
     "incident_signals",

@@ -352,6 +352,8 @@ class Correlator:
         """Write down incidents that were completed once more; the witness is that of the first."""
         t = incidents_table.c
         with self._store.transaction() as connection:
+            if incidents:
+                self._store.await_incidents()
             for start in range(0, len(incidents), INCIDENTS_AT_ONCE):
                 some = incidents[start : start + INCIDENTS_AT_ONCE]
                 query = sa.select(t.id, t.details).where(t.id.in_([i.id for i in some]))

@@ -90,6 +90,8 @@ TICK_S: Final = 0.25
 REPORT_S: Final = 5.0
 SILENCE_S: Final = 1.0
 EXPIRE_S: Final = 10.0
+SPILL_TOLD_S: Final = 600.0
+"""How often it is logged that incidents go for their bytes."""
 ALLOW_LIST_S: Final = 1.0
 """How often it is looked whether the allow-list has changed, and which keys have ended."""
 HOLD_POLL_S: Final = 0.01
@@ -119,6 +121,7 @@ LABELLED: Final = (
     Labelled("hung_up.", "hung_up", "why"),
     Labelled("gate.shut.", "gate_shut", "whom"),
     Labelled("expired.", "expired_signals", "bound"),
+    Labelled("expired_incidents.", "expired_incidents", "bound"),
     Labelled("sequences.evicted_of.", "sequences_evicted_of", "host_id"),
     *(
         Labelled(f"output_{name}.", f"output_{name}", "output")
@@ -396,6 +399,7 @@ class Server:
         self._silent: set[str] = set()
         self._silence_s = 0.0
         self._expire_s = 0.0
+        self._spill_told_s = 0.0
         self._store_failed = False
         self._authenticator: ThreadAuthenticator | None = None
         with contextlib.ExitStack() as undo:
@@ -1011,9 +1015,20 @@ class Server:
         store = self.config.store
         before_ns = time.time_ns() - int(store.age_s_max * 1e9)
         old = self._store.expire(max(0, before_ns))
-        much = self._store.expire(None) if self._store.size_bytes() > store.bytes_max else 0
-        self.counters["expired.age"] += old
-        self.counters["expired.bytes"] += much
+        much = self._store.shrink(store.bytes_max)
+        for bound, gone in (("age", old), ("bytes", much)):
+            self.counters[f"expired.{bound}"] += gone.signals
+            self.counters[f"expired_incidents.{bound}"] += gone.incidents
+        if much.incidents and now_s >= self._spill_told_s:
+            # As long as somebody floods, this happens several times a second.
+            self._spill_told_s = now_s + SPILL_TOLD_S
+            most = max(much.spilled, key=much.spilled.__getitem__)
+            log.warning(
+                "incidents take more than half of store.bytes_max (%d bytes): the oldest of who "
+                "has most go, now of host %s",
+                store.bytes_max,
+                most,
+            )
         self._expire_s = now_s + (TICK_S if old or much else EXPIRE_S)
 
     def _release(self, watermark_ns: int) -> None:

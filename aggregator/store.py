@@ -14,10 +14,11 @@ with `Store.transaction()`.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import sqlite3
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ from vedette.aggregator.schema import (
     batches_table,
     boots_table,
     hosts_table,
+    incident_accounts_table,
     incident_signals_table,
     incidents_table,
     losses_table,
@@ -108,12 +110,18 @@ FLEET_SIGNALS_MAX: Final = 500
 """Hosts whose silence is written down in one transaction."""
 EXPIRE_BATCHES: Final = 2000
 EXPIRE_SIGNALS: Final = 50_000
-"""Signals that one call of `expire` deletes, until it has so many."""
+"""Signals that one call of `expire` or `shrink` deletes, until it has so many."""
+EXPIRE_INCIDENTS: Final = 2000
+EXPIRE_ACCOUNTS: Final = 100
+"""Accounts from which one call of `shrink` takes incidents."""
+INCIDENTS_SHARE: Final = 0.5
+"""What incidents may take of a store's bytes at the expense of signals."""
 
 _TABLES_EVER: Final = {"hosts", "boots", "losses", "incidents", "incident_signals", "meta"}
 """Tables that a store of any version has."""
 _READS: Final = "vedette.reads"
 _WRITER_LOCK: Final = 0x56454454
+_INCIDENTS_LOCK: Final = 0x56454455
 _SCHEMA_KEY: Final = "schema"
 _LAST_BATCH_KEY: Final = "batches.last"
 """The highest number of a batch, when the last one was deleted: numbers are not given out again."""
@@ -122,6 +130,18 @@ _BATCH_BYTES_REST: Final = 1000
 _COLUMNS_FACTOR: Final = 1.25
 """What a batch takes in PostgreSQL besides its columns (its row, its places, their indexes), and
 what those take in pages that are not quite full: as measured of batches of 1 to 1000 signals."""
+_INCIDENT_BYTES: Final = {"sqlite": 600, "postgresql": 1150}
+_INCIDENT_SIGNAL_BYTES: Final = 128
+"""What an incident, and each of its signals, takes besides its texts, with indexes and pages that
+are not full: as measured of both."""
+_SQLITE_INLINE_BYTES: Final = 1002
+_SQLITE_OVERFLOW_BYTES: Final = 4092
+"""What of a row SQLite has in place, in a table without row numbers and pages of 4096 bytes, and
+what of a longer one in each page besides, which is the row's own (Database File Format, 1.6)."""
+_INCIDENT_COLUMNS: Final = tuple(
+    column for column in incidents_table.c if column.name not in ("account", "size_bytes")
+)
+"""What an Incident has."""
 
 
 class StoreError(Exception):
@@ -238,6 +258,17 @@ class Committed(msgspec.Struct, frozen=True, kw_only=True):
     late: int
     lost: int
     missing: int
+
+
+class Expired(msgspec.Struct, frozen=True, kw_only=True):
+    """How much has been deleted. spilled: incidents by the account that they were on."""
+
+    signals: int = 0
+    incidents: int = 0
+    spilled: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.signals or self.incidents)
 
 
 class _Boot:
@@ -993,7 +1024,7 @@ class Store(Closing):
     # Forgetting.
 
     def size_bytes(self) -> int:
-        """Return what the store's content takes on disk; for PostgreSQL an estimate for signals.
+        """Return what the store's content takes on disk; for PostgreSQL an estimate.
 
         A SQLite file does not shrink; pages that are free in it are not counted.
         """
@@ -1016,45 +1047,140 @@ class Store(Closing):
             span = connection.execute(
                 sa.select(sa.func.max(b.id) - sa.func.min(b.id) + 1)
             ).scalar_one()
-            return int((span or 0) * (_COLUMNS_FACTOR * float(mean or 0) + _BATCH_BYTES_REST))
+            signals = (span or 0) * (_COLUMNS_FACTOR * float(mean or 0) + _BATCH_BYTES_REST)
+            return int(signals) + self.incident_bytes()
 
-    def expire(self, before_ns: int | None, count_max: int = EXPIRE_SIGNALS) -> int:
-        """Delete the batches that arrived first until count_max signals have gone; return how many.
+    def incident_bytes(self) -> int:
+        """Return what incidents and their signals take, about."""
+        with self.transaction() as connection:
+            total = sa.func.sum(incident_accounts_table.c.size_bytes)
+            return int(connection.execute(sa.select(total)).scalar_one() or 0)
 
-        before_ns  only what arrived before, and incidents and losses from before it too; None: as
-                   many signals as there may be
+    def expire(self, before_ns: int, count_max: int = EXPIRE_SIGNALS) -> Expired:
+        """Delete what is from before a time, a part of it: call it again until nothing is.
+
+        before_ns  batches of signals that arrived before, incidents written before, older losses
+        count_max  batches go, the oldest first, until so many signals have gone
         An incident has its signals with it, and they stay as long as it does.
         """
-        b = batches_table.c
+        i, ends = incidents_table.c, losses_table.c
         with self.transaction() as connection:
-            if before_ns is not None:
-                connection.execute(
-                    incidents_table.delete().where(incidents_table.c.written_ns < before_ns)
-                )
-                connection.execute(
-                    losses_table.delete().where(
-                        losses_table.c.end_ns < before_ns, losses_table.c.start_ns < before_ns
-                    )
-                )
-            oldest = connection.execute(
-                sa.select(b.id, b.count, b.received_ns)
-                .order_by(b.id)
-                .limit(min(count_max, EXPIRE_BATCHES))
+            self.await_incidents()
+            old = connection.execute(
+                sa.select(i.id, i.account, i.size_bytes)
+                .where(i.written_ns < before_ns)
+                .order_by(i.written_ns, i.id)
+                .limit(EXPIRE_INCIDENTS)
+            ).all()
+            self._forget_incidents(connection, old)
+            connection.execute(
+                losses_table.delete().where(ends.end_ns < before_ns, ends.start_ns < before_ns)
             )
-            count = last = 0
+            signals = self._expire_signals(connection, count_max, before_ns)
+            return Expired(signals=signals, incidents=len(old))
+
+    def shrink(self, bytes_max: int, count_max: int = EXPIRE_SIGNALS) -> Expired:
+        """Delete some of a store that takes more than so many bytes: call it until nothing goes.
+
+        Incidents go where they take more than INCIDENTS_SHARE of the bytes, else signals. Signals
+        go by the batch, those first that arrived first, until count_max have gone; incidents of
+        the account that has the most, the oldest of them first.
+        """
+        with self.transaction() as connection:
+            over_bytes = self.size_bytes() - bytes_max
+            if over_bytes <= 0:
+                return Expired()
+            beyond_bytes = self.incident_bytes() - int(bytes_max * INCIDENTS_SHARE)
+            if beyond_bytes <= 0:
+                return Expired(signals=self._expire_signals(connection, count_max))
+            spilled = self._level_incidents(connection, min(over_bytes, beyond_bytes))
+            return Expired(incidents=sum(spilled.values()), spilled=spilled)
+
+    def _expire_signals(
+        self, connection: sa.Connection, count_max: int, before_ns: int | None = None
+    ) -> int:
+        """Delete the batches that arrived first until count_max signals have gone; return these."""
+        b = batches_table.c
+        oldest = connection.execute(
+            sa.select(b.id, b.count, b.received_ns)
+            .order_by(b.id)
+            .limit(min(count_max, EXPIRE_BATCHES))
+        )
+        count = last = 0
+        for row in oldest:
+            if count >= count_max or (before_ns is not None and row.received_ns >= before_ns):
+                break
+            count += row[1]
+            last = row.id
+        oldest.close()
+        if count:
+            self.set_meta(_LAST_BATCH_KEY, str(self._last_batch_id()))
+            connection.execute(batches_table.delete().where(b.id <= last))
+            for table in (batch_times_table, batch_rules_table):
+                connection.execute(table.delete().where(table.c.batch_id <= last))
+            self._reader.forget()
+        return count
+
+    def _level_incidents(self, connection: sa.Connection, excess_bytes: int) -> dict[str, int]:
+        """Delete incidents of the largest accounts; return how many of each.
+
+        excess_bytes  what is to go; less goes where that would be very many at once
+        """
+        self.await_incidents()
+        i = incidents_table.c
+        accounts = connection.execute(sa.select(incident_accounts_table)).all()
+        heap = [(-row.size_bytes, row.account) for row in accounts]
+        heapq.heapify(heap)
+        spilled: dict[str, int] = {}
+        left = EXPIRE_INCIDENTS
+        for _ in range(EXPIRE_ACCOUNTS):
+            if excess_bytes <= 0 or not left or not heap:
+                break
+            size_bytes, account = -heap[0][0], heap[0][1]
+            # A little below the next, or accounts of one size would go down an incident at a time.
+            level_bytes = -min((size for size, _ in heap[1:3]), default=0) * 15 // 16
+            wanted_bytes = min(excess_bytes, size_bytes - level_bytes)
+            going = []
+            oldest = connection.execute(
+                sa.select(i.id, i.account, i.size_bytes)
+                .where(i.account == account)
+                .order_by(i.written_ns, i.id)
+                .limit(left)
+            )
             for row in oldest:
-                if count >= count_max or (before_ns is not None and row.received_ns >= before_ns):
+                going.append(row)
+                wanted_bytes -= row.size_bytes
+                if wanted_bytes <= 0:
                     break
-                count += row[1]
-                last = row.id
             oldest.close()
-            if count:
-                self.set_meta(_LAST_BATCH_KEY, str(self._last_batch_id()))
-                connection.execute(batches_table.delete().where(b.id <= last))
-                for table in (batch_times_table, batch_rules_table):
-                    connection.execute(table.delete().where(table.c.batch_id <= last))
-                self._reader.forget()
-            return count
+            gone_bytes = self._forget_incidents(connection, going)
+            excess_bytes -= gone_bytes
+            left -= len(going)
+            spilled[account] = spilled.get(account, 0) + len(going)
+            heapq.heapreplace(heap, (gone_bytes - size_bytes, account))
+        return spilled
+
+    def _forget_incidents(
+        self, connection: sa.Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]
+    ) -> int:
+        """Delete incidents (id, account, size_bytes); return what they took."""
+        if not rows:
+            return 0
+        connection.execute(
+            incidents_table.delete().where(among(incidents_table.c.id, [row.id for row in rows]))
+        )
+        of: Counter[str] = Counter()
+        for row in rows:
+            of[row.account] += row.size_bytes
+        c = incident_accounts_table.c
+        connection.execute(
+            incident_accounts_table.update()
+            .where(c.account == sa.bindparam("of"))
+            .values(size_bytes=c.size_bytes - sa.bindparam("less")),
+            [{"of": account, "less": size_bytes} for account, size_bytes in of.items()],
+        )
+        connection.execute(incident_accounts_table.delete().where(c.size_bytes <= 0))
+        return of.total()
 
     def _boot(self, host_id: str, boot_id: str, *, new: bool = False) -> _Boot:
         """Return a numbering; new: also one that is not known. Raises KeyError."""
@@ -1118,6 +1244,15 @@ class Store(Closing):
 
     # Writing: what the correlator calls.
 
+    def await_incidents(self) -> None:
+        """Wait, in a transaction that is open, until nobody else writes incidents or their sums.
+
+        Two who do would lock rows in different orders, and PostgreSQL undo what one has done.
+        """
+        if not self._sqlite:
+            lock = sa.func.pg_advisory_xact_lock(_INCIDENTS_LOCK)
+            self._connection.execute(sa.select(lock))
+
     def write_incident(self, incident: Incident, written_ns: int) -> bool:
         """Write an incident and its signals' places; False where its id was written already.
 
@@ -1125,11 +1260,26 @@ class Store(Closing):
         once more is the same incident.
         """
         with self.transaction() as connection:
+            self.await_incidents()
             values = msgspec.structs.asdict(incident)
             signals = values.pop("signals")
             for name in ("hosts", "reasons", "details"):
                 values[name] = _json(values[name])
             values["written_ns"] = written_ns
+            places = [
+                {
+                    "incident_id": incident.id,
+                    "position": position,
+                    "step": taken.step,
+                    "signal": _json(taken.signal),
+                }
+                for position, taken in enumerate(signals)
+            ]
+            values["account"] = _account(incident)
+            values["size_bytes"] = self._incident_bytes(
+                [values[name] for name in ("hosts", "reasons", "details")],
+                [str(place["signal"]) for place in places],
+            )
             new = connection.execute(
                 self.insert(incidents_table)
                 .values(**values)
@@ -1143,20 +1293,34 @@ class Store(Closing):
                     .values({name: values[name] for name in ("complete", "reasons", "details")})
                 )
                 return False
-            if signals:
-                connection.execute(
-                    incident_signals_table.insert(),
-                    [
-                        {
-                            "incident_id": incident.id,
-                            "position": position,
-                            "step": taken.step,
-                            "signal": _json(taken.signal),
-                        }
-                        for position, taken in enumerate(signals)
-                    ],
-                )
+            if places:
+                connection.execute(incident_signals_table.insert(), places)
+            insert = self.insert(incident_accounts_table)
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["account"],
+                    set_={
+                        "size_bytes": incident_accounts_table.c.size_bytes
+                        + insert.excluded.size_bytes
+                    },
+                ),
+                {name: values[name] for name in ("account", "size_bytes")},
+            )
             return True
+
+    def _incident_bytes(self, texts: Sequence[str], signals: Sequence[str]) -> int:
+        """Return what an incident takes on disk, about."""
+        rows = [_INCIDENT_SIGNAL_BYTES + len(signal.encode()) for signal in signals]
+        rest = _INCIDENT_BYTES[self._engine.dialect.name] + sum(len(x.encode()) for x in texts)
+        if not self._sqlite:
+            return (rest + sum(rows)) * 115 // 100
+        return rest + sum(
+            row
+            if row <= _SQLITE_INLINE_BYTES
+            else 4096 * (1 + (row - _SQLITE_INLINE_BYTES // 2) // _SQLITE_OVERFLOW_BYTES)
+            + _SQLITE_INLINE_BYTES // 2
+            for row in rows
+        )
 
     def set_meta(self, key: str, value: str) -> None:
         """Keep a value for the next start."""
@@ -1363,7 +1527,7 @@ class Store(Closing):
     ) -> list[Incident]:
         """The newest incidents without their signals, oldest first; times are of their end."""
         c = incidents_table.c
-        query = sa.select(incidents_table)
+        query = sa.select(*_INCIDENT_COLUMNS)
         if since_ns is not None:
             query = query.where(c.end_ns >= since_ns)
         if until_ns is not None:
@@ -1381,7 +1545,7 @@ class Store(Closing):
         """Incidents without their signals in the order in which they were first written."""
         c = incidents_table.c
         query = (
-            sa.select(incidents_table)
+            sa.select(*_INCIDENT_COLUMNS)
             .where(
                 sa.tuple_(c.written_ns, c.id)
                 > sa.tuple_(sa.literal(after_ns), sa.literal(after_id))
@@ -1400,7 +1564,7 @@ class Store(Closing):
         c = incidents_table.c
         with self.reading() as connection:
             rows = connection.execute(
-                sa.select(incidents_table)
+                sa.select(*_INCIDENT_COLUMNS)
                 .where(c.id.startswith(incident_id, autoescape=True))
                 .limit(2)
             ).all()
@@ -1432,6 +1596,14 @@ class Store(Closing):
 def is_url(target: str | Path) -> bool:
     """Tell whether a store's name is a URL rather than a path."""
     return str(target).startswith(("postgresql://", "postgres://"))
+
+
+def _account(incident: Incident) -> str:
+    """Return the host that sent an incident's last signal: what it causes is at its expense."""
+    newest = max(incident.signals, key=lambda taken: taken.signal.time_ns, default=None)
+    if newest is not None:
+        return newest.signal.host_id
+    return incident.hosts[-1] if incident.hosts else ""
 
 
 def _silence(row: sa.Row[Any], is_silent: bool, now_ns: int) -> Signal:

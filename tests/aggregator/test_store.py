@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import random
 import signal as signals
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
@@ -25,9 +27,16 @@ from tests.aggregator.service import beat, hello, until
 from vedette.aggregator import migrations
 from vedette.aggregator import signals as stored_signals
 from vedette.aggregator import store as db
-from vedette.aggregator.schema import BUCKET_BITS, batch_rules_table, batch_times_table
+from vedette.aggregator.schema import (
+    BUCKET_BITS,
+    batch_rules_table,
+    batch_times_table,
+    incident_accounts_table,
+    incident_signals_table,
+)
 from vedette.aggregator.sequences import Correlator
 from vedette.aggregator.store import (
+    Expired,
     Host,
     HostsFull,
     Incident,
@@ -35,6 +44,7 @@ from vedette.aggregator.store import (
     Loss,
     SignalKey,
     Store,
+    StoredSignal,
     StoreError,
 )
 from vedette.core import wire
@@ -460,20 +470,20 @@ def test_what_is_too_old_goes_and_incidents_keep_their_signals(where: str) -> No
         store.write_incident(
             incident(store, signals=[IncidentSignal(step="knock", signal=held)]), written_ns=700
         )
-        assert store.expire(501, count_max=2) == 2
+        assert store.expire(501, count_max=2) == Expired(signals=2)
         assert kept(store) == [3, 4, 5, 6, 7, 8, 9, 10]
-        assert store.expire(501) == 3
-        assert store.expire(501) == 0
+        assert store.expire(501) == Expired(signals=3)
+        assert not store.expire(501)
         assert kept(store) == [6, 7, 8, 9, 10]
         assert store.losses(0, 1000) == []
         whole = store.incident("ab12")
         assert whole is not None
         assert [place.signal for place in whole.signals] == [held]
-        assert store.expire(701) == 2
+        assert store.expire(701) == Expired(signals=2, incidents=1)
         assert kept(store) == [8, 9, 10]
         assert store.incident("ab12") is None
         last_id = store.last_signal_id()
-        assert store.expire(9999) == 3
+        assert store.expire(9999) == Expired(signals=3)
         commit(store, "a", signal(11, 11))
         assert store.last_signal_id() > last_id, "numbers are not given out again"
         # What is acknowledged stays acknowledged.
@@ -490,11 +500,153 @@ def test_beyond_its_bytes_what_arrived_first_goes(where: str) -> None:
             commit(store, "a", *made)
         full = store.size_bytes()
         assert 3000 * 700 < full < 3000 * 700 * 4
-        while store.size_bytes() > full // 2:
-            assert store.expire(None, count_max=250)
+        while gone := store.shrink(full // 2, count_max=250):
+            assert 250 <= gone.signals <= 300
+        assert store.size_bytes() <= full // 2
         numbers = kept(store)
         assert numbers == list(range(numbers[0], 3001))
         assert 1000 < numbers[0] < 2000
+
+
+def noise(number: int, length: int) -> str:
+    """Return what PostgreSQL cannot compress to less than a half."""
+    return random.Random(number).randbytes(length // 2).hex()
+
+
+def caused(store: Store, host_id: str, number: int, length: int = 2000) -> None:
+    """Have a host cause an incident of two steps, the first of them host x's."""
+    found = [
+        StoredSignal(
+            **msgspec.structs.asdict(
+                signal(number, time_ns, fields={"text": noise(number, length // 2)})
+            ),
+            id=number,
+            host_id=who,
+            hostname=who,
+            boot_id="boot",
+            received_ns=5,
+            late=False,
+            offset_ns=0,
+            uncertainty_ns=0,
+        )
+        for who, time_ns in ((host_id, 2 * number + 1), ("x", 2 * number))
+    ]
+    made = incident(
+        store,
+        id=hashlib.sha256(b"%d" % number).hexdigest(),
+        sequence=f"{host_id}{number}",
+        hosts=["x", host_id],
+        signals=[IncidentSignal(step="some", signal=one) for one in found],
+    )
+    assert store.write_incident(made, written_ns=number)
+
+
+def caused_by(store: Store) -> dict[str, list[int]]:
+    """Return the numbers of the incidents that there are, by the host that caused them."""
+    found: dict[str, list[int]] = {}
+    for one in store.incidents_written(0, "", 100_000):
+        found.setdefault(one.sequence[0], []).append(int(one.sequence[1:]))
+    return found
+
+
+def shrunk(store: Store, bytes_max: int) -> Expired:
+    """Shrink a store as far as it goes; return what went in all."""
+    signals = incidents = 0
+    spilled: Counter[str] = Counter()
+    while gone := store.shrink(bytes_max):
+        signals += gone.signals
+        incidents += gone.incidents
+        spilled.update(gone.spilled)
+    return Expired(signals=signals, incidents=incidents, spilled=dict(spilled))
+
+
+def test_a_flood_of_incidents_costs_who_causes_it_and_not_the_signals(where: str) -> None:
+    with Store.open(where) as store:
+        for start in range(1, 501, 100):
+            made = [signal(n, n, output=noise(n, 700)) for n in range(start, start + 100)]
+            commit(store, "a", *made)
+        quiet = store.size_bytes()
+        with store.transaction():
+            for number in range(1, 11):
+                caused(store, "a", number)
+            for number in range(11, 611):
+                caused(store, "b", number)
+            for number in range(611, 621):
+                caused(store, "c", number)
+        assert store.size_bytes() > 3 * quiet
+        bound = 3 * quiet
+        gone = shrunk(store, bound)
+        assert store.size_bytes() <= bound
+        assert (gone.signals, gone.spilled) == (0, {"b": gone.incidents})
+        assert len(kept(store)) == 500
+        left = caused_by(store)
+        assert left["a"] == list(range(1, 11))
+        assert left["c"] == list(range(611, 621))
+        assert left["b"] == list(range(11 + gone.incidents, 611)), "the oldest have gone"
+        assert store.incident_bytes() >= bound // 2 - 10_000, "not more than need be"
+        with store.reading() as connection:
+            places = sa.select(sa.func.count()).select_from(incident_signals_table)
+            assert connection.execute(places).scalar_one() == 2 * sum(map(len, left.values()))
+
+
+def test_a_flood_of_signals_deletes_no_incident(where: str) -> None:
+    with Store.open(where) as store:
+        with store.transaction():
+            for number in range(1, 31):
+                caused(store, "b", number)
+        bound = 3 * store.size_bytes()
+        for start in range(1, 2001, 100):
+            made = [signal(n, n, output=noise(n, 700)) for n in range(start, start + 100)]
+            commit(store, "b", *made)
+        gone = shrunk(store, bound)
+        assert store.size_bytes() <= bound
+        assert gone.signals > 0
+        assert gone.incidents == 0
+        assert len(caused_by(store)["b"]) == 30
+
+
+def test_accounts_of_one_size_go_down_together(where: str) -> None:
+    with Store.open(where) as store:
+        with store.transaction():
+            for number in range(1, 301):
+                caused(store, "abc"[number % 3], number)
+        gone = shrunk(store, store.size_bytes() // 2)
+        assert 100 < gone.incidents < 290
+        left = [len(some) for some in caused_by(store).values()]
+        assert len(left) == 3
+        assert max(left) - min(left) <= 10
+
+
+def test_incidents_that_are_too_old_leave_their_accounts(where: str) -> None:
+    with Store.open(where) as store, Store.open(where, read_only=True) as reader:
+        with store.transaction():
+            for number in range(11, 21):
+                caused(store, "ab"[number % 2], number)
+        sizes = [store.incident_bytes()]
+        for before in (16, 21):
+            assert store.expire(before).incidents == 5
+            sizes.append(reader.incident_bytes())
+        assert sizes[0] // 3 < sizes[1] < sizes[0] * 2 // 3
+        assert sizes[2] == 0
+        with reader.reading() as connection:
+            assert connection.execute(sa.select(incident_accounts_table)).all() == []
+
+
+@pytest.mark.parametrize("length", [40, 2000, 20_000])
+def test_what_incidents_take_is_estimated_well(where: str, length: int) -> None:
+    with Store.open(where) as store:
+        before = store.size_bytes()
+        with store.transaction():
+            for number in range(1, 401):
+                caused(store, "abc"[number % 3], number, length)
+        with store.transaction() as connection:
+            taken = store.size_bytes() - before
+            if where.startswith("postgresql"):
+                taken = sum(
+                    connection.execute(sa.select(sa.func.pg_total_relation_size(name))).scalar_one()
+                    for name in ("incidents", "incident_signals")
+                )
+        assert 0.6 < store.incident_bytes() / taken < 1.6
 
 
 def test_silence_and_its_end_are_alerts_once_each(where: str) -> None:
@@ -614,6 +766,10 @@ def test_a_store_of_an_older_version_is_brought_up(where: str) -> None:
         assert [x.signal.id for x in whole.signals] == [
             s.id for s in store.signals(after_id=0) if s.seq in (1, 3)
         ]
+        with store.reading() as connection:
+            accounts = connection.execute(sa.select(incident_accounts_table)).all()
+        assert [row.account for row in accounts] == ["a"]
+        assert accounts[0].size_bytes == store.incident_bytes() > 1024
         assert (host(store).left_reason, host(store).uncertainty_ns) == ("", -1)
         assert first.uncertainty_ns == -1
         assert store.addresses() == []
