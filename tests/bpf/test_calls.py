@@ -7,6 +7,8 @@ that the event type has is compared with what the program was told to do.
 from __future__ import annotations
 
 import errno
+import gzip
+import lzma
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from tests.bpf.conftest import Pool, Watch
 from tests.bpf.records import ALL, split
@@ -62,6 +65,7 @@ class Case:
     result    what the kernel answers; None: anything that is no error
     before    calls that are made first, x86-64's numbers and words
     files     made in the folder first; a name with / at its end is a folder
+    content   what is in them
     short     words for an ABI whose ids have 16 bits
     wide      words for an ABI that takes the length in two registers
     """
@@ -72,6 +76,7 @@ class Case:
     result: int | None = 0
     before: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    content: bytes = b"text"
     short: str | None = None
     wide: str | None = None
 
@@ -95,7 +100,7 @@ class Machine:
             if name.endswith("/"):
                 (folder / name).mkdir(parents=True)
             else:
-                (folder / name).write_text("text")
+                (folder / name).write_bytes(case.content)
         words = case.words
         if flags & SHORT_IDS:
             words = case.short or words
@@ -571,7 +576,7 @@ CASES = [
         "memfd_create", "sname n0x1000",
         arguments(name="name", flags="4096", fd_num=None), EINVAL,
     ),
-    # No module can be loaded here: what init_module and its like do with success is not tried.
+    # With success: test_a_kernel_module_that_is_loaded_and_removed.
     Case("init_module", "n0 n0 sa=b", arguments(length="0", uargs="a=b"), ANY_ERROR),
     Case(
         "finit_module", "r0 sa=b n3",
@@ -715,11 +720,112 @@ def test_each_call_in_each_abi(machine: Machine, case: Case) -> None:
         check(case, done, records, is_compat=True)
 
 
+OF_MODULES = {"init_module", "finit_module", "delete_module"}
+# Modules that need no other, with a parameter by which they make nothing.
+MODULES = {"dummy": "numdummies=0", "ifb": "numifbs=0"}
+DECOMPRESSED = {
+    ".ko": bytes,
+    ".xz": lzma.decompress,
+    ".gz": gzip.decompress,
+    ".zst": zstandard.decompress,
+}
+COMPRESSED_FILE = 4  # MODULE_INIT_COMPRESSED_FILE, since Linux 5.17
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of the running kernel that nobody has loaded.
+
+    file, image  as it lies there, which may be compressed, and as the kernel has it
+    """
+
+    name: str
+    parameter: str
+    file: bytes
+    image: bytes
+
+    def is_loaded(self) -> bool:
+        loaded = Path("/proc/modules").read_text(encoding="ascii").splitlines()
+        return self.name in {line.split()[0] for line in loaded}
+
+    @property
+    def remove(self) -> Case:
+        return Case(
+            "delete_module", f"s{self.name} n04000",
+            arguments(name=self.name, flags="O_NONBLOCK"),
+        )  # fmt: skip
+
+    def loads(self) -> Iterator[Case]:
+        """Each way to load it; by its compressed file only where the kernel is able to."""
+        name, size, parameter = f"{self.name}.ko", len(self.image), self.parameter
+        opened = f"257 n-100 s{name} n0"
+        # mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_32BIT, file, 0)
+        yield Case(
+            "init_module", f"r1 n{size} s{parameter}",
+            arguments(length=str(size), uargs=parameter),
+            before=(opened, f"9 n0 n{size} n1 n0x42 r0 n0"), files=(name,), content=self.image,
+        )  # fmt: skip
+        yield Case(
+            "finit_module", f"r0 s{parameter} n0", of_file(name, 0, uargs=parameter, flags="0"),
+            before=(opened,), files=(name,), content=self.image,
+        )  # fmt: skip
+        if self.file != self.image:
+            yield Case(
+                "finit_module", f"r0 s n{COMPRESSED_FILE}",
+                of_file(name, 0, uargs="", flags="MODULE_INIT_COMPRESSED_FILE"), None,
+                before=(opened,), files=(name,), content=self.file,
+            )  # fmt: skip
+
+
+@pytest.fixture
+def module(machine: Machine) -> Iterator[Module]:
+    if not Path("/proc/modules").exists():
+        pytest.skip("this kernel takes no modules")
+    folder = Path("/lib/modules", os.uname().release, "kernel/drivers/net")
+    for name, parameter in MODULES.items():
+        for path in folder.glob(f"{name}.ko*"):
+            file = path.read_bytes()
+            module = Module(name, parameter, file, DECOMPRESSED[path.suffix](file))
+            if module.is_loaded():
+                continue
+            load = next(module.loads())
+            done, _ = machine.run(load, "native", CALLS[load.name].native or 0)
+            if done.results[-1] < 0:
+                pytest.skip(f"no module may be loaded here: {os.strerror(-done.results[-1])}")
+            machine.run(module.remove, "native", CALLS["delete_module"].native or 0)
+            assert not module.is_loaded()
+            yield module
+            if module.is_loaded():
+                machine.run(module.remove, "native", CALLS["delete_module"].native or 0)
+            return
+    pytest.skip(f"no module in {folder} that can be loaded: {', '.join(MODULES)}")
+
+
+@pytest.mark.parametrize("abi", ["native", "compat"])
+def test_a_kernel_module_that_is_loaded_and_removed(
+    machine: Machine, module: Module, abi: str
+) -> None:
+    def make(case: Case) -> int:
+        call = CALLS[case.name]
+        number = call.native if abi == "native" else call.compat[0][0]
+        assert number is not None
+        done, records = machine.run(case, abi, number)
+        check(case, done, records, is_compat=abi == "compat")
+        return done.results[-1]
+
+    for load in module.loads():
+        result = make(load)
+        assert module.is_loaded() == (result == 0)
+        if result == 0:
+            make(module.remove)
+            assert not module.is_loaded()
+
+
 def test_each_type_has_its_cases() -> None:
     succeeds = {case.name for case in CASES if case.result is None or case.result >= 0}
     fails = {case.name for case in CASES if case.result is not None and case.result < 0}
     assert succeeds | fails == CALLS.keys() == set(layout.CALLS) - {"capable"}
-    assert CALLS.keys() - succeeds == {"init_module", "finit_module", "delete_module"}
+    assert CALLS.keys() - succeeds == OF_MODULES
     assert CALLS.keys() - fails <= {
         "setfsuid", "setfsgid", "process_vm_readv", "process_vm_writev", "personality",
     }  # fmt: skip
