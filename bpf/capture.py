@@ -598,10 +598,12 @@ class Capture:
             ) from error
 
     def counters(self) -> dict[str, int]:
-        """What the programs counted since load(), by the names of enum vedette_counter.
+        """What the programs counted since load(), by the names of enum vedette_counter, and
+        ``lost_missed``.
 
-        Runs that the kernel refused since the program was already active on that CPU are part of
-        lost_scratch: their scratch buffer was taken.
+        lost_missed  runs that the kernel left out, since the task that runs the same program on
+                     that CPU had been interrupted. Whether a record would have come of them is not
+                     known: of sys_exit's they are syscalls of any kind, of the whole host
         """
         value_bytes = 8 * kernel.possible_cpus()
         counters = {
@@ -615,10 +617,11 @@ class Capture:
             )
             for name, index in COUNTERS.items()
         }
+        missed = 0
         for name, descriptor in self._descriptors.items():
             if name in TRACEPOINTS or name.startswith(_FUNCTION_KINDS):
-                counters["lost_scratch"] += kernel.program_misses(descriptor)
-        return counters
+                missed += kernel.program_misses(descriptor)
+        return counters | {"lost_missed": missed}
 
     def scratch_held(self) -> int:
         """Entries of the scratch space that a program has taken and not given back."""

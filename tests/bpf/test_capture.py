@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from vedette.core import layout
 
 Start = Callable[..., Watch]
 bpf = pytest.mark.bpf
+IS_INTERRUPTED = int(os.uname().release.partition(".")[0]) >= 7
+"""Whether the kernel lets a task be interrupted within a program of a tracepoint."""
 
 
 def test_names_agree_with_the_compiled_layout() -> None:
@@ -201,7 +204,7 @@ def test_detach_stops_and_close_frees(scope: Scope) -> None:
     capture.detach()
     capture.detach()
     scope.run("/bin/true")
-    assert capture.counters() == dict.fromkeys(COUNTERS, 0) | {"submitted": 1}
+    assert capture.counters() == dict.fromkeys((*COUNTERS, "lost_missed"), 0) | {"submitted": 1}
     capture.close()
     capture.close()
     with pytest.raises(CaptureError, match="not loaded"):
@@ -289,3 +292,56 @@ def test_a_ring_that_nobody_reads_counts_what_it_refuses(
     assert counters["submitted"] + counters["lost_ring_full"] == count
     assert room - 1 <= counters["submitted"] <= room
     assert skip(seen.ring) == counters["submitted"]
+
+
+@bpf
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "auto",
+        pytest.param(
+            "sys_exit",
+            marks=pytest.mark.skipif(
+                not IS_INTERRUPTED, reason="before Linux 7 no task is interrupted there"
+            ),
+        ),
+    ],
+)
+def test_runs_that_the_kernel_leaves_out_are_counted(
+    watch: Start, scope: Scope, openat_load: Path, hook: str
+) -> None:
+    seen = watch("openat", hook=hook)
+    cpu = max(os.sched_getaffinity(0))
+    counts = 200_000, 500
+    with ExitStack() as stack:
+        # Both wait for the end of their input.
+        idle, urgent = (
+            stack.enter_context(
+                subprocess.Popen(
+                    scope.command([openat_load, str(count), "/vedette/absent", *rate]),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                )
+            )
+            for count, rate in zip(counts, ([], ["1000"]), strict=True)
+        )
+        for load in (idle, urgent):
+            os.sched_setaffinity(load.pid, {cpu})
+        # It is woken by a timer, each millisecond, wherever the other one is.
+        os.sched_setscheduler(urgent.pid, os.SCHED_FIFO, os.sched_param(1))
+        for load in (idle, urgent):
+            assert load.stdin is not None
+            load.stdin.close()
+        while idle.poll() is None or urgent.poll() is None:
+            skip(seen.ring)
+    assert idle.returncode == urgent.returncode == 0
+    counters = seen.counters()
+    lost = sum(number for name, number in counters.items() if name.startswith("lost_"))
+    assert lost == counters["lost_missed"]
+    # What others opened is among what was missed.
+    assert sum(counts) - lost <= counters["submitted"] <= sum(counts)
+    if IS_INTERRUPTED:
+        assert lost > 0
+    elif seen.capture.hook == "sys_exit":
+        assert lost == 0
