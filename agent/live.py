@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from vedette.agent import config, identity, procfs
 from vedette.agent.errors import AgentError
@@ -58,6 +59,17 @@ _SETTLE_NS = 50_000_000
 """More than lies between a program's look at the clock and its record's place in the ring."""
 
 EVENT_H = Path(__file__).resolve().parent.parent / "bpf" / "event.h"
+
+
+class Swapped(NamedTuple):
+    """What became of other rules.
+
+    retired  those that were in force; None: they still are
+    error    why capture cannot follow the others; empty: it does
+    """
+
+    retired: Retired | None
+    error: str
 
 
 def untold_types() -> frozenset[str]:
@@ -169,6 +181,7 @@ class Live:
             raise AgentError(str(error)) from None
         except OSError as error:
             raise AgentError(f"capture.scope: {error}") from None
+        self.refused = ""
         self._answers: list[Answer] = []
         self._lookups = self._lookups_failed = self._lookups_refused = 0
         self._lookup_second = 0
@@ -218,23 +231,21 @@ class Live:
         if self._recorder is not None:
             self._recorder.snapshot(processes)
 
-    def swap(self, compiled: Compiled) -> tuple[Retired, str | None]:
-        """Put other rules in force, and capture what they need from now on.
-
-        Returns the old ones, and why capture cannot follow the new ones; None: it can.
-        """
-        retired = Retired([], None)
-        error_text = None
-        try:
-            if not self._everything:
+    def swap(self, compiled: Compiled) -> Swapped:
+        """Put other rules in force, and capture what they need from now on."""
+        if not self._everything:
+            try:
                 # What the old rules could not match, the new ones may.
                 self._capture.pass_all()
-            retired = self.pipeline.swap(compiled)
+            except CaptureError as error:
+                return Swapped(None, f"capture cannot follow the rules: {error}")
+        retired = self.pipeline.swap(compiled)
+        self.refused = ""
+        try:
             self._want()
         except CaptureError as error:
-            log(logging.ERROR, "capture cannot follow the rules", error=error)
-            error_text = f"capture cannot follow the rules: {error}"
-        return retired, error_text
+            self.refused = f"capture cannot follow the rules: {error}"
+        return Swapped(retired, self.refused)
 
     def _want(self) -> None:
         types = self.pipeline.engine.needs()

@@ -24,7 +24,7 @@ from vedette import __version__
 from vedette.agent import config, identity, outputs, pipeline
 from vedette.agent.errors import AgentError, ConfigError
 from vedette.agent.hashreader import Reader
-from vedette.agent.live import Live, capture_header, host_facts, renamed, untold_types
+from vedette.agent.live import Live, Swapped, capture_header, host_facts, renamed, untold_types
 from vedette.agent.logs import log
 from vedette.agent.recorder import Recorder
 from vedette.agent.releases import DamagedRelease, Releases
@@ -50,6 +50,7 @@ _FOR_RESTART = ("matching", "signers", "releases_path")
 _RULE_COUNTERS_MAX = 100
 _COUNTER_NAME_CHARS = 200
 _STUCK_S = 10.0
+_STAY = "reload failed, the rules in force stay"
 _NAMES_LOOK_S = 1.0
 """Between two looks at the files that name users, groups and name servers."""
 _NAMES_READ_S = 10.0
@@ -71,6 +72,7 @@ _GAUGES = frozenset(
         "ship.spool_numberings",
         "release.number",
         "release.trial",
+        "rules.uncaptured",
     }
 )
 _LABELLED = (
@@ -82,7 +84,7 @@ _LABELLED = (
 
 def _counts(name: str) -> bool:
     """Tell whether a value only rises; the engine's are of either kind."""
-    return name.startswith(("capture.", "names.", "procfs.", "ship.", "release."))
+    return name.startswith(("capture.", "names.", "procfs.", "rules.", "ship.", "release."))
 
 
 class Requests:
@@ -224,11 +226,11 @@ class _Compiling(threading.Thread):
         self.ready = threading.Event()
         self.error: AgentError | None = None
         self.compiled: pipeline.Compiled | None = None
-        self._retired: SimpleQueue[tuple[pipeline.Retired, str | None]] = SimpleQueue()
+        self._swapped: SimpleQueue[Swapped] = SimpleQueue()
 
-    def done(self, retired: pipeline.Retired, error: str | None) -> None:
-        """Free rules that were in force, away from the loop; error: why capture fails the new."""
-        self._retired.put((retired, error))
+    def done(self, swapped: Swapped) -> None:
+        """Free rules that were in force, away from the loop."""
+        self._swapped.put(swapped)
 
     def run(self) -> None:
         try:
@@ -246,10 +248,11 @@ class _Compiling(threading.Thread):
         finally:
             self.ready.set()
         if self.compiled is not None:
-            retired, error_text = self._retired.get()
-            self._switched(error_text)
+            swapped = self._swapped.get()
+            self._switched(swapped)
             self.compiled = None
-            retired.release()
+            if swapped.retired is not None:
+                swapped.retired.release()
 
     def _compile(self) -> pipeline.Compiled | None:
         raise NotImplementedError
@@ -257,8 +260,8 @@ class _Compiling(threading.Thread):
     def _failed(self, error: AgentError) -> None:
         """Tell that it failed."""
 
-    def _switched(self, error: str | None) -> None:
-        """Tell that the loop has put it in force; error: why capture fails it."""
+    def _switched(self, swapped: Swapped) -> None:
+        """Tell what came of it when the loop was to put it in force."""
 
 
 class _Renaming(_Compiling):
@@ -329,13 +332,14 @@ class _Reload(_Compiling):
             return False
         return True
 
-    def _switched(self, error: str | None) -> None:
-        if self._releases is None:
+    def _switched(self, swapped: Swapped) -> None:
+        releases = self._releases
+        if releases is None:
             return
-        if error is None:
-            self._releases.switched(self.number)
-        else:
-            self._releases.failed(self.number, error)
+        if not swapped.error:
+            releases.switched(self.number)
+        elif swapped.retired is not None or self.number != releases.in_force:
+            releases.failed(self.number, swapped.error)
 
 
 def _released(
@@ -373,9 +377,13 @@ class Service:
         self._names_changed = False
         self._names_look_s = self._names_read_s = 0.0
         self._names = dict.fromkeys(("read", "changed", "failed"), 0)
+        self._reloads = dict.fromkeys(("reloaded", "failed"), 0)
+        self._rules = 0
+        self._uncaptured = ""
         self._facts = host_facts(self._settings.host)
         self._beat_s = 0.0
         self._compiling: _Reload | _Renaming | None = None
+        self._switching: _Reload | _Renaming | None = None
         self._loader: Loader | None = None
         self._reader: Reader | None = None
 
@@ -511,6 +519,7 @@ class Service:
             processes=live.pipeline.engine.stats()["processes"],
         )
         self._requests.begun = True
+        self._rules = rules
         self._notifier.ready(f"watching, {rules} rules")
         self._loop(live)
         self._notifier.stopping()
@@ -537,6 +546,9 @@ class Service:
                     requests.reload = False
                     self._reopen()
                     self._begin_reload(live, self._path)
+                elif self._switching is not None and self._switching.is_alive():
+                    # What became of a release may not be noted yet.
+                    pass
                 elif self._releases is not None and self._releases.due():
                     self._begin_reload(live, None)
                 else:
@@ -603,8 +615,15 @@ class Service:
             self._names["failed"] += 1
             log(logging.ERROR, "names stay as they were", error=renaming.error)
         elif (compiled := renaming.compiled) is not None:
+            swapped = live.swap(compiled)
+            self._switching = renaming
+            renaming.done(swapped)
+            if swapped.error:
+                self._names["failed"] += 1
+                self._complain(live, swapped, "names stay as they were")
+            if swapped.retired is None:
+                return
             self._names["changed"] += 1
-            renaming.done(*live.swap(compiled))
             if self._record is not None:
                 log(logging.WARNING, "the recording has the names of its beginning")
             facts = compiled.facts
@@ -613,13 +632,21 @@ class Service:
     def _end_reload(self, live: Live, reload: _Reload) -> None:
         """Put the rules in force that were read, by the configuration as it now is."""
         if reload.error is not None:
-            log(logging.ERROR, "reload failed, the rules in force stay", error=reload.error)
+            self._reloads["failed"] += 1
+            log(logging.ERROR, _STAY, error=reload.error)
             return
         settings, rules, compiled = reload.settings, reload.rules, reload.compiled
         assert compiled is not None
-        if self._releases is not None:
+        swapped = live.swap(compiled)
+        if self._releases is not None and swapped.retired is not None:
             self._releases.in_force = reload.number
-        reload.done(*live.swap(compiled))
+        self._switching = reload
+        reload.done(swapped)
+        self._reloads["failed" if swapped.error else "reloaded"] += 1
+        if swapped.error:
+            self._complain(live, swapped, _STAY)
+        if swapped.retired is None:
+            return
         changed = [
             name
             for name in config.Config.__struct_fields__
@@ -641,14 +668,28 @@ class Service:
         self._settings = msgspec.structs.replace(self._settings, rules=section)
         if self._record is not None:
             log(logging.WARNING, "the recording has two sets of rules, a replay has one")
+        self._rules = rules.enabled
+        self._tell_status(live)
         log(
             logging.INFO,
-            "rules reloaded",
+            # Where some of their events do not come, an error says so above.
+            "rules in force, not captured in full" if swapped.error else "rules reloaded",
             rules=rules.enabled,
             compiled=not compiled.is_switch,
             release=reload.number,
             digest=rules.digest,
         )
+
+    def _complain(self, live: Live, swapped: Swapped, otherwise: str) -> None:
+        """Log that capture refused to follow; otherwise: what that means if nothing was changed."""
+        what = otherwise if swapped.retired is None else "some events of the rules do not come"
+        log(logging.ERROR, what, error=swapped.error)
+        self._tell_status(live)
+
+    def _tell_status(self, live: Live) -> None:
+        self._uncaptured = live.refused
+        text = f"watching, {self._rules} rules"
+        self._notifier.status(f"{text}; {live.refused}" if live.refused else text)
 
     def _heartbeat(self, live: Live) -> None:
         self._beat_s = time.monotonic() + self._settings.heartbeat_s
@@ -692,12 +733,14 @@ class Service:
         stuck_s = time.monotonic() - self._published_s
         if stuck_s > 3 * self._settings.heartbeat_s + _STUCK_S:
             return f"the agent has not moved for {stuck_s:.0f} s"
-        return None
+        return self._uncaptured or None
 
     def _counters(self, live: Live) -> dict[str, int]:
         counters = live.counters()
         counters["ring.pending_bytes"] = live.pending_bytes()
         counters |= {f"names.{name}": count for name, count in self._names.items()}
+        counters |= {f"rules.{name}": count for name, count in self._reloads.items()}
+        counters["rules.uncaptured"] = int(bool(live.refused))
         for index, writer in enumerate(self._writers):
             counters |= {f"output.{index}.{name}": n for name, n in writer.stats().items()}
         if self._releases is not None:

@@ -1,5 +1,6 @@
 """Capture: the kernel programs' life cycle, and what they count."""
 
+import contextlib
 import json
 import os
 import socket
@@ -96,7 +97,11 @@ MAPS: Final = (
     "cgroup_budgets",
 )
 
-
+_TOLD: Final = (
+    *("wanted", "actions", "filters"),
+    *("filter_uids", "filter_paths", "filter_ends", "filter_hints"),
+)
+"""Of these what `Capture.want` says."""
 _FUNCTION_KINDS: Final = ("fexit/", "fentry/")
 _BUDGETS: Final = ("process_budgets", "cgroup_budgets")
 _BUDGET: Final = struct.Struct("<4Q")  # struct budget: second, used, suppressed, pid
@@ -342,6 +347,8 @@ class Capture:
         self._drops: dict[str, Drop] = {}
         self._descriptors: dict[str, int] = {}
         self._links: dict[str, int] = {}
+        # What the programs' maps have; None where the kernel refused, so that it is not known.
+        self._told: dict[str, dict[bytes, bytes | None]] = {}
         self.hook: Hook = self.config.hook
         self.refused = ""
         self._budget_table = 0
@@ -473,6 +480,7 @@ class Capture:
 
     def _fill(self) -> None:
         descriptors = self._descriptors
+        self._told = {table: {} for table in _TOLD}
         for index, path in enumerate(dict.fromkeys(self.config.watched_paths)):
             padded = os.fsencode(path).ljust(_WATCH_PATH_MAX, b"\0")
             key = struct.pack("<I", index)
@@ -480,44 +488,66 @@ class Capture:
             kernel.map_update(descriptors["watch_numbers"], padded, key)
         for number, shape in SHAPES.items():
             kernel.map_update(descriptors["shapes"], struct.pack("<I", number), shape)
-        self._tell({})
-        self._tell_drops({})
+        self._tell()
+        self._tell_drops()
 
-    def _tell(self, before: dict[int, int]) -> None:
-        """Tell the programs which events are asked for; ``before`` is what `actions` has."""
-        descriptors = self._descriptors
+    def _put(self, table: str, key: bytes, value: bytes) -> None:
+        """Have a map's element be this."""
+        told = self._told[table]
+        if told.get(key) != value:
+            told[key] = None
+            kernel.map_update(self._descriptor(table), key, value)
+            told[key] = value
+
+    def _remove(self, table: str, key: bytes) -> None:
+        told = self._told[table]
+        told[key] = None
+        with contextlib.suppress(FileNotFoundError):  # refused when it was to be put there
+            kernel.map_delete(self._descriptor(table), key)
+        del told[key]
+
+    def _tell(self) -> None:
+        """Tell the programs which events are asked for."""
         for name, number in (*TYPES.items(), (LOGIN_KEY, _WANTED_LOGIN_KEYS)):
-            is_wanted = struct.pack("<I", name in self._types)
-            kernel.map_update(descriptors["wanted"], struct.pack("<I", number), is_wanted)
-        for number, action in (dict.fromkeys(before, 0) | self._numbers()).items():
-            kernel.map_update(
-                descriptors["actions"], struct.pack("<I", number), struct.pack("<I", action)
-            )
+            self._put("wanted", struct.pack("<I", number), struct.pack("<I", name in self._types))
+        actions = {struct.pack("<I", number): n for number, n in self._numbers().items()}
+        for key in self._told["actions"].keys() | actions.keys():
+            self._put("actions", key, struct.pack("<I", actions.get(key, 0)))
 
-    def _tell_drops(self, before: Mapping[str, Drop]) -> None:
-        """Tell the programs what is dropped; ``before`` is what their maps have."""
-        descriptors = self._descriptors
-        old, new = _entries(before), _entries(self._drops)
-        # While the maps change, everything passes.
-        for name in before:
-            key = struct.pack("<I", TYPES[name])
-            kernel.map_update(descriptors["filters"], key, bytes(_FILTER.size))
-        for table in ("filter_uids", "filter_paths", "filter_ends"):
-            for entry in old[table].keys() - new[table].keys():
-                kernel.map_delete(descriptors[table], entry)
-            for entry, passes in new[table].items():
-                if old[table].get(entry) != passes:
-                    kernel.map_update(descriptors[table], entry, struct.pack("<I", passes))
-        for name, drop in self._drops.items():
-            for kind, affixes in drop.looked_up:
-                key = struct.pack("<I", 2 * TYPES[name] + kind)
-                kernel.map_update(descriptors["filter_hints"], key, _hints(affixes))
-        for name, drop in self._drops.items():
-            key = struct.pack("<I", TYPES[name])
-            value = _FILTER.pack(
+    def _tell_drops(self) -> None:
+        """Tell the programs what is dropped."""
+        entries = _entries(self._drops)
+        filters = {
+            struct.pack("<I", TYPES[name]): _FILTER.pack(
                 drop.outcomes, drop.flags, drop.values, drop.argument, *drop.judged_ends
             )
-            kernel.map_update(descriptors["filters"], key, value)
+            for name, drop in self._drops.items()
+        }
+        hints = {
+            struct.pack("<I", 2 * TYPES[name] + kind): _hints(affixes)
+            for name, drop in self._drops.items()
+            for kind, affixes in drop.looked_up
+        }
+        told = self._told
+        nothing = bytes(_FILTER.size)
+        if (
+            all(told[table] == wanted for table, wanted in entries.items())
+            and hints.items() <= told["filter_hints"].items()
+            and told["filters"] == dict.fromkeys(told["filters"], nothing) | filters
+        ):
+            return
+        # While the maps change, everything passes.
+        for key in list(told["filters"]):
+            self._put("filters", key, nothing)
+        for table, wanted in entries.items():
+            for key in told[table].keys() - wanted.keys():
+                self._remove(table, key)
+            for key, value in wanted.items():
+                self._put(table, key, value)
+        for key, value in hints.items():
+            self._put("filter_hints", key, value)
+        for key, value in filters.items():
+            self._put("filters", key, value)
 
     def want(self, types: Iterable[str], drops: Mapping[str, Drop] | None = None) -> None:
         """Report these event types from now on, and no others.
@@ -526,43 +556,42 @@ class Capture:
                maps hold, the types at the end are not filtered by users and paths
 
         What is attached follows. Raises CaptureError for an unknown type, and where the kernel
-        refuses.
+        refuses; what it refused is tried again with the next call, whatever that wants.
         """
         wanted = frozenset(types)
-        drops = dict(drops or {})
-        if LOGIN_KEY in wanted:
-            drops.pop("sendto", None)
-        before, self._drops = self._drops, _within_bounds(drops)
-        if self._descriptors and before != self._drops:
-            try:
-                self._tell_drops(before)
-            except OSError as error:
-                raise CaptureError(f"the kernel refuses: {error}") from error
-        if wanted == self._types and (
-            not self._links or self._links.keys() >= set(self._programs())
-        ):
-            return
         unknown = sorted(wanted - TYPES.keys() - {LOGIN_KEY})
         if unknown:
             raise CaptureError(f"unknown event type {unknown[0]!r}")
-        actions = self._numbers()
-        self._types = wanted
+        drops = dict(drops or {})
+        if LOGIN_KEY in wanted:
+            drops.pop("sendto", None)
+        self._types, self._drops = wanted, _within_bounds(drops)
         if not self._descriptors:
             return
         try:
-            self._tell(actions)
+            self._tell_drops()
+            self._tell()
         except OSError as error:
             raise CaptureError(f"the kernel refuses: {error}") from error
         if self._links:
+            programs = self._programs()
             # Functions stay: a look at `actions` costs less than the time that many kernels take to
             # detach from one.
-            for name in self._links.keys() & TRACEPOINTS.keys() - set(self._programs()):
+            for name in self._links.keys() & TRACEPOINTS.keys() - set(programs):
                 os.close(self._links.pop(name))
-            self._attach()
+            self._attach(programs)
 
     def pass_all(self) -> None:
-        """Drop nothing that is asked for, until the next ``want``. Raises CaptureError."""
-        self.want(self._types)
+        """Drop nothing that is asked for, until the next ``want``. Raises CaptureError.
+
+        What ``want`` could not attach is not tried again: whoever goes back must not need it.
+        """
+        self._drops = {}
+        if self._descriptors:
+            try:
+                self._tell_drops()
+            except OSError as error:
+                raise CaptureError(f"the kernel refuses: {error}") from error
 
     @property
     def types(self) -> frozenset[str]:
@@ -577,12 +606,12 @@ class Capture:
     def attach(self) -> None:
         """Start capture. Raises CaptureError where the kernel refuses; nothing is added then."""
         if not self._links:
-            self._attach()
+            self._attach(self._programs())
 
-    def _attach(self) -> None:
+    def _attach(self, programs: Iterable[str]) -> None:
         before = self._links.keys() | ()
         try:
-            for name in self._programs():
+            for name in programs:
                 if name not in self._links:
                     descriptor = self._descriptor(name)
                     tracepoint, is_typed = TRACEPOINTS.get(name, (None, True))
@@ -716,20 +745,21 @@ def _begins(address: bytes, prefix: bytes, bits: int) -> bool:
     return one >> (8 * size - bits) == other >> (8 * size - bits)
 
 
-def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bool]]:
+def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bytes]]:
     """What filter_uids, filter_paths and filter_ends have."""
-    uids: dict[bytes, bool] = {}
-    paths: dict[bytes, bool] = {}
-    ends: dict[bytes, bool] = {}
+    uids: dict[bytes, bytes] = {}
+    paths: dict[bytes, bytes] = {}
+    ends: dict[bytes, bytes] = {}
+    passes = struct.pack("<I", True)
     for name, drop in drops.items():
-        uids |= {struct.pack("<II", TYPES[name], uid): True for uid in drop.uids}
+        uids |= {struct.pack("<II", TYPES[name], uid): passes for uid in drop.uids}
         for kind, (begins, tails) in drop.looked_up:
             for text in begins:
-                paths[_path_entry(TYPES[name], kind, text[:_FILTER_PATH_BYTES])] = True
+                paths[_path_entry(TYPES[name], kind, text[:_FILTER_PATH_BYTES])] = passes
             for text in tails:
                 reverse = text[: -_FILTER_END_BYTES - 1 : -1]
-                paths[_path_entry(TYPES[name], _FILTER_END | kind, reverse)] = True
-        for where, beginning, bits, passes in drop.ends:
+                paths[_path_entry(TYPES[name], _FILTER_END | kind, reverse)] = passes
+        for where, beginning, bits, is_passed in drop.ends:
             if where:
                 ends[
                     struct.pack(
@@ -739,7 +769,7 @@ def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bool]]:
                         _ENDS[where],
                         beginning,
                     )
-                ] = passes
+                ] = struct.pack("<I", is_passed)
     return {"filter_uids": uids, "filter_paths": paths, "filter_ends": ends}
 
 

@@ -9,6 +9,8 @@ import os
 import socket
 import time
 
+_ONE_LINE = str.maketrans("\n", " ")
+
 
 class Notifier:
     """Reads NOTIFY_SOCKET and WATCHDOG_USEC, as systemd sets them for `Type=notify`."""
@@ -24,6 +26,10 @@ class Notifier:
     def ready(self, status: str) -> None:
         """Say that the service is up; status is shown by `systemctl status`."""
         self._send(f"READY=1\nSTATUS={status}")
+
+    def status(self, status: str) -> None:
+        """Say what `systemctl status` is to show from now on."""
+        self._send(f"STATUS={status.translate(_ONE_LINE)}")
 
     def stopping(self) -> None:
         """Say that the service is on its way down."""

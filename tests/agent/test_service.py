@@ -8,6 +8,8 @@ import random
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -207,6 +209,90 @@ def test_hangup_reloads_rules_and_reopens_files_and_bad_rules_change_nothing(
     agent.stop()
     old = [json.loads(line) for line in (agent.folder / "rotated").read_bytes().splitlines()]
     assert [line["rule"] for line in [*old, *agent.printed()]] == ["Another name"] * 3
+
+
+REFUSES = """
+import sys
+from pathlib import Path
+from vedette.bpf import capture
+
+folder = Path(sys.argv[-1]).parent
+want, pass_all = capture.Capture.want, capture.Capture.pass_all
+
+def refusing(self, types, drops=None):
+    want(self, types, drops)
+    if "mkdir" in types:
+        raise capture.CaptureError("the kernel refuses: mkdir")
+
+def passing(self):
+    if (folder / "refuse").exists():
+        raise capture.CaptureError("the kernel refuses: all")
+    pass_all(self)
+
+capture.Capture.want, capture.Capture.pass_all = refusing, passing
+from vedette.agent.cli import main
+main()
+"""
+
+
+def test_rules_that_capture_cannot_follow_are_told_as_such_the_kernels_refusal_is_a_fake(
+    make_agent: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.COMMAND", [*COMMAND[:2], REFUSES])
+    agent = make_agent("metrics: {listen: '127.0.0.1:39779'}\n")
+    agent.start("run", "--config", str(agent.config))
+    assert agent.process is not None
+    secret = str(agent.secret)
+
+    def reloads(text: str, message: str) -> str:
+        agent.rules.write_text(text)
+        agent.log.write_text("")
+        assert agent.process is not None
+        agent.process.send_signal(signal.SIGHUP)
+        agent.logs(f'msg="{message}"')
+        return agent.log.read_text()
+
+    def metric(name: str) -> float:
+        with urllib.request.urlopen("http://127.0.0.1:39779/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(x.split()[1]) for x in lines if x.startswith(f"vedette_agent_{name} "))
+
+    def health() -> str:
+        try:
+            with urllib.request.urlopen("http://127.0.0.1:39779/healthz") as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return str(error.read().decode())
+
+    # The kernel goes on dropping what the old rules do not need: these stay in force.
+    (agent.folder / "refuse").touch()
+    said = reloads(rules(secret, "Another name"), "reload failed, the rules in force stay")
+    assert "capture cannot follow the rules: the kernel refuses: all" in said
+    agent.wait_until(lambda: metric("rules_failed_total") == 1)
+    assert (metric("rules_uncaptured"), health()) == (0, "ok\n")
+    read_secrets(agent, 1)
+    agent.wait_until(lambda: len(agent.printed()) == 1)
+    assert agent.printed()[0]["rule"] == "Reads a secret"
+    assert "rules reloaded" not in agent.log.read_text()
+    (agent.folder / "refuse").unlink()
+
+    # New rules are in force, but of some of their events nothing is seen.
+    more = rules(secret, "Another name").replace("evt.type = execve", "evt.type = mkdir")
+    said = reloads(more, "rules in force, not captured in full")
+    assert 'msg="some events of the rules do not come"' in said
+    agent.wait_until(lambda: metric("rules_uncaptured") == 1)
+    assert metric("rules_failed_total") == 2
+    assert "capture cannot follow the rules: the kernel refuses: mkdir" in health()
+    read_secrets(agent, 1)
+    agent.wait_until(lambda: len(agent.printed()) == 2)
+    assert agent.printed()[1]["rule"] == "Another name"
+    assert "rules reloaded" not in agent.log.read_text()
+
+    reloads(rules(secret), "rules reloaded")
+    agent.wait_until(lambda: metric("rules_reloaded_total") == 1)
+    assert (metric("rules_uncaptured"), health()) == (0, "ok\n")
+    agent.stop()
 
 
 def test_rules_that_ask_for_standard_descriptors_find_what_changed_before_them(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +19,8 @@ from tests.bpf.records import ALL, split
 from tests.core.strategies import rule_lists
 from tests.core.test_kernelfilter import conditions
 from vedette.bench.scope import Scope, compile_c
-from vedette.bpf.capture import Drop
+from vedette.bpf import kernel
+from vedette.bpf.capture import CaptureError, Drop
 from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine
 from vedette.core.expr import Expr
@@ -278,6 +281,58 @@ def test_more_users_and_paths_than_there_is_room_for_are_not_asked_about(
     assert [record.type for record in seen.records()] == ["unlink"]
     assert seen.counters()["filtered"] == 1
     seen.capture.want(("open", "unlink"))
+    scope.run(program, tmp_path, *two)
+    assert [record.type for record in seen.records()] == ["open", "unlink"]
+
+
+def test_what_the_maps_refuse_is_told_with_the_next_rules_the_refusal_is_a_fake(
+    watch: Callable[..., Watch],
+    scope: Scope,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = compile_c(Path(__file__).parent / "calls.c")
+    seen = watch("open", "unlink")
+    two = ["native", "2", "s/etc/passwd", "n0", "--", "native", "87", "s/etc/absent"]
+    here = ((frozenset({b"/etc/"}), frozenset()), None)
+    elsewhere = ((frozenset({b"/var/", b"/srv/"}), frozenset()), None)
+    users = {"others": False, "uids": frozenset({os.geteuid()})}
+    old = {"open": Drop(paths=elsewhere), "unlink": Drop(others=False)}
+    new = {"unlink": Drop(paths=here, **users), "open": Drop(paths=here)}
+    seen.capture.want(("open",), old)
+    left = 0
+
+    def refusing(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise OSError(errno.EPERM, "Operation not permitted")
+            function(*arguments)
+
+        return call
+
+    for name in ("map_update", "map_delete"):
+        monkeypatch.setattr(kernel, name, refusing(getattr(kernel, name)))
+    refused = 0
+    for at in itertools.count(1):
+        left = at
+        try:
+            seen.capture.want(("open", "unlink"), new)
+        except CaptureError:
+            refused += 1
+        else:
+            break
+        seen.capture.pass_all()
+        scope.run(program, tmp_path, *two)
+        assert "open" in {record.type for record in seen.records()}, at
+        seen.capture.want(("open", "unlink"), new)
+        scope.run(program, tmp_path, *two)
+        assert [record.type for record in seen.records()] == ["open", "unlink"], at
+        seen.capture.want(("open",), old)
+        scope.run(program, tmp_path, *two)
+        assert seen.records() == [], at
+    assert refused > 8
     scope.run(program, tmp_path, *two)
     assert [record.type for record in seen.records()] == ["open", "unlink"]
 
