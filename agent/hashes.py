@@ -14,6 +14,7 @@ import itertools
 import select
 import struct
 import time
+from collections import deque
 from typing import Final
 
 from vedette.agent.hashreader import PIDS_MAX, Answer, File, HashReader
@@ -50,7 +51,7 @@ class _Job:
         self.file = file
         self.path = path
         self.pids: list[int] = []
-        self.records: list[tuple[int, bytes]] = []
+        self.records: deque[tuple[int, bytes]] = deque()
         self.asked = False
 
 
@@ -162,7 +163,7 @@ class Hashes:
         for job in self._jobs.values():
             while job.records and job.records[0][0] < late_ns:
                 self._stats["late"] += 1
-                self._forget(job.records.pop(0)[1])
+                self._forget(job.records.popleft()[1])
 
     def _forget(self, record: bytes) -> None:
         self._waiting -= 1

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import grp
+import ctypes
 import hashlib
 import ipaddress
-import os
-import pwd
+import logging
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
 from vedette.agent.errors import AgentError
+from vedette.agent.logs import log
 
 ADDRESSES_MAX = 64
 """Addresses that are told to the aggregator."""
 RESOLVERS_MAX = 64
 NAMES_MAX = 65536
 """Users, and groups, that are kept; what comes later in the databases is left out."""
+NAMES_S_MAX = 10.0
+"""A database that has not answered in so long is used as far as it is known."""
 
 _RTM_NEWADDR, _RTM_GETADDR, _NLM_F_REQUEST_DUMP = 20, 22, 0x301
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -72,21 +74,99 @@ def boot_to_wall_ns() -> int:
     return best[1]
 
 
+class _Passwd(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("password", ctypes.c_char_p),
+        ("number", ctypes.c_uint32),
+        ("group", ctypes.c_uint32),
+        ("comment", ctypes.c_char_p),
+        ("folder", ctypes.c_char_p),
+        ("shell", ctypes.c_char_p),
+    )
+
+
+class _Group(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("password", ctypes.c_char_p),
+        ("number", ctypes.c_uint32),
+        ("members", ctypes.c_void_p),
+    )
+
+
+class Database:
+    """Users or groups, as getpwent(3) and getgrent(3) enumerate them.
+
+    Python's `pwd` and `grp` hold Python's lock while a server (LDAP, SSSD) is asked, so that a slow
+    one would stop the whole agent. Here a thread of its own reads, without that lock, and whoever
+    asks waits for it no longer than he wants.
+
+    late  how often it was not read in time
+    """
+
+    def __init__(self, what: str, prefix: str, entry: type[_Passwd] | type[_Group]) -> None:
+        self.late = 0
+        self._what = what
+        libc = ctypes.CDLL(None)
+        self._begin = getattr(libc, f"set{prefix}ent")
+        self._next = getattr(libc, f"get{prefix}ent")
+        self._end = getattr(libc, f"end{prefix}ent")
+        self._next.restype = ctypes.POINTER(entry)
+        self._names: dict[int, bytes] = {}
+        self._reading: dict[int, bytes] = {}
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def names(self, seconds_max: float = NAMES_S_MAX) -> dict[int, bytes]:
+        """Return number -> name; the first name of a number counts.
+
+        Where that takes longer: what was read so far, mostly the host's own files, and before.
+        """
+        end_s = time.monotonic() + seconds_max
+        with self._lock:
+            if self._thread is not None:
+                # One that was late: what it reads may be old.
+                self._thread.join(seconds_max)
+            if self._thread is None or not self._thread.is_alive():
+                self._reading = {}
+                self._thread = threading.Thread(target=self._read, name="names", daemon=True)
+                self._thread.start()
+            self._thread.join(max(0.0, end_s - time.monotonic()))
+            found = self._reading.copy()
+            if self._thread.is_alive():
+                self.late += 1
+                log(logging.WARNING, f"{self._what} are not all read", seconds=seconds_max)
+                return found | {k: v for k, v in self._names.items() if k not in found}
+            self._thread = None
+            self._names = found
+            return found
+
+    def _read(self) -> None:
+        found = self._reading
+        self._begin()
+        try:
+            for _ in range(NAMES_MAX):
+                entry = self._next()
+                if not entry:
+                    break
+                found.setdefault(entry.contents.number, entry.contents.name)
+        finally:
+            self._end()
+
+
+USERS = Database("users", "pw", _Passwd)
+GROUPS = Database("groups", "gr", _Group)
+
+
 def users() -> dict[int, bytes]:
-    """Return uid -> name, from the host's databases; the first name of a uid counts."""
-    return _names((entry.pw_uid, entry.pw_name) for entry in pwd.getpwall())
+    """Return uid -> name, from the host's databases."""
+    return USERS.names()
 
 
 def groups() -> dict[int, bytes]:
-    """Return gid -> name, from the host's databases; the first name of a gid counts."""
-    return _names((entry.gr_gid, entry.gr_name) for entry in grp.getgrall())
-
-
-def _names(entries: Iterable[tuple[int, str]]) -> dict[int, bytes]:
-    names: dict[int, bytes] = {}
-    for number, name in islice(entries, NAMES_MAX):
-        names.setdefault(number, os.fsencode(name))
-    return names
+    """Return gid -> name, from the host's databases."""
+    return GROUPS.names()
 
 
 _RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")

@@ -739,6 +739,7 @@ class Service:
         counters = live.counters()
         counters["ring.pending_bytes"] = live.pending_bytes()
         counters |= {f"names.{name}": count for name, count in self._names.items()}
+        counters["names.late"] = identity.USERS.late + identity.GROUPS.late
         counters |= {f"rules.{name}": count for name, count in self._reloads.items()}
         counters["rules.uncaptured"] = int(bool(live.refused))
         for index, writer in enumerate(self._writers):

@@ -67,6 +67,7 @@ OUTCOMES: Final = ("answered", "failed", "left", "refused", "too_long")
 UNDER_WAY: Final = "under_way"
 SPENT_NS: Final = "spent_ns"
 RESTARTS: Final = "restarts"
+UNSTARTED: Final = "unstarted"
 HANDSHAKE_MS: Final = 10_000
 NICENESS: Final = 5
 RESTART_S: Final = 1.0
@@ -365,8 +366,8 @@ class QueryServer:
 class Supervisor:
     """Runs the query socket's process beside the aggregator, and again where it dies.
 
-    counters  since the aggregator's start: OUTCOMES, UNDER_WAY, SPENT_NS, RESTARTS; replaced as a
-              whole
+    counters  since the aggregator's start: OUTCOMES, UNDER_WAY, SPENT_NS, RESTARTS, UNSTARTED;
+              replaced as a whole
     """
 
     def __init__(self, config_file: Path) -> None:
@@ -390,22 +391,29 @@ class Supervisor:
 
     def _run(self) -> None:
         wait_s = RESTART_S
+        environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
         while not self._stop.is_set():
             began_s = time.monotonic()
-            environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
-            with subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-            ) as self._process:
-                if self._stop.is_set():
-                    self._process.terminate()
-                self._take_counters(self._process)
-                code = self._process.wait()
+            try:
+                process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                )
+            except (OSError, MemoryError) as error:
+                # No room for another process (EAGAIN, ENOMEM), or no descriptors: that may pass.
+                self.counters = self.counters + Counter({UNSTARTED: 1})
+                what = f"the query socket's process cannot be started ({error})"
+            else:
+                with process as self._process:
+                    if self._stop.is_set():
+                        process.terminate()
+                    self._take_counters(process)
+                    what = f"the query socket's process ended ({process.wait()})"
             if self._stop.is_set():
                 return
             wait_s = (
                 RESTART_S if time.monotonic() - began_s > 60 else min(2 * wait_s, RESTART_S_MAX)
             )
-            log.error("the query socket's process ended (%d); again in %.0f s", code, wait_s)
+            log.error("%s; again in %.0f s", what, wait_s)
             self._stop.wait(wait_s)
 
     def _take_counters(self, process: subprocess.Popen[bytes]) -> None:
@@ -454,6 +462,9 @@ def metrics(counters: Counter[str]) -> Iterator[Metric]:
     ended = Metric("vedette_aggregator_questions_ended", "of the process that answers", "counter")
     ended.add_sample(f"{ended.name}_total", {}, counters[RESTARTS])
     yield ended
+    unstarted = Metric("vedette_aggregator_questions_unstarted", "of that process", "counter")
+    unstarted.add_sample(f"{unstarted.name}_total", {}, counters[UNSTARTED])
+    yield unstarted
 
 
 def main(load: Callable[[Path], Config], path: Path) -> int:

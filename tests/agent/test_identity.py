@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import pwd
 import subprocess
 import sys
@@ -46,6 +47,93 @@ def test_names_of_users_are_those_of_the_database() -> None:
     assert names[0] == b"root"
     assert {uid: pwd.getpwuid(uid).pw_name.encode() for uid in names} == names
     assert identity.groups()[0] == b"root"
+
+
+SLOW = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <nss.h>
+#include <pwd.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static int told;
+
+enum nss_status _nss_slow_setpwent(int stay) { (void)stay; told = 0; return NSS_STATUS_SUCCESS; }
+enum nss_status _nss_slow_endpwent(void) { return NSS_STATUS_SUCCESS; }
+
+/* Answers when somebody has written to the pipe. */
+enum nss_status _nss_slow_getpwent_r(struct passwd *entry, char *buffer, size_t size, int *error)
+{
+    char byte;
+    int fd;
+
+    (void)buffer, (void)size;
+    *error = ENOENT;
+    if (told++)
+        return NSS_STATUS_NOTFOUND;
+    fd = open(getenv("SLOW_PIPE"), O_RDONLY);
+    if (read(fd, &byte, 1) != 1)
+        abort();
+    close(fd);
+    *entry = (struct passwd){"slow", "x", 424242, 0, "", "/", "/bin/sh"};
+    return NSS_STATUS_SUCCESS;
+}
+"""
+ASKS_SLOW = """
+import os, threading
+from vedette.agent import identity
+
+def answer():
+    with open(os.environ["SLOW_PIPE"], "w") as pipe:
+        pipe.write("x")
+
+# While the database is asked, this thread goes on, or nobody would ever answer.
+found = {}
+asking = threading.Thread(target=lambda: found.update(identity.users()))
+asking.start()
+answer()
+asking.join()
+assert (found[0], found[424242]) == (b"root", b"slow"), found
+
+# One that does not answer in time: what is known, also of what came before it.
+late = identity.Database("users", "pw", identity._Passwd)
+for count in (1, 2):
+    names = late.names(0.2)
+    assert names[0] == b"root" and 424242 not in names and late.late == count
+answer()
+late._thread.join()
+asking = threading.Thread(target=answer)  # whom the next one asks
+asking.start()
+assert late.names(20)[424242] == b"slow" and late.late == 2
+asking.join()
+assert late.names(0.2)[424242] == b"slow" and late.late == 3
+os._exit(0)  # the last one is never answered
+"""
+
+
+def test_a_user_database_that_answers_late_holds_up_only_who_asks(tmp_path: Path) -> None:
+    source, pipe, switch = tmp_path / "slow.c", tmp_path / "pipe", tmp_path / "nsswitch.conf"
+    source.write_text(SLOW)
+    library = tmp_path / "libnss_slow.so.2"
+    subprocess.run(
+        ["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True
+    )
+    os.mkfifo(pipe)
+    switch.write_text("passwd: files slow\ngroup: files\n")
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c"),
+            'mount --bind "$0" /etc/nsswitch.conf && exec "$@"',
+            *(switch, sys.executable, "-c", ASKS_SLOW),
+        ],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "SLOW_PIPE": str(pipe)},
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "users are not all read" in done.stderr
 
 
 def test_each_run_has_a_numbering_of_its_own_and_the_host_one_id() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from tests.aggregator.service import RawAgent, hello, signals, until
 from tests.aggregator.test_searching import fill
 from tests.aggregator.test_server import get
 from tests.aggregator.test_store import server, where  # noqa: F401
-from vedette.aggregator import query_client
+from vedette.aggregator import query_client, query_server
 from vedette.aggregator.query_client import RemoteError, remote
 from vedette.aggregator.questions import AskSignals, encode_question, local
 from vedette.aggregator.searching import QuestionError
@@ -280,6 +281,27 @@ def test_it_lives_and_dies_with_its_aggregator(tmp_path: Path) -> None:
         service.kill()
         service.wait()
         until(lambda: not is_running(child), "its end")
+
+
+def test_it_is_tried_again_where_the_system_starts_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_server, "RESTART_S", 0.01)
+    (tmp_path / "a.yaml").touch()
+    supervisor = query_server.Supervisor(tmp_path / "a.yaml")
+    # A limit of this process's own, which os.pipe meets first: the error is as that of a fork.
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        supervisor.start()
+        until(lambda: supervisor.counters["unstarted"] > 2, "it is tried again")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    # It starts; that it cannot use this configuration ends it again.
+    until(lambda: supervisor.counters["restarts"] > 0, "it is started")
+    supervisor.stop()
+    shown = {s.name: s.value for m in query_server.metrics(supervisor.counters) for s in m.samples}
+    assert shown["vedette_aggregator_questions_unstarted_total"] > 2
 
 
 @pytest.mark.parametrize("through", ["store", "socket"])
