@@ -44,8 +44,11 @@ FIRST_PAGE_BATCHES: Final = 16
 LOADED_BATCHES: Final = 32
 """Read at a time, whatever a page has: a batch may be a megabyte."""
 RUN_BYTES_MAX: Final = 32 << 20
-"""Of batches, as stored, whose signals are brought into order at a time. A host that gives all its
-signals one time has the bucket of that time gone through again and again, and nobody's memory."""
+"""Of batches, as stored, whose signals are brought into order at a time. A bucket that has more,
+as where a host gives all its signals one time, is brought into order piece by piece."""
+QUEUED_BATCHES_MAX: Final = 1 << 17
+"""Of such a bucket, known by their times and numbers (some 30 MB). Where there are more, the rows
+beside the batches are gone through once for so many."""
 STREAMS_MAX: Final = 64
 """Rules or hosts that are looked up one by one; of more, all batches of the time are gone
 through."""
@@ -283,34 +286,6 @@ class _Run:
         self._which, self._places = self._which[order], self._places[order]
         self._at = 0
 
-    def cut(self, bytes_max: int, newest_first: bool) -> SignalKey | None:
-        """Leave out what comes last, so that no more batches are held than take so many bytes.
-
-        Returns the key that is the last one now; None: all stays.
-        """
-        step = -1 if newest_first else 1
-        which, places = self._which[::step], self._places[::step]
-        numbers, starts = np.unique(which, return_index=True)
-        order = np.argsort(starts)
-        sizes = np.cumsum([self._batches[number].size_bytes for number in numbers[order]])
-        count = max(1, int(np.searchsorted(sizes, bytes_max, "right")))
-        if count == len(order):
-            return None
-        end = int(starts[order[count]])
-        kept = numbers[order[:count]]
-        renumbered = np.zeros(len(self._batches), np.int64)
-        renumbered[kept] = np.arange(count)
-        self._batches = [self._batches[number] for number in kept]
-        self._which = renumbered[which[:end]][::step]
-        self._places = places[:end][::step]
-        return self._key(0 if newest_first else end - 1)
-
-    def parts(self) -> list[tuple[StoredBatch, Places]]:
-        """Return of each batch the places of what is left of it here."""
-        order = np.argsort(self._which, kind="stable")
-        ends = np.searchsorted(self._which[order], np.arange(1, len(self._batches)))
-        return list(zip(self._batches, np.split(self._places[order], ends), strict=True))
-
     def take(self, count: int) -> _Piece:
         """Return the next signals; fewer than count: that is all of the bucket."""
         end = min(self._at + count, len(self._places))
@@ -323,6 +298,10 @@ class _Run:
     @property
     def left(self) -> int:
         return len(self._places) - self._at
+
+    def end(self, newest_first: bool) -> SignalKey:
+        """Return the key of the signal that comes last, in one direction or the other."""
+        return self._key(0 if newest_first else len(self._places) - 1)
 
     def _key(self, at: int) -> SignalKey:
         batch, place = self._batches[self._which[at]], self._places[at]
@@ -355,34 +334,26 @@ def _behind(
     return found
 
 
-def _gathered(
-    question: object,
-    found: Iterable[tuple[int, StoredBatch, Places]],
-    after: SignalKey | None,
-    newest_first: bool,
-) -> tuple[_Run | None, SignalKey | None]:
-    """Return the signals of a bucket that come first; where there are more, the last one's key too.
+def _first(batch: StoredBatch, places: Places, newest_first: bool) -> SignalKey:
+    """Return the key of the signal that comes first of some of a batch."""
+    time_ns = batch.columns.time_ns[places]
+    choose = np.max if newest_first else np.min
+    first_ns = choose(time_ns)
+    seq = choose(batch.columns.seq[places][time_ns == first_ns])
+    return int(first_ns), batch.host_id, int(seq), batch.boot_id
 
-    after  of those that are behind it
-    """
-    parts: list[tuple[StoredBatch, Places]] = []
-    size_bytes = 0
-    last: SignalKey | None = None
-    for _, batch, places in found:
-        if after is not None:
-            places = places[_behind(batch, places, after, newest_first)]
-        if last is not None:
-            places = places[~_behind(batch, places, last, newest_first)]
-        if not len(places):
-            continue
-        parts.append((batch, places))
-        size_bytes += batch.size_bytes
-        if size_bytes > RUN_BYTES_MAX:
-            run = _Run(question, parts)
-            last = run.cut(RUN_BYTES_MAX // 2, newest_first) or last
-            parts = run.parts()
-            size_bytes = sum(one.size_bytes for one, _ in parts)
-    return (_Run(question, parts) if parts else None), last
+
+class _Descending(tuple[int, str, int, str]):
+    """A key, in a queue that has the newest first."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: Any) -> bool:
+        return tuple.__gt__(self, other)
+
+
+_Queued = tuple[SignalKey, int, int]
+"""A batch in a queue: none of its signals that are left comes before the key; its id and bytes."""
 
 
 def _ranks(names: list[str]) -> NDArray[np.int64]:
@@ -407,6 +378,8 @@ class Reader:
         self._cache: OrderedDict[int, StoredBatch] = OrderedDict()
         self._cache_bytes = 0
         self._run: _Run | None = None
+        self._further: Iterator[_Run] = iter(())
+        """Those behind it, of the same question."""
         self.watch: Callable[[int], None] | None = None
         """Told what bucket of time a question has come to; may end it by an exception."""
 
@@ -415,6 +388,7 @@ class Reader:
         self._cache.clear()
         self._cache_bytes = 0
         self._run = None
+        self._further = iter(())
 
     def in_order(
         self,
@@ -429,17 +403,20 @@ class Reader:
         hostnames = self._hostnames()
         question = (until_ns, late, wanted)
         run = self._run
-        if run is not None and run.left and run.question == question and run.last == after:
+        if run is None or run.question != question or run.last != after:
+            since_ns = 0 if after is None else after[0]
+            asked = Filter(since_ns=since_ns, until_ns=until_ns, late=late, wanted=wanted)
+            run, self._further = None, self._runs(asked, question, after, by_time=True)
+        if run is not None and run.left:
             found += self._signals(run.take(limit), hostnames)
-            after = run.last
-        since_ns = 0 if after is None else after[0]
-        asked = Filter(since_ns=since_ns, until_ns=until_ns, late=late, wanted=wanted)
-        if len(found) < limit:
-            for run in self._runs(asked, question, after, by_time=True):
-                self._run = run
-                found += self._signals(run.take(limit - len(found)), hostnames)
-                if len(found) == limit:
-                    break
+        while len(found) < limit:
+            # Until there is another: it is not held beside it, and not gone on from after an error.
+            self._run = run = None
+            run = next(self._further, None)
+            if run is None:
+                break
+            self._run = run
+            found += self._signals(run.take(limit - len(found)), hostnames)
         return found
 
     def newest(self, asked: Filter, limit: int) -> list[StoredSignal]:
@@ -514,31 +491,170 @@ class Reader:
 
         after  what is behind it
         """
-        found = self._found(asked, newest_first, by_time)
+        passed: list[int] = []
+        found = self._found(asked, newest_first, by_time, passed)
         for bucket, some in groupby(found, key=itemgetter(0)):
-            is_first = after is not None and bucket == after[0] >> BUCKET_BITS
-            run, last = _gathered(question, some, after if is_first else None, newest_first)
-            while run is not None:
-                yield run
-                if last is None:
+            behind = after if after is not None and bucket == after[0] >> BUCKET_BITS else None
+            parts: list[tuple[StoredBatch, Places]] = []
+            size_bytes = 0
+            for _, batch, places in some:
+                if behind is not None:
+                    places = places[_behind(batch, places, behind, newest_first)]
+                if len(places):
+                    parts.append((batch, places))
+                    size_bytes += batch.size_bytes
+                if size_bytes > RUN_BYTES_MAX:
                     break
-                again = self._found(asked.within(bucket), newest_first, by_time)
-                run, last = _gathered(question, again, last, newest_first)
+            if size_bytes > RUN_BYTES_MAX:
+                parts.clear()
+                passed[:] = [bucket]
+                here = asked.within(bucket)
+                yield from self._pieces(here, question, bucket, behind, newest_first, by_time)
+            elif parts:
+                yield _Run(question, parts)
+
+    def _pieces(
+        self,
+        asked: Filter,
+        question: object,
+        bucket: int,
+        after: SignalKey | None,
+        newest_first: bool,
+        by_time: bool,
+    ) -> Iterator[_Run]:
+        """Return a bucket's signals in order, of which there is too much to be held at a time.
+
+        Batches wait in the order of the first signal that is left of each; some are read, and give
+        what comes before the first of those that still wait. A batch is read once, and again only
+        where others' signals come between its own: never more often than it has signals, whatever
+        else the bucket has.
+        """
+        queue: list[_Queued] = []
+        edge: SignalKey | None = after
+        is_more, is_stuck = True, False
+        while is_more:
+            before = edge
+            # In order, and so a heap.
+            waiting = self._waiting(asked, bucket, edge, newest_first, by_time, is_stuck)
+            queue = heapq.nsmallest(QUEUED_BATCHES_MAX + 1, waiting)
+            end: SignalKey | None = None
+            while True:
+                if len(queue) > QUEUED_BATCHES_MAX:
+                    # What comes last is forgotten, and looked for again behind all that is left.
+                    queue = heapq.nsmallest(QUEUED_BATCHES_MAX + 1, queue)
+                    end = queue.pop()[0]
+                is_more = end is not None
+                if not queue or (end is not None and not queue[0][0] < end):
+                    break
+                ids: list[int] = []
+                size_bytes = 0
+                while queue and (not ids or size_bytes + queue[0][2] <= RUN_BYTES_MAX // 2):
+                    _, batch_id, more_bytes = heapq.heappop(queue)
+                    ids.append(batch_id)
+                    size_bytes += more_bytes
+                until = queue[0][0] if queue else end
+                if until is not None and end is not None and end < until:
+                    until = end
+                parts: list[tuple[StoredBatch, Places]] = []
+                for batch, places in self._read(asked, bucket, ids):
+                    if edge is not None:
+                        places = places[_behind(batch, places, edge, newest_first)]
+                    if until is not None:
+                        later = _behind(batch, places, until, newest_first)
+                        if later.any():
+                            first = _first(batch, places[later], newest_first)
+                            key = _Descending(first) if newest_first else first
+                            heapq.heappush(queue, (key, batch.id, batch.size_bytes))
+                        places = places[~later]
+                    if len(places):
+                        parts.append((batch, places))
+                if parts:
+                    run = _Run(question, parts)
+                    parts = []
+                    edge = run.end(newest_first)
+                    yield run
+                    del run
+            # Of more batches than are queued no more may be known than that they are not done.
+            is_stuck = edge == before
+
+    def _waiting(
+        self,
+        asked: Filter,
+        bucket: int,
+        after: SignalKey | None,
+        newest_first: bool,
+        by_time: bool,
+        is_exact: bool,
+    ) -> Iterator[_Queued]:
+        """Return a bucket's batches that may have something behind a key.
+
+        is_exact  they are read, and the keys are those of signals; else none is read
+        """
+        b, t = batches_table.c, batch_times_table.c
+        query = (
+            sa.select(
+                *(b.id, b.host_id, b.boot_id, b.first_seq, b.last_seq, b.size_bytes),
+                *(t.start_ns, t.end_ns),
+            )
+            .join(batch_times_table, t.batch_id == b.id)
+            .where(t.bucket == bucket)
+        )
+        for page in self._pages(asked, newest_first, by_time):
+            if self.watch is not None:
+                self.watch(bucket)
+            ids = [row[1] for row in page]
+            if is_exact:
+                for batch, places in self._read(asked, bucket, ids):
+                    if after is not None:
+                        places = places[_behind(batch, places, after, newest_first)]
+                    if len(places):
+                        first = _first(batch, places, newest_first)
+                        key = _Descending(first) if newest_first else first
+                        yield key, batch.id, batch.size_bytes
+                continue
+            with self._transaction() as connection:
+                rows = connection.execute(query.where(b.id.in_(ids))).all()
+            for row in rows:
+                near = (row.start_ns, row.host_id, row.first_seq, row.boot_id)
+                far = (row.end_ns, row.host_id, row.last_seq, row.boot_id)
+                if newest_first:
+                    if after is None or near < after:
+                        key = _Descending(far if after is None else min(far, after))
+                        yield key, row.id, row.size_bytes
+                elif after is None or far > after:
+                    yield near if after is None else max(near, after), row.id, row.size_bytes
+
+    def _read(
+        self, asked: Filter, bucket: int, ids: list[int]
+    ) -> Iterator[tuple[StoredBatch, Places]]:
+        """Return batches, those that are there, and the places in them that are meant."""
+        for at in range(0, len(ids), LOADED_BATCHES):
+            if self.watch is not None:
+                self.watch(bucket)
+            with self._transaction() as connection:
+                batches = self._load(connection, ids[at : at + LOADED_BATCHES])
+            for batch in batches:
+                places = asked.places(batch, bucket)
+                if len(places):
+                    yield batch, places
 
     def _found(
-        self, asked: Filter, newest_first: bool, by_time: bool
+        self, asked: Filter, newest_first: bool, by_time: bool, passed: Sequence[int] = ()
     ) -> Iterator[tuple[int, StoredBatch, Places]]:
         """Return bucket, batch and the places in it that are meant, bucket by bucket.
 
         by_time  look through all batches of the time, whatever indexes there are
+        passed   buckets that are left out, as soon as they are here
         """
         for page in self._pages(asked, newest_first, by_time):
             for at in range(0, len(page), LOADED_BATCHES):
-                rows = page[at : at + LOADED_BATCHES]
+                rows = [row for row in page[at : at + LOADED_BATCHES] if row[0] not in passed]
                 with self._transaction() as connection:
                     ids = list(dict.fromkeys(row[1] for row in rows))
                     batches = {batch.id: batch for batch in self._load(connection, ids)}
                 for bucket, batch_id in rows:
+                    if bucket in passed:
+                        continue
                     if self.watch is not None:
                         self.watch(bucket)
                     # Those that have gone meanwhile are left out.

@@ -206,12 +206,14 @@ BUCKET_NS = 1 << BUCKET_BITS
     ),
     limit=st.integers(1, 7),
     bytes_max=st.sampled_from([1, 500, 2000, 1 << 30]),
+    queued_max=st.sampled_from([1, 2, 5, 1 << 20]),
 )
 def test_what_is_too_much_to_be_held_is_in_order_all_the_same(
     tmp_path_factory: pytest.TempPathFactory,
     batches: list[tuple[tuple[str, str], list[int]]],
     limit: int,
     bytes_max: int,
+    queued_max: int,
 ) -> None:
     keys: list[SignalKey] = []
     with (
@@ -220,6 +222,7 @@ def test_what_is_too_much_to_be_held_is_in_order_all_the_same(
     ):
         patch.setattr(stored_signals, "RUN_BYTES_MAX", bytes_max)
         patch.setattr(stored_signals, "LOADED_BATCHES", 2)
+        patch.setattr(stored_signals, "QUEUED_BATCHES_MAX", queued_max)
         numbers: Counter[tuple[str, str]] = Counter()
         for (host_id, boot_id), times in batches:
             made = []
@@ -265,6 +268,71 @@ def test_signals_of_one_time_take_no_more_memory_than_others(
         finally:
             tracemalloc.stop()
         assert store.size_bytes() > 18 << 20 > 2 * peak
+
+
+@pytest.mark.parametrize("spread", ["one time", "times side by side", "whole bucket"])
+def test_a_bucket_of_any_size_is_read_in_time_that_grows_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spread: str
+) -> None:
+    """Counted in batches that are read, whatever a host that means ill has in a bucket."""
+    monkeypatch.setattr(stored_signals, "RUN_BYTES_MAX", 1 << 15)
+    monkeypatch.setattr(stored_signals, "CACHE_BYTES", 1 << 12)
+    monkeypatch.setattr(stored_signals, "QUEUED_BATCHES_MAX", 1 << 10)
+    loads = rows = 0
+    load, waiting = stored_signals.Reader._load, stored_signals.Reader._waiting
+
+    def loading(self: Any, connection: Any, ids: list[int]) -> list[Any]:
+        nonlocal loads
+        loads += len(ids)
+        return load(self, connection, ids)
+
+    def queued(*arguments: Any) -> Iterator[Any]:
+        nonlocal rows
+        for row in waiting(*arguments):
+            rows += 1
+            yield row
+
+    monkeypatch.setattr(stored_signals.Reader, "_load", loading)
+    monkeypatch.setattr(stored_signals.Reader, "_waiting", queued)
+    count = 4
+
+    def read(batches: int, name: str) -> tuple[int, int, int, int]:
+        nonlocal loads, rows
+        with Store.open(tmp_path / name) as store:
+            store.hello(hello("a"), 1, 100)
+            keys: list[SignalKey] = []
+            with store.transaction():
+                for number in range(batches):
+                    made = []
+                    for at in range(count):
+                        seq = number * count + at + 1
+                        time_ns = {
+                            "one time": 10,
+                            "times side by side": 10 + seq,
+                            "whole bucket": 10 + at * 10**6 + number * 17 % batches,
+                        }[spread]
+                        keys.append((time_ns, "a", seq, "boot"))
+                        made.append(signal(seq, time_ns, output=noise(seq, 300)))
+                    store.commit("a", "boot", wire.Batch(signals=made), 1000, released_ns=0)
+            keys.sort()
+            loads = rows = 0
+            found: list[SignalKey] = []
+            after = None
+            while page := store.released(after, BUCKET_NS - 1, 50):
+                found += [one.key for one in page]
+                after = page[-1].key
+            assert found == keys
+            in_order = loads, rows
+            loads = rows = 0
+            newest = store.signals(limit=len(keys))
+            assert [one.key for one in newest] == keys
+            return *in_order, loads, rows
+
+    few, many = read(60, "few"), read(240, "many")
+    assert all(4.5 * before >= after for before, after in zip(few, many, strict=True)), (few, many)
+    most = 240 * (count + 2 if spread == "whole bucket" else 3)
+    assert max(many[0], many[2]) <= most, many
+    assert many[1] == many[3] == 240
 
 
 def test_filters(where: str) -> None:
