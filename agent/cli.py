@@ -12,7 +12,7 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -485,11 +485,29 @@ def profile(
     typer.echo(f"{output}: {events:.0f} events/s, {found['signals_per_s']:.2f} signals/s", err=True)
 
 
-def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
+class _Passing(msgspec.Struct, frozen=True):
+    """The first rule for which all events of a kind pass, and how many more such rules there are.
+
+    kind  of opens `reading` or `writing`
+    """
+
+    kind: str
+    rule: str
+    file: str
+    line: int
+    more: int
+
+    def __str__(self) -> str:
+        kind = f"{self.kind}: " if self.kind else ""
+        more = f" and {self.more} more" if self.more else ""
+        return f"{kind}{self.rule} ({self.file}:{self.line}){more}"
+
+
+def _captured(rule_files: list[Path]) -> list[dict[str, Any]]:
     """Return what would be captured for rules: each event type, and who needs it."""
     from vedette.agent.live import untold_types
     from vedette.core.compile import compile_rules
-    from vedette.core.kernelfilter import derive
+    from vedette.core.kernelfilter import derive, let_all_pass
     from vedette.core.layout import STATE_TYPES, TYPES
     from vedette.core.needs import ASKED, BASE, asked, askers
 
@@ -510,6 +528,15 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
     for name in BASE & filters.keys():
         # What changes the table of processes is not dropped.
         filters[name] = filters[name].but_successes()
+    all_pass = let_all_pass(conditions, users=users, groups=groups, hostname=hostname)
+
+    def passing(name: str) -> list[_Passing]:
+        kinds = all_pass.get(name, {}) if name not in BASE else {}
+        return [
+            _Passing(kind, rules[first].name, str(rules[first].file), rules[first].line, len(more))
+            for kind, (first, *more) in kinds.items()
+        ]
+
     untold = untold_types()
     return [
         {
@@ -518,6 +545,7 @@ def _captured(rule_files: list[Path]) -> list[dict[str, str | int | bool]]:
             "process_table": name in BASE,
             "rules": len(found.get(name, ())),
             "dropped": filters[name].words(name) if name in filters else "",
+            "all_pass_for": passing(name),
         }
         for name in (*TYPES, *STATE_TYPES)
         if name in BASE or name in found
@@ -544,6 +572,8 @@ def doctor(
 
     With --rules, show instead which events would be captured for these rules: what the table of
     processes needs, and what the rules ask about. All other syscalls pass with one look at a table.
+    Where all events of a type have to be judged, it is said for which rule: often one that asks
+    what a path contains.
 
     The exit code is 0 only if capture can start, or with --rules if the rules are right.
     """
@@ -553,17 +583,20 @@ def doctor(
         logs.setup("warning")
         events = _captured(rule_files)
         if as_json:
-            typer.echo(json.dumps({"events": events}, indent=2))
+            shown = msgspec.to_builtins({"events": events})
+            typer.echo(json.dumps(shown, indent=2))
             return
         table = Table("event", "process table", box=None)
         table.add_column("rules", justify="right")
         table.add_column("dropped in the kernel", overflow="fold")
+        table.add_column("all pass for", overflow="fold")
         for event in events:
             mark = "needs it" if event["process_table"] else ""
             if not event["available"]:
                 mark = "[red]not on this kernel[/]"
             table.add_row(
-                str(event["event"]), mark, str(event["rules"] or ""), str(event["dropped"])
+                *(str(event["event"]), mark, str(event["rules"] or "")),
+                *(escape(event["dropped"]), escape("\n".join(map(str, event["all_pass_for"])))),
             )
         Console().print(table)
         typer.echo(f"{len(events)} event types are captured for these rules.")

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -118,7 +119,10 @@ _FILTER_ENTRIES_MAX: Final = 4096
 _FILTER: Final = struct.Struct("<IIQIHH")  # struct filter
 # END_* of vedette.bpf.c: where an end is, and what of that is told apart.
 _ENDS: Final = {"": 0, "ipv4": 1, "ipv6": 2, "unix": 3}
-_LOOPBACK: Final = {"ipv4": (4, b"\x7f", 8), "ipv6": (5, bytes(15) + b"\x01", 128)}
+_LOOPBACK: Final[dict[str, tuple[int, Any]]] = {
+    "ipv4": (4, ip_network("127.0.0.0/8")),
+    "ipv6": (5, ip_network("::1/128")),
+}
 _SUN_PATH_MAX: Final = 108
 _VALUES: Final = (1 << 64) - 1
 # struct filter_path and filter_hints.
@@ -188,9 +192,10 @@ class Drop:
             here = [one for one in self.ends if one[0] == where]
             parts = {number: here}
             if here and where in _LOOPBACK:
-                special, network, bits = _LOOPBACK[where]
-                inside = [one for one in here if one[2] >= bits and _begins(one[1], network, bits)]
-                around = [one for one in here if one[2] <= bits and _begins(network, *one[1:3])]
+                special, loopback = _LOOPBACK[where]
+                networks = [(one, ip_network(one[1:3], strict=False)) for one in here]
+                inside = [one for one, network in networks if network.subnet_of(loopback)]
+                around = [one for one, network in networks if network.supernet_of(loopback)]
                 parts[number] = [one for one in here if one not in inside]
                 parts[special] = [*inside, max(around, key=lambda one: one[2])]
             for part, ends in parts.items():
@@ -736,13 +741,6 @@ class Capture:
 def _place(name: str) -> str:
     """Where a program is attached, in a word."""
     return TRACEPOINTS[name][0] if name in TRACEPOINTS else name.partition("/")[0]
-
-
-def _begins(address: bytes, prefix: bytes, bits: int) -> bool:
-    """Whether an address has the first bits of another."""
-    size = max(len(address), len(prefix))
-    one, other = (int.from_bytes(part.ljust(size, b"\0"), "big") for part in (address, prefix))
-    return one >> (8 * size - bits) == other >> (8 * size - bits)
 
 
 def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bytes]]:

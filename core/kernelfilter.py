@@ -17,7 +17,6 @@ is the same in Python.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -46,6 +45,11 @@ FAILED: Final = 16
 ones: an open reads, writes, may create; what is duplicated is no socket."""
 OUTCOMES: Final = 24
 _EVERY: Final = (1 << OUTCOMES) - 1
+_FILTERED: Final = tuple(
+    name
+    for name, number in layout.TYPES.items()
+    if layout.STRUCT_OF_TYPE[number] not in ("fork", "exit", "write")
+)
 _OPENS: Final = frozenset(fields.OPENS)
 _DUPS: Final = frozenset(fields.DUPS)
 NO_SOCKET: Final = 1
@@ -190,14 +194,31 @@ class Filter:
     def _words_of_values(self, name: str) -> str:
         field, value = next(iter(_arguments(name)[self.argument].items()))
         texts = [_text(value, number).decode() for number in range(VALUE_MAX)]
-        texts.append(f"{VALUE_MAX} and above")
         passing = [text for bit, text in enumerate(texts) if self.values >> bit & 1]
         dropped = [text for bit, text in enumerate(texts) if not self.values >> bit & 1]
+        more_pass = bool(self.values >> VALUE_MAX)
+        more = f" and numbers from {VALUE_MAX} on"
         if not passing:
-            return f"{field} of any value"
-        if len(passing) < len(dropped):
-            return f"{field} but {_some(passing)}"
-        return f"{field} {_some(dropped)}"
+            return f"{field} below {VALUE_MAX}" if more_pass else f"{field} of any value"
+        if not dropped:
+            return f"{field} from {VALUE_MAX} on"
+        if len(passing) + more_pass < len(texts) // 2:
+            return f"{field} but {_some(passing)}{more if more_pass else ''}"
+        return f"{field} {_some(dropped)}{'' if more_pass else more}"
+
+    def open_kinds(self, name: str) -> list[str]:
+        """Return which calls of a type that succeed all pass, whatever the path and the rest is.
+
+        Of opens ``reading`` and ``writing``, of all else ``""``.
+        """
+        if not self.others or self.uids or self.values != _VALUES or self.ends:
+            return []
+        groups = {"reading": _READS_ONLY, "writing": _WRITES} if name in _OPENS else {"": _EVERY}
+        return [
+            kind
+            for (kind, group), affixes in zip(groups.items(), self.paths, strict=False)
+            if affixes is None and self.outcomes & group & 0xFF
+        ]
 
     def passes(self, record: Record) -> bool:
         """Whether a record of the type can match a rule, as the kernel side decides it."""
@@ -314,12 +335,35 @@ def derive(
     used = (condition for condition in conditions if condition is not None)
     specialiser = Specialiser(used, users, groups, hostname)
     found: dict[str, Filter] = {}
-    for name, number in layout.TYPES.items():
-        if layout.STRUCT_OF_TYPE[number] in ("fork", "exit", "write"):
-            continue
+    for name in _FILTERED:
         made = _derive(name, partial(specialiser.left, name), users)
         if made.drops:
             found[name] = made
+    return found
+
+
+def let_all_pass(
+    conditions: Sequence[Expr | None],
+    *,
+    users: Mapping[int, bytes],
+    groups: Mapping[int, bytes],
+    hostname: bytes | None,
+) -> dict[str, dict[str, list[int]]]:
+    """Return who alone keeps events from being dropped: type -> kind -> numbers of conditions.
+
+    conditions  as for ``derive``
+    The kinds are those of ``Filter.open_kinds``.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for number, condition in enumerate(conditions):
+        if condition is None:
+            continue
+        specialiser = Specialiser([condition], users, groups, hostname)
+        for name in _FILTERED:
+            left = partial(specialiser.left, name)
+            if any(True for _ in left()):
+                for kind in _derive(name, left, users).open_kinds(name):
+                    found.setdefault(name, {}).setdefault(kind, []).append(number)
     return found
 
 
@@ -900,14 +944,15 @@ def _sun_prefixes(
     if isinstance(tree, (bool, Not)):
         return None
     if isinstance(tree, Predicate):
-        by_name = tree.field.name == "fd.name" and tree.op in _BEGINNING
-        by_directory = tree.field.name == "fd.directory" and tree.op in ("=", "in")
-        if not tree.is_plain or not (by_name or by_directory):
+        part = _SUN_PARTS.get(tree.field.name)
+        if part is None:
             return None
-        values = [value for value in tree.values if isinstance(value, bytes)]
-        if tree.op == "glob":
-            values = [_GLOB.split(value, maxsplit=1)[0] for value in values]
-        return frozenset(value[:_SUN_PATH_MAX] for value in values)
+        begins = {
+            (path[0] or b"")[:_SUN_PATH_MAX] if path else b""
+            for of_part in wildcards.of_check(tree)
+            for path in _paths_like(of_part, part)
+        }
+        return None if b"" in begins else _shortest(begins, lambda text, size: text[:size])
     parts = [_sun_prefixes(item, truth) for item in tree.items]
     known = [part for part in parts if part is not None]
     if isinstance(tree, And):
@@ -915,6 +960,4 @@ def _sun_prefixes(
     return frozenset().union(*known) if len(known) == len(parts) else None
 
 
-_BEGINNING: Final = ("=", "in", "startswith", "pmatch", "glob")
-_GLOB: Final = re.compile(rb"[*?\[\\]")
-"""What in a glob is no letter that stands for itself."""
+_SUN_PARTS: Final = {"fd.name": "path", "fd.directory": "directory"}

@@ -149,11 +149,37 @@ def test_doctor_shows_what_rules_capture(agent: RunAgent, tmp_path: Path) -> Non
     assert asked == {"symlink": 1, "link": 1}
     assert {name for name, event in events.items() if event["process_table"]} == BASE
     assert events["symlink"]["dropped"] == ""
+    assert events["symlink"]["all_pass_for"] == [
+        {"kind": "", "rule": "links", "file": str(path), "line": 1, "more": 0}
+    ]
     assert events["chdir"]["dropped"] == "failures"
     assert events.keys() == BASE | asked.keys()
     for name in events:
         assert name in table.out
     assert f"{len(events)} event types are captured" in table.out
+
+    path.write_text(
+        "- rule: any copy\n  condition: evt.type = openat and fd.name contains copy\n"
+        "  output: x %proc.name\n  priority: notice\n"
+        "- rule: any write\n  condition: evt.type = openat and evt.is_open_write = true\n"
+        "  output: x %proc.name\n  priority: notice\n"
+        "- rule: mode\n  condition: evt.type = chmod and evt.arg.mode contains S_ISUID\n"
+        "  output: x %proc.name\n  priority: notice\n"
+    )
+    table, data = (
+        agent("doctor", "--rules", str(path)),
+        agent("doctor", "--rules", str(path), "--json"),
+    )
+    events = {event["event"]: event for event in json.loads(data.out)["events"]}
+    here = {"rule": "any copy", "file": str(path), "line": 1}
+    assert events["openat"]["all_pass_for"] == [
+        {"kind": "reading", **here, "more": 0},
+        {"kind": "writing", **here, "more": 1},
+    ]
+    assert events["chmod"]["all_pass_for"] == events["execve"]["all_pass_for"] == []
+    assert events["chmod"]["dropped"] == "evt.arg.mode below 63"
+    shown = "".join(table.out.split())
+    assert "reading:anycopy(" in shown and "and1more" in shown
 
     path.write_text("- rule: x\n  condition: fd.nme = 1\n  output: x\n  priority: notice\n")
     assert agent("doctor", "--rules", str(path)).code == 2

@@ -26,6 +26,7 @@ from vedette.core.kernelfilter import (
     Filter,
     derive,
     is_plain_path,
+    let_all_pass,
     outcome,
 )
 from vedette.core.layout import FLAGS
@@ -301,27 +302,94 @@ def test_capabilities_that_no_rule_is_about() -> None:
          "evt.arg.type but 3"),
         ("evt.type = socket and (evt.arg.domain = AF_PACKET or evt.arg.type = 3)", ""),
         ("evt.type = socket and audit.a0 = 11", ""),
-        ("evt.type = socket and evt.arg.domain = 70", "evt.arg.domain but 63 and above"),
+        ("evt.type = socket and evt.arg.domain = 70", "evt.arg.domain below 63"),
         ("evt.type = kill and evt.arg.sig in (SIGKILL, SIGSTOP)",
          "evt.arg.sig but SIGKILL, SIGSTOP"),
-        ("evt.type = kill and evt.arg.pid = -1", "evt.arg.pid but 63 and above"),
+        ("evt.type = kill and evt.arg.pid = -1", "evt.arg.pid below 63"),
         ("evt.type = tgkill and evt.arg.sig startswith SIGU", "evt.arg.sig but SIGUSR1, SIGUSR2, "
-         "SIGURG, 63 and above"),
+         "SIGURG and numbers from 63 on"),
         ("evt.type = ptrace and evt.arg.request in (PTRACE_ATTACH, PTRACE_SEIZE)",
-         "evt.arg.request but PTRACE_ATTACH, 63 and above"),
+         "evt.arg.request but PTRACE_ATTACH and numbers from 63 on"),
         ("evt.type = ptrace and audit.a0 = 10", "evt.arg.request but PTRACE_ATTACH"),
-        ("evt.type = prctl and evt.arg.arg2_int = 4294967305", "evt.arg.arg2_int but 63 and above"),
+        ("evt.type = prctl and evt.arg.arg2_int = 4294967305", "evt.arg.arg2_int below 63"),
         ("evt.type = unshare and evt.arg.flags contains CLONE_NEWUSER",
-         "evt.arg.flags but 63 and above"),
+         "evt.arg.flags below 63"),
         ("evt.type = setuid and audit.a0 = 0", ""),
         ("evt.type = memfd_create and evt.arg.flags = MFD_CLOEXEC and evt.arg.flags != 0",
-         "evt.arg.flags but MFD_CLOEXEC, MFD_CLOEXEC, 63 and above"),
+         "evt.arg.flags but MFD_CLOEXEC, MFD_CLOEXEC and numbers from 63 on"),
         ("evt.type = capable and capability.userns_level = 0", ""),
+        ("evt.type = chmod and evt.arg.mode contains S_ISUID", "evt.arg.mode below 63"),
     ],
 )  # fmt: skip
 def test_values_of_an_argument_that_no_rule_is_about(text: str, words: str) -> None:
     name = text.split()[2]
     assert one(text, name).words(name) == words
+
+
+def test_values_are_named_whether_few_of_them_pass_or_many() -> None:
+    for values, words in (
+        ((1 << 63) - 1, "evt.arg.pid from 63 on"),
+        ((1 << 63) - 2, "evt.arg.pid 0 and numbers from 63 on"),
+        (6, "evt.arg.pid but 1, 2"),
+        (0, "evt.arg.pid of any value"),
+        ((1 << 64) - 4, "evt.arg.pid 0, 1"),
+    ):
+        assert Filter(values=values).words("kill") == words
+
+
+def test_who_alone_keeps_events_from_being_dropped() -> None:
+    texts = (
+        "evt.type = openat and fd.name startswith /etc",
+        "evt.type = openat and fd.name contains ssh",
+        "evt.type in (open, openat) and evt.is_open_write = true and proc.name = x",
+        None,
+        "evt.type = openat and evt.failed = true",
+        "evt.type = openat and evt.is_open_write = false and fd.num > 5",
+        "evt.type = openat and user.uid = 0",
+        "evt.type = socket and evt.arg.domain = AF_PACKET",
+        "evt.type in (socket, connect) and proc.name = x",
+        "evt.type = connect and fd.rip = 10.0.0.1",
+    )
+    conditions = [None if text is None else parse_condition(text) for text in texts]
+    found = let_all_pass(conditions, users={}, groups={}, hostname=None)
+    assert found == {
+        "open": {"writing": [2]},
+        "openat": {"reading": [1, 5], "writing": [1, 2]},
+        "socket": {"": [8]},
+        "connect": {"": [8]},
+    }
+    # What they say of all rules together is so.
+    filters = derive(conditions, users={}, groups={}, hostname=None)
+    for name, kinds in found.items():
+        assert set(filters.get(name, Filter()).open_kinds(name)) >= kinds.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("fd.name glob '[@/]ab*'", {b"@ab", b"/ab"}),
+        ("fd.name glob '/run/x?y' or fd.name glob '/tmp/[*]y*'", {b"/run/x", b"/tmp/*y"}),
+        ("fd.name pmatch (/run/x, /run/x/y, @z)", {b"/run/x", b"@z"}),
+        ("fd.name regex '/run/(a|b)[0-9]+'", {b"/run/a", b"/run/b"}),
+        ("fd.name startswith '@/tmp/.X11-unix/'", {b"@/tmp/.X11-unix/"}),
+        ("fd.name contains /x", None),
+        ("fd.name = @x or fd.name endswith .sock", None),
+        ("fd.name startswith /run and fd.name contains /x", {b"/run"}),
+        ("fd.name iglob '/r/*'", {b"/r/", b"/R/"}),
+        ("fd.directory = /run/x", {b"/run/x/"}),
+        ("fd.directory startswith /run/x", {b"/run/x"}),
+        ("fd.directory = /", {b"/"}),
+        ("fd.filename = x.sock", None),
+        ("not fd.name startswith /run", None),
+    ],
+)
+def test_beginnings_of_paths_of_unix_sockets(text: str, begins: set[bytes] | None) -> None:
+    found = one(f"evt.type = connect and fd.typechar = u and ({text})", "connect")
+    unix = {end[1:] for end in found.ends if end[0] == "unix"}
+    if begins is None:
+        assert unix == {(b"", 0, True)}
+    else:
+        assert unix == {(b"", 0, False), *((begin, 8 * len(begin), True) for begin in begins)}
 
 
 def test_the_upper_half_of_a_short_argument_hides_nothing() -> None:
@@ -374,7 +442,7 @@ LOOPBACK = "fd.rnet in (127.0.0.0/8, 0.0.0.0, ::, ::1)"
          "IPv4; IPv6; Unix sockets; other families"),
         ("evt.type = connect and not (fd.net = 10.0.0.0/8 and fd.lip = 10.0.0.1)", ""),
         ("evt.type = connect and fd.typechar = u and fd.name glob '[@/]ab*'",
-         "IPv4; IPv6; other families"),
+         "IPv4; IPv6; Unix sockets outside of 2 prefixes; other families"),
         ("evt.type = connect and fd.typechar = u and tolower(fd.name) = /x",
          "IPv4; IPv6; other families"),
         ("evt.type = sendto and fd.rip = 10.0.0.1", ""),
@@ -409,7 +477,7 @@ def test_more_networks_than_are_looked_up_let_all_pass() -> None:
     made = one(text.format(", ".join(some)), "connect")
     assert len(made.ends) == len(some) + 4
     assert one(text.format(", ".join([*some, "::1"])), "connect") == Filter()
-    names = [f"/run/{i}" for i in range(AFFIXES_MAX + 1)]
+    names = [f"/run/{i:04}" for i in range(AFFIXES_MAX + 1)]
     for count, words in ((AFFIXES_MAX, "IPv4; IPv6; Unix sockets outside of 1024 prefixes"),
                          (AFFIXES_MAX + 1, "IPv4; IPv6")):  # fmt: skip
         text = f"evt.type = connect and fd.typechar = u and fd.name in ({', '.join(names[:count])})"
