@@ -19,6 +19,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ class _Group:
         self.taken: deque[tuple[FleetSignal, object]] = deque()
         self.total: Number = 0
         self.counts: Counter[object] = Counter()
+        self.latest: dict[str, FleetSignal] = {}  # of each rule
         self.sorted: list[Number] = []
 
     def add(self, signal: FleetSignal, value: object) -> None:
@@ -236,8 +238,11 @@ class _Group:
             case "values" | "rules":
                 key = signal.signal.rule if self.aggregate.function == "rules" else value
                 self.counts[key] += sign
+                if sign > 0 and self.aggregate.function == "rules":
+                    self.latest[signal.signal.rule] = signal
                 if not self.counts[key]:
                     del self.counts[key]
+                    self.latest.pop(signal.signal.rule, None)
             case "sum" | "avg":
                 assert isinstance(value, int | Fraction)
                 self.total += sign * value
@@ -266,7 +271,12 @@ class _Group:
                 return int(holds(aggregate.condition, self.counts))
 
     def witness(self) -> tuple[FleetSignal, ...]:
-        return witness_of(self.aggregate, [signal for signal, _ in self.taken])
+        """Return what a completion has; it does not cost more where the window has more."""
+        if self.aggregate.function == "rules":
+            latest = sorted(self.latest.values(), key=lambda signal: signal.order)
+            return witness_of(self.aggregate, latest)
+        last = [signal for signal, _ in islice(reversed(self.taken), WITNESSES_MAX)]
+        return witness_of(self.aggregate, last[::-1])
 
 
 class Windows:

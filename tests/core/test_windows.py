@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.core.sequence_strategies import RULES, streams
 from tests.core.test_correlator import at, last_of_each
-from vedette.core import sequences_twin
+from vedette.core import sequences_twin, windows
 from vedette.core.correlator import Correlator
 from vedette.core.fleet import FleetSignal
 from vedette.core.sequence import Sequence, Step
@@ -128,6 +128,45 @@ def test_windows_keep_their_bound_and_what_goes_is_that_of_the_largest() -> None
     assert set(windows.evicted_of) == {"evil"}
     assert windows.evicted == windows.evicted_of["evil"]
     assert fed(3000, "honest", 10**6 - 100) is not None
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_completion_costs_no_more_where_its_window_has_more_signals(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in signals that witnesses are chosen from: all of one time, and all complete it."""
+    monkeypatch.setattr(windows, "WITNESSES_MAX", 5)
+    chosen_from = 0
+    witness_of = windows.witness_of
+
+    def counting(aggregate: Aggregate, signals: list[FleetSignal]) -> tuple[FleetSignal, ...]:
+        nonlocal chosen_from
+        chosen_from += len(signals)
+        return witness_of(aggregate, signals)
+
+    monkeypatch.setattr(windows, "witness_of", counting)
+    rules = RULES[:2]
+    sequence = Sequence(
+        name="reckoned",
+        within_ns=60,
+        steps=(Step("counted", frozenset(rules)),),
+        suppress_ns=None,
+        aggregate=Aggregate(
+            function=function,  # type: ignore[arg-type]
+            op="gte",
+            threshold=1,
+            by=tuple((rule, ()) for rule in rules),
+            value=tuple((rule, "proc.name") for rule in rules),
+        ),
+    )
+    held = Windows(sequence, 10_000)
+    count = 500
+    for number in range(count):
+        signal = at(9, rules[number % 2], "7", seq=number + 1)
+        witness = held.feed(signal)
+        assert witness is not None
+        assert witness[-1] is signal
+    assert chosen_from <= 5 * count
 
 
 @pytest.mark.parametrize(
