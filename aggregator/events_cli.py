@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -29,7 +30,7 @@ from vedette.core.compile import UnsupportedRule
 from vedette.core.condition import ConditionError, parse_condition
 from vedette.core.engine import Engine, Process
 from vedette.core.eventtext import event_data, event_line
-from vedette.core.expr import TRUE
+from vedette.core.expr import TRUE, And
 from vedette.core.fields import EventView
 from vedette.core.output import OutputError, Template, clean
 from vedette.core.records import decode
@@ -37,6 +38,7 @@ from vedette.core.rules import Rule
 
 EXIT_USAGE = 2
 EXIT_DATA = 3
+_ANY_DATA = parse_condition("evt.buffer exists or not evt.buffer exists")
 POLL_S = 0.1
 """How often a file that is followed is looked at."""
 
@@ -102,8 +104,10 @@ class _Printer:
         self._answers: list[Answer] = []
         self._day = ""
         self._hostname = header.hostname.encode(errors="surrogateescape")
+        # Of a file all is shown, with data and without, which no rule sees together.
+        with_data = replace(rule, condition=And((rule.condition, _ANY_DATA)))
         self.engine = Engine(
-            [rule],
+            [rule, with_data],
             on_match=self._on_match,
             lookup=self._lookup,
             users=header.users,
@@ -153,7 +157,7 @@ class _Printer:
         self.shown += 1
         if self.counts is not None:
             name = "<NA>" if process.comm is None else clean(process.comm)
-            self.counts[event.type_name, name] += 1
+            self.counts[event.event_name, name] += 1
             return
         time_ns = event.time_ns + header.boot_to_wall_ns
         if self.as_json:

@@ -18,11 +18,10 @@ from rich.text import Text
 
 from vedette.aggregator import explain_cli, rules_test_cli
 from vedette.core import fields as catalogue
-from vedette.core import layout
 from vedette.core.condition import condition_text, event_types
 from vedette.core.convert import CONDITION_WIDTH, converted
 from vedette.core.documents import Finding
-from vedette.core.fields import FIELDS, Field
+from vedette.core.fields import FIELDS, Field, seen_events
 from vedette.core.fleet import PSEUDO_FIELDS
 from vedette.core.output import clean
 from vedette.core.ruleload import AnyRules, load_any
@@ -314,7 +313,8 @@ def _indented(text: str) -> Iterable[str]:
 
 
 def _rule_json(rule: Rule) -> dict[str, Any]:
-    events = sorted(event_types(rule.condition) & layout.TYPES.keys())
+    seen = seen_events(rule.condition)
+    events = sorted(event_types(rule.condition) & seen)
     return {
         "rule": rule.name,
         "desc": rule.description,
@@ -326,7 +326,7 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
         "capture_ms": rule.capture_ms,
         "file": rule.file,
         "line": rule.line,
-        "events": None if len(events) == len(layout.TYPES) else events,
+        "events": None if len(events) == len(seen) else events,
         "condition": condition_text(rule.condition),
         "output": rule.output,
     }

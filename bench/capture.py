@@ -10,7 +10,8 @@ the machine's drift meets all of them:
     filtered   openat is captured, and these calls are dropped in the kernel: no rule can match one
                that fails with ENOENT
 
-And getppid, which nobody asks about, without capture and beside a capture of openat (unasked).
+And getppid, which nobody asks about, without capture and beside a capture of openat (unasked); and
+reads of 512 bytes whose data rules ask about, dropped since they are of no socket, and captured.
 """
 
 import statistics
@@ -28,8 +29,12 @@ from vedette.core.engine import Engine, RingReader
 CALLS: Final = 1_000_003
 _PATH: Final = "/vedette/absent"
 _SOURCE: Final = Path(__file__).resolve().parent / "openat_load.c"
+_READS: Final = Path(__file__).resolve().parent / "read_load.c"
 _UNASKED: Final = Path(__file__).resolve().parent / "getppid_load.c"
 _ABSENT: Final = Drop(0xFF00)
+_NO_SOCKET: Final = Drop(
+    ends=frozenset((where, b"", 0, bool(where)) for where in ("", "ipv4", "ipv6", "unix"))
+)
 _WAIT_MS: Final = 1
 
 
@@ -59,6 +64,9 @@ class Cost:
     unasked_off_ns: float
     unasked_ratio: float
     lost_share: float
+    read_off_ns: float
+    read_filtered_ratio: float
+    read_ratio: float
     loads: tuple[Load, ...]
 
     def as_dict(self) -> dict[str, float]:
@@ -71,12 +79,20 @@ class Cost:
             "unasked_off_ns": round(self.unasked_off_ns, 1),
             "unasked_ratio": round(self.unasked_ratio, 3),
             "lost_share": round(self.lost_share, 6),
+            "read_off_ns": round(self.read_off_ns, 1),
+            "read_filtered_ratio": round(self.read_filtered_ratio, 3),
+            "read_ratio": round(self.read_ratio, 3),
         }
 
 
-def _run(scope: Scope, calls: int, meanwhile: Callable[[], None]) -> float:
+def _command(scope: Scope, calls: int, *, reads: bool = False) -> list[str | bytes | Path]:
+    source, path = (_READS, "/dev/zero") if reads else (_SOURCE, _PATH)
+    return scope.command([compile_c(source), str(calls), path])
+
+
+def _run(scope: Scope, calls: int, meanwhile: Callable[[], None], *, reads: bool) -> float:
     """Run the calls in the scope, and `meanwhile` over and over; nanoseconds a call."""
-    command = scope.command([compile_c(_SOURCE), str(calls), _PATH])
+    command = _command(scope, calls, reads=reads)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     ) as load:
@@ -88,10 +104,10 @@ def _run(scope: Scope, calls: int, meanwhile: Callable[[], None]) -> float:
     return elapsed_ns / calls
 
 
-def run_off(scope: Scope, calls: int) -> float:
-    """Nanoseconds a call without capture."""
+def run_off(scope: Scope, calls: int, *, reads: bool = False) -> float:
+    """Nanoseconds a call whose record, if one is made, nobody reads meanwhile."""
     done = subprocess.run(
-        scope.command([compile_c(_SOURCE), str(calls), _PATH]),
+        _command(scope, calls, reads=reads),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         check=True,
@@ -111,9 +127,15 @@ def run_unasked(scope: Scope, calls: int) -> float:
 
 
 def run_captured(
-    scope: Scope, calls: int, capture: Capture, engine: Engine, reader: RingReader
+    scope: Scope,
+    calls: int,
+    capture: Capture,
+    engine: Engine,
+    reader: RingReader,
+    *,
+    reads: bool = False,
 ) -> Load:
-    """Run the calls under a capture that is attached, scoped to `scope` and to openat."""
+    """Run the calls under a capture that is attached, scoped to `scope` and to these calls."""
     seen = 0
     before = capture.counters()
 
@@ -124,7 +146,7 @@ def run_captured(
         if not taken:
             reader.wait(_WAIT_MS)
 
-    call_ns = _run(scope, calls, consume)
+    call_ns = _run(scope, calls, consume, reads=reads)
     while taken := engine.consume(reader):
         seen += taken
     counters = {name: count - before[name] for name, count in capture.counters().items()}
@@ -149,6 +171,7 @@ def each_round(calls: int, rounds: int) -> Iterator[Cost]:
         with closing(RingReader(capture.ring_fd)) as reader:
             for _ in range(rounds):
                 off_ns = run_off(scope, calls)
+                read_off_ns = run_off(scope, calls, reads=True)
                 idle.attach()
                 elsewhere_ns = run_off(scope, calls)
                 idle.detach()
@@ -161,7 +184,14 @@ def each_round(calls: int, rounds: int) -> Iterator[Cost]:
                 assert capture.counters()["filtered"] - before == calls
                 capture.want(["openat"])
                 load = run_captured(scope, calls, capture, engine, reader)
+                capture.want(["read_data"], {"read_data": _NO_SOCKET})
+                before = capture.counters()["filtered"]
+                read_filtered_ns = run_off(scope, calls, reads=True)
+                assert capture.counters()["filtered"] - before >= calls
+                capture.want(["read_data"])
+                read = run_captured(scope, calls, capture, engine, reader, reads=True)
                 capture.detach()
+                capture.want(["openat"])
                 yield Cost(
                     off_ns=off_ns,
                     elsewhere_ratio=elsewhere_ns / off_ns,
@@ -170,6 +200,9 @@ def each_round(calls: int, rounds: int) -> Iterator[Cost]:
                     unasked_off_ns=unasked_off_ns,
                     unasked_ratio=unasked_ns / unasked_off_ns,
                     lost_share=load.lost / calls,
+                    read_off_ns=read_off_ns,
+                    read_filtered_ratio=read_filtered_ns / read_off_ns,
+                    read_ratio=read.call_ns / read_off_ns,
                     loads=(load,),
                 )
 
@@ -189,5 +222,8 @@ def measure(calls: int = CALLS, rounds: int = 5) -> Cost:
         unasked_off_ns=median("unasked_off_ns"),
         unasked_ratio=median("unasked_ratio"),
         lost_share=median("lost_share"),
+        read_off_ns=median("read_off_ns"),
+        read_filtered_ratio=median("read_filtered_ratio"),
+        read_ratio=median("read_ratio"),
         loads=tuple(load for one in found for load in one.loads),
     )

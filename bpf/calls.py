@@ -154,7 +154,7 @@ SHAPES: Final = {TYPES[name]: call.pack() for name, call in CALLS.items()}
 """Event type -> what the BPF map `shapes` has of it."""
 
 # Event type -> (x86-64 number, i386 number), arch/x86/entry/syscalls. The i386 ABI has no accept.
-SYSCALLS: Final = {
+SYSCALLS: Final[dict[str, tuple[int, int | None]]] = {
     "execve": (59, 11),
     "execveat": (322, 358),
     "open": (2, 5),
@@ -180,8 +180,30 @@ SYSCALLS: Final = {
     "sendmmsg": (307, 345),
     "recvmmsg": (299, 337),
 }
+DATA_SUFFIX: Final = "_data"
+# Event types that carry data, of the syscalls by whose names they begin.
+SYSCALLS.update(
+    (f"{name}{DATA_SUFFIX}", numbers)
+    for name, numbers in {
+        "read": (0, 3),
+        "pread64": (17, 180),
+        "readv": (19, 145),
+        "preadv": (295, 333),
+        "preadv2": (327, 378),
+        "pwrite64": (18, 181),
+        "writev": (20, 146),
+        "pwritev": (296, 334),
+        "pwritev2": (328, 379),
+        **{
+            name: SYSCALLS[name]
+            for name in (
+                "write", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg",
+            )
+        },
+    }.items()
+)  # fmt: skip
 # i386 has these twice: fcntl64, and recvmmsg_time64.
-SECOND_I386: Final = {"fcntl": 221, "recvmmsg": 417}
+SECOND_I386: Final = {"fcntl": 221, "recvmmsg": 417, "recvmmsg_data": 417}
 SOCKETCALL: Final = 102
 """i386's one number for all socket calls."""
 # Syscalls that change what a record of type ids has: (x86-64 numbers, i386 numbers) of setsid,

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from vedette.bpf import kernel
 from vedette.bpf.calls import (
     CALLS,
+    DATA_SUFFIX,
     IDS_NUMBERS,
     SECOND_I386,
     SHAPES,
@@ -46,6 +47,12 @@ _SOCKET_TYPES: Final = frozenset(
     {"socket", "connect", "accept", "accept4", "bind", "listen"}
     | {"sendto", "sendmsg", "recvfrom", "recvmsg", "sendmmsg", "recvmmsg"}
 )
+DATA_TYPES: Final = frozenset(name for name in TYPES if name.endswith(DATA_SUFFIX))
+"""Event types that carry data. They are reported where they are named, and not with all others."""
+_SOCKET_DATA_TYPES: Final = frozenset(
+    name for name in DATA_TYPES if name.removesuffix(DATA_SUFFIX) in _SOCKET_TYPES
+)
+_WANTED_DATA_SHIFT: Final = 8
 _OPEN_TYPES: Final = frozenset({"open", "openat", "openat2", "creat"})
 _FORK_TYPES: Final = frozenset({"clone", "fork", "vfork", "clone3"})
 _EXEC_TYPES: Final = frozenset({"execve", "execveat"})
@@ -60,6 +67,8 @@ HANDLERS: Final = (
     "handle_datagram",
     "handle_dup",
     "handle_stdio",
+    "handle_data",
+    "handle_data_bytes",
     "on_sys_exit",  # for on_function alone
 )
 EXEC_PARTS: Final = ("handle_exec_rest", "handle_exec_stdio")
@@ -231,7 +240,7 @@ class CaptureConfig:
     ring_bytes     size of the ring buffer in bytes, a power of two
     wakeup_bytes   fill from which the reader is woken at once; below, it reads by its own timer
     cgroup         folder of the cgroup v2 subtree to watch; None: the whole host
-    event_types    names of event types to report, and LOGIN_KEY; None: all
+    event_types    names of event types to report, and LOGIN_KEY; None: all but DATA_TYPES
     watched_paths  absolute paths of files whose writes are reported (16 at most)
     exclude_pid    process that is never reported (the agent itself); None: none
     environment    whether an exec's record has the environment
@@ -295,8 +304,9 @@ class CaptureConfig:
 
     @property
     def types(self) -> frozenset[str]:
-        """The event types asked for, all of them where none were named."""
-        return frozenset((*TYPES, LOGIN_KEY)) if self.event_types is None else self.event_types
+        """The event types asked for, all but those with data where none were named."""
+        everything = frozenset((*TYPES, LOGIN_KEY)) - DATA_TYPES
+        return everything if self.event_types is None else self.event_types
 
 
 def cgroup_scope(folder: Path) -> tuple[int, int]:
@@ -434,11 +444,13 @@ class Capture:
                 actions[compat] = actions.get(compat, 0) | action
         for name in types & SYSCALLS.keys():
             native, i386 = SYSCALLS[name]
-            actions[native] = actions.get(native, 0) | TYPES[name]
+            # Of two types of one syscall the programs know the one with data by the other.
+            number_of_type = TYPES.get(name.removesuffix(DATA_SUFFIX), TYPES[name])
+            actions[native] = actions.get(native, 0) | number_of_type
             for number in (i386, SECOND_I386.get(name)):
                 if number is not None:
-                    actions[number] = actions.get(number, 0) | TYPES[name] << 8
-        if types & _SOCKET_TYPES:
+                    actions[number] = actions.get(number, 0) | number_of_type << 8
+        if types & (_SOCKET_TYPES | _SOCKET_DATA_TYPES):
             actions[SOCKETCALL] = actions.get(SOCKETCALL, 0) | _ACTION_SOCKETCALL << 8
         if "ids" in types:
             for numbers, flag in zip(IDS_NUMBERS, _ACTION_IDS, strict=True):
@@ -513,8 +525,16 @@ class Capture:
 
     def _tell(self) -> None:
         """Tell the programs which events are asked for."""
-        for name, number in (*TYPES.items(), (LOGIN_KEY, _WANTED_LOGIN_KEYS)):
-            self._put("wanted", struct.pack("<I", number), struct.pack("<I", name in self._types))
+        wanted = {number: int(name in self._types) for name, number in TYPES.items()}
+        wanted[_WANTED_LOGIN_KEYS] = int(LOGIN_KEY in self._types)
+        for name in self._types & DATA_TYPES:
+            action = TYPES.get(name.removesuffix(DATA_SUFFIX), TYPES[name])
+            wanted[action] |= TYPES[name] << _WANTED_DATA_SHIFT
+        # Which of the socket calls it is, is known later.
+        is_any = bool(self._types & _SOCKET_DATA_TYPES)
+        wanted[_ACTION_SOCKETCALL] = is_any << _WANTED_DATA_SHIFT
+        for number, value in wanted.items():
+            self._put("wanted", struct.pack("<I", number), struct.pack("<I", value))
         actions = {struct.pack("<I", number): n for number, n in self._numbers().items()}
         for key in self._told["actions"].keys() | actions.keys():
             self._put("actions", key, struct.pack("<I", actions.get(key, 0)))

@@ -23,7 +23,7 @@
 #endif
 
 /* Bumped whenever the meaning of a byte changes; capture files carry it. */
-#define VEDETTE_RECORD_VERSION 5
+#define VEDETTE_RECORD_VERSION 6
 
 /* Bounds on the variable parts, in bytes. What is longer is cut and flagged. */
 #define VEDETTE_PATH_MAX 4095
@@ -145,7 +145,26 @@ enum vedette_type {
 	VEDETTE_GONE = 103,   /* struct vedette_exit */
 	VEDETTE_STDIO = 104,  /* struct vedette_stdio */
 	VEDETTE_HASH = 120,   /* struct vedette_hash, which the agent makes */
-	VEDETTE_TYPE_COUNT = 121 /* one more than the largest; the numbers have gaps */
+	/* From here on: events again, each a struct vedette_sock, of any descriptor, with the data that was
+	 * read or written. Types of their own, since only rules about the data see them, and these see
+	 * none of the same syscalls above. */
+	VEDETTE_READ_DATA = 121,
+	VEDETTE_PREAD64_DATA = 122,
+	VEDETTE_READV_DATA = 123,
+	VEDETTE_PREADV_DATA = 124,
+	VEDETTE_PREADV2_DATA = 125,
+	VEDETTE_WRITE_DATA = 126,
+	VEDETTE_PWRITE64_DATA = 127,
+	VEDETTE_WRITEV_DATA = 128,
+	VEDETTE_PWRITEV_DATA = 129,
+	VEDETTE_PWRITEV2_DATA = 130,
+	VEDETTE_SENDTO_DATA = 131,
+	VEDETTE_SENDMSG_DATA = 132,
+	VEDETTE_SENDMMSG_DATA = 133, /* for each of the first messages */
+	VEDETTE_RECVFROM_DATA = 134,
+	VEDETTE_RECVMSG_DATA = 135,
+	VEDETTE_RECVMMSG_DATA = 136,
+	VEDETTE_TYPE_COUNT = 137 /* one more than the largest; the numbers have gaps */
 };
 
 /* vedette_header.flags: what the kernel side could not give whole. */
@@ -288,13 +307,14 @@ struct vedette_open {
 
 #define VEDETTE_S_KNOWN 1      /* vedette_sock.state: the descriptor is a socket */
 #define VEDETTE_S_CONNECTED 2  /* it has a peer of its own (TCP_ESTABLISHED, of UDP too) */
-#define VEDETTE_S_KIND_SHIFT 8 /* above: VEDETTE_K_* of a descriptor that is no socket, of a dup */
+#define VEDETTE_S_KIND_SHIFT 8 /* above: VEDETTE_K_* of a descriptor that is no socket, of a dup or an
+                               * event with data */
 
-/* connect, accept, accept4, bind, listen, sends, receives, dups. Both ends come from the kernel's
+/* connect, accept, accept4, bind, listen, sends, receives, dups, and all events with data. Both ends come from the kernel's
  * socket where it knows them, else from the address that was passed. IPv4 over
  * an IPv6 socket (::ffff:192.0.2.1) is given as AF_INET. Of a failed connect only
  * the remote end is certain. Raw sockets have no ports. Of a dup of what is no socket: fd, listen_fd,
- * the path (of a pipe `pipe:[inode]`) and its kind. */
+ * the path (of a pipe `pipe:[inode]`) and its kind; the same of data of what is none. Blobs: path, data. */
 struct vedette_sock {
 	struct vedette_header h;
 	__s32 fd;                /* the socket; for accept the new one (== h.result) or -1 */
@@ -309,6 +329,9 @@ struct vedette_sock {
 	__u16 path_len;          /* AF_UNIX: sun_path; abstract names begin with NUL */
 	__u16 state;             /* VEDETTE_S_* */
 	__u32 listen_fd;         /* accept: the listening socket; dup: the old descriptor; else 0 */
+	__u16 data_len;          /* events with data: what was transferred, its beginning; of what failed
+	                          * nothing */
+	__u16 reserved[3];
 };
 
 /* write to a watched file (see watch map): the login records of btmp and wtmp.

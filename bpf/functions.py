@@ -18,6 +18,7 @@ from vedette.bpf import kernel
 from vedette.bpf.btf import Btf, BtfError, Function
 from vedette.bpf.calls import (
     CALLS,
+    DATA_SUFFIX,
     SECOND_I386,
     SHORT_IDS,
     SOCKETCALL,
@@ -76,12 +77,15 @@ def _names() -> dict[tuple[bool, int], tuple[str, ...]]:
             else:
                 i386[number] = (event + "16" * bool(flags & SHORT_IDS),)
     for event, (number, compat) in SYSCALLS.items():
-        native[number] = event
+        name = event.removesuffix(DATA_SUFFIX)
+        native[number] = name
         for one in (compat, SECOND_I386.get(event)):
             if one is not None:
-                i386[one] = (event,)
+                i386[one] = (name,)
     native |= _NATIVE_NAMES
     i386 |= {number: (name,) for number, name in _I386_NAMES.items()}
+    # As those of WIDE: their offset is in two registers.
+    i386 |= {n: (f"ia32_{name}", name) for n, name in ((180, "pread64"), (181, "pwrite64"))}
     found: dict[tuple[bool, int], tuple[str, ...]] = {}
     for number, name in native.items():
         found[NATIVE, number] = (f"__x64_sys_{name}", f"__x64_compat_sys_{name}")

@@ -35,6 +35,7 @@
 #define FRAMES 7         /* of the kernel's stack that are looked at */
 #define GROUPS_MAX 32    /* supplementary groups that are looked at */
 #define MESSAGES_MAX 8u  /* of one sendmmsg or recvmmsg that are looked at */
+#define IOVECS_MAX 16u   /* of one message, readv or writev that data is taken from */
 #define ADDRESS_MAX 110u /* sizeof(struct sockaddr_un), the longest address taken */
 
 #define SYSCALL_NUMBERS 512u
@@ -216,7 +217,11 @@ struct scratch {
 	u32 message;      /* sendmmsg, recvmmsg: which is looked at */
 	u32 standard;     /* append_standard: the descriptor, and where it goes */
 	u32 end;
-	u32 following;    /* handle_stdio: the handler of the syscall itself */
+	u32 following;    /* handle_stdio, handle_data: the handler of the syscall itself */
+	u32 data_type;    /* handle_data: the type of its records; 0: no data is asked for */
+	u32 vectors;      /* handle_data_bytes: struct iovec at data_at; 0: the data itself is there */
+	u64 data_at;
+	u64 data_left;    /* bytes that were transferred and are not looked at yet */
 };
 
 /* A file that is watched for writing, by what the process knows it as. The inode is compared again
@@ -249,11 +254,13 @@ BPF_PERCPU_ARRAY(scratches, struct scratch, 6);
 /* Low byte: what x86-64's number means; second: i386's; third: i386's NUMBER_*; above: ACTION_IDS_*,
  * and STDIO_* of both ABIs. 0: not watched. */
 BPF_ARRAY(actions, u32, SYSCALL_NUMBERS);
-/* By event type: whether it is asked for. */
+/* By event type: whether it is asked for; above the lowest byte the type of the same syscall that carries
+ * data, if that one is. */
 BPF_ARRAY(wanted, u32, 256);
+#define WANTED_DATA_SHIFT 8
 /* By event type: bpf/calls.py. */
 BPF_ARRAY(shapes, struct shape, 128);
-BPF_ARRAY(filters, struct filter, 128);
+BPF_ARRAY(filters, struct filter, 256);
 BPF_TABLE("hash", struct filter_uid, u32, filter_uids, 4096);
 BPF_LPM_TRIE(filter_paths, struct filter_path, u32, 4096);
 /* Whether it passes. */
@@ -311,7 +318,7 @@ BPF_ARRAY(watch_paths, struct watch_path, WATCH_PATHS);
 /* Slots of `handlers`. */
 enum {
 	HANDLE_EXEC, HANDLE_OPEN, HANDLE_SOCK, HANDLE_WRITE, HANDLE_CHDIR, HANDLE_CALL, HANDLE_DATAGRAM,
-	HANDLE_DUP, HANDLE_STDIO, HANDLE_SYSCALL
+	HANDLE_DUP, HANDLE_STDIO, HANDLE_DATA, HANDLE_DATA_BYTES, HANDLE_SYSCALL
 };
 /* Slots of `exec_parts`. */
 enum {
@@ -328,7 +335,18 @@ static __always_inline void count(u32 counter)
 static __always_inline int is_wanted(u32 type)
 {
 	u32 *value = wanted.lookup(&type);
-	return value && *value;
+	return value && (*value & 0xff);
+}
+
+/* The type that carries the data of a syscall, whose action this is; 0: its data is not asked for. */
+static __always_inline u32 data_of(u32 what)
+{
+	u32 *value;
+
+	if (what != VEDETTE_WRITE && what < VEDETTE_SENDTO)
+		return 0;
+	value = wanted.lookup(&what);
+	return value ? *value >> WANTED_DATA_SHIFT : 0;
 }
 
 static __always_inline struct filter *filter_of(u32 type)
@@ -998,6 +1016,11 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+static __always_inline int is_receive(u32 type)
+{
+	return type == VEDETTE_RECVFROM || type == VEDETTE_RECVMSG || type == VEDETTE_RECVMMSG;
+}
+
 /* Whether a syscall that succeeded changed one of the standard descriptors. */
 static __always_inline int changes_stdio(u32 how, u64 regs, u32 compat, s64 result)
 {
@@ -1037,7 +1060,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 regs = ctx->args[0], number, task, fd, command, value;
 	s64 result = ctx->args[1];
-	u32 index, *action, what, compat, handler, ids, outcome, standard;
+	u32 index, *action, what, compat, handler, ids, outcome, standard, data;
 	struct filter *filter;
 	struct scratch *s;
 
@@ -1051,14 +1074,21 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	task = (u64)bpf_get_current_task_btf();
 	compat = is_compat(task);
 	what = (compat ? *action >> 8 : *action) & 0xff;
+	data = data_of(what);
 	if (what == VEDETTE_WRITE || what == VEDETTE_SENDTO) {
 		/* What servers do all the time, and hardly any of it is meant. */
 		REGISTER(fd, regs, di);
 		if (compat)
 			REGISTER(fd, regs, bx);
 		if (what == VEDETTE_WRITE ? !is_writer((u32)fd, task) :
-					    !is_wanted(VEDETTE_SENDTO) && !is_sshd(task))
-			return 0;
+					    !is_wanted(VEDETTE_SENDTO) && !is_sshd(task)) {
+			if (!data)
+				return 0;
+			what = data;
+		}
+	} else if (data && what < VEDETTE_READ_DATA && !is_wanted(what) &&
+		   !(is_receive(what) && is_wanted(VEDETTE_DNS))) {
+		what = data;
 	}
 	ids = *action & (compat ? ACTION_IDS_COMPAT : ACTION_IDS_NATIVE);
 	standard = *action >> (compat ? STDIO_COMPAT_SHIFT : STDIO_NATIVE_SHIFT) & 7;
@@ -1095,7 +1125,9 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	outcome = outcome_of(result);
 	if (filter && outcome && !(~filter->dropped >> outcome & 0xff)) {
 		count(VEDETTE_C_FILTERED);
-		return 0;
+		if (!data || what == data)
+			return 0;
+		what = data;
 	}
 	if (filter && !standard && (filter->flags & FILTER_VALUES) && !filter->argument) {
 		/* As handle_call decides it, without all that comes in between. */
@@ -1123,6 +1155,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	} else if ((what >= VEDETTE_SENDTO && what <= VEDETTE_RECVMSG) || what == VEDETTE_SENDMMSG ||
 		   what == VEDETTE_RECVMMSG) {
 		handler = HANDLE_DATAGRAM;
+	} else if (what >= VEDETTE_READ_DATA && what != ACTION_SOCKETCALL) {
+		handler = HANDLE_DATA;
 	} else {
 		handler = HANDLE_SOCK;
 	}
@@ -1154,8 +1188,9 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	s->number_flags = compat ? *action >> 16 : 0;
 	s->message = 0;
 	s->standard = 0;
-	s->following = what ? handler : HANDLERS;
-	handlers.call(ctx, standard ? HANDLE_STDIO : handler);
+	s->following = what && handler != HANDLE_DATA ? handler : HANDLERS;
+	s->data_type = data;
+	handlers.call(ctx, standard ? HANDLE_STDIO : data ? HANDLE_DATA : handler);
 	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
 	return release(s, 0);
 }
@@ -1731,11 +1766,6 @@ static __always_inline u16 socket_state(u64 sk)
 	return VEDETTE_S_KNOWN | (state == TCP_ESTABLISHED_ ? VEDETTE_S_CONNECTED : 0);
 }
 
-static __always_inline int is_receive(u32 type)
-{
-	return type == VEDETTE_RECVFROM || type == VEDETTE_RECVMSG || type == VEDETTE_RECVMMSG;
-}
-
 /* The ends of an IPv4 or IPv6 socket, as the kernel has them. */
 static __always_inline void local_end(u64 sk, u16 family, u32 socktype, u8 *address, u16 *port)
 {
@@ -2237,6 +2267,295 @@ int handle_dup(struct bpf_raw_tracepoint_args *ctx)
 	struct scratch *s = held_scratch(task);
 
 	return s ? release(s, do_dup(ctx, s, task)) : 0;
+}
+
+/* ------------------------------------------------------- what is transferred */
+
+/* What a syscall's arguments say of its data. */
+struct transfer {
+	u64 at;      /* the data, or struct iovec */
+	u64 vectors; /* of these; 0: the data */
+	u64 name;    /* the address of the other end of a datagram, if it was passed */
+	u32 length;  /* of that */
+};
+
+/* struct msghdr (linux/socket.h) of both ABIs: name, its length, struct iovec and how many. */
+static __always_inline int read_transfer(u64 address, u32 compat, struct transfer *t)
+{
+	u64 wide[4];
+	u32 narrow[4];
+
+	if (compat) {
+		if (READ_USER(narrow, address))
+			return -1;
+		t->name = narrow[0];
+		t->length = narrow[1];
+		t->at = narrow[2];
+		t->vectors = narrow[3];
+		return 0;
+	}
+	if (READ_USER(wide, address))
+		return -1;
+	t->name = wide[0];
+	t->length = wide[1];
+	t->at = wide[2];
+	t->vectors = wide[3];
+	return 0;
+}
+
+static __always_inline int is_message(u32 type)
+{
+	return type == VEDETTE_SENDMSG_DATA || type == VEDETTE_RECVMSG_DATA ||
+	       type == VEDETTE_SENDMMSG_DATA || type == VEDETTE_RECVMMSG_DATA;
+}
+
+static __always_inline int is_vector(u32 type)
+{
+	return type == VEDETTE_READV_DATA || type == VEDETTE_PREADV_DATA ||
+	       type == VEDETTE_PREADV2_DATA || type == VEDETTE_WRITEV_DATA ||
+	       type == VEDETTE_PWRITEV_DATA || type == VEDETTE_PWRITEV2_DATA;
+}
+
+static __always_inline int is_several(u32 type)
+{
+	return type == VEDETTE_SENDMMSG_DATA || type == VEDETTE_RECVMMSG_DATA;
+}
+
+/* Of i386's one number for all socket calls: which of them, and its arguments. */
+static __always_inline int read_socketcall(struct scratch *s, u32 words[6])
+{
+	u32 type;
+
+	switch ((u32)s->call.args[0]) { /* SYS_* of linux/net.h */
+	case 9:
+	case 11: type = VEDETTE_SENDTO; break;
+	case 10:
+	case 12: type = VEDETTE_RECVFROM; break;
+	case 16: type = VEDETTE_SENDMSG; break;
+	case 17: type = VEDETTE_RECVMSG; break;
+	case 19: type = VEDETTE_RECVMMSG; break;
+	case 20: type = VEDETTE_SENDMMSG; break;
+	default: return -1;
+	}
+	s->data_type = data_of(type);
+	if (!s->data_type ||
+	    bpf_probe_read_user(words, 16, (const void *)(unsigned long)s->call.args[1]))
+		return -1;
+	if ((u32)s->call.args[0] == 11 || (u32)s->call.args[0] == 12)
+		return bpf_probe_read_user(words + 4, 8,
+					   (const void *)(unsigned long)(s->call.args[1] + 16));
+	return 0;
+}
+
+/* The syscall's own record, if it has one, follows those of its data. */
+static __always_inline int follow(struct bpf_raw_tracepoint_args *ctx, struct scratch *s)
+{
+	if (s->following >= HANDLERS)
+		return 0;
+	s->flags = 0;
+	s->message = 0;
+	handlers.call(ctx, s->following);
+	count(VEDETTE_C_LOST_READ_FAULT);
+	return 0;
+}
+
+/* The next message, or what follows. */
+static __always_inline int next_message(struct bpf_raw_tracepoint_args *ctx, struct scratch *s)
+{
+	if (!is_several(s->data_type) || ++s->message >= MESSAGES_MAX || s->message >= s->call.result)
+		return follow(ctx, s);
+	s->flags = 0;
+	handlers.call(ctx, HANDLE_DATA);
+	count(VEDETTE_C_LOST_READ_FAULT);
+	return 0;
+}
+
+/* Read or write of a descriptor, with the data: who, and where to. handle_data_bytes has the rest. */
+static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
+{
+	u64 sk, file, address = 0, other;
+	u32 type, end = sizeof(struct vedette_sock), kind = 0, length = 0, words[6] = {};
+	struct transfer t = {};
+	struct vedette_sock *r;
+	struct filter *filter;
+	u16 family = 0, value = 0;
+	s32 fd;
+
+	if (s->type == ACTION_SOCKETCALL) {
+		if (read_socketcall(s, words))
+			return follow(ctx, s);
+		fd = words[0];
+		t.at = words[1];
+		t.name = words[4];
+		other = words[5];
+	} else {
+		fd = s->call.args[0];
+		t.at = s->call.args[1];
+		t.name = s->call.args[4];
+		other = s->call.args[5];
+	}
+	type = s->data_type;
+	filter = filter_of(type);
+	if (filter && filter->dropped >> (outcome_of(s->call.result) & 31) & 1) {
+		count(VEDETTE_C_FILTERED);
+		return follow(ctx, s);
+	}
+	s->data_left = s->call.result > 0 ? s->call.result : 0;
+	if (is_message(type)) {
+		address = t.at;
+		t.at = t.name = 0;
+		if (is_several(type)) {
+			address += s->message * (s->compat ? 32 : 64);
+			if (s->call.result > 0) {
+				if (READ_USER(length, address + (s->compat ? 28 : 56)))
+					return follow(ctx, s);
+				s->data_left = length;
+			}
+		}
+		if (read_transfer(address, s->compat, &t)) {
+			/* Of what failed nothing more is said. */
+			t.name = t.vectors = 0;
+			s->data_left = 0;
+		}
+	} else if (is_vector(type)) {
+		t.vectors = s->type == ACTION_SOCKETCALL ? 0 : s->call.args[2];
+		t.name = 0;
+	} else if (type == VEDETTE_SENDTO_DATA) {
+		t.length = other;
+	} else if (type == VEDETTE_RECVFROM_DATA) {
+		if (t.name && READ_USER(t.length, other))
+			t.name = 0;
+	} else {
+		t.name = 0;
+	}
+	s->data_at = t.at;
+	s->vectors = t.vectors > IOVECS_MAX ? IOVECS_MAX + 1 : t.vectors;
+	if ((is_message(type) || is_vector(type)) && !s->vectors)
+		s->data_left = 0;
+	r = (void *)s->record;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (head(&r->h, task, type, s->call.result))
+		return follow(ctx, s);
+	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid))
+		goto filtered;
+	r->fd = fd;
+	sk = sock_of(task, fd);
+	if (sk) {
+		READ(family, sk + OFF_sock__skc_family);
+		READ(value, sk + OFF_sock__sk_type);
+		r->socktype = value;
+		r->state = socket_state(sk);
+	}
+	if (family == AF_INET_ || family == AF_INET6_) {
+		READ(value, sk + OFF_sock__sk_protocol);
+		r->l4proto = value;
+		local_end(sk, family, r->socktype, r->local_addr, &r->local_port);
+		remote_end(sk, family, r->socktype, r->remote_addr, &r->remote_port);
+		if (t.name && t.length >= 16 && r->socktype != SOCK_STREAM_ &&
+		    !(r->state & VEDETTE_S_CONNECTED) && s->call.result >= 0) {
+			__builtin_memset(s->address, 0, sizeof(s->address));
+			length = t.length >= 28 ? 28 : 16;
+			if (!bpf_probe_read_user(s->address, length == 28 ? 28 : 16,
+						 (const void *)(unsigned long)t.name))
+				end_from_address(s->address, length, r->remote_addr,
+						 &r->remote_port);
+		}
+		if (r->socktype == SOCK_RAW_)
+			r->remote_port = 0;
+		if (family == AF_INET6_ && (is_mapped(r->local_addr) || is_mapped(r->remote_addr))) {
+			family = AF_INET_;
+			unmap_address(r->local_addr);
+			unmap_address(r->remote_addr);
+		}
+	} else if (family == AF_UNIX_) {
+		address = 0;
+		length = 0;
+		if (!READ(address, sk + OFF_unix_sock__addr) && address &&
+		    !READ(length, address + OFF_unix_address__len)) {
+			address += OFF_unix_address__name + 2;
+			r->path_len = append_unix(s, end, (const void *)(unsigned long)address,
+						  length - 2);
+		}
+	}
+	r->family = family;
+	if (filter && (filter->flags & FILTER_ENDS) &&
+	    is_end_filtered(s, filter, type, family, r->remote_addr, r->path_len))
+		goto filtered;
+	if (is_over_budget(s))
+		return next_message(ctx, s);
+	file = sk ? 0 : file_of(task, fd);
+	if (file) {
+		r->path_len = append_file(s, end, file, &kind);
+		r->state = kind << VEDETTE_S_KIND_SHIFT;
+	}
+	s->end = end + r->path_len;
+	handlers.call(ctx, HANDLE_DATA_BYTES);
+	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
+	return 0;
+filtered:
+	count(VEDETTE_C_FILTERED);
+	return next_message(ctx, s);
+}
+
+int handle_data(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 task = bpf_get_current_task();
+	struct scratch *s = held_scratch(task);
+
+	return s ? release(s, do_data(ctx, s, task)) : 0;
+}
+
+/* Append the first bytes of what was transferred, and submit the record that handle_data began. */
+static __always_inline int do_data_bytes(struct bpf_raw_tracepoint_args *ctx, struct scratch *s)
+{
+	struct vedette_sock *r = (void *)s->record;
+	u64 vector[2], length, room;
+	u32 narrow[2], begin = s->end;
+
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < IOVECS_MAX; i++) {
+		OPAQUE(i);
+		if (!s->data_left || s->end - begin >= VEDETTE_DATA_MAX || (i && i >= s->vectors))
+			break;
+		vector[0] = s->data_at;
+		vector[1] = s->data_left;
+		if (s->vectors && s->compat) {
+			if (READ_USER(narrow, s->data_at + 8 * i))
+				goto fault;
+			vector[0] = narrow[0];
+			vector[1] = narrow[1];
+		} else if (s->vectors) {
+			if (READ_USER(vector, s->data_at + 16 * i))
+				goto fault;
+		}
+		length = vector[1] < s->data_left ? vector[1] : s->data_left;
+		room = VEDETTE_DATA_MAX - (s->end - begin);
+		if (length > room)
+			length = room;
+		AT_MOST(length, VEDETTE_DATA_MAX);
+		if (length && bpf_probe_read_user(at(s, s->end), length,
+						  (const void *)(unsigned long)vector[0]))
+			goto fault;
+		s->end += length;
+		s->data_left -= length;
+	}
+	r->data_len = s->end - begin;
+	if (s->data_left)
+		s->flags |= VEDETTE_F_DATA_CUT;
+	goto out;
+fault:
+	s->flags |= VEDETTE_F_DATA_FAULT;
+	s->end = begin;
+out:
+	submit(s, s->end);
+	return next_message(ctx, s);
+}
+
+int handle_data_bytes(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct scratch *s = held_scratch(bpf_get_current_task());
+
+	return s ? release(s, do_data_bytes(ctx, s)) : 0;
 }
 
 /* What struct vedette_stdio has of a socket. */

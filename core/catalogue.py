@@ -82,17 +82,11 @@ evt.latency.s            int     none   Seconds between entry and exit
 evt.latency.ns           int     none   Fraction of the latency's second
 evt.latency.human        string  none   Latency as text
 evt.abspath              string  key    Absolute path of an argument
-# the data, whose copy would slow down reads and writes and bring secrets into alerts
-evt.buffer               string  none   Data that the event carried
-evt.buflen               int     none   Length of the data
-evt.buflen.in            int     none   Length of data that came in
-evt.buflen.out           int     none   Length of data that went out
 # arguments by number, and as they were passed
 evt.arg                  string  key    Argument by name or number
 evt.rawarg               string  key    Argument by name, not interpreted
 # the syscalls that have this argument
 evt.arg.addr             string  none   Address that was passed
-evt.arg.data             string  none   Data that was passed
 evt.arg.signal           string  none   Signal that was delivered
 evt.arg.env              string  none   Environment of exec
 evt.arg.prot             string  none   Protection of mmap and mprotect

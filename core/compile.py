@@ -36,6 +36,7 @@ from typing import Final
 from vedette.core import calls, fields, layout, stdio
 from vedette.core.expr import And, Expr, FieldRef, Not, Operand, Or, Predicate, Value, predicates
 from vedette.core.patterns import glob_regex
+from vedette.core.records import shown_type
 from vedette.core.transformers import transform
 from vedette.core.twin import holds
 
@@ -50,12 +51,13 @@ BYTES: tuple[str, ...] = (
     "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container", "unit",
     "slice", "cgroup", "sha256", "login_key",
     "stdin_type", "stdout_type", "stderr_type", "stdin_name", "stdout_name", "stderr_name",
+    "buffer",
 )  # fmt: skip
 INTS: Final = (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
     "login_type", "login_pid", "tty", "vpid", "pgid", "vpgid", "leads", "exebits", "exe_ino",
     "exe_ctime", "exe_mtime", "cmdnargs", "cmdlenargs", "apid", "loginshell",
-    "owner", "is_owner",
+    "owner", "is_owner", "buflen",
 )  # fmt: skip
 
 # Roles: of process predicates, whose value they ask about; of addresses and ports, which end's.
@@ -104,6 +106,11 @@ PLACES: Final[dict[str, tuple[str, int]]] = {
     "evt.arg.path": ("argpath", SELF),
     "evt.arg.filename": ("argfilename", SELF),
     "fd.num": ("fd", SELF),
+    "evt.buffer": ("buffer", SELF),
+    "evt.arg.data": ("buffer", SELF),
+    "evt.buflen": ("buflen", SELF),
+    "evt.buflen.in": ("buflen", SELF),
+    "evt.buflen.out": ("buflen", SELF),
     "fs.owner.uid": ("owner", SELF),
     "fs.is_owner": ("is_owner", SELF),
     "fd.name": ("name", SELF),
@@ -189,11 +196,12 @@ WORD_OF_INDEX: Final[dict[str, str]] = {
     "login_key": "login", "login_type": "login", "login_pid": "login",
     "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
     "owner": "owner", "is_owner": "owner",
+    "buffer": "data", "buflen": "data",
 }  # fmt: skip
 for _name in calls.DESCRIPTIONS:
     WORD_OF_INDEX.setdefault(_name, "call")
 WORDS: Final = ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call",
-                "owner")  # fmt: skip
+                "owner", "data")  # fmt: skip
 _CALLS: Final = frozenset(layout.TYPES[name] for name in layout.CALLS)
 # Of a call, all that is not in one of these is in one word.
 _CALL_WORDS: Final = frozenset({None, "result", "fd"})
@@ -209,7 +217,7 @@ PROTOCOLS: Final = (None, b"tcp", b"udp", b"icmp", b"raw")
 # Where the values of an index are seen together, so that what is computed from them is known there.
 GROUPS: Final = (
     "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "call",
-    "late",
+    "data", "late",
 )  # fmt: skip
 # What is not here only Python computes; "late": the ends of a socket have a class each.
 _GROUP_OF_INDEX: Final[dict[str, str]] = {
@@ -224,6 +232,7 @@ _GROUP_OF_INDEX: Final[dict[str, str]] = {
     "login_type": "login", "login_pid": "login",
     "result": "result", "fd": "fd", "kind": "kind", "ip": "late", "port": "late",
     "owner": "late", "is_owner": "late",
+    "buffer": "data", "buflen": "data",
     "evt.arg.name": "path", "fs.path.name": "path", "fs.path.nameraw": "raw",
 }  # fmt: skip
 
@@ -458,6 +467,11 @@ class _Compiler:
 
     # Which event types are worth a look, as bits: those of which a tree can be true, and false.
 
+    def types_seen(self, condition: Expr) -> int:
+        """The types that a rule can match, as bits."""
+        unseen = _DATALESS_TYPES if fields.is_about_data(condition) else _DATA_TYPES
+        return self.types_of(condition)[0] & ~unseen
+
     def types_of(self, node: Expr) -> tuple[int, int]:
         if isinstance(node, Predicate):
             return self.types_of_predicate(node)
@@ -479,7 +493,9 @@ class _Compiler:
             true = self.named_types.get(node, -1)
             if true < 0:
                 true = self.named_types[node] = _bits(
-                    number for number, name in _TYPE_NAMES if holds(node.op, name, node.values)
+                    number
+                    for number, name in _TYPE_NAMES
+                    if holds(node.op, _shown(name), node.values)
                 )
             return true, _ALL_TYPES & ~true
         if name in self.constants:
@@ -524,7 +540,7 @@ class _Compiler:
             return self.specialise_computed(node, name)
         known = node.field.name
         if known == "evt.type":
-            return holds(node.op, name, node.values)
+            return holds(node.op, _shown(name), node.values)
         if known in self.constants:
             value = self.constants[known]
             return value is not None and holds(node.op, value, node.values)
@@ -596,7 +612,7 @@ class _Compiler:
             if len(known) == len(texts) and ref.name != "getopt":
                 found = known[0].join(known[1:]) if ref.name == "join" else b"".join(known)
         elif ref.name == "evt.type":
-            found = name
+            found = _shown(name)
         elif ref.name in self.constants:
             found = self.constants[ref.name]
         elif name.decode() not in fields.FIELDS[ref.name].events:
@@ -1036,7 +1052,7 @@ class _Compiler:
                 self.filed[predicate] += 1
 
     def add_rule(self, rule: int, condition: Expr) -> None:
-        can_match, _ = self.types_of(condition)
+        can_match = self.types_seen(condition)
         made: dict[tuple[bool, Expr | bool], TypePlan] = {}
         for number, name in _TYPE_NAMES:
             if not can_match >> number & 1:
@@ -1162,6 +1178,16 @@ def _bits(numbers: Iterable[int]) -> int:
     return sum(1 << number for number in numbers)
 
 
+_DATA_TYPES: Final = _bits(layout.TYPES[name] for name in fields.DATA)
+# What rules about data do not see: they see the same syscalls with their data.
+_DATALESS_TYPES: Final = _bits(layout.TYPES[name] for name in fields.DATALESS)
+
+
+@cache
+def _shown(type_name: bytes) -> bytes:
+    return shown_type(type_name.decode()).encode()
+
+
 @cache
 def _types_with(field_name: str) -> int:
     """The event types that have a field, as bits."""
@@ -1246,7 +1272,7 @@ class Specialiser:
         hostname: bytes | None,
     ) -> None:
         self._compiler = _Compiler(users, groups, hostname)
-        self._conditions = [(self._compiler.types_of(one)[0], one) for one in conditions]
+        self._conditions = [(self._compiler.types_seen(one), one) for one in conditions]
 
     def left(self, name: str) -> Iterator[Expr | bool]:
         """Give what is left of each condition that can be true of a type: a tree, or True."""
@@ -1260,5 +1286,5 @@ class Specialiser:
 
 def possible_types(condition: Expr) -> frozenset[str]:
     """Return the event types that a condition can be true of, on some host."""
-    bits = _Compiler({}, {}, None).types_of(condition)[0]
+    bits = _Compiler({}, {}, None).types_seen(condition)
     return frozenset(name for name, number in layout.TYPES.items() if bits >> number & 1)

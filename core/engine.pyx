@@ -158,11 +158,13 @@ cdef int _check(const uint8_t* data, size_t left, uint32_t* size) noexcept nogil
             return RECORD_SKIP
         blobs = <size_t>(<const vedette_open*>data).path_len + (<const vedette_open*>data).dir_len
     elif (VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3
-          or VEDETTE_FCNTL <= h.type <= VEDETTE_RECVMMSG):
+          or VEDETTE_FCNTL <= h.type <= VEDETTE_RECVMMSG
+          or VEDETTE_READ_DATA <= h.type <= VEDETTE_RECVMMSG_DATA):
         fixed = sizeof(vedette_sock)
-        if (h.size < fixed or (<const vedette_sock*>data).path_len > VEDETTE_PATH_MAX):
+        if (h.size < fixed or (<const vedette_sock*>data).path_len > VEDETTE_PATH_MAX
+                or (<const vedette_sock*>data).data_len > VEDETTE_DATA_MAX):
             return RECORD_SKIP
-        blobs = (<const vedette_sock*>data).path_len
+        blobs = <size_t>(<const vedette_sock*>data).path_len + (<const vedette_sock*>data).data_len
     elif h.type == VEDETTE_WRITE:
         fixed = sizeof(vedette_write)
         if (h.size < fixed or (<const vedette_write*>data).path_len > VEDETTE_PATH_MAX
@@ -781,7 +783,7 @@ cdef class Engine:
         cdef bint failed
         self.records += 1
         if h.type >= VEDETTE_IDS:
-            self.states += 1
+            self.states += h.type < VEDETTE_READ_DATA
             if h.type == VEDETTE_CGROUP:
                 return self._cgroup(<const vedette_cgroup*>h)
             if h.type == VEDETTE_DNS:

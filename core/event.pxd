@@ -58,6 +58,22 @@ cdef extern from "event.h" nogil:
         VEDETTE_STDIO_MAX
         VEDETTE_STDIO_NAME_MAX
         VEDETTE_HASH
+        VEDETTE_READ_DATA
+        VEDETTE_PREAD64_DATA
+        VEDETTE_READV_DATA
+        VEDETTE_PREADV_DATA
+        VEDETTE_PREADV2_DATA
+        VEDETTE_WRITE_DATA
+        VEDETTE_PWRITE64_DATA
+        VEDETTE_WRITEV_DATA
+        VEDETTE_PWRITEV_DATA
+        VEDETTE_PWRITEV2_DATA
+        VEDETTE_SENDTO_DATA
+        VEDETTE_SENDMSG_DATA
+        VEDETTE_SENDMMSG_DATA
+        VEDETTE_RECVFROM_DATA
+        VEDETTE_RECVMSG_DATA
+        VEDETTE_RECVMMSG_DATA
         VEDETTE_ANSWER_MAX
         VEDETTE_LOG_MAX
         VEDETTE_S_KNOWN
@@ -184,6 +200,7 @@ cdef extern from "event.h" nogil:
         uint16_t path_len
         uint16_t state
         uint32_t listen_fd
+        uint16_t data_len
 
     struct vedette_write:
         vedette_header h

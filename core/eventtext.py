@@ -69,7 +69,7 @@ def event_line(view: EventView) -> str:
     name = text(proc.comm, "string")
     user = view.users.get(proc.uid)
     who = f"{record.pid:>7} {name:<15} {text(user if user is not None else proc.uid, 'string'):<8}"
-    return f"{who} {record.type_name:<10} {_what(view)}".rstrip()
+    return f"{who} {record.event_name:<10} {_what(view)}".rstrip()
 
 
 def _what(view: EventView) -> str:

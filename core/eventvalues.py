@@ -6,7 +6,8 @@ import time
 from typing import Final
 
 _CATEGORIES: Final = {
-    "file": "open openat openat2 creat write chdir fchdir unlink unlinkat rmdir rename renameat "
+    "file": "open openat openat2 creat read pread64 readv preadv preadv2 write pwrite64 writev "
+    "pwritev pwritev2 chdir fchdir unlink unlinkat rmdir rename renameat "
     "renameat2 link linkat symlink symlinkat mkdir mkdirat mknod mknodat chmod fchmod fchmodat "
     "fchmodat2 chown lchown fchown fchownat truncate ftruncate mount umount umount2 move_mount "
     "pivot_root userfaultfd",

@@ -17,8 +17,8 @@ from typing import Final, Literal, Protocol
 
 from vedette.core import calls, catalogue, eventvalues, layout, stdio
 from vedette.core.cgroups import NOWHERE, Placement, placement
-from vedette.core.expr import FieldRef, Operand
-from vedette.core.records import Record
+from vedette.core.expr import Expr, FieldRef, Operand, field_names, predicates
+from vedette.core.records import Record, shown_type
 from vedette.core.transformers import FUNCTIONS, UNARY, getopt, transform
 
 FieldType = Literal["string", "int", "uint", "bool", "ip", "net", "port"]
@@ -120,7 +120,14 @@ ALL: Final = tuple(layout.TYPES)
 OPENS: Final = ("open", "openat", "openat2", "creat")
 DATAGRAMS: Final = ("sendto", "sendmsg", "recvfrom", "recvmsg", "sendmmsg", "recvmmsg")
 DUPS: Final = ("dup", "dup2", "dup3", "fcntl")
-_DUPS: Final = tuple(layout.TYPES[name] for name in DUPS)
+DATA: Final = layout.DATA
+"""The events that carry data. Only a rule about the data sees them, and it sees no other event of
+the same syscalls (DATALESS), so that what a rule matches is a matter of the rule alone."""
+DATALESS: Final = tuple(name for name in map(shown_type, DATA) if name in layout.TYPES)
+DATA_IN: Final = tuple(name for name in DATA if name.startswith(("read", "pread", "recv")))
+DATA_OUT: Final = tuple(name for name in DATA if name not in DATA_IN)
+# Who the client is does not follow from the type, and the descriptor may be no socket.
+_EITHER_WAY: Final = tuple(layout.TYPES[name] for name in (*DUPS, *DATA))
 CONNECTIONS: Final = ("connect", "accept", "accept4", *DATAGRAMS, *DUPS)
 SOCKS: Final = (*CONNECTIONS, "bind", "listen")
 EXECS: Final = ("execve", "execveat")
@@ -340,8 +347,9 @@ def _path(view: EventView) -> bytes | None:
 
 
 def _is_file(record: Record) -> bool:
-    """Whether a dup is of what is no socket."""
-    return record.type in _DUPS and record.family == 0 and not record.state & layout.SOCKET_KNOWN
+    """Whether a dup, or data, is of what is no socket."""
+    is_socket = record.family != 0 or record.state & layout.SOCKET_KNOWN
+    return record.type in _EITHER_WAY and not is_socket
 
 
 def call_value(view: EventView, name: str) -> bytes | None:
@@ -496,15 +504,15 @@ def _fd(view: EventView) -> int | None:
 
 
 def has_peer(record: Record) -> bool:
-    """Whether a socket's event has a remote end; of a dup, if the socket has one."""
-    if record.type in _DUPS:
+    """Whether a socket's event has a remote end; of a dup and of data, if the socket has one."""
+    if record.type in _EITHER_WAY:
         return record.remote_port != 0
     return record.type not in _NAMELESS
 
 
 def is_client(record: Record) -> bool:
-    """Whether the process is the client; of a dup the higher port is taken for the client's."""
-    if record.type in _DUPS:
+    """Whether the process is the client; of dups and data the higher port is taken for its."""
+    if record.type in _EITHER_WAY:
         return 0 < record.remote_port < record.local_port
     return record.type == _CONNECT or record.type in _SENDS
 
@@ -694,6 +702,44 @@ def _fd_name(view: EventView) -> bytes | None:
 def _owner(of: Callable[[Record], Scalar]) -> Callable[[EventView], Raw]:
     def get(view: EventView) -> Raw:
         return of(view.record) if view.record.owner_flags & layout.OWNER_KNOWN else None
+
+    return get
+
+
+DATA_FIELDS: Final = frozenset(
+    {"evt.buffer", "evt.arg.data", "evt.buflen", "evt.buflen.in", "evt.buflen.out"}
+)
+"""Fields of the data that was read or written."""
+
+
+def is_about_data(condition: Expr) -> bool:
+    """Whether a condition names data that was read or written."""
+    return any(
+        one.field.name in DATA_FIELDS
+        or not (one.is_plain or DATA_FIELDS.isdisjoint(field_names(one)))
+        for one in predicates(condition)
+    )
+
+
+def sees(condition: Expr, type_name: str) -> bool:
+    """Whether a rule of this condition judges events of a type."""
+    return type_name not in (DATALESS if is_about_data(condition) else DATA)
+
+
+def seen_events(condition: Expr) -> frozenset[str]:
+    """Return evt.type of all events that a rule of this condition judges."""
+    unseen = DATALESS if is_about_data(condition) else DATA
+    return frozenset(shown_type(name) for name in ALL if name not in unseen)
+
+
+def _data(
+    of: Callable[[bytes], Scalar], carriers: tuple[str, ...] = DATA
+) -> Callable[[EventView], Raw]:
+    def get(view: EventView) -> Raw:
+        record = view.record
+        if record.type_name not in carriers or not record.data or record.flags & _F_DATA_FAULT:
+            return None
+        return of(record.data)
 
     return get
 
@@ -1086,7 +1132,7 @@ def _fill_other_words(called: tuple[str, ...]) -> None:
         ),
         (
             "evt.category", "string",
-            lambda v: eventvalues.CATEGORIES.get(v.record.type_name, b"other"),
+            lambda v: eventvalues.CATEGORIES.get(v.record.event_name, b"other"),
             "file, net, process, user, memory, signal, system or other", ALL,
         ),
         ("evt.count", "uint", lambda v: 1, "Always 1", ALL),
@@ -1105,7 +1151,7 @@ def _fill_other_words(called: tuple[str, ...]) -> None:
         ),
         (
             "evt.syscall.type", "string",
-            lambda v: v.record.type_name.encode() if v.record.type_name in syscalls else None,
+            lambda v: v.record.event_name.encode() if v.record.type_name in syscalls else None,
             "Name of the syscall", syscalls,
         ),
         ("evt.args", "string", _all_arguments, "Result and all arguments: res=3 name=/x", ALL),
@@ -1139,7 +1185,7 @@ def _fill_other_words(called: tuple[str, ...]) -> None:
         (
             "evt.arg.tuple", "string",
             lambda v: _sockname(v) if struct_of(v.record) == "sock" else None,
-            "Both ends of an IP socket, client:port->server:port", SOCKS,
+            "Both ends of an IP socket, client:port->server:port", (*SOCKS, *DATA),
         ),
         (
             "fd.is_server", "bool", _is_server,
@@ -1159,7 +1205,7 @@ def _fill() -> None:
         "string",
         "event",
         "type",
-        lambda view: view.record.type_name.encode(),
+        lambda view: view.record.event_name.encode(),
         "Name of the syscall; the exit of a process is procexit",
     )
     _add(
@@ -1261,7 +1307,8 @@ def _fill() -> None:
         _constant(b"<"),
         "Always <: events are seen when the syscall returns",
     )
-    numbered = (*files, *SOCKS, *calls.FD_ARGUMENT, *calls.FD_RESULT)
+    described = (*files, *SOCKS, *DATA)
+    numbered = (*described, *calls.FD_ARGUMENT, *calls.FD_RESULT)
     _add(
         "evt.suppressed", "int", "event", "suppressed",
         lambda view: view.record.count if struct_of(view.record) == "suppressed" else None,
@@ -1297,6 +1344,7 @@ def _fill() -> None:
         ("raced",),
     )  # fmt: skip
     _add("fd.num", "int", "event", "fd", _fd, "Number of the file descriptor", numbered)
+    sockets, connections = (*SOCKS, *DATA), (*CONNECTIONS, *DATA)
     _add(
         "fd.name",
         "string",
@@ -1304,8 +1352,8 @@ def _fill() -> None:
         "path sockname",
         _fd_name,
         "Absolute path, or client:port->server:port; bind and listen: server:port; of a pipe that "
-        "is duplicated pipe:[inode]",
-        (*files, *SOCKS),
+        "is duplicated, read or written pipe:[inode]",
+        described,
     )
     _add(
         "fd.nameraw",
@@ -1323,7 +1371,7 @@ def _fill() -> None:
         "path",
         _directory,
         "What is before the last / of the path (/ for what lies in the root)",
-        (*files, *SOCKS),
+        described,
     )
     _add(
         "fd.filename",
@@ -1332,7 +1380,7 @@ def _fill() -> None:
         "path",
         _filename,
         "What is after the last / of the path",
-        (*files, *SOCKS),
+        described,
     )
     _add(
         "fd.type",
@@ -1340,8 +1388,8 @@ def _fill() -> None:
         "event",
         "kind",
         _kind,
-        "file, directory, ipv4, ipv6, unix, or pipe of what was duplicated",
-        (*files, *SOCKS),
+        "file, directory, ipv4, ipv6, unix, or pipe of what was duplicated, read or written",
+        described,
     )
     _add(
         "fd.typechar",
@@ -1350,7 +1398,7 @@ def _fill() -> None:
         "kind",
         _typechar,
         "f (file), d (directory), 4, 6, u (unix) or p (pipe)",
-        (*files, *SOCKS),
+        described,
     )
     states: tuple[tuple[str, FieldType, Callable[[Record], Scalar | None], str], ...] = (
         (
@@ -1365,13 +1413,13 @@ def _fill() -> None:
         ("sockfamily", "string", lambda record: _FAMILIES.get(record.family), "ip or unix"),
     )  # fmt: skip
     for state, kind_of, get_state, meaning in states:
-        _add(f"fd.{state}", kind_of, "event", "socket", _state(get_state), meaning, SOCKS)
-    _add("fd.l4proto", "string", "event", "kind", _l4proto, "tcp, udp, icmp or raw", SOCKS)
+        _add(f"fd.{state}", kind_of, "event", "socket", _state(get_state), meaning, sockets)
+    _add("fd.l4proto", "string", "event", "kind", _l4proto, "tcp, udp, icmp or raw", sockets)
     for letter, word, events in (
-        ("l", "local", SOCKS),
-        ("r", "remote", CONNECTIONS),
-        ("c", "client's", CONNECTIONS),
-        ("s", "server's", SOCKS),
+        ("l", "local", sockets),
+        ("r", "remote", connections),
+        ("c", "client's", connections),
+        ("s", "server's", sockets),
     ):
         _add(
             f"fd.{letter}ip",
@@ -1416,7 +1464,7 @@ def _fill() -> None:
         "cip sip",
         _either_end(0),
         "Address of either end",
-        SOCKS,
+        sockets,
         multiple=True,
     )
     _add(
@@ -1426,7 +1474,7 @@ def _fill() -> None:
         "cip sip",
         _either_end(0),
         "Address of either end, compared with networks",
-        SOCKS,
+        sockets,
         multiple=True,
     )
     _add(
@@ -1436,7 +1484,7 @@ def _fill() -> None:
         "cport sport",
         _either_end(1),
         "Port of either end",
-        SOCKS,
+        sockets,
         multiple=True,
     )
 
@@ -1450,6 +1498,17 @@ def _fill() -> None:
             f"Name of the process's {stream}: an absolute path, client:port->server:port, "
             "pipe:[inode]",
         )  # fmt: skip
+    for name, meaning in (
+        ("evt.buffer", f"The first {layout.DATA_MAX} bytes of what was read or written"),
+        ("evt.arg.data", "The same as evt.buffer"),
+    ):
+        _add(name, "string", "event", "data", _data(lambda data: data), meaning, DATA)
+    for name, meaning, carriers in (
+        ("evt.buflen", "How many bytes evt.buffer has", DATA),
+        ("evt.buflen.in", "The same of what was read", DATA_IN),
+        ("evt.buflen.out", "The same of what was written", DATA_OUT),
+    ):
+        _add(name, "int", "event", "data", _data(len, carriers), meaning, carriers)
     opened = (*OPENS, *EXECS)
     _add(
         "fs.owner.uid", "uint", "event", "owner", _owner(lambda record: record.owner_uid),
@@ -1959,6 +2018,7 @@ def events_of(name: str) -> tuple[str, ...]:
 
 
 _GROUPS: Final = (
+    ("data", DATA), ("data read", DATA_IN), ("data written", DATA_OUT),
     ("opens", OPENS), ("sockets", SOCKS), ("connections", CONNECTIONS),
     ("execve, execveat", EXECS),
 )  # fmt: skip

@@ -52,6 +52,7 @@ _FILTERED: Final = tuple(
 )
 _OPENS: Final = frozenset(fields.OPENS)
 _DUPS: Final = frozenset(fields.DUPS)
+_DATA: Final = frozenset(fields.DATA)
 NO_SOCKET: Final = 1
 _NO_SOCKETS: Final = sum(1 << index for index in range(OUTCOMES) if index & NO_SOCKET)
 _FILE_TYPES: Final = (*fields.FILE_KINDS.values(), None)
@@ -60,7 +61,8 @@ _SOCKET_TYPES: Final = (b"ipv4", b"ipv6", b"unix", None)
 _SOCKET_FIELDS: Final = frozenset(
     name
     for name, known in fields.FIELDS.items()
-    if known.events and frozenset(known.events) <= frozenset(fields.SOCKS)
+    if known.events and frozenset(known.events) <= frozenset((*fields.SOCKS, *fields.DATA))
+    if not frozenset(known.events) <= _DATA
 )
 # Outcomes of opens: those that do not write, whatever the result; those that do.
 _READS_ONLY: Final = sum(1 << index for index in range(OUTCOMES) if not index & 2)
@@ -188,7 +190,7 @@ class Filter:
             found.append(self._words_of_values(name))
         for where in _WHERE:
             if words := _words_of_ends(where, [one for one in self.ends if one[0] == where]):
-                found.append(words)
+                found.append("what is no such socket" if name in _DATA and not where else words)
         return "; ".join(found)
 
     def _words_of_values(self, name: str) -> str:
@@ -279,6 +281,9 @@ def _words_of_ends(where: str, ends: list[End]) -> str:
 def _judged_end(record: Record) -> tuple[str, bytes]:
     """Where the end of a socket is that is looked at, and its address or path."""
     kind = fields.kind_of(record)
+    if record.type_name in _DATA and kind != b"unix":
+        # Which address it is, is not looked at.
+        return kind.decode() if kind in (b"ipv4", b"ipv6") else "", b""
     if kind == b"unix":
         path = record.path
         return "unix", b"@" + path[1:] if path.startswith(b"\0") else path
@@ -398,7 +403,7 @@ def _derive(
     if parts := _path_fields(name):
         groups = (_READS_ONLY, _WRITES) if name in _OPENS else (_EVERY, 0)
         reads, writes = (_affixes_of_all(left(), parts, name, outcomes & one) for one in groups)
-    ends = _ends(name, left) if name in _REMOTE + _LOCAL else frozenset()
+    ends = _ends(name, left) if name in (*_REMOTE, *_LOCAL, *_DATA) else frozenset()
     return Filter(outcomes, others, uids, (reads, writes), argument, is_wide, values, ends)
 
 
@@ -444,6 +449,8 @@ def _of_outcome(name: str, index: int) -> Callable[[Predicate], Truth]:
         if name in _DUPS and field in ("fd.type", "fd.typechar"):
             return _of_type(check, _FILE_TYPES if index & NO_SOCKET else _SOCKET_TYPES)
         if name in _DUPS and index & NO_SOCKET and field in _SOCKET_FIELDS:
+            return False, True
+        if field in fields.DATA_FIELDS and failed:
             return False, True
         if field == "fd.num" and failed and (name in _OPENS or name in calls.FD_RESULT):
             return False, True
@@ -827,6 +834,9 @@ def _ends(name: str, left: Callable[[], Iterator[Expr | bool]]) -> frozenset[End
     either = {"fd.ip", "fd.net"}
     if name in _LOCAL:
         exact, either = exact | either, set()
+    elif name in _DATA:
+        # A socket need not have a remote end, so that only what it is can be told.
+        exact, either = set(), set()
     named: dict[str, set[_Network]] = {where: set() for where in _ADDRESS_BITS}
     for rest in left():
         for check in () if isinstance(rest, bool) else predicates(rest):
@@ -838,7 +848,8 @@ def _ends(name: str, left: Callable[[], Iterator[Expr | bool]]) -> frozenset[End
     cases = [_networks(where, named.get(where, ())) for where in _WHERE]
     passing = dict.fromkeys(_WHERE, 0)
     paths: set[bytes] | None = set()
-    truths = {one.where: _EndTruth(one, exact, either) for one in cases}
+    others = _FILE_TYPES if name in _DATA else (None,)
+    truths = {one.where: _EndTruth(one, exact, either, others) for one in cases}
     for rest in left():
         for one in cases:
             if passing[one.where] != one.every:
@@ -861,10 +872,20 @@ def _ends(name: str, left: Callable[[], Iterator[Expr | bool]]) -> frozenset[End
 
 
 class _EndTruth:
-    """The truth of a check, case by case of where a socket's end is."""
+    """The truth of a check, case by case of where a socket's end is.
 
-    def __init__(self, cases: _Networks, exact: set[str], either: set[str]) -> None:
+    others  what can be where there is neither an address nor a Unix socket
+    """
+
+    def __init__(
+        self,
+        cases: _Networks,
+        exact: set[str],
+        either: set[str],
+        others: tuple[bytes | None, ...],
+    ) -> None:
         self._cases = cases
+        self._others = others
         self._exact = exact
         self._either = either
         self._known: dict[int, tuple[Predicate, Truth]] = {}
@@ -878,15 +899,17 @@ class _EndTruth:
 
     def _of(self, check: Predicate) -> Truth:
         field, every, where = check.field.name, self._cases.every, self._cases.where
-        kind = where.encode() or None
         if field in ("fd.type", "fd.typechar"):
-            is_true, is_false = _of_type(check, (kind,))
+            is_true, is_false = _of_type(check, (where.encode(),) if where else self._others)
             return every * is_true, every * is_false
         if field == "fd.sockfamily":
             is_true, is_false = _exactly(check, _FAMILIES.get(where))
             return every * is_true, every * is_false
         if where not in _ADDRESS_BITS:
-            is_missing = field in _IP_FIELDS or (not where and field in (*_PATH_FIELDS, "fd.name"))
+            is_nameless = not where and self._others == (None,)
+            is_missing = field in _IP_FIELDS or (
+                is_nameless and field in (*_PATH_FIELDS, "fd.name")
+            )
             return (0, every) if is_missing else (every, every)
         if field in _PATH_FIELDS:
             return 0, every

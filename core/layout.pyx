@@ -10,6 +10,7 @@ STRUCTS      struct name -> field name -> (numpy format, byte offset)
 SIZES        struct name -> sizeof, in bytes
 STRUCT_OF_TYPE  event type number -> struct name
 CALLS        names of the event types of struct vedette_call
+DATA         names of the event types that carry data, each its syscall's with _data behind
 """
 from vedette.core.event cimport *
 
@@ -72,6 +73,18 @@ TYPES.update({
     "capable": VEDETTE_CAPABLE, "pipe": VEDETTE_PIPE, "pipe2": VEDETTE_PIPE2,
     "fcntl": VEDETTE_FCNTL, "sendmmsg": VEDETTE_SENDMMSG, "recvmmsg": VEDETTE_RECVMMSG,
 })
+_DATA = {
+    "read_data": VEDETTE_READ_DATA, "pread64_data": VEDETTE_PREAD64_DATA,
+    "readv_data": VEDETTE_READV_DATA, "preadv_data": VEDETTE_PREADV_DATA,
+    "preadv2_data": VEDETTE_PREADV2_DATA, "write_data": VEDETTE_WRITE_DATA,
+    "pwrite64_data": VEDETTE_PWRITE64_DATA, "writev_data": VEDETTE_WRITEV_DATA,
+    "pwritev_data": VEDETTE_PWRITEV_DATA, "pwritev2_data": VEDETTE_PWRITEV2_DATA,
+    "sendto_data": VEDETTE_SENDTO_DATA, "sendmsg_data": VEDETTE_SENDMSG_DATA,
+    "sendmmsg_data": VEDETTE_SENDMMSG_DATA, "recvfrom_data": VEDETTE_RECVFROM_DATA,
+    "recvmsg_data": VEDETTE_RECVMSG_DATA, "recvmmsg_data": VEDETTE_RECVMMSG_DATA,
+}
+DATA = tuple(_DATA)
+TYPES.update(_DATA)
 STATE_TYPES = {
     "ids": VEDETTE_IDS, "cgroup": VEDETTE_CGROUP, "dns": VEDETTE_DNS, "gone": VEDETTE_GONE,
     "stdio": VEDETTE_STDIO, "hash": VEDETTE_HASH,
@@ -188,6 +201,7 @@ STRUCTS = {
         "path_len": ("u2", _off(&_sock, &_sock.path_len)),
         "state": ("u2", _off(&_sock, &_sock.state)),
         "listen_fd": ("u4", _off(&_sock, &_sock.listen_fd)),
+        "data_len": ("u2", _off(&_sock, &_sock.data_len)),
     },
     "write": {
         **_HEADER, "fd": ("i4", _off(&_write, &_write.fd)),
@@ -267,4 +281,5 @@ STRUCT_OF_TYPE = {
     VEDETTE_SUPPRESSED: "suppressed", VEDETTE_RACED: "raced", VEDETTE_GONE: "exit",
     VEDETTE_HASH: "hash",
     VEDETTE_CREAT: "open", **{TYPES[name]: "call" for name in CALLS},
+    **{TYPES[name]: "sock" for name in DATA},
 }

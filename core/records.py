@@ -17,12 +17,18 @@ TYPE_NUMBERS: Final[dict[str, int]] = layout.TYPES | layout.STATE_TYPES
 TYPE_NAMES: Final[dict[int, str]] = {number: name for name, number in TYPE_NUMBERS.items()}
 HEADER_SIZE: Final[int] = layout.SIZES["header"]
 
+
+def shown_type(type_name: str) -> str:
+    """Return evt.type of an event type."""
+    return type_name.removesuffix("_data")
+
+
 _BLOBS: Final[dict[str, tuple[str, ...]]] = {
     "exec": ("path", "filename", "args", "cwd", "env", "stdio"),
     "fork": (),
     "exit": (),
     "open": ("path", "dir"),
-    "sock": ("path",),
+    "sock": ("path", "data"),
     "write": ("path", "data", "log"),
     "chdir": ("path",),
     "call": ("path", "dir", "target", "target_dir", "data"),
@@ -161,8 +167,13 @@ class Record:
 
     @property
     def type_name(self) -> str:
-        """The event type's name, as in evt.type."""
+        """The event type's name."""
         return TYPE_NAMES[self.type]
+
+    @property
+    def event_name(self) -> str:
+        """The same as evt.type has it: what carries data is called as its syscall."""
+        return shown_type(TYPE_NAMES[self.type])
 
 
 def decode(data: bytes | bytearray | memoryview, offset: int = 0) -> Record:

@@ -33,7 +33,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import yaml
 
-from vedette.core import catalogue, layout
+from vedette.core import catalogue
 from vedette.core.condition import (
     UNKNOWN,
     VALUES_MAX,
@@ -45,8 +45,9 @@ from vedette.core.condition import (
     unquote,
 )
 from vedette.core.expr import FALSE, TRUE, And, Expr, Not, Or, Predicate, predicates
-from vedette.core.fields import FIELDS
+from vedette.core.fields import DATA, DATA_FIELDS, FIELDS, is_about_data, seen_events
 from vedette.core.output import OutputError, Template, clean
+from vedette.core.records import shown_type
 from vedette.core.ruleyaml import (
     CONDITION,
     PARSE,
@@ -86,6 +87,7 @@ TAKEN_MAX: Final = 5_000_000
 NESTING_MAX: Final = 16
 """Bound of the definitions that wait for each other, where later ones replaced earlier ones."""
 EVENTS_MAX: Final = 100
+_WITH_DATA: Final = frozenset(map(shown_type, DATA))
 """A condition of more event types than this is warned of, as in Falco."""
 _FLAGS: Final = ("enabled", "warn_evttypes", "skip-if-unknown-filter", "capture", "alert")
 _NUMBERS: Final = ("capture_duration", "capture_events", "capture_filesize")
@@ -998,7 +1000,21 @@ class _Loader:
             made = replace(made, condition=condition)
         is_fit = self.understood(definition, condition, is_skipped=is_skipped or self.skip_unknown)
         is_fit &= self.events(definition, condition, warns, is_skipped or self.skip_unknown)
+        if output is not None and not is_about_data(condition):
+            self.dataless_output(definition, output)
         return made if is_fit and not troubles and output is not None else None
+
+    def dataless_output(self, definition: _Definition, output: str) -> None:
+        """Warn of an output that shows data, of a rule that sees none."""
+        refs = {ref.name for ref in Template(output).refs}
+        if names := ", ".join(sorted(refs & DATA_FIELDS)):
+            message = (
+                f"output: shown as <NA>: {names}; data is captured for rules whose condition asks "
+                "about it: add `evt.buffer exists`"
+            )
+            file, index = self.joined(definition, "output").place(0)
+            item = ("rule output", "")
+            self.warn(definition, message, index, "LOAD_UNKNOWN_FILTER", item, file)
 
     def description(self, definition: _Definition) -> str:
         if not definition.has("desc"):
@@ -1047,7 +1063,8 @@ class _Loader:
     def events(self, rule: _Definition, condition: Expr, warns: bool, is_skipped: bool) -> bool:
         """Report what is to be said of the events that a rule is about; False: none is captured."""
         found = event_types(condition)
-        if found and found <= layout.TYPES.keys():
+        captured = seen_events(condition)
+        if found and found <= captured:
             return True
         if folded(condition) == FALSE:
             return True  # On a host it never is, so no event is missed.
@@ -1062,9 +1079,11 @@ class _Loader:
                 )
                 self.warn(rule, message, value.node.start, "LOAD_NO_EVTTYPE", item, value.file)
             return True
-        missing = sorted(found - layout.TYPES.keys())
+        missing = sorted(found - captured)
         names = ", ".join(missing[:20]) + (", …" if len(missing) > 20 else "")
-        if found & layout.TYPES.keys():
+        if with_data := sorted(found & _WITH_DATA - captured):
+            names += f" ({', '.join(with_data)}: for rules alone that ask about evt.buffer)"
+        if found & captured:
             message = f"these of its events are not captured yet: {names}"
             self.warn(rule, message, value.node.start, "LOAD_UNKNOWN_FILTER", item, value.file)
             return True

@@ -51,8 +51,11 @@ from vedette.core.fields import (
     AF_INET6,
     AF_UNIX,
     CAPABILITIES,
+    DATA,
+    DATA_FIELDS,
     ERRNO_NAMES,
     EXE_BITS,
+    FILE_KINDS,
     L4_NAMES,
     O_CREAT,
     O_DIRECTORY,
@@ -66,7 +69,7 @@ from vedette.core.fields import (
     lookup,
 )
 from vedette.core.output import clean, text
-from vedette.core.records import Record, build, decode, encode
+from vedette.core.records import Record, build, decode, encode, shown_type
 from vedette.core.rules import Rule, RuleErrors, load_rules
 from vedette.core.twin import Twin
 from vedette.core.yamlevents import TooDeep, events
@@ -559,6 +562,22 @@ _KINDS: Final = {
 }  # fmt: skip
 
 
+def _descriptor(name: str, values: _Values, number: int) -> dict[str, Any]:
+    """Return the parts of a socket's record, or of one of data of what is no socket."""
+    if name not in DATA:
+        return _socket(name, values, number)
+    shown = {b"f": b"file", b"d": b"directory", b"p": b"pipe"}
+    kind = values.bytes("fd.type", "fd.typechar") or b""
+    for code, file_kind in FILE_KINDS.items():
+        if shown.get(kind, kind) == file_kind:
+            return {
+                "fd": values.number("fd.num", number),
+                "state": code << layout.SOCKET_KIND_SHIFT,
+                "path": values.bytes("fd.name") or b"/file",
+            }
+    return _socket("connect", values, number)
+
+
 def _socket(kind: str, values: _Values, number: int) -> dict[str, Any]:
     """Return the parts of a socket's record."""
     roles = ("c", "s") if kind == "connect" else ("s", "c")
@@ -680,8 +699,13 @@ def _record(
 ) -> Record:
     """Return the event's record."""
     name = (values.bytes("evt.type") or b"").decode()
+    if not DATA_FIELDS.isdisjoint(values.given):
+        name += "_data"
     if name not in layout.TYPES:
-        known = ", ".join(layout.TYPES)
+        if name.endswith("_data"):
+            known = ", ".join(map(shown_type, DATA))
+            raise BuildError("evt.type", f"evt.type: with data, expected one of {known}")
+        known = ", ".join(name for name in layout.TYPES if name not in DATA)
         raise BuildError("evt.type", f"evt.type: expected one of {known}")
     kind = layout.STRUCT_OF_TYPE[layout.TYPES[name]]
     record = Record(
@@ -733,7 +757,13 @@ def _record(
     elif kind == "sock":
         accepts = name.startswith("accept")
         record.result = _result(values, values.number("fd.num", 5) if accepts else 0)
-        for key, value in _socket(name, values, 5 if accepts else 3).items():
+        if name in DATA:
+            record.data = values.bytes("evt.buffer", "evt.arg.data") or b""
+            if not record.data:
+                size = ("evt.buflen", "evt.buflen.in", "evt.buflen.out")
+                record.data = b"x" * max(values.number(one, 0) for one in size)
+            record.result = _result(values, len(record.data))
+        for key, value in _descriptor(name, values, 5 if accepts else 3).items():
             setattr(record, key, value)
         if accepts:
             record.fd = record.result

@@ -169,7 +169,7 @@ cdef struct Tables:
     size_t texts_size
     Computed* computed          # those of a group lie together
     uint32_t computed_count
-    uint32_t groups[13]         # by group, and one more: into computed
+    uint32_t groups[14]         # by group, and one more: into computed
     uint32_t* late_of           # by predicate: place in computed + 1; 0: it is not late
     Value* stack
     size_t stack_size
@@ -354,6 +354,7 @@ cdef class RuleTables:
     cdef uint32_t _ip_row(self, const End* end) noexcept nogil
     cdef uint32_t _port_row(self, const End* end) noexcept nogil
     cdef uint32_t _sockname_row(self, const End* local, const End* remote, bint is_connect) noexcept nogil
+    cdef uint32_t _data_row(self, const vedette_sock* r) noexcept nogil
     cdef uint32_t _login_row(self, const vedette_write* r) noexcept nogil
     cdef uint32_t _by_process(self, TypeCode* code, uint32_t vector) noexcept nogil
     cdef uint32_t _judge(self, ProcTable* table, uint32_t slot, const vedette_header* h, TypeCode* code, uint32_t vector, uint32_t by_process) noexcept nogil

@@ -84,6 +84,7 @@ cdef enum:
     B_LOGIN_KEY = 29
     B_STDIN_TYPE = 30           # and those of stdout and stderr
     B_STDIN_NAME = 33
+    B_BUFFER = 36
     STDIO_IP_BYTES = 44         # stdio.IP_SOCKET
     # The order of compile.INTS
     I_RESULT = 0
@@ -114,6 +115,7 @@ cdef enum:
     I_LOGINSHELL = 25
     I_OWNER = 26
     I_IS_OWNER = 27
+    I_BUFLEN = 28
     # Bits of I_LEADS
     LEADS_KNOWN = 1
     LEADS_OWN_GROUP = 2
@@ -131,6 +133,7 @@ cdef enum:
     W_LOGIN = 8
     W_CALL = 9
     W_OWNER = 10
+    W_DATA = 11
     # Roles, as in compile.py
     R_SELF = 0
     R_PARENT = 1
@@ -156,7 +159,8 @@ cdef enum:
     G_FD = 8
     G_KIND = 9
     G_CALL = 10
-    GROUP_COUNT = 12
+    G_DATA = 11
+    GROUP_COUNT = 13
     # The order of compile.STEPS
     STEP_LEAF = 0
     STEP_TEXT = 1
@@ -207,12 +211,12 @@ cdef uint32_t CODE_TRUE = plans.TRUE
 # A value of the cut's cache: the two sets do not decide, the whole conditions must be run.
 cdef uint32_t UNDECIDED = 0x7FFFFFFF
 
-assert plans.BYTES[:36] == (
+assert plans.BYTES[:37] == (
     "comm", "exe", "args", "cmdline", "exepath", "cwd", "name", "directory", "filename", "nameraw",
     "argpath", "argfilename", "flags", "ip", "login_user", "login_ip", "login_host", "login_line",
     "sockname", "exeline", "env", "cap_permitted", "cap_effective", "cap_inheritable", "container",
     "unit", "slice", "cgroup", "sha256", "login_key", "stdin_type", "stdout_type", "stderr_type",
-    "stdin_name", "stdout_name", "stderr_name")
+    "stdin_name", "stdout_name", "stderr_name", "buffer")
 cdef uint32_t B_ARGNAME = plans.BYTES.index("evt.arg.name")
 cdef uint32_t B_FSNAME = plans.BYTES.index("fs.path.name")
 cdef uint32_t B_FSNAMERAW = plans.BYTES.index("fs.path.nameraw")
@@ -220,17 +224,17 @@ assert plans.INTS == (
     "result", "uid", "gid", "loginuid", "pid", "ppid", "sid", "fd", "kind", "openbits", "port",
     "login_type", "login_pid", "tty", "vpid", "pgid", "vpgid", "leads", "exebits", "exe_ino",
     "exe_ctime", "exe_mtime", "cmdnargs", "cmdlenargs", "apid", "loginshell", "owner",
-    "is_owner")
+    "is_owner", "buflen")
 assert plans.GROUPS == (
     "image", "cwd", "numbers", "path", "raw", "open", "login", "result", "fd", "kind", "call",
-    "late")
+    "data", "late")
 assert plans.STEPS == (
     "leaf", "text", "tolower", "toupper", "basename", "b64", "len", "part", "concat", "join", "option")
 assert plans.COMPARISONS == (
     "=", "!=", "<", "<=", ">", ">=", "contains", "icontains", "startswith", "endswith", "pmatch")
 assert plans.VALUE_BYTES_MAX == SCRATCH_BYTES
 assert plans.WORDS == ("result", "fd", "kind", "open", "path", "raw", "ip", "port", "login", "call",
-                       "owner")
+                       "owner", "data")
 
 # Numbers that have arrays of rows: SMALL_COUNT words each, in this order.
 cdef enum:
@@ -694,33 +698,48 @@ cdef inline bint _is_mapped(const uint8_t* address) noexcept nogil:
     return memcmp(address, b"\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0
 
 
+cdef inline bint _is_data(const vedette_header* h) noexcept nogil:
+    return h.type >= VEDETTE_READ_DATA
+
+
 cdef inline bint _is_sock(const vedette_header* h) noexcept nogil:
     return (VEDETTE_CONNECT <= h.type <= VEDETTE_LISTEN or VEDETTE_SENDTO <= h.type <= VEDETTE_DUP3
-            or VEDETTE_FCNTL <= h.type <= VEDETTE_RECVMMSG)
+            or VEDETTE_FCNTL <= h.type <= VEDETTE_RECVMMSG or _is_data(h))
 
 
-cdef inline bint _is_dup(const vedette_sock* r) noexcept nogil:
-    return VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3 or r.h.type == VEDETTE_FCNTL
+cdef inline bint _is_either_way(const vedette_sock* r) noexcept nogil:
+    """Whether the type is one of fields.EITHER_WAY."""
+    return (VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3 or r.h.type == VEDETTE_FCNTL
+            or _is_data(&r.h))
 
 
 cdef inline bint _is_file(const vedette_sock* r) noexcept nogil:
     """fields._is_file."""
-    return _is_dup(r) and r.family == 0 and not r.state & VEDETTE_S_KNOWN
+    return _is_either_way(r) and r.family == 0 and not r.state & VEDETTE_S_KNOWN
 
 
 cdef inline bint _has_peer(const vedette_sock* r) noexcept nogil:
     """fields.has_peer."""
-    if _is_dup(r):
+    if _is_either_way(r):
         return r.remote_port != 0
     return r.h.type != VEDETTE_BIND and r.h.type != VEDETTE_LISTEN
 
 
 cdef inline bint _is_client(const vedette_sock* r) noexcept nogil:
     """fields.is_client."""
-    if _is_dup(r):
+    if _is_either_way(r):
         return r.remote_port != 0 and r.local_port > r.remote_port
     return (r.h.type == VEDETTE_CONNECT or r.h.type == VEDETTE_SENDTO
             or r.h.type == VEDETTE_SENDMSG or r.h.type == VEDETTE_SENDMMSG)
+
+
+cdef inline bint _has_data(const vedette_sock* r) noexcept nogil:
+    """fields._data."""
+    return (_is_data(&r.h) and r.data_len != 0 and not r.h.flags & VEDETTE_F_DATA_FAULT)
+
+
+cdef inline const uint8_t* _data_of(const vedette_sock* r) noexcept nogil:
+    return <const uint8_t*>r + sizeof(vedette_sock) + r.path_len
 
 
 cdef int _socket_kind(const vedette_sock* r) noexcept nogil:
@@ -1540,7 +1559,8 @@ cdef class RuleTables:
                 and code.words >> W_PATH & 1
                 or (VEDETTE_CONNECT <= number <= VEDETTE_ACCEPT4
                     or VEDETTE_SENDTO <= number <= VEDETTE_DUP3
-                    or VEDETTE_FCNTL <= number <= VEDETTE_RECVMMSG) and code.words >> W_IP & 1)
+                    or VEDETTE_FCNTL <= number <= VEDETTE_RECVMMSG
+                    or number >= VEDETTE_READ_DATA) and code.words >> W_IP & 1)
         return 0
 
     cdef int _pack_process(self, TypeCode* code, plan, list shared) except -1:
@@ -1988,6 +2008,9 @@ cdef class RuleTables:
                 _set_number(value, _open_bits((<const vedette_open*>h).open_flags))
             elif index == I_OWNER or index == I_IS_OWNER:
                 self._fetch_owner(index, value)
+            elif index == I_BUFLEN:
+                if _has_data(<const vedette_sock*>h):
+                    _set_number(value, (<const vedette_sock*>h).data_len)
             elif index == I_PORT:
                 if end.size and end.roles & leaf.role:
                     _set_number(value, end.port)
@@ -2007,6 +2030,9 @@ cdef class RuleTables:
                     self._call_value(&_shapes[h.type].ops[slot], <const vedette_call*>h, p.cwd,
                                      buffer, value)
                     return
+        elif index == B_BUFFER:
+            if _has_data(<const vedette_sock*>h):
+                _set_bytes(value, _data_of(<const vedette_sock*>h), (<const vedette_sock*>h).data_len)
         elif index == B_ARGNAME or index == B_FSNAME:
             self._fetch_path(B_NAME, buffer, value)
         elif index == B_FSNAMERAW:
@@ -2780,6 +2806,15 @@ cdef class RuleTables:
         _set_bytes(&t.seen[B_NAME], t.scratch_value, size)
         return self._class_row(G_PATH)
 
+    cdef uint32_t _data_row(self, const vedette_sock* r) noexcept nogil:
+        """The row of what was read or written. It is made each time: hardly any comes twice."""
+        if not _has_data(r):
+            return 0
+        self._begin()
+        self._match_int(I_BUFLEN, r.data_len)
+        self._match(B_BUFFER, _data_of(r), r.data_len)
+        return self._class_row(G_DATA)
+
     cdef uint32_t _login_row(self, const vedette_write* r) noexcept nogil:
         """The row of a login record's fields (fields.py has the offsets' source)."""
         cdef const uint8_t* data = _login_data(r)
@@ -3113,6 +3148,9 @@ cdef class RuleTables:
             key[count] = ports[0]
             key[count + 1] = ports[1]
             count += 2
+        if words >> W_DATA & 1:
+            key[count] = self._data_row(r)
+            count += 1
         return count
 
     cdef int _exec_key(self, const vedette_exec* r, uint32_t words, uint32_t* key,

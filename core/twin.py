@@ -20,6 +20,7 @@ from vedette.core.fields import (
     ProcessLike,
     Scalar,
     extract,
+    sees,
 )
 from vedette.core.names import Names
 from vedette.core.patterns import compile_glob, compile_regex
@@ -343,7 +344,11 @@ class Twin:
         )  # fmt: skip
         matched: list[int] = []
         for index, rule in enumerate(self._rules):
-            if rule.enabled and evaluate(rule.condition, view):
+            if (
+                rule.enabled
+                and sees(rule.condition, record.type_name)
+                and (evaluate(rule.condition, view))
+            ):
                 matched.append(index)
                 if self._first_only:
                     break

@@ -333,6 +333,47 @@ def test_rules_that_ask_for_standard_descriptors_find_what_changed_before_them(
     assert again[-2:] == names
 
 
+JAVA = """
+import os, socket
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+taken, _ = server.accept()
+taken.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+taken.sendall(b"\\xca\\xfe\\xba\\xbe and so on")
+while b"on" not in client.recv(4096):
+    pass
+"""
+
+
+def test_a_class_file_that_java_downloads_is_told_with_its_data(
+    make_agent: Callable[..., Agent],
+) -> None:
+    """The condition is that of Falco's rule "Java Process Class File Download"."""
+    agent = make_agent()
+    agent.rules.write_text("""
+- rule: Java Process Class File Download
+  condition: >
+    evt.type in (read, recvfrom, recvmsg) and fd.type in (ipv4, ipv6) and proc.name = java
+    and evt.buffer bcontains cafebabe
+  output: "%evt.type %fd.l4proto %evt.buflen %evt.buffer"
+  priority: CRITICAL
+""")
+    (agent.folder / "java").symlink_to(os.path.realpath(sys.executable))
+    (agent.folder / "code.py").write_text(JAVA)
+    agent.start("run", "--config", str(agent.config))
+    agent.does("./java -IS code.py; cat code.py > /dev/null")
+    agent.wait_until(lambda: len(agent.printed()) > 0)
+    agent.stop()
+    (alert,) = agent.printed()
+    fields = alert["output_fields"]
+    assert isinstance(fields, dict)
+    assert fields["evt.buffer"].endswith("\\xca\\xfe\\xba\\xbe and so on")
+    assert fields["proc.name"] == "java" and "127.0.0.1" in fields["fd.name"]
+    assert str(alert["output"]).endswith(
+        f"recvfrom tcp {fields['evt.buflen']} {fields['evt.buffer']}"
+    )
+
+
 def test_hangup_switches_rules_without_compiling(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
     agent.start("run", "--config", str(agent.config))

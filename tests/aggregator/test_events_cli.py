@@ -17,7 +17,7 @@ from vedette.core import layout
 from vedette.core.capturefile import CaptureWriter, End, Header
 from vedette.core.engine import Process
 from vedette.core.fields import AF_INET
-from vedette.core.records import build
+from vedette.core.records import build, shown_type
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "vedette.aggregator.cli", "events"]
@@ -139,6 +139,25 @@ def test_events_are_numbered_from_the_beginning_of_the_file(capture: Path) -> No
     assert run(capture, "evt.num in (2, 3)", "-o", "%evt.num").stdout.split() == ["2", "3"]
 
 
+def test_what_was_read_is_shown_with_its_data(tmp_path: Path) -> None:
+    path = tmp_path / "data.vcap"
+    with path.open("wb") as stream:
+        writer = CaptureWriter(stream, HEADER)
+        peer = {"family": AF_INET, "l4proto": 17, "remote_port": 53, "fd": 4}
+        writer.batch(
+            [],
+            build("recvfrom", pid=7, result=3, **peer)
+            + build("recvfrom_data", pid=7, result=3, data=b"a\0\xff", **peer)
+            + build("openat", pid=7, path=b"/x"),
+        )
+        writer.end(End(reason="stopped"))
+    lines = [line.split()[4:] for line in run(path).stdout.splitlines()[1:]]
+    assert [words[0] for words in lines] == ["recvfrom", "recvfrom", "openat"]
+    assert "data=a\\x00\\xff" in lines[1] and lines[0] != lines[1]
+    assert len(run(path, "evt.type = recvfrom").stdout.splitlines()) == 3
+    assert len(run(path, "evt.type = recvfrom and evt.buflen > 1").stdout.splitlines()) == 2
+
+
 def test_mistakes_are_told_where_they_are(capture: Path, tmp_path: Path) -> None:
     done = run(capture, "evt.type = open and proc.nme = a")
     assert done.returncode == 2 and done.stdout == ""
@@ -198,4 +217,4 @@ def test_every_type_of_event_has_a_line(tmp_path: Path) -> None:
     done = run(path)
     assert done.returncode == 0
     shown = [line.split()[4] for line in done.stdout.splitlines() if not line.startswith("---")]
-    assert shown == list(layout.TYPES)
+    assert shown == [shown_type(name) for name in layout.TYPES]

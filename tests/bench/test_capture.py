@@ -15,3 +15,4 @@ def test_the_benchmark_accounts_for_every_call() -> None:
     assert cost.lost_share == load.lost / calls
     assert cost.off_ns > 0
     assert cost.unasked_off_ns > 0
+    assert cost.read_off_ns > 0

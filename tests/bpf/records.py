@@ -16,7 +16,7 @@ _TYPE_NAMES = {n: name for name, n in (layout.TYPES | layout.STATE_TYPES).items(
 _BLOBS = {
     "exec": ("path", "filename", "args", "cwd", "env", "stdio"),
     "open": ("path", "dir"),
-    "sock": ("path",),
+    "sock": ("path", "data"),
     "write": ("path", "data", "log"),
     "chdir": ("path",),
     "call": ("path", "dir", "target", "target_dir", "data"),

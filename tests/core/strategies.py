@@ -575,6 +575,8 @@ _BODIES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "path": st.sampled_from(SUN_TEXTS),
         "listen_fd": st.integers(0, 3),
         "state": st.integers(0, 3) | st.integers(0, 7).map(lambda kind: kind << 8),
+        "data": st.sampled_from(PATH_TEXTS) | st.binary(max_size=32)
+        | st.binary(max_size=2).map(lambda data: (data * 256)[: layout.DATA_MAX]),
     },
     "write": {
         "fd": _FDS,

@@ -485,7 +485,7 @@ def test_a_condition_is_only_true_of_its_event_types(
 ) -> None:
     view = EventView(decode(record), Process(**values), s.USERS, s.GROUPS, s.HOSTNAME)
     if evaluate(tree, view):
-        assert view.record.type_name in condition.event_types(tree)
+        assert view.record.event_name in condition.event_types(tree)
 
 
 def _is_written_otherwise(check: Predicate) -> bool:
