@@ -28,6 +28,7 @@ from vedette.agent.recorder import Recording
 from vedette.agent.sweep import Sweep
 from vedette.bpf.btf import BtfError
 from vedette.bpf.capture import (
+    DATA_TYPES,
     LOGIN_KEY,
     Capture,
     CaptureConfig,
@@ -251,6 +252,9 @@ class Live:
         types = self.pipeline.engine.needs()
         self._want_hashes("hash" in types or self.pipeline.shows(HASHES))
         if self._everything:
+            # But what is read and written is recorded for the rules alone that ask about it.
+            if types & DATA_TYPES:
+                self._capture.want(self._capture.types | (types & DATA_TYPES))
             return
         types -= {"hash"}
         if self.pipeline.shows(NAMES_OF_ADDRESSES):

@@ -1080,8 +1080,9 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		REGISTER(fd, regs, di);
 		if (compat)
 			REGISTER(fd, regs, bx);
-		if (what == VEDETTE_WRITE ? !is_writer((u32)fd, task) :
-					    !is_wanted(VEDETTE_SENDTO) && !is_sshd(task)) {
+		if (what == VEDETTE_WRITE ?
+			    (data && !is_wanted(VEDETTE_WRITE)) || !is_writer((u32)fd, task) :
+			    !is_wanted(VEDETTE_SENDTO) && !is_sshd(task)) {
 			if (!data)
 				return 0;
 			what = data;
@@ -2431,7 +2432,11 @@ static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct s
 	s->data_at = t.at;
 	s->vectors = t.vectors > IOVECS_MAX ? IOVECS_MAX + 1 : t.vectors;
 	if ((is_message(type) || is_vector(type)) && !s->vectors)
-		s->data_left = 0;
+		s->data_left = 0; /* data_at is not the data */
+	sk = sock_of(task, fd);
+	/* Most of what is read and written is no socket, and rules most often about sockets. */
+	if (!sk && filter && (filter->flags & FILTER_ENDS) && (filter->ends_dropped >> END_OTHER & 1))
+		goto filtered;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
@@ -2439,7 +2444,6 @@ static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct s
 	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid))
 		goto filtered;
 	r->fd = fd;
-	sk = sock_of(task, fd);
 	if (sk) {
 		READ(family, sk + OFF_sock__skc_family);
 		READ(value, sk + OFF_sock__sk_type);

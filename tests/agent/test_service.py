@@ -369,9 +369,35 @@ def test_a_class_file_that_java_downloads_is_told_with_its_data(
     assert isinstance(fields, dict)
     assert fields["evt.buffer"].endswith("\\xca\\xfe\\xba\\xbe and so on")
     assert fields["proc.name"] == "java" and "127.0.0.1" in fields["fd.name"]
-    assert str(alert["output"]).endswith(
-        f"recvfrom tcp {fields['evt.buflen']} {fields['evt.buffer']}"
+    text = fields["evt.buffer"]
+    assert str(alert["output"]).endswith(f"recvfrom tcp {fields['evt.buflen']} {text}")
+
+
+def test_a_capture_until_a_match_has_the_data_that_the_rule_asks_about(
+    make_agent: Callable[..., Agent],
+) -> None:
+    agent = make_agent()
+    agent.rules.write_text("""
+- rule: Reads a word
+  condition: evt.type = read and fd.name endswith /word and evt.buffer contains secret
+  output: "%evt.buffer"
+  priority: INFO
+""")
+    (agent.folder / "word").write_text("a secret\n")
+    target = agent.folder / "found.vcap"
+    agent.start(
+        "capture", "-o", str(target), "-c", str(agent.config), "--on", "Reads *", "--after", "0.2"
+    )  # fmt: skip
+    agent.does("read line < word")
+    agent.wait_until(lambda: "recording a match" in agent.log.read_text())
+    agent.stop()
+    (path,) = agent.folder.glob("found-*.vcap")
+    replayed = subprocess.run(
+        [*COMMAND, "replay", str(path), "-r", str(agent.rules)], check=True, capture_output=True
     )
+    alerts = [json.loads(line) for line in replayed.stdout.splitlines()]
+    # The shell reads byte by byte where it cannot seek back, else the whole line.
+    assert [alert["output_fields"]["evt.buffer"] for alert in alerts] == ["a secret\\x0a"]
 
 
 def test_hangup_switches_rules_without_compiling(make_agent: Callable[..., Agent]) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.core import strategies as s
 from tests.core.sides import assert_alike
-from tests.core.test_kernelfilter import filters, same_verdicts
+from tests.core.test_calls import near as near_text
+from tests.core.test_kernelfilter import filters, of_types, same_verdicts
 from vedette.core import fields, layout, rulefile
 from vedette.core.condition import parse_condition, predicate
 from vedette.core.engine import Engine
@@ -26,7 +27,6 @@ from vedette.core.twin import Twin
 
 TYPES = (*DATA, *DATALESS)
 NAMES = tuple(sorted(DATA_FIELDS))
-OPS = ("=", "contains", "icontains", "startswith", "endswith", "exists", "!=")
 
 
 @st.composite
@@ -38,12 +38,7 @@ def near(draw: st.DrawFn, data: bytes) -> Predicate:
         return predicate(
             FieldRef(name), FIELDS[name], draw(st.sampled_from(["=", "<", ">="])), [size]
         )
-    op = draw(st.sampled_from(OPS))
-    low = draw(st.integers(0, len(data))) if op in ("contains", "icontains", "endswith") else 0
-    high = len(data) if op == "endswith" else draw(st.sampled_from([len(data), len(data) // 2]))
-    ref = FieldRef(name, transformers=draw(st.sampled_from([(), (), ("tolower",), ("b64",)])))
-    part = data[low:high].lower() if op == "icontains" else data[low:high]
-    return predicate(ref, FIELDS[name], op, () if op == "exists" else (part,))
+    return draw(near_text(name, data))
 
 
 @st.composite
@@ -184,16 +179,11 @@ CHECKS = [
 
 
 def data_conditions() -> st.SearchStrategy[Expr]:
-    types = st.lists(st.sampled_from([shown_type(name) for name in DATA]), min_size=1, max_size=3)
-    of_types = types.map(
-        lambda names: predicate(
-            FieldRef("evt.type"), FIELDS["evt.type"], "in", [name.encode() for name in names]
-        )
-    )
     about = st.just(parse_condition("not evt.buffer = never"))
     full = s.predicates(full=True).filter(lambda check: s.COUNTER not in str(check))
     some = s.conditions(st.sampled_from(CHECKS) | full, 4)  # type: ignore[arg-type]
-    return st.tuples(of_types, some, about).map(And)
+    names = tuple(map(shown_type, DATA))
+    return st.tuples(of_types(names), some, about).map(And)
 
 
 @settings(max_examples=400)
