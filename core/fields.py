@@ -737,9 +737,10 @@ def _data(
 ) -> Callable[[EventView], Raw]:
     def get(view: EventView) -> Raw:
         record = view.record
-        if record.type_name not in carriers or not record.data or record.flags & _F_DATA_FAULT:
-            return None
-        return of(record.data)
+        is_known = record.result >= 0 and not record.flags & _F_DATA_FAULT
+        return (
+            of(record.data) if record.type_name in carriers and record.data and is_known else None
+        )
 
     return get
 

@@ -735,7 +735,8 @@ cdef inline bint _is_client(const vedette_sock* r) noexcept nogil:
 
 cdef inline bint _has_data(const vedette_sock* r) noexcept nogil:
     """fields._data."""
-    return (_is_data(&r.h) and r.data_len != 0 and not r.h.flags & VEDETTE_F_DATA_FAULT)
+    return (_is_data(&r.h) and r.data_len != 0 and r.h.result >= 0
+            and not r.h.flags & VEDETTE_F_DATA_FAULT)
 
 
 cdef inline const uint8_t* _data_of(const vedette_sock* r) noexcept nogil:

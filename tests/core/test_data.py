@@ -157,7 +157,7 @@ def test_what_failed_or_could_not_be_read_has_no_data() -> None:
     rules = [Rule("r", parse_condition("not evt.buffer exists and not evt.buflen exists"), "", 4)]
     fault = layout.FLAGS["data_fault"]
     stream = [
-        build("read_data", pid=1, result=-9), build("read_data", pid=1, result=0),
+        build("read_data", pid=1, result=-9, data=b"abc"), build("read_data", pid=1, result=0),
         build("read_data", pid=1, result=3, data=b"abc", flags=fault),
         build("read_data", pid=1, result=3, data=b"abc"),
     ]  # fmt: skip
