@@ -25,7 +25,7 @@ from vedette.bpf.calls import (
     STDIO_NUMBERS,
     SYSCALLS,
 )
-from vedette.bpf.functions import FUNCTIONS, HOOKS, I386, NATIVE, OPENS, Hook
+from vedette.bpf.functions import FUNCTIONS, HOOKS, I386, NATIVE, Hook
 from vedette.bpf.helper import Helper, HelperError
 from vedette.bpf.names import COUNTERS, TYPES
 from vedette.bpf.offsets import unavailable
@@ -112,7 +112,7 @@ _TOLD: Final = (
     *("filter_uids", "filter_paths", "filter_ends", "filter_hints"),
 )
 """Of these what `Capture.want` says."""
-_FUNCTION_KINDS: Final = ("fexit/", "fentry/")
+_FUNCTION_KINDS: Final = ("fexit/", "again/", "fentry/")
 _BUDGETS: Final = ("process_budgets", "cgroup_budgets")
 _BUDGET: Final = struct.Struct("<4Q")  # struct budget: second, used, suppressed, pid
 _BUDGETS_AT_ONCE: Final = 256
@@ -413,12 +413,19 @@ class Capture:
         return programs
 
     def _of_functions(self, numbers: Mapping[int, int]) -> Iterator[str]:
-        for number, action in numbers.items():
-            for abi, bits in ((NATIVE, _NATIVE_BITS), (I386, _I386_BITS)):
-                if action & bits:
-                    for name in FUNCTIONS[abi, number]:
-                        kinds = ("fentry/", "fexit/") if (abi, number) in OPENS else ("fexit/",)
-                        yield from (k + name for k in kinds if k + name in self._descriptors)
+        functions = {
+            name
+            for number, action in numbers.items()
+            for abi, bits in ((NATIVE, _NATIVE_BITS), (I386, _I386_BITS))
+            if action & bits
+            for name in FUNCTIONS[abi, number]
+        }
+        # Which of two programs of a function runs first is decided by the loader's order.
+        return (
+            name
+            for name in self._descriptors
+            if name.startswith(_FUNCTION_KINDS) and name.partition("/")[2] in functions
+        )
 
     def _watching(self) -> bool:
         return "write" in self._types and bool(self.config.watched_paths)
@@ -486,6 +493,7 @@ class Capture:
         """
         if self._descriptors:
             return
+        kernel.raise_open_files()
         with self._loader or Loader() as loader:
             self._descriptors, self.refused = loader.load(self._request())
         self.hook = "sys_exit" if "on_sys_exit" in self._descriptors else "fexit"
@@ -657,7 +665,8 @@ class Capture:
 
         lost_missed  runs that the kernel left out, since the task that runs the same program on
                      that CPU had been interrupted. Whether a record would have come of them is not
-                     known: of sys_exit's they are syscalls of any kind, of the whole host
+                     known: of sys_exit's they are syscalls of any kind, of the whole host. Where a
+                     function has two programs, each takes what the other has missed
         """
         value_bytes = 8 * kernel.possible_cpus()
         counters = {
@@ -671,11 +680,22 @@ class Capture:
             )
             for name, index in COUNTERS.items()
         }
-        missed = 0
-        for name, descriptor in self._descriptors.items():
-            if name in TRACEPOINTS or name.startswith(_FUNCTION_KINDS):
-                missed += kernel.program_misses(descriptor)
-        return counters | {"lost_missed": missed}
+        missed = self.misses()
+        for name in [name for name in missed if name.startswith("again/")]:
+            first = "fexit/" + name.partition("/")[2]
+            missed[first] = min(missed[first], missed.pop(name))
+        return counters | {"lost_missed": sum(missed.values())}
+
+    def misses(self) -> dict[str, int]:
+        """Runs of each program that the kernel left out since load().
+
+        By its name, of those for functions fexit/FUNCTION, again/FUNCTION and fentry/FUNCTION.
+        """
+        return {
+            name: kernel.program_misses(descriptor)
+            for name, descriptor in self._descriptors.items()
+            if name in TRACEPOINTS or name.startswith(_FUNCTION_KINDS)
+        }
 
     def scratch_held(self) -> int:
         """Entries of the scratch space that a program has taken and not given back."""
@@ -760,7 +780,9 @@ class Capture:
 
 def _place(name: str) -> str:
     """Where a program is attached, in a word."""
-    return TRACEPOINTS[name][0] if name in TRACEPOINTS else name.partition("/")[0]
+    if name in TRACEPOINTS:
+        return TRACEPOINTS[name][0]
+    return "fentry" if name.startswith("fentry/") else "fexit"
 
 
 def _entries(drops: Mapping[str, Drop]) -> dict[str, dict[bytes, bytes]]:

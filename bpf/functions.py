@@ -11,6 +11,7 @@ only one of them runs.
 import os
 import time
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -62,6 +63,8 @@ SLOW: Final = "the kernel takes "
 """How the reason begins where that is so."""
 _TRIALS: Final = 3
 _KALLSYMS: Final = Path("/proc/kallsyms")
+_PREEMPTION: Final = Path("/sys/kernel/debug/sched/preempt")
+_HARMLESS: Final = "__x64_sys_chdir"
 
 
 def _names() -> dict[tuple[bool, int], tuple[str, ...]]:
@@ -163,11 +166,45 @@ def choose(btf: Btf, hook: Hook) -> tuple[dict[str, Function], str]:
     return found, ""
 
 
-def _attach(function: Function) -> int:
-    """Attach a program that does nothing. Raises OSError where that cannot be."""
-    program = kernel.load_tracing(
-        "trial", b"".join(kernel.EMPTY_PROGRAM), function.id, kernel.TRACE_FEXIT
-    )
+def are_interrupted() -> bool:
+    """Whether a task can be interrupted while it runs a program of a function.
+
+    The kernel leaves the program out for others on that CPU then. Where it is not said how the
+    kernel was started (debugfs is not mounted, or not shown), it is taken to interrupt itself if it
+    was built so that it can.
+    """
+    try:
+        chosen = _PREEMPTION.read_text(encoding="ascii")
+    except OSError:
+        return "PREEMPT" in os.uname().version
+    return "(full)" in chosen or "(lazy)" in chosen
+
+
+def is_latest_first(found: Mapping[str, Function]) -> bool | None:
+    """Whether of two programs of a function the one that was attached last runs first.
+
+    So it is with all kernels so far, but nothing says that it must be. None: it is not the same
+    each time. Needs the rights to load programs; raises OSError where the kernel refuses.
+    """
+    zero = bytes(8)
+    first: set[int] = set()
+    with ExitStack() as stack:
+        table = kernel.array_create(len(zero))
+        stack.callback(os.close, table)
+        for mark in (1, 2):
+            link = _attach(found[_HARMLESS], kernel.marking_program(table, mark))
+            stack.callback(os.close, link)
+        for _ in range(_TRIALS):
+            kernel.map_update(table, bytes(4), zero)
+            with suppress(OSError):
+                os.chdir("")  # no such directory
+            first.add(int.from_bytes(kernel.map_lookup(table, bytes(4), len(zero)), "little"))
+    return first == {2} if first in ({1}, {2}) else None
+
+
+def _attach(function: Function, code: bytes = b"".join(kernel.EMPTY_PROGRAM)) -> int:
+    """Attach a program, one that does nothing. Raises OSError where that cannot be."""
+    program = kernel.load_tracing("trial", code, function.id, kernel.TRACE_FEXIT)
     try:
         return kernel.raw_tracepoint_open(None, program)
     finally:

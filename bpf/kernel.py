@@ -6,6 +6,7 @@ All raise OSError with the kernel's errno.
 import ctypes
 import os
 import re
+import resource
 import struct
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN, _MAP_LOOKUP_AND_DELETE_ELEM = 15, 17,
 _PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 17, 26
 TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT = 23, 24, 25
 """How a program of tracing is attached: to a tracepoint, or to a function's begin or end."""
-_MAP_TYPE_PROG_ARRAY, _MAP_TYPE_RINGBUF = 3, 27
+_MAP_TYPE_ARRAY, _MAP_TYPE_PROG_ARRAY, _MAP_TYPE_RINGBUF = 2, 3, 27
 _LOAD_IMMEDIATE, _FROM_MAP = 0x18, 1  # BPF_LD | BPF_DW | BPF_IMM, BPF_PSEUDO_MAP_FD
 _ATTRIBUTE_BYTES: Final = 120
 _LOG_BYTES: Final = 1 << 20
@@ -29,6 +30,7 @@ _RUN_TIME_OFFSET: Final = 192
 _RECURSION_MISSES_OFFSET: Final = 208
 # r0 = 0; exit
 EMPTY_PROGRAM: Final = (bytes.fromhex("b700000000000000"), bytes.fromhex("9500000000000000"))
+_OPEN_FILES: Final = 8192
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,6 +52,11 @@ def ring_create(size_bytes: int) -> int:
 def program_array_create(slots: int) -> int:
     """Make a map of programs that another program may go on to; returns its descriptor."""
     return _bpf(_MAP_CREATE, struct.pack("<IIII", _MAP_TYPE_PROG_ARRAY, 4, 4, slots))
+
+
+def array_create(value_bytes: int) -> int:
+    """Make an array map of one element; returns its descriptor."""
+    return _bpf(_MAP_CREATE, struct.pack("<IIII", _MAP_TYPE_ARRAY, 4, value_bytes, 1))
 
 
 def map_update(map_fd: int, key: bytes, value: bytes) -> None:
@@ -185,6 +192,26 @@ def load_tracing(name: str, instructions: bytes, type_id: int, kind: int) -> int
         raise
 
 
+def marking_program(map_fd: int, mark: int) -> bytes:
+    """Return a program that writes a mark into an array of one u64, if that is 0."""
+    lookup = 1
+    return b"".join(
+        struct.pack("<BBhi", operation, source << 4 | target, offset, value)
+        for operation, target, source, offset, value in (
+            (0x62, 10, 0, -4, 0),  # *(u32 *)(r10 - 4) = 0
+            (0xBF, 2, 10, 0, 0),  # r2 = r10
+            (0x07, 2, 0, 0, -4),  # r2 -= 4
+            (_LOAD_IMMEDIATE, 1, _FROM_MAP, 0, map_fd),  # r1 = the map
+            (0, 0, 0, 0, 0),
+            (0x85, 0, 0, 0, lookup),  # r0 = bpf_map_lookup_elem(r1, r2)
+            (0x15, 0, 0, 3, 0),  # if r0 == 0: to the end
+            (0x79, 1, 0, 0, 0),  # r1 = *(u64 *)r0
+            (0x55, 1, 0, 1, 0),  # if r1 != 0: to the end
+            (0x7A, 0, 0, 0, mark),  # *(u64 *)r0 = mark
+        )
+    ) + b"".join(EMPTY_PROGRAM)
+
+
 def with_map(instructions: bytes, old_fd: int, new_fd: int) -> bytes:
     """Return a program that uses another map in place of one of its own."""
     code = bytearray(instructions)
@@ -209,6 +236,13 @@ def needs_rights() -> bool:
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     old = release is None or (int(release[1]), int(release[2])) < (5, 19)
     return old and (not disabled.exists() or disabled.read_text().strip() != "0")
+
+
+def raise_open_files() -> None:
+    """Let this process have as many open files as the programs are, where it may have them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < min(hard, _OPEN_FILES):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _OPEN_FILES), hard))
 
 
 def possible_cpus() -> int:

@@ -8,9 +8,10 @@ print goes to a pipe of the caller, and the caller needs no rights to use the de
 Request:  JSON, {"ring_bytes": N, ...} with exactly the keys of `REQUEST_KEYS`, all whole numbers.
 Answer:   JSON, {"names": [name, ...], "left": M, "refused": text} with a descriptor for each name,
           and so on until M, the number of those that follow, is 0; or {"error": text}. A name is
-          `ring`, a map of MAPS, a program of TRACEPOINTS, `fexit/FUNCTION`, `fentry/FUNCTION`, or
-          `handlers/N`: a map that must be kept open. refused: why none is of fexit, where they were
-          not ruled out
+          `ring`, a map of MAPS, a program of TRACEPOINTS, `fexit/FUNCTION`, `again/FUNCTION`,
+          `fentry/FUNCTION`, or `handlers/N`: a map that must be kept open. Programs of a function
+          are to be attached in the order of the names. refused: why none is of fexit, where they
+          were not ruled out
 """
 
 import contextlib
@@ -20,11 +21,12 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from vedette.bpf import doctor, functions, kernel, privileges
-from vedette.bpf.btf import Btf, BtfError
+from vedette.bpf.btf import Btf, BtfError, Function
 from vedette.bpf.capture import (
     DESCRIPTORS_AT_ONCE,
     EXEC_PARTS,
@@ -53,6 +55,7 @@ REQUEST_KEYS: Final = frozenset(
 )
 """Size of the ring, which of HOOKS, and the macros of the programs that the caller may set."""
 
+_OF_FUNCTIONS: Final = {"fexit": "on_function", "again": "on_function_again"}
 _FOLDER: Final = Path(__file__).resolve().parent
 
 
@@ -116,17 +119,30 @@ def _fill(table: int, programs: list[int]) -> None:
         kernel.map_update(table, slot.to_bytes(4, "little"), program.to_bytes(4, "little"))
 
 
-def _load(source: Path, request: dict[str, int]) -> tuple[dict[str, int], str]:
+def _kinds(found: Mapping[str, Function], *, are_interrupted: bool) -> tuple[str, ...]:
+    """Return the programs of each function's end, in the order in which they are attached."""
+    if found and are_interrupted:
+        is_latest_first = functions.is_latest_first(found)
+        if is_latest_first is not None:
+            return ("again", "fexit") if is_latest_first else ("fexit", "again")
+    return ("fexit",)
+
+
+def _load(
+    source: Path, request: dict[str, int], *, are_interrupted: bool
+) -> tuple[dict[str, int], str]:
     """Load what is asked for; descriptors by name, and why it is not by fexit."""
     types = Btf.load()
     hook = HOOKS[request["hook"]]
     found, refused = functions.choose(types, hook)
     if hook == "fexit" and refused:
         raise RequestError(f"{refused}; set hook to auto or sys_exit")
+    kinds = _kinds(found, are_interrupted=are_interrupted)
     tracepoint = {name: types.tracepoint(name) for name in ("sys_enter", "sys_exit")}
     values: dict[str, int | str] = {**macros(types), **accounting()}
     del types
     values |= {name: value for name, value in request.items() if name.isupper()}
+    values["TAKEN_TWICE"] = int("again" in kinds)
     descriptors = {"ring": kernel.ring_create(request["ring_bytes"])}
     values["RING_FD"] = descriptors["ring"]
     programs = _Programs(source, values)
@@ -163,10 +179,12 @@ def _load(source: Path, request: dict[str, int]) -> tuple[dict[str, int], str]:
             ],
         )
         descriptors[f"handlers/{group}"] = table
-        for name in names:
-            descriptors[f"fexit/{name}"] = kernel.load_tracing(
-                "on_function", code("on_function"), found[name].id, kernel.TRACE_FEXIT
-            )
+        for kind in kinds:
+            program = _OF_FUNCTIONS[kind]
+            for name in names:
+                descriptors[f"{kind}/{name}"] = kernel.load_tracing(
+                    program, code(program), found[name].id, kernel.TRACE_FEXIT
+                )
     if request["READ_AT_ENTRY"]:
         for one in functions.OPENS:
             for name in found.keys() & set(functions.FUNCTIONS[one]):
@@ -215,6 +233,8 @@ def main() -> int:
     with contextlib.suppress(BtfError, OSError):
         # Addresses of the kernel are shown to those with CAP_SYSLOG; they are kept for later.
         accounting()
+    are_interrupted = functions.are_interrupted()  # debugfs is root's
+    kernel.raise_open_files()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         refused = _confine(sys.argv[3] if len(sys.argv) > 3 else None)
         message = channel.recv(MESSAGE_BYTES_MAX + 1)
@@ -224,7 +244,9 @@ def main() -> int:
             if refused is not None:
                 raise refused
             signal.alarm(LOAD_SECONDS_MAX)
-            descriptors, refused_hook = _load(source, parse_request(message))
+            descriptors, refused_hook = _load(
+                source, parse_request(message), are_interrupted=are_interrupted
+            )
         except (RequestError, privileges.PrivilegeError) as error:
             channel.send(json.dumps({"error": str(error)}).encode())
             return 1

@@ -14,6 +14,7 @@
  *   WAKEUP_BYTES       fill from which the reader is woken
  *   BUDGET_PROCESS     records that a process may cause in a second, on each CPU; 0: any number
  *   BUDGET_CGROUP      the same for the processes of a cgroup together
+ *   TAKEN_TWICE        1: a second program of each function takes what the first one missed
  *   READ_AT_ENTRY      1: on_sys_enter is attached, and paths of opens are compared with what it saw
  *   ENVIRONMENT        1: an exec's record has the environment
  *   EXCLUDE_PID        thread group that is never reported; 0: none
@@ -1196,13 +1197,50 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	return release(s, 0);
 }
 
+#if TAKEN_TWICE
+/* By the lowest bits of a thread's id: the thread whose call on_function took last. */
+#define TAKEN_BITS 0xffffu
+BPF_ARRAY(taken, u32, TAKEN_BITS + 1);
+#endif
+
 /* The end of a syscall's own function. There are some hundred of them, each with its own copy of this. */
 int on_function(struct bpf_raw_tracepoint_args *ctx)
 {
+#if TAKEN_TWICE
+	u32 thread, slot, *by;
+
+	LOAD(thread, "u32", bpf_get_current_task_btf(), OFF_task_struct__pid);
+	slot = thread & TAKEN_BITS;
+	by = taken.lookup(&slot);
+	if (by)
+		*by = thread;
+#endif
 	handlers.call(ctx, HANDLE_SYSCALL);
 	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
 	return 0;
 }
+
+#if TAKEN_TWICE
+/* Runs behind on_function, which the kernel leaves out where it has interrupted another task in the
+ * copy of the same function on this CPU; then this one takes the call. Left out itself it is only where
+ * a task was interrupted here, too. Two threads whose ids are alike in their lowest bits can, at the same
+ * moment, have a call told twice, and none of them can have it not told. */
+int on_function_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 thread, slot, *by;
+
+	LOAD(thread, "u32", bpf_get_current_task_btf(), OFF_task_struct__pid);
+	slot = thread & TAKEN_BITS;
+	by = taken.lookup(&slot);
+	if (by && *by == thread) {
+		*by = 0;
+		return 0;
+	}
+	handlers.call(ctx, HANDLE_SYSCALL);
+	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
+	return 0;
+}
+#endif
 
 /* An execve that failed: the process goes on, and the path is where it was passed. */
 static __always_inline int do_exec(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)

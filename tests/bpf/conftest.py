@@ -26,17 +26,25 @@ class Watch:
     def __init__(self, capture: Capture, ring: RingReader) -> None:
         self.capture = capture
         self.ring = ring
-        self._before = capture.counters()
+        self._before = self._asked = capture.counters()
 
     def counters(self) -> dict[str, int]:
         """What the programs counted since this watch began."""
         return {name: count - self._before[name] for name, count in self.capture.counters().items()}
 
+    def lost(self) -> dict[str, int]:
+        """What was lost since the last call, by cause."""
+        before, self._asked = self._asked, self.capture.counters()
+        return {
+            name: count - before[name]
+            for name, count in self._asked.items()
+            if name.startswith("lost_") and count != before[name]
+        }
+
     def records(self) -> list[Record]:
         """Everything since the last call; nothing may have been lost."""
         records = drain(self.ring)
-        lost = {n: count for n, count in self.counters().items() if n.startswith("lost_") and count}
-        assert not lost
+        assert not self.lost()
         return records
 
 

@@ -111,8 +111,7 @@ class Machine:
         lines = self.scope.run(self.program, folder, *" -- ".join(groups).split(" "))
         pid, parent, *results = [int(line) for line in lines.split()]
         records = [decode(data) for data in split(self.watch.ring.read(ALL))]
-        lost = {n: c for n, c in self.watch.counters().items() if n.startswith("lost_") and c}
-        assert not lost
+        assert not self.watch.lost()
         return Done(folder, pid, parent, results), records
 
 

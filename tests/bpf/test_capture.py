@@ -276,8 +276,11 @@ def test_what_is_seen_and_what_is_lost_add_up(
     counters = seen.counters()
     lost = sum(number for name, number in counters.items() if name.startswith("lost_"))
     assert counters["submitted"] == skipped
-    assert counters["submitted"] + lost == count
-    assert lost == counters["lost_ring_full"]
+    missed = counters["lost_missed"]
+    assert lost == counters["lost_ring_full"] + missed
+    # What others opened is among what was missed.
+    assert count - missed <= counters["submitted"] + counters["lost_ring_full"] <= count
+    assert IS_INTERRUPTED or not missed
 
 
 @bpf
@@ -309,7 +312,7 @@ def test_a_ring_that_nobody_reads_counts_what_it_refuses(
         ),
     ],
 )
-def test_runs_that_the_kernel_leaves_out_are_counted(
+def test_runs_that_the_kernel_leaves_out_are_made_good_or_counted(
     watch: Start, scope: Scope, openat_load: Path, hook: str
 ) -> None:
     seen = watch("openat", hook=hook)
@@ -342,7 +345,10 @@ def test_runs_that_the_kernel_leaves_out_are_counted(
     assert lost == counters["lost_missed"]
     # What others opened is among what was missed.
     assert sum(counts) - lost <= counters["submitted"] <= sum(counts)
-    if IS_INTERRUPTED:
-        assert lost > 0
-    elif seen.capture.hook == "sys_exit":
-        assert lost == 0
+    if seen.capture.hook == "fexit":
+        # What the first program of the function missed, the second one took, nearly always.
+        missed = seen.capture.misses()["fexit/__x64_sys_openat"]
+        assert sum(counts) - counters["submitted"] <= missed / 10
+        assert (missed > 0) == IS_INTERRUPTED
+    else:
+        assert (lost > 0) == IS_INTERRUPTED

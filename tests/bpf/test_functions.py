@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -159,6 +160,43 @@ def test_auto_says_why_it_is_not_fexit() -> None:
     with Capture(config) as capture:
         capture.load()
         assert capture.hook == ("sys_exit" if capture.refused else "fexit")
+
+
+@pytest.mark.bpf
+def test_which_of_two_programs_runs_first_is_tried() -> None:
+    found, refused = functions.choose(Btf.load(), "fexit")
+    if not found:
+        pytest.skip(refused)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert functions.is_latest_first(found) is not None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("chosen", "version", "expected"),
+    [
+        ("none voluntary (full) lazy", "", True),
+        ("full (lazy) ", "", True),
+        ("none (voluntary) full ", "#1 SMP PREEMPT_DYNAMIC Debian", False),
+        (None, "#1 SMP PREEMPT_DYNAMIC Debian", True),
+        (None, "#1 SMP Debian", False),
+    ],
+)
+def test_whether_programs_are_interrupted_is_what_the_kernel_says(
+    chosen: str | None,
+    version: str,
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    preemption = tmp_path / "preempt"
+    if chosen is not None:
+        preemption.write_text(f"{chosen}\n")
+    monkeypatch.setattr(functions, "_PREEMPTION", preemption)
+    names = os.uname()
+    told = os.uname_result((*names[:3], version, names[4]))
+    monkeypatch.setattr(os, "uname", lambda: told)
+    assert functions.are_interrupted() == expected
 
 
 def load_of(fd: int, source: int = 1) -> bytes:
