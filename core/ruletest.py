@@ -253,6 +253,13 @@ def _text(value: str) -> bytes:
     return value.encode()
 
 
+def _data(value: str) -> bytes:
+    """Read data as outputs show it: bytes that are no text are ``\\xhh``."""
+    return _BYTE.sub(lambda found: bytes([int(found[1], 16)]), value.encode())
+
+
+_BYTE: Final = re.compile(rb"\\x([0-9a-fA-F]{2})")
+
 _READERS: Final[dict[str, Callable[[str], Scalar]]] = {
     "string": _text, "int": _number, "uint": _number, "bool": _boolean, "port": _number,
     "ip": _address, "net": _address,
@@ -269,7 +276,9 @@ class _Values:
             try:
                 kind = lookup(_ref(name)).type
                 items = value if isinstance(value, tuple) else () if value is None else (value,)
-                self.values[name] = tuple(_READERS[kind](item) for item in items)
+                is_data = name in DATA_FIELDS and kind == "string"
+                read = _data if is_data else _READERS[kind]
+                self.values[name] = tuple(read(item) for item in items)
             except UnknownField as error:
                 raise BuildError(name, str(error)) from None
             except BuildError:

@@ -248,6 +248,12 @@ def test_a_case_of_data_is_built_from_its_fields(name: str) -> None:
     assert not decode(build_event({"evt.type": name, "evt.buffer": None}, {}, {}).record).data
 
 
+def test_data_of_a_case_is_written_as_outputs_show_it() -> None:
+    given = {"evt.type": "read", "evt.buffer": r"GET \xca\xFE\\x", "fd.type": "ipv4"}
+    record = decode(build_event(given, {}, {}).record)
+    assert record.data == b"GET \xca\xfe\\\\x"
+
+
 def test_a_rule_about_data_is_explained() -> None:
     rule = Rule("r", parse_condition("evt.type = read and evt.buffer contains x"), "", 4)
     (shape,) = explain([rule], 0).events
