@@ -341,14 +341,15 @@ def test_runs_that_the_kernel_leaves_out_are_made_good_or_counted(
             skip(seen.ring)
     assert idle.returncode == urgent.returncode == 0
     counters = seen.counters()
-    lost = sum(number for name, number in counters.items() if name.startswith("lost_"))
-    assert lost == counters["lost_missed"]
+    # A reader that had no processor for a while is nothing of this test.
+    seen_of = counters["submitted"] + counters["lost_ring_full"]
+    lost = counters["lost_missed"]
     # What others opened is among what was missed.
-    assert sum(counts) - lost <= counters["submitted"] <= sum(counts)
+    assert sum(counts) - lost <= seen_of <= sum(counts)
     if seen.capture.hook == "fexit":
         # What the first program of the function missed, the second one took, nearly always.
         missed = seen.capture.misses()["fexit/__x64_sys_openat"]
-        assert sum(counts) - counters["submitted"] <= missed / 10
+        assert sum(counts) - seen_of <= missed / 10
         assert (missed > 0) == IS_INTERRUPTED
     else:
         assert (lost > 0) == IS_INTERRUPTED
