@@ -54,6 +54,7 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
         "sk_type",
     ),
     "socket": ("file", "sk"),
+    "socket_alloc": ("vfs_inode",),
     "super_block": ("s_dev", "s_flags", "s_magic"),
     "task_struct": (
         "comm",

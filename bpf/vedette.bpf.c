@@ -74,7 +74,6 @@
 #define CTIME_NSEC_MASK 0x3fffffffu /* above: flags of the file system (I_CTIME_QUERIED) */
 #define S_IFIFO_ 0010000u
 #define S_IFDIR_ 0040000u
-#define S_IFSOCK_ 0140000u
 #define PIPEFS_MAGIC_ 0x50495045u
 #define ANON_INODE_FS_MAGIC_ 0x09041934u
 #define SIGNAL_GROUP_EXIT_ 4u
@@ -103,6 +102,21 @@
 	asm volatile("%0 = *(" size " *)(%1 + %2)" : "=r"(into) : "r"(base), "i"(offset))
 #define REGISTER(into, regs, name) \
 	LOAD(into, "u64", regs, __builtin_offsetof(struct regs, name))
+/* Two u64 of a struct in one read where they lie near each other, since what a read takes is the call. */
+#define PAIR_BYTES 48
+#define READ_PAIR(a, a_offset, b, b_offset, base) ({ \
+	u64 words[PAIR_BYTES / 8], first = (a_offset) < (b_offset) ? (a_offset) : (b_offset); \
+	u64 apart = (a_offset) < (b_offset) ? (b_offset) - (a_offset) : (a_offset) - (b_offset); \
+	int failed; \
+	if (apart <= PAIR_BYTES - 8) { \
+		failed = bpf_probe_read_kernel(words, apart + 8, (const void *)((base) + first)); \
+		(a) = words[((a_offset) - first) / 8]; \
+		(b) = words[((b_offset) - first) / 8]; \
+	} else { \
+		failed = READ(a, (base) + (a_offset)) || READ(b, (base) + (b_offset)); \
+	} \
+	failed; \
+})
 #define READ_USER(into, address) \
 	bpf_probe_read_user(&(into), sizeof(into), (const void *)(unsigned long)(address))
 /* bcc 0.26 has no way to ask for a ring's fill, so the map is made by capture.py and named by its
@@ -828,15 +842,23 @@ fault:
 }
 
 /* struct file * behind a descriptor of the current task; 0 where there is none. */
-static __always_inline u64 file_of(u64 task, s32 fd)
+static __always_inline u64 file_of(s32 fd)
 {
-	u64 files = 0, table = 0, array = 0, file = 0;
-	u32 max = 0;
+	u64 task = (u64)bpf_get_current_task_btf(), files, table, array, file = 0;
+	u32 max;
 
-	if (fd < 0 || READ(files, task + OFF_task_struct__files) || !files ||
-	    READ(table, files + OFF_files_struct__fdt) || READ(max, table + OFF_fdtable__max_fds) ||
-	    (u32)fd >= max || READ(array, table + OFF_fdtable__fd) ||
-	    READ(file, array + 8 * (u64)(u32)fd))
+	if (fd < 0)
+		return 0;
+	/* The verifier knows what these point at, as far as the array. */
+	LOAD(files, "u64", task, OFF_task_struct__files);
+	if (!files)
+		return 0;
+	LOAD(table, "u64", files, OFF_files_struct__fdt);
+	if (!table)
+		return 0;
+	LOAD(max, "u32", table, OFF_fdtable__max_fds);
+	LOAD(array, "u64", table, OFF_fdtable__fd);
+	if ((u32)fd >= max || READ(file, array + 8 * (u64)(u32)fd))
 		return 0;
 	return file;
 }
@@ -1293,7 +1315,7 @@ static __always_inline void watch_opened(struct scratch *s, u64 task, s32 fd, co
 	number = watch_numbers.lookup((struct watch_path *)s->name);
 	if (!number)
 		return;
-	file = file_of(task, fd);
+	file = file_of(fd);
 	if (!file || READ(inode, file + OFF_file__f_inode) ||
 	    READ(value.inode, inode + OFF_inode__i_ino) ||
 	    READ(value.generation, inode + OFF_inode__i_generation) ||
@@ -1381,7 +1403,7 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 	if (is_over_budget(s) || head(&r->h, task, s->type, s->call.result))
 		return 0;
 	if (s->call.result >= 0)
-		r->owner_flags = owner_of(task, file_of(task, s->call.result), &r->owner_uid);
+		r->owner_flags = owner_of(task, file_of(s->call.result), &r->owner_uid);
 #if READ_AT_ENTRY
 	{
 		struct entered *was = entered.lookup(&thread), now;
@@ -1394,7 +1416,7 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 #endif
 	end += r->path_len;
 	if (r->dirfd != AT_FDCWD_ && r->path_len && s->record[sizeof(*r)] != '/') {
-		file = file_of(task, r->dirfd);
+		file = file_of(r->dirfd);
 		if (file) {
 			/* A directory that cannot be read is not known; the path as passed still is. */
 			faults = s->flags & VEDETTE_F_PATH_FAULT;
@@ -1457,7 +1479,7 @@ static __always_inline u32 append_path(struct scratch *s, u64 task, u32 end, u32
 		*at_cwd |= at_cwd_bit;
 		return end;
 	}
-	file = file_of(task, argument(s, at_place));
+	file = file_of(argument(s, at_place));
 	if (!file)
 		return end;
 	/* A directory that cannot be read is not known; the path as passed still is. */
@@ -1522,7 +1544,7 @@ static __always_inline int do_call(struct bpf_raw_tracepoint_args *ctx, struct s
 			return 0;
 		}
 	} else if (shape->file != NONE) {
-		file = file_of(task, argument(s, shape->file));
+		file = file_of(argument(s, shape->file));
 		if (file)
 			end += r->path_len = append_walk(s, end, file + OFF_file__f_path);
 		else
@@ -1660,7 +1682,7 @@ static __always_inline int do_write(struct bpf_raw_tracepoint_args *ctx, struct 
 	known = watched_fds.lookup(&key);
 	if (!known)
 		return 0;
-	file = file_of(task, key.fd);
+	file = file_of(key.fd);
 	if (!file || READ(inode, file + OFF_file__f_inode) ||
 	    READ(number, inode + OFF_inode__i_ino) ||
 	    READ(generation, inode + OFF_inode__i_generation) ||
@@ -1761,17 +1783,15 @@ static __always_inline void unmap_address(u8 *address)
 	words[3] = 0;
 }
 
-/* struct sock * of a descriptor; 0 where it is no socket. A socket's file and its struct socket
- * point at each other, which no other kind of file does. */
-static __always_inline u64 sock_of(u64 task, s32 fd)
+/* struct sock * of a descriptor; 0 where it is no socket. A socket's struct lies before its inode (struct
+ * socket_alloc, net/sock.h), and points at the file that points at it: no other kind of file has that. */
+static __always_inline u64 sock_of(s32 fd)
 {
-	u64 file = file_of(task, fd), inode = 0, socket = 0, back = 0, sk = 0;
-	u16 mode = 0;
+	u64 file = file_of(fd), inode = 0, socket = 0, back = 0, sk = 0;
 
-	if (!file || READ(inode, file + OFF_file__f_inode) || READ(mode, inode + OFF_inode__i_mode) ||
-	    (mode & S_IFMT_) != S_IFSOCK_ || READ(socket, file + OFF_file__private_data) ||
-	    !socket || READ(back, socket + OFF_socket__file) || back != file ||
-	    READ(sk, socket + OFF_socket__sk))
+	if (!file || READ_PAIR(inode, OFF_file__f_inode, socket, OFF_file__private_data, file) ||
+	    !socket || inode != socket + OFF_socket_alloc__vfs_inode ||
+	    READ_PAIR(back, OFF_socket__file, sk, OFF_socket__sk, socket) || back != file)
 		return 0;
 	return sk;
 }
@@ -1797,44 +1817,72 @@ static __always_inline u32 append_unix(struct scratch *s, u32 end, const void *f
 	return read > 0 ? ((u32)read - 1) & 127 : 0;
 }
 
-static __always_inline u16 socket_state(u64 sk)
+/* A struct sock, and what is most often asked of it: its family, state, ports and IPv4 addresses, which
+ * lie at its beginning. */
+#define SOCK_BEGIN_BYTES 24
+struct sock_seen {
+	u64 at;
+	u64 begin[SOCK_BEGIN_BYTES / 8];
+};
+/* into: of the member's type */
+#define OF_SOCK(into, sock, offset) \
+	do { \
+		if ((offset) + sizeof(into) <= SOCK_BEGIN_BYTES) \
+			__builtin_memcpy(&(into), (const u8 *)(sock)->begin + (offset), sizeof(into)); \
+		else \
+			READ(into, (sock)->at + (offset)); \
+	} while (0)
+
+static __always_inline int see_sock(struct sock_seen *sock, u64 at)
+{
+	sock->at = at;
+	return bpf_probe_read_kernel(sock->begin, sizeof(sock->begin), (const void *)at);
+}
+
+static __always_inline u16 socket_state(const struct sock_seen *sock)
 {
 	u8 state = 0;
 
-	READ(state, sk + OFF_sock__skc_state);
+	OF_SOCK(state, sock, OFF_sock__skc_state);
 	return VEDETTE_S_KNOWN | (state == TCP_ESTABLISHED_ ? VEDETTE_S_CONNECTED : 0);
 }
 
 /* The ends of an IPv4 or IPv6 socket, as the kernel has them. */
-static __always_inline void local_end(u64 sk, u16 family, u32 socktype, u8 *address, u16 *port)
+static __always_inline void local_end(const struct sock_seen *sock, u16 family, u32 socktype, u8 *address,
+				      u16 *port)
 {
+	u32 word = 0;
+
 	if (socktype != SOCK_RAW_)
-		READ(*port, sk + OFF_sock__skc_num);
-	if (family == AF_INET_)
-		bpf_probe_read_kernel(address, 4,
-				      (const void *)(unsigned long)(sk + OFF_sock__skc_rcv_saddr));
+		OF_SOCK(*port, sock, OFF_sock__skc_num);
+	if (family == AF_INET_) {
+		OF_SOCK(word, sock, OFF_sock__skc_rcv_saddr);
+		__builtin_memcpy(address, &word, 4);
+	}
 #ifdef OFF_sock__skc_v6_daddr
 	else
 		bpf_probe_read_kernel(address, 16,
-				      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_rcv_saddr));
+				      (const void *)(sock->at + OFF_sock__skc_v6_rcv_saddr));
 #endif
 }
 
-static __always_inline void remote_end(u64 sk, u16 family, u32 socktype, u8 *address, u16 *port)
+static __always_inline void remote_end(const struct sock_seen *sock, u16 family, u32 socktype, u8 *address,
+				       u16 *port)
 {
+	u32 word = 0;
 	u16 value = 0;
 
 	if (socktype != SOCK_RAW_) {
-		READ(value, sk + OFF_sock__skc_dport);
+		OF_SOCK(value, sock, OFF_sock__skc_dport);
 		*port = swap16(value);
 	}
-	if (family == AF_INET_)
-		bpf_probe_read_kernel(address, 4,
-				      (const void *)(unsigned long)(sk + OFF_sock__skc_daddr));
+	if (family == AF_INET_) {
+		OF_SOCK(word, sock, OFF_sock__skc_daddr);
+		__builtin_memcpy(address, &word, 4);
+	}
 #ifdef OFF_sock__skc_v6_daddr
 	else
-		bpf_probe_read_kernel(address, 16,
-				      (const void *)(unsigned long)(sk + OFF_sock__skc_v6_daddr));
+		bpf_probe_read_kernel(address, 16, (const void *)(sock->at + OFF_sock__skc_v6_daddr));
 #endif
 }
 
@@ -1883,6 +1931,7 @@ static __always_inline int is_end_filtered(struct scratch *s, const struct filte
 static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
 	u64 sk, address = 0, named = 0;
+	struct sock_seen sock = {};
 	struct vedette_sock *r;
 	u32 end = sizeof(*r), length = 0, words[4], name_length = 0, type;
 	u16 family = 0, value = 0;
@@ -1938,7 +1987,7 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 		address = 0;
 	}
 	type = s->type;
-	if (type >= VEDETTE_DUP && !sock_of(task, s->call.result >= 0 ? s->call.result : s->call.args[0])) {
+	if (type >= VEDETTE_DUP && !sock_of(s->call.result >= 0 ? s->call.result : s->call.args[0])) {
 		handlers.call(ctx, HANDLE_DUP);
 		count(VEDETTE_C_LOST_READ_FAULT);
 		return 0;
@@ -1969,7 +2018,6 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 			length = 0;
 		if (length > ADDRESS_MAX)
 			length = ADDRESS_MAX;
-		__builtin_memset(s->address, 0, sizeof(s->address));
 		OPAQUE(length);
 		length &= 127;
 		if (bpf_probe_read_user(s->address, length,
@@ -1978,23 +2026,26 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 			length = 0;
 		}
 	}
-	sk = sock_of(task, fd);
-	if (sk) {
-		READ(family, sk + OFF_sock__skc_family);
-		READ(value, sk + OFF_sock__sk_type);
-		r->socktype = value;
-	} else if (length >= 2) {
+	sk = sock_of(fd);
+	if (sk && see_sock(&sock, sk))
+		sk = 0;
+	if (sk)
+		OF_SOCK(family, &sock, OFF_sock__skc_family);
+	else if (length >= 2)
 		family = *(u16 *)s->address;
-	}
 	/* bind and listen have the local end alone. Of others it is read once it is known that the record
-	 * is made, unless it says what the remote end is. */
+	 * is made, unless it says what the remote end is; so is the type, which lies far off. */
 	is_named = type == VEDETTE_BIND || type == VEDETTE_LISTEN;
 	is_late = sk && family == AF_INET_ && !is_named;
+	if (sk && !is_late) {
+		READ(value, sk + OFF_sock__sk_type);
+		r->socktype = value;
+	}
 	if (sk && (family == AF_INET_ || family == AF_INET6_)) {
 		if (!is_late)
-			local_end(sk, family, r->socktype, r->local_addr, &r->local_port);
+			local_end(&sock, family, r->socktype, r->local_addr, &r->local_port);
 		if (ok && !is_named)
-			remote_end(sk, family, r->socktype, r->remote_addr, &r->remote_port);
+			remote_end(&sock, family, r->socktype, r->remote_addr, &r->remote_port);
 	}
 	/* What the socket cannot know: where a failed connect meant to go, a bind that was refused,
 	 * and the remote end of a socket type that keeps none. */
@@ -2048,13 +2099,19 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 	if (!is_named && is_over_budget(s))
 		return 0;
 	if (sk) {
-		r->state = socket_state(sk);
+		r->state = socket_state(&sock);
 		READ(value, sk + OFF_sock__sk_protocol);
 		if (family == AF_INET_ || family == AF_INET6_)
 			r->l4proto = value;
 	}
-	if (is_late)
-		local_end(sk, AF_INET_, r->socktype, r->local_addr, &r->local_port);
+	if (is_late) {
+		READ(value, sk + OFF_sock__sk_type);
+		r->socktype = value;
+		/* A raw socket's remote port is what connect was passed, and nobody's otherwise. */
+		if (value == SOCK_RAW_ && type != VEDETTE_CONNECT)
+			r->remote_port = 0;
+		local_end(&sock, AF_INET_, r->socktype, r->local_addr, &r->local_port);
+	}
 	if (is_raced)
 		report_raced(s, type, 0, 0);
 	submit(s, end + r->path_len);
@@ -2108,6 +2165,7 @@ static __always_inline int read_message(u64 address, u32 compat, struct message 
 static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
 	u64 sk, file, inode = 0, message;
+	struct sock_seen sock;
 	u32 type, length = 0, is_receiver, end = sizeof(struct vedette_sock), size, received;
 	struct message m = {};
 	struct met key = {};
@@ -2122,9 +2180,10 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	is_receiver = is_receive(type);
 	received = s->call.result;
 	message = s->call.args[1];
-	sk = sock_of(task, s->call.args[0]);
-	if (!sk || READ(family, sk + OFF_sock__skc_family))
+	sk = sock_of(s->call.args[0]);
+	if (!sk || see_sock(&sock, sk))
 		return 0;
+	OF_SOCK(family, &sock, OFF_sock__skc_family);
 	if (family == AF_UNIX_ && type == VEDETTE_SENDTO && is_wanted(WANTED_LOGIN_KEYS))
 		remember_login(s, task, s->call.args[1], s->call.result);
 	if ((family != AF_INET_ && family != AF_INET6_) || READ(kind, sk + OFF_sock__sk_type) ||
@@ -2149,21 +2208,20 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	__builtin_memset(r, 0, sizeof(*r));
 	if (head(&r->h, task, type, s->call.result))
 		return 0;
-	r->state = socket_state(sk);
+	r->state = socket_state(&sock);
 	r->fd = s->call.args[0];
 	r->socktype = kind;
 	READ(value, sk + OFF_sock__sk_protocol);
 	r->l4proto = value;
-	local_end(sk, family, kind, r->local_addr, &r->local_port);
+	local_end(&sock, family, kind, r->local_addr, &r->local_port);
 	if (m.name && m.length >= 16) {
-		__builtin_memset(s->address, 0, sizeof(s->address));
 		length = m.length >= 28 ? 28 : 16;
 		if (!bpf_probe_read_user(s->address, length == 28 ? 28 : 16,
 					 (const void *)(unsigned long)m.name))
 			end_from_address(s->address, length, r->remote_addr, &r->remote_port);
 	}
 	if (!r->remote_port && (r->state & VEDETTE_S_CONNECTED))
-		remote_end(sk, family, kind, r->remote_addr, &r->remote_port);
+		remote_end(&sock, family, kind, r->remote_addr, &r->remote_port);
 	if (kind == SOCK_RAW_)
 		r->remote_port = 0;
 	if (family == AF_INET6_ && (is_mapped(r->local_addr) || is_mapped(r->remote_addr))) {
@@ -2177,7 +2235,7 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	key.pid = r->h.pid;
 	key.socket = sk;
 	key.is_receiver = is_receiver;
-	file = file_of(task, s->call.args[0]);
+	file = file_of(s->call.args[0]);
 	READ(inode, file + OFF_file__f_inode);
 	READ(key.inode, inode + OFF_inode__i_ino);
 	if (is_wanted(type) && !(r->state & VEDETTE_S_CONNECTED) && m.name && length &&
@@ -2292,7 +2350,7 @@ static __always_inline int do_dup(struct bpf_raw_tracepoint_args *ctx, struct sc
 		return 0;
 	r->listen_fd = s->call.args[0];
 	r->fd = s->call.result >= 0 ? s->call.result : s->call.args[0];
-	file = file_of(task, r->fd);
+	file = file_of(r->fd);
 	if (file)
 		r->path_len = append_file(s, end, file, &kind);
 	r->state = kind << VEDETTE_S_KIND_SHIFT;
@@ -2614,12 +2672,15 @@ struct stdio_socket {
 static __always_inline u32 append_socket(struct scratch *s, u32 end, u64 inode, u64 sk, u32 *kind)
 {
 	struct stdio_socket ends = {};
+	struct sock_seen sock;
 	u64 address = 0;
 	u32 length = 0;
 	u16 family = 0, socktype = 0;
 
 	READ(ends.inode, inode + OFF_inode__i_ino);
-	READ(family, sk + OFF_sock__skc_family);
+	if (see_sock(&sock, sk))
+		return 0;
+	OF_SOCK(family, &sock, OFF_sock__skc_family);
 	if (family == AF_UNIX_) {
 		*kind = VEDETTE_K_UNIX;
 		__builtin_memcpy(at(s, end), &ends.inode, 8);
@@ -2632,8 +2693,8 @@ static __always_inline u32 append_socket(struct scratch *s, u32 end, u64 inode, 
 	if (family != AF_INET_ && family != AF_INET6_)
 		return append_numbered(s, end, 0, ends.inode);
 	READ(socktype, sk + OFF_sock__sk_type);
-	local_end(sk, family, socktype, ends.local_addr, &ends.local_port);
-	remote_end(sk, family, socktype, ends.remote_addr, &ends.remote_port);
+	local_end(&sock, family, socktype, ends.local_addr, &ends.local_port);
+	remote_end(&sock, family, socktype, ends.remote_addr, &ends.remote_port);
 	if (family == AF_INET6_ && (is_mapped(ends.local_addr) || is_mapped(ends.remote_addr))) {
 		family = AF_INET_;
 		unmap_address(ends.local_addr);
@@ -2649,10 +2710,10 @@ static __always_inline u32 append_socket(struct scratch *s, u32 end, u64 inode, 
 static __always_inline void append_standard(struct scratch *s, u64 task)
 {
 	u32 flags = s->flags, end = s->end, kind = 0, length = 0;
-	u64 file = file_of(task, s->standard), inode = 0, sk;
+	u64 file = file_of(s->standard), inode = 0, sk;
 
 	if (file) {
-		sk = sock_of(task, s->standard);
+		sk = sock_of(s->standard);
 		if (sk && !READ(inode, file + OFF_file__f_inode))
 			length = append_socket(s, end + 2, inode, sk, &kind);
 		else
