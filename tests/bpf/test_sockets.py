@@ -205,15 +205,24 @@ def test_unix_sockets_by_path_and_by_abstract_name(
 
 
 def test_raw_sockets_have_no_ports(watch: Start, scope: Scope) -> None:
-    seen = watch("connect")
+    """But for what connect was passed, which the kernel keeps where other sockets have a port."""
+    seen = watch("connect", "dup3")
     code = """
+        import os
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         raw.connect(("127.0.0.1", 0))
+        raw.connect(("127.0.0.1", 7))
+        os.dup2(raw.fileno(), 50, inheritable=False)
     """
     python(scope, code)
-    (record,) = seen.records()
-    assert ends(record) == (("127.0.0.1", 0), ("127.0.0.1", 0))
-    assert (record["l4proto"], record["socktype"]) == (socket.IPPROTO_ICMP, socket.SOCK_RAW)
+    first, second, copied = (
+        record for record in seen.records() if record["socktype"] == socket.SOCK_RAW
+    )
+    host = "127.0.0.1"
+    assert ends(first) == ends(copied) == ((host, 0), (host, 0))
+    assert ends(second) == ((host, 0), (host, 7))
+    for record in (first, second, copied):
+        assert record["l4proto"] == socket.IPPROTO_ICMP
 
 
 def test_calls_through_the_32_bit_abi(
