@@ -462,7 +462,7 @@ def workloads(scale: float = 1.0) -> dict[str, tuple[str, int, Callable[..., obj
 @contextmanager
 def floor() -> Iterator[None]:
     """A program on the tracepoint sys_exit, meanwhile, that does nothing."""
-    program = kernel.load_raw_tracepoint([b"\xb7" + bytes(7), b"\x95" + bytes(7)])  # r0 = 0; exit
+    program = kernel.load_raw_tracepoint("floor", kernel.EMPTY_PROGRAM)
     link = kernel.raw_tracepoint_open("sys_exit", program)
     try:
         yield

@@ -169,6 +169,10 @@ class Btf:
             bits, width, type_id = bits + found[0], found[1], found[2]
         return Member(bits // 8, bits % 8 if width else 0, width)
 
+    def type_id(self, struct_name: str) -> int:
+        """Id of a struct or union. Raises BtfError where it does not exist."""
+        return self._struct(struct_name)
+
     def size(self, struct_name: str) -> int:
         """Size of a struct or union in bytes. Raises BtfError where it does not exist."""
         return self._head(self._struct(struct_name))[3]

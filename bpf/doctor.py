@@ -184,7 +184,7 @@ def _cgroup() -> Check:
 def _raw_tracepoint() -> Check:
     name = "raw tracepoint"
     try:
-        program = kernel.load_raw_tracepoint(kernel.EMPTY_PROGRAM)
+        program = kernel.load_raw_tracepoint("trial", kernel.EMPTY_PROGRAM)
         try:
             os.close(kernel.raw_tracepoint_open("sched_process_exit", program))
         finally:

@@ -9,6 +9,7 @@ only one of them runs.
 """
 
 import os
+import struct
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
@@ -29,6 +30,8 @@ from vedette.bpf.calls import (
 
 Hook = Literal["auto", "fexit", "sys_exit"]
 HOOKS: Final[tuple[Hook, ...]] = get_args(Hook)
+CAST_PLACEHOLDER: Final = 0x7EDE77E
+"""Number of no helper; what the programs call by it is the function that `cast` finds."""
 NATIVE: Final = False
 I386: Final = True
 
@@ -202,13 +205,41 @@ def is_latest_first(found: Mapping[str, Function]) -> bool | None:
     return first == {2} if first in ({1}, {2}) else None
 
 
-def _attach(function: Function, code: bytes = b"".join(kernel.EMPTY_PROGRAM)) -> int:
+def _attach(function: Function, code: bytes = kernel.EMPTY_PROGRAM) -> int:
     """Attach a program, one that does nothing. Raises OSError where that cannot be."""
     program = kernel.load_tracing("trial", code, function.id, kernel.TRACE_FEXIT)
     try:
         return kernel.raw_tracepoint_open(None, program)
     finally:
         os.close(program)
+
+
+def cast(types: Btf) -> int:
+    """Id of the function that says of an address what lies there, so that it is read by loads.
+
+    bpf_rdonly_cast(), since Linux 6.2. 0 where this kernel has none, or lets no program call it.
+    """
+    name = "bpf_rdonly_cast"
+    function = types.functions([name]).get(name)
+    if function is None:
+        return 0
+    # r1 = 0; r2 = the type; the call
+    call = struct.pack(
+        "<BBhiBBhiBBhi",
+        *(0xB7, 1, 0, 0),
+        *(0xB7, 2, 0, types.type_id("file")),
+        *(0x85, 0, 0, CAST_PLACEHOLDER),
+    )
+    try:
+        os.close(
+            kernel.load_raw_tracepoint(
+                "trial",
+                kernel.with_function(call, CAST_PLACEHOLDER, function.id) + kernel.EMPTY_PROGRAM,
+            )
+        )
+    except OSError:
+        return 0
+    return function.id
 
 
 def _detach_seconds(link: int) -> float:

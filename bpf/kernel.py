@@ -9,7 +9,6 @@ import re
 import resource
 import struct
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,8 +27,9 @@ _LOG_BYTES: Final = 1 << 20
 _INFO_BYTES: Final = 232
 _RUN_TIME_OFFSET: Final = 192
 _RECURSION_MISSES_OFFSET: Final = 208
+_CALL, _KFUNC = 0x85, 2  # BPF_JMP | BPF_CALL, BPF_PSEUDO_KFUNC_CALL
 # r0 = 0; exit
-EMPTY_PROGRAM: Final = (bytes.fromhex("b700000000000000"), bytes.fromhex("9500000000000000"))
+EMPTY_PROGRAM: Final = bytes.fromhex("b7000000000000009500000000000000")
 _OPEN_FILES: Final = 8192
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -138,20 +138,9 @@ def _info(descriptor: int) -> bytes:
     return info.raw
 
 
-def load_raw_tracepoint(instructions: Sequence[bytes]) -> int:
-    """Load a raw tracepoint program of 8-byte instructions; returns its descriptor."""
-    code = ctypes.create_string_buffer(b"".join(instructions), 8 * len(instructions))
-    licence = ctypes.create_string_buffer(b"Apache-2.0")
-    return _bpf(
-        _PROG_LOAD,
-        struct.pack(
-            "<IIQQ",
-            _PROG_TYPE_RAW_TRACEPOINT,
-            len(instructions),
-            ctypes.addressof(code),
-            ctypes.addressof(licence),
-        ),
-    )
+def load_raw_tracepoint(name: str, instructions: bytes) -> int:
+    """Load a program of a raw tracepoint; returns its descriptor. Otherwise as load_tracing."""
+    return _load(_PROG_TYPE_RAW_TRACEPOINT, name, instructions, 0, 0)
 
 
 def load_tracing(name: str, instructions: bytes, type_id: int, kind: int) -> int:
@@ -163,13 +152,17 @@ def load_tracing(name: str, instructions: bytes, type_id: int, kind: int) -> int
     type_id  of the tracepoint (btf.Btf.tracepoint) or the function (btf.Function.id)
     kind     TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT
     """
+    return _load(_PROG_TYPE_TRACING, name, instructions, type_id, kind)
+
+
+def _load(program_type: int, name: str, instructions: bytes, type_id: int, kind: int) -> int:
     code = ctypes.create_string_buffer(instructions, len(instructions))
-    licence = ctypes.create_string_buffer(b"GPL")  # as bcc says of the others, for the same helpers
+    licence = ctypes.create_string_buffer(b"GPL")  # which the helpers that they call ask for
 
     def attributes(log: ctypes.Array[ctypes.c_char] | None) -> bytes:
         return struct.pack(
             "<IIQQIIQ8x16sII36xI",
-            _PROG_TYPE_TRACING,
+            program_type,
             len(instructions) // 8,
             ctypes.addressof(code),
             ctypes.addressof(licence),
@@ -195,21 +188,24 @@ def load_tracing(name: str, instructions: bytes, type_id: int, kind: int) -> int
 def marking_program(map_fd: int, mark: int) -> bytes:
     """Return a program that writes a mark into an array of one u64, if that is 0."""
     lookup = 1
-    return b"".join(
-        struct.pack("<BBhi", operation, source << 4 | target, offset, value)
-        for operation, target, source, offset, value in (
-            (0x62, 10, 0, -4, 0),  # *(u32 *)(r10 - 4) = 0
-            (0xBF, 2, 10, 0, 0),  # r2 = r10
-            (0x07, 2, 0, 0, -4),  # r2 -= 4
-            (_LOAD_IMMEDIATE, 1, _FROM_MAP, 0, map_fd),  # r1 = the map
-            (0, 0, 0, 0, 0),
-            (0x85, 0, 0, 0, lookup),  # r0 = bpf_map_lookup_elem(r1, r2)
-            (0x15, 0, 0, 3, 0),  # if r0 == 0: to the end
-            (0x79, 1, 0, 0, 0),  # r1 = *(u64 *)r0
-            (0x55, 1, 0, 1, 0),  # if r1 != 0: to the end
-            (0x7A, 0, 0, 0, mark),  # *(u64 *)r0 = mark
+    return (
+        b"".join(
+            struct.pack("<BBhi", operation, source << 4 | target, offset, value)
+            for operation, target, source, offset, value in (
+                (0x62, 10, 0, -4, 0),  # *(u32 *)(r10 - 4) = 0
+                (0xBF, 2, 10, 0, 0),  # r2 = r10
+                (0x07, 2, 0, 0, -4),  # r2 -= 4
+                (_LOAD_IMMEDIATE, 1, _FROM_MAP, 0, map_fd),  # r1 = the map
+                (0, 0, 0, 0, 0),
+                (0x85, 0, 0, 0, lookup),  # r0 = bpf_map_lookup_elem(r1, r2)
+                (0x15, 0, 0, 3, 0),  # if r0 == 0: to the end
+                (0x79, 1, 0, 0, 0),  # r1 = *(u64 *)r0
+                (0x55, 1, 0, 1, 0),  # if r1 != 0: to the end
+                (0x7A, 0, 0, 0, mark),  # *(u64 *)r0 = mark
+            )
         )
-    ) + b"".join(EMPTY_PROGRAM)
+        + EMPTY_PROGRAM
+    )
 
 
 def with_map(instructions: bytes, old_fd: int, new_fd: int) -> bytes:
@@ -223,6 +219,21 @@ def with_map(instructions: bytes, old_fd: int, new_fd: int) -> bytes:
                 struct.pack_into("<i", code, at + 4, new_fd)
             at += 8  # it has two parts
         at += 8
+    return bytes(code)
+
+
+def with_function(instructions: bytes, placeholder: int, function: int) -> bytes:
+    """Return a program that calls a function of the kernel in place of a helper of that number.
+
+    function  its id in the kernel's types (btf.Function.id)
+    """
+    code = bytearray(instructions)
+    at = 0
+    while at < len(code):
+        operation, registers, _, value = struct.unpack_from("<BBhi", code, at)
+        if operation == _CALL and registers >> 4 == 0 and value == placeholder:
+            struct.pack_into("<BBhi", code, at, _CALL, _KFUNC << 4, 0, function)
+        at += 16 if operation == _LOAD_IMMEDIATE else 8
     return bytes(code)
 
 

@@ -88,7 +88,7 @@ class _Programs:
         from bcc import BPF, lib
 
         self._lib = lib
-        self._kind = BPF.RAW_TRACEPOINT
+        self._cast = int(values["CAST_FUNCTION"])
         # The text is handed over, not the file's name: bcc would print the path's missing includes
         # relative to the kernel's headers, where it changes into.
         self._module = BPF(
@@ -105,13 +105,16 @@ class _Programs:
 
     def raw(self, name: str) -> int:
         """Load a program of a raw tracepoint."""
-        return int(self._module.load_func(name, self._kind).fd)
+        return kernel.load_raw_tracepoint(name, self.code(name))
 
     def code(self, name: str) -> bytes:
         """The instructions of a program."""
         start = self._lib.bpf_function_start(self._module.module, name.encode())
         size = self._lib.bpf_function_size(self._module.module, name.encode())
-        return ctypes.string_at(start, size)
+        code = ctypes.string_at(start, size)
+        if self._cast:
+            code = kernel.with_function(code, functions.CAST_PLACEHOLDER, self._cast)
+        return code
 
 
 def _fill(table: int, programs: list[int]) -> None:
@@ -139,7 +142,12 @@ def _load(
         raise RequestError(f"{refused}; set hook to auto or sys_exit")
     kinds = _kinds(found, are_interrupted=are_interrupted)
     tracepoint = {name: types.tracepoint(name) for name in ("sys_enter", "sys_exit")}
-    values: dict[str, int | str] = {**macros(types), **accounting()}
+    values: dict[str, int | str] = {
+        **macros(types),
+        **accounting(),
+        "CAST_FUNCTION": functions.cast(types),
+        "CAST_PLACEHOLDER": functions.CAST_PLACEHOLDER,
+    }
     del types
     values |= {name: value for name, value in request.items() if name.isupper()}
     values["TAKEN_TWICE"] = int("again" in kinds)

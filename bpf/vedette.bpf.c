@@ -20,6 +20,9 @@
  *   EXCLUDE_PID        thread group that is never reported; 0: none
  *   SCOPE_CGROUP_ID    cgroup v2 subtree to report; 0: the whole host
  *   SCOPE_LEVEL        depth of that cgroup below the root
+ *   TYPE_*             what the running kernel's BTF calls a struct
+ *   CAST_FUNCTION      whether it has bpf_rdonly_cast (0: no); the loader sets it in for a helper of the
+ *                      number CAST_PLACEHOLDER
  *   EXIT_ARGUMENTS     number of arguments of the tracepoint sched_process_exit
  *   ACCOUNTING_START, ACCOUNTING_END   where security_vm_enough_memory_mm lies; 0: not known
  */
@@ -102,21 +105,25 @@
 	asm volatile("%0 = *(" size " *)(%1 + %2)" : "=r"(into) : "r"(base), "i"(offset))
 #define REGISTER(into, regs, name) \
 	LOAD(into, "u64", regs, __builtin_offsetof(struct regs, name))
-/* Two u64 of a struct in one read where they lie near each other, since what a read takes is the call. */
-#define PAIR_BYTES 48
-#define READ_PAIR(a, a_offset, b, b_offset, base) ({ \
-	u64 words[PAIR_BYTES / 8], first = (a_offset) < (b_offset) ? (a_offset) : (b_offset); \
-	u64 apart = (a_offset) < (b_offset) ? (b_offset) - (a_offset) : (a_offset) - (b_offset); \
-	int failed; \
-	if (apart <= PAIR_BYTES - 8) { \
-		failed = bpf_probe_read_kernel(words, apart + 8, (const void *)((base) + first)); \
-		(a) = words[((a_offset) - first) / 8]; \
-		(b) = words[((b_offset) - first) / 8]; \
-	} else { \
-		failed = READ(a, (base) + (a_offset)) || READ(b, (base) + (b_offset)); \
-	} \
-	failed; \
-})
+/* The same of what only an address is known of, where the kernel believes a program what lies there:
+ * LOAD then gives 0 for what cannot be read. Elsewhere it is a read by helper, of the same outcome. */
+#if CAST_FUNCTION
+#define CAST(address, type) \
+	((u64 (*)(u64 address_of, u32 type_of))CAST_PLACEHOLDER)(address, TYPE_##type)
+#define FOLLOW(into, size, base, offset) \
+	do { \
+		u64 followed; \
+		LOAD(followed, size, base, offset); \
+		(into) = followed; \
+	} while (0)
+#else
+#define CAST(address, type) (address)
+#define FOLLOW(into, size, base, offset) \
+	do { \
+		if (READ(into, (base) + (offset))) \
+			(into) = 0; \
+	} while (0)
+#endif
 #define READ_USER(into, address) \
 	bpf_probe_read_user(&(into), sizeof(into), (const void *)(unsigned long)(address))
 /* bcc 0.26 has no way to ask for a ring's fill, so the map is made by capture.py and named by its
@@ -443,9 +450,13 @@ static __always_inline int release(struct scratch *s, int result)
 	return result;
 }
 
-static __always_inline int in_scope(void)
+/* task: of bpf_get_current_task_btf() */
+static __always_inline int in_scope(u64 task)
 {
-	if (EXCLUDE_PID && bpf_get_current_pid_tgid() >> 32 == EXCLUDE_PID)
+	u32 pid;
+
+	LOAD(pid, "u32", task, OFF_task_struct__tgid);
+	if (EXCLUDE_PID && pid == EXCLUDE_PID)
 		return 0;
 	return !SCOPE_CGROUP_ID ||
 	       bpf_get_current_ancestor_cgroup_id(SCOPE_LEVEL) == SCOPE_CGROUP_ID;
@@ -458,8 +469,18 @@ static __always_inline int effective_ids(u64 task, u32 *uid, u32 *gid)
 	       READ(*uid, cred + OFF_cred__euid) || READ(*gid, cred + OFF_cred__egid);
 }
 
-/* Fill the header except size and flags. Returns 0, or counts the loss and returns -1. */
-static __always_inline int head(struct vedette_header *h, u64 task, u32 type, s64 result)
+/* The same of the current task. */
+static __always_inline void current_ids(u32 *uid, u32 *gid)
+{
+	u64 task = (u64)bpf_get_current_task_btf(), cred;
+
+	LOAD(cred, "u64", task, OFF_task_struct__cred);
+	LOAD(*uid, "u32", cred, OFF_cred__euid);
+	LOAD(*gid, "u32", cred, OFF_cred__egid);
+}
+
+/* Fill the header except size and flags. */
+static __always_inline void head(struct vedette_header *h, u32 type, s64 result)
 {
 	u64 ids = bpf_get_current_pid_tgid();
 	h->time_ns = bpf_ktime_get_boot_ns();
@@ -470,11 +491,7 @@ static __always_inline int head(struct vedette_header *h, u64 task, u32 type, s6
 	h->tid = (u32)ids;
 	h->cgroup_id = bpf_get_current_cgroup_id();
 	h->result = result;
-	if (effective_ids(task, &h->uid, &h->gid)) {
-		count(VEDETTE_C_LOST_READ_FAULT);
-		return -1;
-	}
-	return 0;
+	current_ids(&h->uid, &h->gid);
 }
 
 static __always_inline void output(struct scratch *s, void *record, u64 size, u16 flags)
@@ -522,9 +539,9 @@ static __always_inline void report_suppressed(struct scratch *s, u64 amount, u32
 {
 	struct vedette_suppressed r = {};
 
-	if (!amount || !is_wanted(VEDETTE_SUPPRESSED) ||
-	    head(&r.h, bpf_get_current_task(), VEDETTE_SUPPRESSED, 0))
+	if (!amount || !is_wanted(VEDETTE_SUPPRESSED))
 		return;
+	head(&r.h, VEDETTE_SUPPRESSED, 0);
 	r.h.size = sizeof(r);
 	r.count = amount;
 	r.of_cgroup = of_cgroup;
@@ -630,8 +647,7 @@ static __always_inline void report_raced(struct scratch *s, u32 type, const stru
 	if (!is_wanted(VEDETTE_RACED))
 		return;
 	__builtin_memset(made, 0, sizeof(*made));
-	if (head(&made->r.h, bpf_get_current_task(), VEDETTE_RACED, s->call.result))
-		return;
+	head(&made->r.h, VEDETTE_RACED, s->call.result);
 	made->r.of_type = type;
 	if (was && now) {
 		/* Of equal size on purpose: what is not used is zero, and nothing has to move. */
@@ -844,12 +860,11 @@ fault:
 /* struct file * behind a descriptor of the current task; 0 where there is none. */
 static __always_inline u64 file_of(s32 fd)
 {
-	u64 task = (u64)bpf_get_current_task_btf(), files, table, array, file = 0;
+	u64 task = (u64)bpf_get_current_task_btf(), files, table, array, place, file = 0;
 	u32 max;
 
 	if (fd < 0)
 		return 0;
-	/* The verifier knows what these point at, as far as the array. */
 	LOAD(files, "u64", task, OFF_task_struct__files);
 	if (!files)
 		return 0;
@@ -858,8 +873,11 @@ static __always_inline u64 file_of(s32 fd)
 		return 0;
 	LOAD(max, "u32", table, OFF_fdtable__max_fds);
 	LOAD(array, "u64", table, OFF_fdtable__fd);
-	if ((u32)fd >= max || READ(file, array + 8 * (u64)(u32)fd))
+	if ((u32)fd >= max)
 		return 0;
+	/* The type of an array of pointers is not known to the verifier, that of a struct with such a pointer is. */
+	place = CAST(array + 8 * (u64)(u32)fd - OFF_socket__file, socket);
+	FOLLOW(file, "u64", place, OFF_socket__file);
 	return file;
 }
 
@@ -992,8 +1010,7 @@ static __always_inline void report_ids(struct scratch *s, u64 task)
 	u64 signal = 0;
 
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, VEDETTE_IDS, 0))
-		return;
+	head(&r->h, VEDETTE_IDS, 0);
 	READ(signal, task + OFF_task_struct__signal);
 	FILL_IDS(r, task, signal);
 	s->flags = 0;
@@ -1019,7 +1036,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	compat = is_compat((u64)bpf_get_current_task_btf());
 	what = (compat ? *action >> 8 : *action) & 0xff;
-	if (((what < VEDETTE_OPEN || what > VEDETTE_OPENAT2) && what != VEDETTE_CREAT) || !in_scope())
+	if (((what < VEDETTE_OPEN || what > VEDETTE_OPENAT2) && what != VEDETTE_CREAT) || !in_scope((u64)bpf_get_current_task_btf()))
 		return 0;
 	if (what == VEDETTE_OPEN || what == VEDETTE_CREAT) {
 		REGISTER(address, regs, di);
@@ -1127,7 +1144,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (standard && (result < 0 || !changes_stdio(standard, regs, compat, result)))
 		standard = 0;
-	if ((!what && !ids && !standard) || !in_scope())
+	if ((!what && !ids && !standard) || !in_scope(task))
 		return 0;
 	if ((u32)number & X32_BIT) {
 		/* The x32 ABI: its pointers are not where the tables below look for them. */
@@ -1273,8 +1290,7 @@ static __always_inline int do_exec(struct bpf_raw_tracepoint_args *ctx, struct s
 
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, s->type, s->call.result))
-		return 0;
+	head(&r->h, s->type, s->call.result);
 	READ(leader, task + OFF_task_struct__group_leader);
 	READ(r->start_time_ns, leader + OFF_task_struct__start_boottime);
 	READ(parent, task + OFF_task_struct__real_parent);
@@ -1375,10 +1391,8 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 	outcome |= (access != 1) | (access == 1 || access == 2) << 1;
 	if ((r->open_flags & O_CREAT_) || (r->open_flags & O_TMPFILE_ALL_) == O_TMPFILE_ALL_)
 		outcome |= 4;
-	if (filter && (filter->flags & FILTER_UIDS) && effective_ids(task, &uid, &gid)) {
-		count(VEDETTE_C_LOST_READ_FAULT);
-		return 0;
-	}
+	if (filter && (filter->flags & FILTER_UIDS))
+		current_ids(&uid, &gid);
 	dropped = is_filtered(filter, s->type, outcome, uid);
 	is_watched = s->call.result >= 0 && access && is_wanted(VEDETTE_WRITE);
 	if (dropped && !is_watched)
@@ -1400,8 +1414,9 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 #endif
 	if (dropped)
 		goto filtered;
-	if (is_over_budget(s) || head(&r->h, task, s->type, s->call.result))
+	if (is_over_budget(s))
 		return 0;
+	head(&r->h, s->type, s->call.result);
 	if (s->call.result >= 0)
 		r->owner_flags = owner_of(task, file_of(s->call.result), &r->owner_uid);
 #if READ_AT_ENTRY
@@ -1519,8 +1534,7 @@ static __always_inline int do_call(struct bpf_raw_tracepoint_args *ctx, struct s
 	}
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, type, s->call.result))
-		return 0;
+	head(&r->h, type, s->call.result);
 	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
@@ -1608,8 +1622,7 @@ static __always_inline int do_chdir(struct bpf_raw_tracepoint_args *ctx, struct 
 
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, s->type, s->call.result))
-		return 0;
+	head(&r->h, s->type, s->call.result);
 	r->fd = s->type == VEDETTE_FCHDIR ? (s32)s->call.args[0] : -1;
 	if (s->call.result == 0) {
 		if (READ(fs, task + OFF_task_struct__fs) || !fs)
@@ -1698,8 +1711,7 @@ static __always_inline int do_write(struct bpf_raw_tracepoint_args *ctx, struct 
 		return 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, s->type, s->call.result))
-		return 0;
+	head(&r->h, s->type, s->call.result);
 	r->fd = key.fd;
 	length = bpf_probe_read_kernel_str(s->record + sizeof(*r), WATCH_PATH_MAX, path->bytes);
 	OPAQUE(length);
@@ -1787,12 +1799,19 @@ static __always_inline void unmap_address(u8 *address)
  * socket_alloc, net/sock.h), and points at the file that points at it: no other kind of file has that. */
 static __always_inline u64 sock_of(s32 fd)
 {
-	u64 file = file_of(fd), inode = 0, socket = 0, back = 0, sk = 0;
+	u64 file = file_of(fd), inode, address, socket, back, sk;
 
-	if (!file || READ_PAIR(inode, OFF_file__f_inode, socket, OFF_file__private_data, file) ||
-	    !socket || inode != socket + OFF_socket_alloc__vfs_inode ||
-	    READ_PAIR(back, OFF_socket__file, sk, OFF_socket__sk, socket) || back != file)
+	if (!file)
 		return 0;
+	FOLLOW(inode, "u64", file, OFF_file__f_inode);
+	FOLLOW(address, "u64", file, OFF_file__private_data);
+	if (!address || inode != address + OFF_socket_alloc__vfs_inode)
+		return 0;
+	socket = CAST(address, socket);
+	FOLLOW(back, "u64", socket, OFF_socket__file);
+	if (back != file)
+		return 0;
+	FOLLOW(sk, "u64", socket, OFF_socket__sk);
 	return sk;
 }
 
@@ -1817,33 +1836,41 @@ static __always_inline u32 append_unix(struct scratch *s, u32 end, const void *f
 	return read > 0 ? ((u32)read - 1) & 127 : 0;
 }
 
-/* A struct sock, and what is most often asked of it: its family, state, ports and IPv4 addresses, which
- * lie at its beginning. */
+/* A struct sock. Where it takes calls to read it, what is most often asked of it is read at once: its
+ * family, state, ports and IPv4 addresses, which lie at its beginning. into: of the member's type */
 #define SOCK_BEGIN_BYTES 24
 struct sock_seen {
 	u64 at;
+#if CAST_FUNCTION
+};
+#define OF_SOCK(into, size, sock, offset) FOLLOW(into, size, (sock)->at, offset)
+#else
 	u64 begin[SOCK_BEGIN_BYTES / 8];
 };
-/* into: of the member's type */
-#define OF_SOCK(into, sock, offset) \
+#define OF_SOCK(into, size, sock, offset) \
 	do { \
 		if ((offset) + sizeof(into) <= SOCK_BEGIN_BYTES) \
 			__builtin_memcpy(&(into), (const u8 *)(sock)->begin + (offset), sizeof(into)); \
 		else \
-			READ(into, (sock)->at + (offset)); \
+			FOLLOW(into, size, (sock)->at, offset); \
 	} while (0)
+#endif
 
 static __always_inline int see_sock(struct sock_seen *sock, u64 at)
 {
 	sock->at = at;
+#if CAST_FUNCTION
+	return 0;
+#else
 	return bpf_probe_read_kernel(sock->begin, sizeof(sock->begin), (const void *)at);
+#endif
 }
 
 static __always_inline u16 socket_state(const struct sock_seen *sock)
 {
 	u8 state = 0;
 
-	OF_SOCK(state, sock, OFF_sock__skc_state);
+	OF_SOCK(state, "u8", sock, OFF_sock__skc_state);
 	return VEDETTE_S_KNOWN | (state == TCP_ESTABLISHED_ ? VEDETTE_S_CONNECTED : 0);
 }
 
@@ -1854,9 +1881,9 @@ static __always_inline void local_end(const struct sock_seen *sock, u16 family, 
 	u32 word = 0;
 
 	if (socktype != SOCK_RAW_)
-		OF_SOCK(*port, sock, OFF_sock__skc_num);
+		OF_SOCK(*port, "u16", sock, OFF_sock__skc_num);
 	if (family == AF_INET_) {
-		OF_SOCK(word, sock, OFF_sock__skc_rcv_saddr);
+		OF_SOCK(word, "u32", sock, OFF_sock__skc_rcv_saddr);
 		__builtin_memcpy(address, &word, 4);
 	}
 #ifdef OFF_sock__skc_v6_daddr
@@ -1873,11 +1900,11 @@ static __always_inline void remote_end(const struct sock_seen *sock, u16 family,
 	u16 value = 0;
 
 	if (socktype != SOCK_RAW_) {
-		OF_SOCK(value, sock, OFF_sock__skc_dport);
+		OF_SOCK(value, "u16", sock, OFF_sock__skc_dport);
 		*port = swap16(value);
 	}
 	if (family == AF_INET_) {
-		OF_SOCK(word, sock, OFF_sock__skc_daddr);
+		OF_SOCK(word, "u32", sock, OFF_sock__skc_daddr);
 		__builtin_memcpy(address, &word, 4);
 	}
 #ifdef OFF_sock__skc_v6_daddr
@@ -2030,7 +2057,7 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 	if (sk && see_sock(&sock, sk))
 		sk = 0;
 	if (sk)
-		OF_SOCK(family, &sock, OFF_sock__skc_family);
+		OF_SOCK(family, "u16", &sock, OFF_sock__skc_family);
 	else if (length >= 2)
 		family = *(u16 *)s->address;
 	/* bind and listen have the local end alone. Of others it is read once it is known that the record
@@ -2038,7 +2065,7 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 	is_named = type == VEDETTE_BIND || type == VEDETTE_LISTEN;
 	is_late = sk && family == AF_INET_ && !is_named;
 	if (sk && !is_late) {
-		READ(value, sk + OFF_sock__sk_type);
+		FOLLOW(value, "u16", sk, OFF_sock__sk_type);
 		r->socktype = value;
 	}
 	if (sk && (family == AF_INET_ || family == AF_INET6_)) {
@@ -2092,20 +2119,19 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 	    is_end_filtered(s, filter, type, family, is_named ? r->local_addr : r->remote_addr,
 			    r->path_len))
 		goto filtered;
-	if (head(&r->h, task, type, s->call.result))
-		return 0;
+	head(&r->h, type, s->call.result);
 	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid))
 		goto filtered;
 	if (!is_named && is_over_budget(s))
 		return 0;
 	if (sk) {
 		r->state = socket_state(&sock);
-		READ(value, sk + OFF_sock__sk_protocol);
+		FOLLOW(value, "u16", sk, OFF_sock__sk_protocol);
 		if (family == AF_INET_ || family == AF_INET6_)
 			r->l4proto = value;
 	}
 	if (is_late) {
-		READ(value, sk + OFF_sock__sk_type);
+		FOLLOW(value, "u16", sk, OFF_sock__sk_type);
 		r->socktype = value;
 		/* A raw socket's remote port is what connect was passed, and nobody's otherwise. */
 		if (value == SOCK_RAW_ && type != VEDETTE_CONNECT)
@@ -2183,7 +2209,7 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	sk = sock_of(s->call.args[0]);
 	if (!sk || see_sock(&sock, sk))
 		return 0;
-	OF_SOCK(family, &sock, OFF_sock__skc_family);
+	OF_SOCK(family, "u16", &sock, OFF_sock__skc_family);
 	if (family == AF_UNIX_ && type == VEDETTE_SENDTO && is_wanted(WANTED_LOGIN_KEYS))
 		remember_login(s, task, s->call.args[1], s->call.result);
 	if ((family != AF_INET_ && family != AF_INET6_) || READ(kind, sk + OFF_sock__sk_type) ||
@@ -2206,12 +2232,11 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	}
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, type, s->call.result))
-		return 0;
+	head(&r->h, type, s->call.result);
 	r->state = socket_state(&sock);
 	r->fd = s->call.args[0];
 	r->socktype = kind;
-	READ(value, sk + OFF_sock__sk_protocol);
+	FOLLOW(value, "u16", sk, OFF_sock__sk_protocol);
 	r->l4proto = value;
 	local_end(&sock, family, kind, r->local_addr, &r->local_port);
 	if (m.name && m.length >= 16) {
@@ -2249,8 +2274,7 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	/* r is done with: its place is taken. */
 	d = (void *)s->record;
 	__builtin_memset(d, 0, sizeof(*d));
-	if (head(&d->h, task, VEDETTE_DNS, s->call.result))
-		return 0;
+	head(&d->h, VEDETTE_DNS, s->call.result);
 	__builtin_memcpy(d->remote_addr, key.address, 16);
 	d->family = family;
 	size = received > VEDETTE_ANSWER_MAX ? VEDETTE_ANSWER_MAX : received;
@@ -2340,8 +2364,7 @@ static __always_inline int do_dup(struct bpf_raw_tracepoint_args *ctx, struct sc
 	type = s->type;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, type, s->call.result))
-		return 0;
+	head(&r->h, type, s->call.result);
 	if (is_filtered(filter_of(type), type, outcome_of(s->call.result) | FILTER_NO_SOCKET, r->h.uid)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;
@@ -2471,6 +2494,7 @@ static __always_inline int next_message(struct bpf_raw_tracepoint_args *ctx, str
 static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
 {
 	u64 sk, file, address = 0, other;
+	struct sock_seen sock;
 	u32 type, end = sizeof(struct vedette_sock), kind = 0, length = 0, words[6] = {};
 	struct transfer t = {};
 	struct vedette_sock *r;
@@ -2529,31 +2553,31 @@ static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct s
 	s->vectors = t.vectors > IOVECS_MAX ? IOVECS_MAX + 1 : t.vectors;
 	if ((is_message(type) || is_vector(type)) && !s->vectors)
 		s->data_left = 0; /* data_at is not the data */
-	sk = sock_of(task, fd);
+	sk = sock_of(fd);
 	/* Most of what is read and written is no socket, and rules most often about sockets. */
 	if (!sk && filter && (filter->flags & FILTER_ENDS) && (filter->ends_dropped >> END_OTHER & 1))
 		goto filtered;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, type, s->call.result))
-		return follow(ctx, s);
+	head(&r->h, type, s->call.result);
 	if (is_filtered(filter, type, outcome_of(s->call.result), r->h.uid))
 		goto filtered;
 	r->fd = fd;
+	if (sk && see_sock(&sock, sk))
+		sk = 0;
 	if (sk) {
-		READ(family, sk + OFF_sock__skc_family);
-		READ(value, sk + OFF_sock__sk_type);
+		OF_SOCK(family, "u16", &sock, OFF_sock__skc_family);
+		FOLLOW(value, "u16", sk, OFF_sock__sk_type);
 		r->socktype = value;
-		r->state = socket_state(sk);
+		r->state = socket_state(&sock);
 	}
-	if (family == AF_INET_ || family == AF_INET6_) {
-		READ(value, sk + OFF_sock__sk_protocol);
+	if (sk && (family == AF_INET_ || family == AF_INET6_)) {
+		FOLLOW(value, "u16", sk, OFF_sock__sk_protocol);
 		r->l4proto = value;
-		local_end(sk, family, r->socktype, r->local_addr, &r->local_port);
-		remote_end(sk, family, r->socktype, r->remote_addr, &r->remote_port);
+		local_end(&sock, family, r->socktype, r->local_addr, &r->local_port);
+		remote_end(&sock, family, r->socktype, r->remote_addr, &r->remote_port);
 		if (t.name && t.length >= 16 && r->socktype != SOCK_STREAM_ &&
 		    !(r->state & VEDETTE_S_CONNECTED) && s->call.result >= 0) {
-			__builtin_memset(s->address, 0, sizeof(s->address));
 			length = t.length >= 28 ? 28 : 16;
 			if (!bpf_probe_read_user(s->address, length == 28 ? 28 : 16,
 						 (const void *)(unsigned long)t.name))
@@ -2583,7 +2607,7 @@ static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct s
 		goto filtered;
 	if (is_over_budget(s))
 		return next_message(ctx, s);
-	file = sk ? 0 : file_of(task, fd);
+	file = sk ? 0 : file_of(fd);
 	if (file) {
 		r->path_len = append_file(s, end, file, &kind);
 		r->state = kind << VEDETTE_S_KIND_SHIFT;
@@ -2680,7 +2704,7 @@ static __always_inline u32 append_socket(struct scratch *s, u32 end, u64 inode, 
 	READ(ends.inode, inode + OFF_inode__i_ino);
 	if (see_sock(&sock, sk))
 		return 0;
-	OF_SOCK(family, &sock, OFF_sock__skc_family);
+	OF_SOCK(family, "u16", &sock, OFF_sock__skc_family);
 	if (family == AF_UNIX_) {
 		*kind = VEDETTE_K_UNIX;
 		__builtin_memcpy(at(s, end), &ends.inode, 8);
@@ -2737,8 +2761,9 @@ static __always_inline int do_stdio(struct bpf_raw_tracepoint_args *ctx, struct 
 	r = (void *)s->record;
 	if (!s->standard) {
 		__builtin_memset(r, 0, sizeof(*r));
-		if (is_over_budget(s) || head(&r->h, task, VEDETTE_STDIO, 0))
+		if (is_over_budget(s))
 			goto following;
+		head(&r->h, VEDETTE_STDIO, 0);
 		s->end = sizeof(*r);
 	}
 	append_standard(s, task);
@@ -2867,7 +2892,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	u64 wide;
 	long length;
 
-	if (!in_scope())
+	if (!in_scope((u64)bpf_get_current_task_btf()))
 		return 0;
 	/* The syscall's number is gone (the kernel rewrites orig_ax for the new program), but only
 	 * execveat with a descriptor makes a path of its own. */
@@ -2882,8 +2907,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	s->flags = 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, task, type, 0))
-		return 0;
+	head(&r->h, type, 0);
 	READ(leader, task + OFF_task_struct__group_leader);
 	READ(r->start_time_ns, leader + OFF_task_struct__start_boottime);
 	READ(parent, task + OFF_task_struct__real_parent);
@@ -3026,7 +3050,7 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 	struct regs regs;
 	struct scratch *s;
 
-	if (!in_scope())
+	if (!in_scope(task))
 		return 0;
 	if (READ(pid, child + OFF_task_struct__pid) || READ(tgid, child + OFF_task_struct__tgid)) {
 		count(VEDETTE_C_LOST_READ_FAULT);
@@ -3048,8 +3072,9 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 	if (!is_wanted(type))
 		return 0;
 	s = scratch_of(SCRATCH_PROCESSES);
-	if (!s || head(&r.h, task, type, pid))
+	if (!s)
 		return 0;
+	head(&r.h, type, pid);
 	r.h.size = sizeof(r);
 	r.h.flags = compat ? VEDETTE_F_COMPAT : 0;
 	r.child_pid = pid;
@@ -3135,7 +3160,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	u32 group_flags = 0;
 	struct scratch *s;
 
-	if (!in_scope())
+	if (!in_scope((u64)bpf_get_current_task_btf()))
 		return 0;
 #if EXIT_ARGUMENTS >= 2
 	if (!(ctx->args[1] & 0xff))
@@ -3158,8 +3183,9 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 #endif
 	s = scratch_of(SCRATCH_PROCESSES);
-	if (!s || head(&r.h, task, VEDETTE_PROCEXIT, 0))
+	if (!s)
 		return 0;
+	head(&r.h, VEDETTE_PROCEXIT, 0);
 	r.h.size = sizeof(r);
 	/* What wait(2) gives: the group's code if it was ended as a group, else the leader's. */
 	if (group_flags & SIGNAL_GROUP_EXIT_)
@@ -3213,8 +3239,7 @@ static __always_inline int report_cgroup(u64 cgroup, u64 path, s64 result)
 	s->flags = 0;
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
-	if (head(&r->h, bpf_get_current_task(), VEDETTE_CGROUP, result))
-		return 0;
+	head(&r->h, VEDETTE_CGROUP, result);
 	if (READ(node, cgroup + OFF_cgroup__kn) || READ(r->id, node + OFF_kernfs_node__id)) {
 		count(VEDETTE_C_LOST_READ_FAULT);
 		return 0;
@@ -3295,7 +3320,7 @@ int on_capable(struct bpf_raw_tracepoint_args *ctx)
 	u8 one = 1;
 
 	/* The idle task has no process: an interrupt asks. */
-	if (capability > 63 || !(bpf_get_current_pid_tgid() >> 32) || !in_scope())
+	if (capability > 63 || !(bpf_get_current_pid_tgid() >> 32) || !in_scope(task))
 		return 0;
 	filter = filter_of(VEDETTE_CAPABLE);
 	if (is_value_filtered(filter, capability)) {
@@ -3303,8 +3328,9 @@ int on_capable(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	s = scratch_of(SCRATCH_PROCESSES);
-	if (!s || head(&r.h, task, VEDETTE_CAPABLE, result))
+	if (!s)
 		return 0;
+	head(&r.h, VEDETTE_CAPABLE, result);
 	if (is_filtered(filter, VEDETTE_CAPABLE, outcome_of(result), r.h.uid)) {
 		count(VEDETTE_C_FILTERED);
 		return 0;

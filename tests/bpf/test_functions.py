@@ -205,10 +205,39 @@ def load_of(fd: int, source: int = 1) -> bytes:
 
 
 def test_a_program_is_given_another_map_in_place_of_its_own() -> None:
-    other = b"".join(kernel.EMPTY_PROGRAM)
+    other = kernel.EMPTY_PROGRAM
     # The second part of a constant may look like the beginning of anything.
     constant = bytes([0x18, 1, 0, 0]) + bytes(4) + load_of(5)[:8]
     code = load_of(5) + load_of(6) + constant + load_of(5, source=0) + other
     changed = load_of(9) + load_of(6) + constant + load_of(5, source=0) + other
     assert kernel.with_map(code, 5, 9) == changed
     assert kernel.with_map(code, 7, 9) == code
+
+
+def call_of(number: int, source: int = 0) -> bytes:
+    """BPF_CALL of a helper, or with source 2 of a function of the kernel."""
+    return bytes([0x85, source << 4, 0, 0]) + number.to_bytes(4, "little")
+
+
+def test_a_program_calls_a_function_of_the_kernel_in_place_of_a_helper() -> None:
+    other = kernel.EMPTY_PROGRAM + call_of(6) + call_of(7, source=1)
+    # The second part of a constant may look like a call.
+    constant = bytes([0x18, 1, 0, 0]) + bytes(4) + call_of(7)
+    code = call_of(7) + constant + other + call_of(7)
+    changed = call_of(9, source=2) + constant + other + call_of(9, source=2)
+    assert kernel.with_function(code, 7, 9) == changed
+    assert kernel.with_function(code, 8, 9) == code
+
+
+def test_what_a_kernel_does_not_let_programs_call_is_not_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    types = Btf.load()
+    found = functions.cast(types)
+    assert found == getattr(types.functions(["bpf_rdonly_cast"]).get("bpf_rdonly_cast"), "id", 0)
+
+    def refuse(name: str, instructions: bytes) -> int:
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr(kernel, "load_raw_tracepoint", refuse)
+    assert functions.cast(types) == 0
