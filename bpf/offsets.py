@@ -135,8 +135,7 @@ def macros(btf: Btf) -> dict[str, int]:
         found[f"OFF_inode__{name}"] = _first(btf, "inode", paths)
     found["SIZE_inode"] = btf.size("inode")
     found["SIZE_upid"] = btf.size("upid")
-    for struct in ("sock", "socket"):
-        found[f"TYPE_{struct}"] = btf.type_id(struct)
+    found["TYPE_socket"] = btf.type_id("socket")
     for kind in ("TGID", "PGID", "SID"):
         found[f"PIDTYPE_{kind}_"] = btf.constant("pid_type", f"PIDTYPE_{kind}")
     found["EXIT_ARGUMENTS"] = btf.tracepoint_arguments("sched_process_exit") or 1
