@@ -246,6 +246,25 @@ def test_what_is_derived() -> None:
     assert one("evt.type = openat and evt.rawres < -20").outcomes == 0xFF0000
     assert one("evt.type = openat and evt.rawres >= -20") == Filter()
     assert one("evt.type = openat and evt.failed = true and evt.failed = false") == Filter(0)
+    either = one("evt.type = openat and evt.res in (EACCES, ENOENT)")
+    assert either.outcomes & outcomes(result=-13)
+    assert either.outcomes & outcomes(result=-2)
+    # The last of what failed, EPERM.
+    for text in ("not evt.rawres < -1", "evt.rawres > -2"):
+        assert one(f"evt.type = openat and {text}").outcomes & outcomes(result=-1), text
+
+
+def test_which_copies_of_descriptors_a_rule_is_about() -> None:
+    for text, of_sockets, of_others in (
+        ("fd.type = ipv4", True, False),
+        ("fd.type = file", False, True),
+        ("fd.sip = 192.0.2.1", True, False),
+        ("fd.type in (file, unix)", True, True),
+    ):
+        found = one(f"evt.type = dup and {text}", "dup").outcomes
+        assert (bool(found & 1), bool(found >> kernelfilter.NO_SOCKET & 1)) == (
+            of_sockets, of_others,
+        ), text  # fmt: skip
 
 
 def test_what_is_dropped_is_said_in_words() -> None:
@@ -276,6 +295,8 @@ def test_users_that_no_rule_can_be_about() -> None:
     assert not_root.uids == {0}
     assert not_root.others
     assert one("evt.type = openat and user.uid >= 1000") == Filter()
+    nameless = one("evt.type = openat and not user.name exists")
+    assert nameless.passes(decode(build("openat", uid=54321, path=b"/x", result=3)))
     assert one("evt.type = openat and (user.uid = 0 or proc.name = x)") == Filter()
 
 
@@ -306,6 +327,7 @@ def test_capabilities_that_no_rule_is_about() -> None:
         ("evt.type = kill and evt.arg.sig in (SIGKILL, SIGSTOP)",
          "evt.arg.sig but SIGKILL, SIGSTOP"),
         ("evt.type = kill and evt.arg.pid = -1", "evt.arg.pid below 63"),
+        ("evt.type = kill and evt.arg.pid = 63", "evt.arg.pid below 63"),
         ("evt.type = tgkill and evt.arg.sig startswith SIGU", "evt.arg.sig but SIGUSR1, SIGUSR2, "
          "SIGURG and numbers from 63 on"),
         ("evt.type = ptrace and evt.arg.request in (PTRACE_ATTACH, PTRACE_SEIZE)",
@@ -552,6 +574,14 @@ def test_opens_that_write_have_paths_of_their_own() -> None:
         assert made["openat"].passes(record) == passes, (path, flags)
     # A descriptor's path is not what was passed.
     assert one("evt.type = fchmod and fs.path.name startswith /etc", "fchmod") == Filter()
+
+
+def test_the_longest_path_that_is_looked_up_is_that_of_a_rule() -> None:
+    for size in (kernelfilter.PATH_BYTES_MAX, kernelfilter.PATH_BYTES_MAX + 1):
+        path = "/" + "x" * (size - 1)
+        made = one(f"evt.type = openat and fd.name = {path}")
+        assert made.passes(decode(build("openat", path=path.encode(), result=3)))
+        assert not made.passes(decode(build("openat", path=b"/y", result=3)))
 
 
 def test_more_paths_than_are_looked_up_all_pass() -> None:

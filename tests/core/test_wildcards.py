@@ -148,6 +148,8 @@ def test_what_would_be_too_narrow_is_found(name: str, monkeypatch: pytest.Monkey
         (rb"a)", {ANY}), (rb"(a", {ANY}), (rb"", {()}), (b"(" * 60 + b")" * 60, {ANY}),
         (b"(a|b)" * 9 + b".*c", {(None, b"a", None, b"c"), (None, b"b", None, b"c")}),
         (b"x" * 5000, {ANY}),
+        (rb"ax{1,3}", {(b"ax",), (b"ax", None, b"x")}),
+        (rb"a[^\]b]z", {(b"a", None, b"z")}), ("(?i)é".encode(), {ANY}),
     ],
 )  # fmt: skip
 def test_what_a_regex_looks_like(pattern: bytes, expected: set[Wildcard]) -> None:
