@@ -60,8 +60,8 @@ _I386_NAMES: Final = {
 # Syscalls that kernels from 5.15 on need not have: fchmodat2 (Linux 6.6).
 _YOUNG: Final = frozenset({(NATIVE, 452), (I386, 452)})
 DETACH_SECONDS_MAX: Final = 0.05
-"""Where it takes longer to detach from one function, `auto` is sys_exit: until Linux 7 or so the
-kernel waits for all tasks with each, so that the end of capture takes half a minute."""
+"""Where it takes longer to detach from one function, `auto` is sys_exit: Linux 6.1 waits for all
+tasks with each, so that the end of capture takes half a minute."""
 SLOW: Final = "the kernel takes "
 """How the reason begins where that is so."""
 _TRIALS: Final = 3
