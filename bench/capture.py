@@ -33,7 +33,10 @@ _READS: Final = Path(__file__).resolve().parent / "read_load.c"
 _UNASKED: Final = Path(__file__).resolve().parent / "getppid_load.c"
 _ABSENT: Final = Drop(0xFF00)
 _NO_SOCKET: Final = Drop(
-    ends=frozenset((where, b"", 0, bool(where)) for where in ("", "ipv4", "ipv6", "unix"))
+    ends=frozenset(
+        (where, bytes(size), 0, bool(where))
+        for where, size in (("", 0), ("ipv4", 4), ("ipv6", 16), ("unix", 0))
+    )
 )
 _WAIT_MS: Final = 1
 

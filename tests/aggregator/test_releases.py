@@ -26,6 +26,7 @@ from tests.aggregator.service import RawAgent, Service, aggregator, beat, hello,
 from vedette.agent import config as agent_config
 from vedette.agent import pipeline, service
 from vedette.agent.errors import AgentError
+from vedette.agent.live import Swapped
 from vedette.agent.releases import STARTS_MAX, Releases
 from vedette.agent.shipper import Shipper
 from vedette.aggregator import releases as stored
@@ -636,7 +637,7 @@ def test_what_the_hosts_own_files_have_wrong_is_no_fault_of_a_release(keys: Keys
         one.start()
         one.ready.wait()
         if one.compiled is not None:
-            one.done(pipeline.Retired([], None), None)
+            one.done(Swapped(pipeline.Retired([], None), ""))
         one.join()
         return one
 
