@@ -149,7 +149,8 @@ class Btf:
                 return offset + inner[0], inner[1], inner[2]
         return None
 
-    def _struct(self, name: str) -> int:
+    def type_id(self, name: str) -> int:
+        """Id of a struct or union. Raises BtfError where it does not exist."""
         type_id = self._find(name, _STRUCT, _UNION)
         if type_id is None:
             raise BtfError(f"this kernel has no struct {name}")
@@ -160,7 +161,7 @@ class Btf:
 
         Raises BtfError where the struct or one of the members does not exist.
         """
-        type_id = self._struct(struct_name)
+        type_id = self.type_id(struct_name)
         bits, width = 0, 0
         for name in path.split("."):
             found = self._look(type_id, name.encode(), 0)
@@ -169,13 +170,9 @@ class Btf:
             bits, width, type_id = bits + found[0], found[1], found[2]
         return Member(bits // 8, bits % 8 if width else 0, width)
 
-    def type_id(self, struct_name: str) -> int:
-        """Id of a struct or union. Raises BtfError where it does not exist."""
-        return self._struct(struct_name)
-
     def size(self, struct_name: str) -> int:
         """Size of a struct or union in bytes. Raises BtfError where it does not exist."""
-        return self._head(self._struct(struct_name))[3]
+        return self._head(self.type_id(struct_name))[3]
 
     def constant(self, enum_name: str, name: str) -> int:
         """Value of an enumerator. Raises BtfError where it does not exist."""

@@ -133,14 +133,13 @@ _LOOPBACK: Final[dict[str, tuple[int, Any]]] = {
     "ipv6": (5, ip_network("::1/128")),
 }
 _SUN_PATH_MAX: Final = 108
-_VALUES: Final = (1 << 64) - 1
+_WORD: Final = (1 << 64) - 1
 # struct filter_path and filter_hints.
 _FILTER_END: Final = 2
 _FILTER_PATH_BYTES: Final = 126
 _FILTER_END_BYTES: Final = 16
 _FILTER_HASH: Final = 0x9E3779B97F4A7C15
 _FILTER_HINT_BITS: Final = 11
-_WORD: Final = (1 << 64) - 1
 
 
 class CaptureError(Exception):
@@ -177,7 +176,7 @@ class Drop:
     paths: tuple[Affixes | None, Affixes | None] = (None, None)
     argument: int = 0
     is_wide: bool = False
-    values: int = _VALUES
+    values: int = _WORD
     ends: frozenset[tuple[str, bytes, int, bool]] = frozenset()
 
     @property
@@ -188,7 +187,7 @@ class Drop:
             uids
             | (_FILTER_OTHERS if self.others else 0) * bool(uids)
             | sum(_FILTER_PATHS[kind] for kind, _ in self.looked_up)
-            | (_FILTER_VALUES if self.values != _VALUES else 0)
+            | (_FILTER_VALUES if self.values != _WORD else 0)
             | (_FILTER_WIDE if self.is_wide else 0)
             | (_FILTER_ENDS if self.ends else 0)
         )

@@ -1317,7 +1317,7 @@ int handle_exec(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* Remember a watched file that was opened for writing. */
-static __always_inline void watch_opened(struct scratch *s, u64 task, s32 fd, const u8 *path)
+static __always_inline void watch_opened(struct scratch *s, s32 fd, const u8 *path)
 {
 	struct watched_fd key = {bpf_get_current_pid_tgid() >> 32, fd};
 	struct watched_file value = {};
@@ -1399,7 +1399,7 @@ static __always_inline int do_open(struct bpf_raw_tracepoint_args *ctx, struct s
 		goto filtered;
 	r->path_len = append_user_path(s, end, path_address);
 	if (is_watched && r->path_len < WATCH_PATH_MAX && s->record[sizeof(*r)] == '/')
-		watch_opened(s, task, s->call.result, s->record + sizeof(*r));
+		watch_opened(s, s->call.result, s->record + sizeof(*r));
 	if (!is_wanted(s->type))
 		return 0;
 	dropped = dropped || is_path_filtered(s, filter, s->type, outcome >> 1 & 1,
@@ -1475,7 +1475,7 @@ static __always_inline u32 own_id(u64 task)
 }
 
 /* A path and, where it is relative to a descriptor, the directory; returns where they end. */
-static __always_inline u32 append_path(struct scratch *s, u64 task, u32 end, u32 place, u32 at_place,
+static __always_inline u32 append_path(struct scratch *s, u32 end, u32 place, u32 at_place,
 				       u16 *path_len, u16 *dir_len, u16 *at_cwd, u16 at_cwd_bit)
 {
 	u32 faults, length;
@@ -1551,7 +1551,7 @@ static __always_inline int do_call(struct bpf_raw_tracepoint_args *ctx, struct s
 			r->args[i] = value;
 	}
 	if (shape->path != NONE) {
-		end = append_path(s, task, end, shape->path, shape->path_at, &r->path_len,
+		end = append_path(s, end, shape->path, shape->path_at, &r->path_len,
 				  &r->dir_len, &r->at_cwd, VEDETTE_AT_CWD_PATH);
 		if (is_path_filtered(s, filter, type, 0, s->record + sizeof(*r), r->path_len)) {
 			count(VEDETTE_C_FILTERED);
@@ -1568,7 +1568,7 @@ static __always_inline int do_call(struct bpf_raw_tracepoint_args *ctx, struct s
 	if ((type <= VEDETTE_FTRUNCATE || type >= VEDETTE_PIPE) && is_over_budget(s))
 		return 0;
 	if (shape->target != NONE)
-		end = append_path(s, task, end, shape->target, shape->target_at, &r->target_len,
+		end = append_path(s, end, shape->target, shape->target_at, &r->target_len,
 				  &r->target_dir_len, &r->at_cwd, VEDETTE_AT_CWD_TARGET);
 	if (shape->text != NONE) {
 		read = read_user_str(at(s, end), VEDETTE_DATA_MAX + 2, argument(s, shape->text));
@@ -1955,7 +1955,7 @@ static __always_inline int is_end_filtered(struct scratch *s, const struct filte
 	return passes && !*passes;
 }
 
-static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
+static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct scratch *s)
 {
 	u64 sk, address = 0, named = 0;
 	struct sock_seen sock = {};
@@ -2152,7 +2152,7 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 	u64 task = bpf_get_current_task();
 	struct scratch *s = held_scratch(task);
 
-	return s ? release(s, do_sock(ctx, s, task)) : 0;
+	return s ? release(s, do_sock(ctx, s)) : 0;
 }
 
 /* The first words of struct msghdr (linux/socket.h), of both ABIs: name, its length, the data. */
@@ -2355,7 +2355,7 @@ static __always_inline u32 append_file(struct scratch *s, u32 end, u64 file, u32
 }
 
 /* dup and its like of what is no socket; handle_sock has the others. */
-static __always_inline int do_dup(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
+static __always_inline int do_dup(struct bpf_raw_tracepoint_args *ctx, struct scratch *s)
 {
 	u64 file;
 	u32 end = sizeof(struct vedette_sock), kind = 0, type;
@@ -2386,7 +2386,7 @@ int handle_dup(struct bpf_raw_tracepoint_args *ctx)
 	u64 task = bpf_get_current_task();
 	struct scratch *s = held_scratch(task);
 
-	return s ? release(s, do_dup(ctx, s, task)) : 0;
+	return s ? release(s, do_dup(ctx, s)) : 0;
 }
 
 /* ------------------------------------------------------- what is transferred */
@@ -2491,7 +2491,7 @@ static __always_inline int next_message(struct bpf_raw_tracepoint_args *ctx, str
 }
 
 /* Read or write of a descriptor, with the data: who, and where to. handle_data_bytes has the rest. */
-static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct scratch *s, u64 task)
+static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct scratch *s)
 {
 	u64 sk, file, address = 0, other;
 	struct sock_seen sock;
@@ -2626,7 +2626,7 @@ int handle_data(struct bpf_raw_tracepoint_args *ctx)
 	u64 task = bpf_get_current_task();
 	struct scratch *s = held_scratch(task);
 
-	return s ? release(s, do_data(ctx, s, task)) : 0;
+	return s ? release(s, do_data(ctx, s)) : 0;
 }
 
 /* Append the first bytes of what was transferred, and submit the record that handle_data began. */
@@ -2731,7 +2731,7 @@ static __always_inline u32 append_socket(struct scratch *s, u32 end, u64 inode, 
 
 /* Append what a standard descriptor is, in the form of struct vedette_stdio, at s->end; the next one
  * is s->standard then. One for each run of a program: the verifier would give up on three. */
-static __always_inline void append_standard(struct scratch *s, u64 task)
+static __always_inline void append_standard(struct scratch *s)
 {
 	u32 flags = s->flags, end = s->end, kind = 0, length = 0;
 	u64 file = file_of(s->standard), inode = 0, sk;
@@ -2766,7 +2766,7 @@ static __always_inline int do_stdio(struct bpf_raw_tracepoint_args *ctx, struct 
 		head(&r->h, VEDETTE_STDIO, 0);
 		s->end = sizeof(*r);
 	}
-	append_standard(s, task);
+	append_standard(s);
 	if (s->standard < 3) {
 		handlers.call(ctx, HANDLE_STDIO);
 		count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
@@ -3029,7 +3029,7 @@ int handle_exec_stdio(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!s)
 		return 0;
-	append_standard(s, bpf_get_current_task());
+	append_standard(s);
 	if (s->standard < 3) {
 		exec_parts.call(ctx, EXEC_STDIO);
 		count(VEDETTE_C_LOST_READ_FAULT);
