@@ -203,7 +203,7 @@ class Gate:
         self._listening = -1
         self._stale = False
         self._counts = Counter(failed=0, blocked=0, errors=0, full=0)
-        self._logged_s = 0.0
+        self._logged_s: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def listen(self, descriptor: int) -> None:
@@ -315,16 +315,20 @@ class Gate:
             return bool(self._blocked or any(self._shut.values()))
 
     def _say(self, text: str, *values: object) -> None:
-        """Log a warning, but not as many as somebody who means ill would like."""
+        """Log a warning, but of each kind not as many as somebody who means ill would like."""
         now_s = time.monotonic()
-        if now_s - self._logged_s > LOG_INTERVAL_S:
-            self._logged_s = now_s
+        if now_s - self._logged_s.get(text, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
+            self._logged_s[text] = now_s
             log.warning(text, *values)
 
     def stats(self) -> dict[str, int]:
-        """Return counters, and the gauge `sources`: how many are blocked."""
+        """Return counters, and two gauges: `sources` blocked and `connections` open now."""
         with self._lock:
-            return {**self._counts, "sources": len(self._blocked)}
+            return {
+                **self._counts,
+                "sources": len(self._blocked),
+                "connections": len(self._connections),
+            }
 
 
 def peer_address(connection: socket.socket) -> str | None:

@@ -129,7 +129,7 @@ LABELLED: Final = (
     ),
 )
 SEQUENCE_GAUGES: Final = ("partials", "open", "table_bytes")
-GATE_GAUGE: Final = "gate.sources"
+GATE_GAUGES: Final = ("gate.sources", "gate.connections")
 EVENTS_COUNTER: Final = "engine.records"
 """The agent's counter of the kernel's events that it has judged."""
 WATERMARK_KEY: Final = "watermark_ns"
@@ -1060,7 +1060,7 @@ class Server:
         values = dict.fromkeys(COUNTERS, 0) | self.counters | self._gauges | of_sequences
         values |= of_gate
         values |= {name: value for name, value in outputs.items() if name not in queues}
-        gauges = [*self._gauges, *(f"sequences.{name}" for name in SEQUENCE_GAUGES), GATE_GAUGE]
+        gauges = [*self._gauges, *(f"sequences.{name}" for name in SEQUENCE_GAUGES), *GATE_GAUGES]
         yield from families(
             "vedette_aggregator",
             values,
