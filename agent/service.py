@@ -338,7 +338,8 @@ class _Reload(_Compiling):
             return
         if not swapped.error:
             releases.switched(self.number)
-        elif swapped.retired is not None or self.number != releases.in_force:
+        elif self.path is None:
+            # A configuration is tried with the release that ran before: that one is not to blame.
             releases.failed(self.number, swapped.error)
 
 

@@ -632,12 +632,12 @@ def test_what_the_hosts_own_files_have_wrong_is_no_fault_of_a_release(keys: Keys
         lookup=None,
     )
 
-    def reload(configuration: Path | None) -> service._Reload:
+    def reload(configuration: Path | None, uncaptured: str = "") -> service._Reload:
         one = service._Reload(configuration, settings, running, host)
         one.start()
         one.ready.wait()
         if one.compiled is not None:
-            one.done(Swapped(pipeline.Retired([], None), ""))
+            one.done(Swapped(pipeline.Retired([], None), uncaptured))
         one.join()
         return one
 
@@ -654,10 +654,16 @@ def test_what_the_hosts_own_files_have_wrong_is_no_fault_of_a_release(keys: Keys
     reload(path)
     assert reload(None).error is None
     assert (host.in_force, host.report.number, host.report.status) == (1, 1, "trial")
+    # What the kernel refuses of a configuration that was changed under it is not, either.
+    reload(path, uncaptured="the kernel takes no program more")
+    assert (host.wanted, host.in_force, host.report.status) == (1, 1, "trial")
     # One that is bad itself is, with the same files.
     deliver(host, made(keys, 2, files=[RuleFile("b.yaml", b"- rule: [")]))
     assert reload(None).error is not None
     assert (host.wanted, host.report.status) == (1, "failed")
+    deliver(host, made(keys, 3))
+    reload(None, uncaptured="the kernel takes no program more")
+    assert (host.wanted, host.report.tried, host.report.status) == (1, 3, "failed")
     running.engine.close()
 
 
