@@ -147,7 +147,8 @@ def test_sources_are_counted_apart_and_bounded() -> None:
         guard.ended(number)
     assert not guard.accepted(100, "10.0.0.0")
     assert guard.accepted(101, "10.0.0.1")
-    assert guard.stats() == {"failed": 10, "blocked": 1, "errors": 0, "full": 0, "sources": 1}
+    counts = {"failed": 10, "blocked": 1, "errors": 0, "full": 0}
+    assert guard.stats() == {**counts, "sources": 1, "connections": 2}
     for number in range(6 * gate.BLOCKED_MAX * 2):
         guard.accepted(number, f"10.1.0.{number // 6}")
         guard.ended(number)
@@ -174,7 +175,8 @@ def test_an_end_is_on_nobodys_account_where_it_is_not_known_whose_it_was() -> No
         guard.accepted(number, None)
         guard.ended(number)
     guard.ended(77)
-    assert guard.stats() == {"failed": 20, "blocked": 0, "errors": 0, "full": 0, "sources": 0}
+    counts = {"failed": 20, "blocked": 0, "errors": 0, "full": 0}
+    assert guard.stats() == {**counts, "sources": 0, "connections": 0}
 
 
 def test_news_of_a_welcome_may_come_before_that_of_its_connection() -> None:
