@@ -9,6 +9,8 @@ export HOLD
 ARGS ?=
 # How long `make fuzz` looks.
 SECONDS ?= 60
+# Tests that have no kernel programs and no namespaces, and so can run beside each other.
+BESIDE := tests/aggregator tests/core tests/fuzz
 # Tests of the compiled core that `make sanitize` runs.
 SANITIZED := tests/core/test_engine.py tests/core/test_cache.py tests/core/test_floor.py \
              tests/core/test_correlator.py tests/core/test_computed.py tests/core/test_switch.py \
@@ -71,9 +73,11 @@ lint: build
 test: build
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
-	$(BIN)/pytest $(ARGS) || status=1; \
-	[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory sanitize || status=1; \
-	[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory fuzz SECONDS=8 || status=1; \
+	if [ -n '$(ARGS)' ]; then $(BIN)/pytest $(ARGS) || status=1; exit $$status; fi; \
+	$(BIN)/pytest $(BESIDE:%=--ignore=%) || status=1; \
+	$(BIN)/pytest -n auto --dist loadfile $(BESIDE) || status=1; \
+	$(MAKE) --no-print-directory sanitize || status=1; \
+	$(MAKE) --no-print-directory fuzz SECONDS=8 || status=1; \
 	exit $$status
 
 # What the core's own tests do, with every access checked. Python itself leaks on purpose.

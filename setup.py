@@ -63,11 +63,17 @@ class BuildExtInFlavourFolder(build_ext):
         if self.inplace or self.editable_mode:
             self.build_lib = str(build_root)
             self.build_temp = str(build_root / "temp")
+        self.parallel = self.parallel or True
 
     def copy_extensions_to_source(self) -> None:
         """Nothing to copy: build_lib is the final place."""
 
 
+def _size_bytes(path: Path) -> int:
+    return path.stat().st_size
+
+
+# The largest first: several are compiled beside each other, and that one takes longest.
 extensions = [
     Extension(
         f"vedette.core.{path.stem}",
@@ -86,7 +92,7 @@ extensions = [
         extra_link_args=link_args,
         depends=[str(header) for header in sorted(Path("vedette").glob("[bc]*/*.h"))],
     )
-    for path in sorted(Path("vedette/core").glob("*.pyx"))
+    for path in sorted(Path("vedette/core").glob("*.pyx"), key=_size_bytes, reverse=True)
     if flavour != "fuzz" or path.stem in FUZZED
 ]
 
@@ -110,6 +116,7 @@ setup(
     ext_modules=cythonize(
         extensions,
         build_dir=str(build_root / "cython"),
+        nthreads=os.cpu_count() or 1,
         compiler_directives={"language_level": 3, "embedsignature": True, **directives},
     ),
     cmdclass={"build_ext": BuildExtInFlavourFolder},

@@ -55,9 +55,12 @@ def _byte_class(chosen: set[int]) -> bytes:
     return b"[" + b"".join(b"\\x%02x" % byte for byte in sorted(chosen)) + b"]"
 
 
-def _folded(chosen: set[int]) -> set[int]:
-    swapped = {byte ^ 0x20 for byte in chosen if bytes([byte]).isalpha()}
-    return chosen | swapped
+def _lower(byte: int) -> int:
+    return bytes([byte]).lower()[0]
+
+
+def _folded(lowered: set[int]) -> set[int]:
+    return {byte for byte in range(256) if _lower(byte) in lowered}
 
 
 def _bracket(glob: bytes, at: int, fold: bool) -> tuple[set[int], int] | None:
@@ -80,10 +83,11 @@ def _bracket(glob: bytes, at: int, fold: bool) -> tuple[set[int], int] | None:
             at += 1
             if glob[at : at + 1] == b"\\" and at + 1 < len(glob):
                 at += 1
-            chosen.update(range(low, glob[at] + 1))
+            low, high = (_lower(low), _lower(glob[at])) if fold else (low, glob[at])
+            chosen.update(range(low, high + 1))
             at += 1
         else:
-            chosen.add(low)
+            chosen.add(_lower(low) if fold else low)
     return None
 
 
@@ -93,7 +97,8 @@ def glob_regex(glob: bytes, *, fold: bool = False) -> bytes:
     ``*`` is any bytes, ``?`` any one byte (both take ``/`` too), ``[a-z]`` and ``[!a-z]`` one of
     a set, a backslash takes the next byte as it is; a ``[`` that is never closed is itself, and a
     backslash at the end matches nothing.
-    ``fold``: ASCII letters match in either case.
+    ``fold``: ASCII letters match in either case; the ends of a range are taken for small letters,
+    as by fnmatch(3) of the C library with FNM_CASEFOLD.
     """
     out: list[bytes] = []
     at = 0
@@ -119,7 +124,7 @@ def glob_regex(glob: bytes, *, fold: bool = False) -> bytes:
                 out.append(_NOTHING)
                 break
         if fold and char.isalpha():
-            out.append(_byte_class(_folded({char[0]})))
+            out.append(_byte_class(_folded({_lower(char[0])})))
         else:
             out.append(b"\\x%02x" % char[0])
     return b"".join(out)

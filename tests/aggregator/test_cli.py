@@ -40,7 +40,8 @@ def environment(**changed: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("VEDETTE_STORE", "VEDETTE_CONFIG", "COLUMNS", "FORCE_COLOR", "TERM")
+        if name
+        not in ("VEDETTE_STORE", "VEDETTE_CONFIG", "COLUMNS", "LINES", "FORCE_COLOR", "TERM")
     }
     return {**kept, "TZ": "Asia/Tokyo", "PYTHONIOENCODING": "utf-8", **changed}
 

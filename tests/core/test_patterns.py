@@ -25,8 +25,14 @@ _SET = st.builds(
     st.sampled_from(["", "!", "^"]),
     st.text("]abzABZ/*?!^-", min_size=1, max_size=4),
 )
+_RANGE = st.builds(
+    "[{}{}-{}]".format,
+    st.sampled_from(["", "!", "^"]),
+    st.sampled_from("abzABZ/["),
+    st.sampled_from("abzABZ/["),
+)
 _LITERAL = st.sampled_from([*"*?]!^-abzABZ/", "\\a", "\\*", "\\[", "\\\\"])
-_GLOB = st.lists(_SET | _LITERAL, max_size=5).map(lambda parts: "".join(parts).encode())
+_GLOB = st.lists(_SET | _RANGE | _LITERAL, max_size=5).map(lambda parts: "".join(parts).encode())
 _TEXT = st.text("abzABZ/[]!^-\\", max_size=6).map(str.encode)
 
 
