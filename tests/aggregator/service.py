@@ -19,7 +19,7 @@ from vedette.core import wire
 from vedette.core.signal import Signal
 
 T = TypeVar("T")
-DEADLINE_S = 20.0
+DEADLINE_S = 40.0
 
 _RUN = """
 import logging, os, pathlib, signal, sys

@@ -37,7 +37,7 @@ NETWORK = "10.77.0"
 BRIDGE_ADDRESS = f"{NETWORK}.254"
 SSHD = "/usr/sbin/sshd"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-WAIT_S = 20.0
+WAIT_S = 40.0
 
 _ENDING = (signal.SIGALRM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
