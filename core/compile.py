@@ -514,19 +514,7 @@ class _Compiler:
             if isinstance(item, bool):
                 return not item
             return item.item if isinstance(item, Not) else Not(item)
-        stop = isinstance(node, Or)
-        kept: list[Expr] = []
-        for part in node.items:
-            item = self.specialise(part, name)
-            if item is stop:
-                return stop
-            if not isinstance(item, bool):
-                kept.append(item)
-        if not kept:
-            return not stop
-        if len(kept) == 1:
-            return kept[0]
-        return Or(tuple(kept)) if stop else And(tuple(kept))
+        return _joined(node, (self.specialise(part, name) for part in node.items))
 
     def is_indexed(self, node: Predicate) -> bool:
         """Whether an index can hold a predicate on a field as it is."""
@@ -1015,19 +1003,7 @@ class _Compiler:
         if isinstance(node, Not):
             item = self.relax(node.item, keep, not positive)
             return not item if isinstance(item, bool) else Not(item)
-        stop = isinstance(node, Or)
-        kept: list[Expr] = []
-        for part in node.items:
-            item = self.relax(part, keep, positive)
-            if item is stop:
-                return stop
-            if not isinstance(item, bool):
-                kept.append(item)
-        if not kept:
-            return not stop
-        if len(kept) == 1:
-            return kept[0]
-        return Or(tuple(kept)) if stop else And(tuple(kept))
+        return _joined(node, (self.relax(part, keep, positive) for part in node.items))
 
     def is_separable(self, node: Expr, positive: bool = True) -> bool:
         """Whether a tree is the conjunction of its event part and its process part."""
@@ -1172,6 +1148,22 @@ _TYPE_NAMES: Final = tuple((number, name.encode()) for name, number in layout.TY
 
 
 _ALL_TYPES: Final = sum(1 << number for number, _ in _TYPE_NAMES)
+
+
+def _joined(node: And | Or, parts: Iterable[Expr | bool]) -> Expr | bool:
+    """Return a conjunction or disjunction of what its parts have become."""
+    stop = isinstance(node, Or)
+    kept: list[Expr] = []
+    for part in parts:
+        if part is stop:
+            return stop
+        if not isinstance(part, bool):
+            kept.append(part)
+    if not kept:
+        return not stop
+    if len(kept) == 1:
+        return kept[0]
+    return Or(tuple(kept)) if stop else And(tuple(kept))
 
 
 def _bits(numbers: Iterable[int]) -> int:

@@ -38,3 +38,15 @@ def assert_alike(
         found.append(matches)
     assert found[0] == found[1]
     return side
+
+
+def assert_alike_twice(
+    rules: Sequence[Rule], process: dict[str, Any], records: Sequence[bytes], **options: Any
+) -> None:
+    """Feed both the same records twice: what is known from the first time is looked up."""
+
+    def act(side: Any) -> None:
+        for record in (*records, *records):
+            side.feed(record)
+
+    assert assert_alike(rules, [process], act, **options).close() == 0

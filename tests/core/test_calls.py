@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core import strategies as s
-from tests.core.sides import assert_alike
+from tests.core.sides import assert_alike_twice
 from vedette.core import calls, layout
 from vedette.core.condition import predicate
 from vedette.core.engine import Engine
@@ -59,13 +59,7 @@ def test_calls_match_as_in_the_twin(
     drawn: tuple[list[bytes], dict[str, Any], list[Rule]], class_bytes_max: int
 ) -> None:
     records, process, rules = drawn
-
-    def act(side: Any) -> None:
-        # Twice: what is known from the first time is looked up.
-        for record in (*records, *records):
-            side.feed(record)
-
-    assert assert_alike(rules, [process], act, class_bytes_max=class_bytes_max).close() == 0
+    assert_alike_twice(rules, process, records, class_bytes_max=class_bytes_max)
 
 
 def test_each_type_has_its_arguments() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core import strategies as s
-from tests.core.sides import assert_alike
+from tests.core.sides import assert_alike_twice
 from tests.core.test_calls import near as near_text
 from tests.core.test_kernelfilter import filters, of_types, same_verdicts
 from vedette.core import fields, layout, rulefile
@@ -57,12 +57,7 @@ def test_data_matches_as_in_the_twin(
     drawn: tuple[list[bytes], dict[str, Any], list[Rule]], class_bytes_max: int
 ) -> None:
     records, process, rules = drawn
-
-    def act(side: Any) -> None:
-        for record in (*records, *records):
-            side.feed(record)
-
-    assert assert_alike(rules, [process], act, class_bytes_max=class_bytes_max).close() == 0
+    assert_alike_twice(rules, process, records, class_bytes_max=class_bytes_max)
 
 
 def matches(make: Any, rules: list[Rule], stream: list[bytes]) -> dict[str, list[int]]:
