@@ -424,7 +424,8 @@ class Live:
         if self._asked_again:
             # Which entries were asked about since then is not in the file, so all are again.
             self.pipeline.engine.note_loss()
-        recorder.restart(*self.pipeline.engine.table())
+        engine = self.pipeline.engine
+        recorder.restart(*engine.table(), engine.event_number)
         if self._asked_again:
             recorder.loss()
 

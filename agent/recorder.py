@@ -36,7 +36,8 @@ class Recording(Protocol):
     """What a live run tells its recording.
 
     active  False once it has ended, for whatever reason
-    due     a new part is to be begun with `restart`, which is given the engine's table as it is now
+    due     a new part is to be begun with `restart`, which is given the engine's table as it is
+            now, and the number of the last event before
     """
 
     @property
@@ -47,7 +48,9 @@ class Recording(Protocol):
     def batch(self, answers: Sequence[Answer], records: bytes) -> None: ...
     def loss(self) -> None: ...
     def tick(self) -> None: ...
-    def restart(self, processes: Sequence[Process], records: Sequence[bytes]) -> None: ...
+    def restart(
+        self, processes: Sequence[Process], records: Sequence[bytes], event_number: int
+    ) -> None: ...
     def end(self, reason: str, counters: dict[str, int]) -> None: ...
 
 
@@ -198,7 +201,9 @@ class Recorder(_Guarded):
             if self._file is not None:
                 self._file.tick()
 
-    def restart(self, processes: Sequence[Process], records: Sequence[bytes]) -> None:
+    def restart(
+        self, processes: Sequence[Process], records: Sequence[bytes], event_number: int
+    ) -> None:
         assert self._rotation is not None and self._file is not None
         with self._guarded():
             self._file.end("rotated", {})
@@ -210,7 +215,7 @@ class Recorder(_Guarded):
             self._begin()
         with self._guarded():
             if self._file is not None and self._file.writer is not None:
-                _write_table(self._file.writer, processes, records)
+                _write_table(self._file.writer, processes, records, event_number)
 
     def end(self, reason: str, counters: dict[str, int]) -> None:
         """Mark the file as whole and close it. Does nothing where recording has ended."""
@@ -222,10 +227,13 @@ class Recorder(_Guarded):
 
 
 def _write_table(
-    writer: CaptureWriter, processes: Sequence[Process], records: Sequence[bytes]
+    writer: CaptureWriter,
+    processes: Sequence[Process],
+    records: Sequence[bytes],
+    event_number: int,
 ) -> None:
     """Write what the engine's table has: processes, and what it was told, as if it were now."""
-    writer.snapshot(processes)
+    writer.snapshot(processes, event_number)
     for at in range(0, len(records), _BATCH_RECORDS):
         writer.batch([], b"".join(records[at : at + _BATCH_RECORDS]))
     writer.flush()
@@ -235,11 +243,15 @@ class _Segment:
     """A part of the memory: a capture file without its end; its blocks begin at ``body``."""
 
     def __init__(
-        self, header: Header, processes: Sequence[Process], records: Sequence[bytes]
+        self,
+        header: Header,
+        processes: Sequence[Process],
+        records: Sequence[bytes],
+        event_number: int,
     ) -> None:
         self.stream = io.BytesIO()
         self.writer = CaptureWriter(self.stream, header)
-        _write_table(self.writer, processes, records)
+        _write_table(self.writer, processes, records, event_number)
         self.body = self.writer.written_bytes
 
     @property
@@ -288,10 +300,12 @@ class MatchRecorder(_Guarded):
         return newest is None or newest.body_bytes >= self._memory_bytes // SEGMENTS
 
     def snapshot(self, processes: Sequence[Process]) -> None:
-        self.restart(processes, [])
+        self.restart(processes, [], 0)
 
-    def restart(self, processes: Sequence[Process], records: Sequence[bytes]) -> None:
-        self._segments.append(_Segment(self._header, processes, records))
+    def restart(
+        self, processes: Sequence[Process], records: Sequence[bytes], event_number: int
+    ) -> None:
+        self._segments.append(_Segment(self._header, processes, records, event_number))
         while (
             len(self._segments) > 1
             and sum(segment.writer.written_bytes for segment in self._segments) > self._memory_bytes

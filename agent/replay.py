@@ -12,7 +12,7 @@ import msgspec
 from vedette.agent import config
 from vedette.agent.logs import log
 from vedette.agent.pipeline import Decisions, Facts, Pipeline
-from vedette.core.capturefile import Answer, Batch, CaptureReader, End, Loss, Snapshot
+from vedette.core.capturefile import Answer, Batch, CaptureReader, End, Loss, Snapshot, restore
 from vedette.core.engine import Process
 from vedette.core.rules import Rule
 from vedette.core.signal import Signal
@@ -74,8 +74,7 @@ class Replay:
                 if signals:
                     on_signals(signals)
             elif isinstance(block, Snapshot):
-                for process in block.processes:
-                    engine.add_process(process)
+                restore(engine, block)
             elif isinstance(block, Loss):
                 engine.note_loss()
             else:

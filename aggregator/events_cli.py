@@ -25,6 +25,7 @@ from vedette.core.capturefile import (
     End,
     Loss,
     Snapshot,
+    restore,
 )
 from vedette.core.compile import UnsupportedRule
 from vedette.core.condition import ConditionError, parse_condition
@@ -125,8 +126,7 @@ class _Printer:
                     self._answers = block.answers[::-1]
                     self.engine.feed(block.records)
                 elif isinstance(block, Snapshot):
-                    for process in block.processes:
-                        self.engine.add_process(process)
+                    restore(self.engine, block)
                 elif isinstance(block, Loss):
                     self.engine.note_loss()
                     self._lost()

@@ -7,7 +7,8 @@ comes first, END last; between them SNAPSHOT, BATCHES and LOSS stand in the orde
 engine saw them:
 
     HEADER    msgpack of `Header`
-    SNAPSHOT  msgpack of processes that the table was given
+    SNAPSHOT  msgpack of (events, processes): how many events the engine had looked at, and
+              processes that the table was given
     BATCHES   msgpack of [(answers, records), …]: whole records as they lay in the ring
               (bpf/event.h), and the answers that `lookup` gave while the engine took them
     LOSS      nothing: the engine was told here that events were lost
@@ -29,11 +30,11 @@ from typing import Annotated, BinaryIO, Final, Literal, TypeVar
 import msgspec
 import zstandard
 
-from vedette.core.engine import Process
+from vedette.core.engine import Engine, Process
 from vedette.core.layout import ARGS_MAX, ENV_MAX, PATH_MAX, RECORD_VERSION, STDIO_MAX
 
 MAGIC = b"VEDETTE\0"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 BLOCK_BYTES_MAX = 64 << 20
 """No block is longer, packed or not; a length above it is damage."""
 GATHERED_BYTES = 256 << 10
@@ -139,7 +140,13 @@ Answer = tuple[int, Process | None]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
+    """What an engine's table was given.
+
+    event_number  of the last event that was looked at before; 0: none was (evt.num)
+    """
+
     processes: list[Process]
+    event_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +164,12 @@ Block = Snapshot | Batch | Loss | End
 
 _T = TypeVar("_T")
 _Answers = list[tuple[int, _Row | None]]
+# No file makes a count of events overflow 63 bits.
+_EventNumber = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 _HEADER_DECODER = msgspec.msgpack.Decoder(Header)
-_SNAPSHOT_DECODER = msgspec.msgpack.Decoder(list[_Row])
+_SNAPSHOT_DECODER: msgspec.msgpack.Decoder[tuple[_EventNumber, list[_Row]]] = (
+    msgspec.msgpack.Decoder(tuple[_EventNumber, list[_Row]])
+)
 _BATCHES_DECODER: msgspec.msgpack.Decoder[list[tuple[_Answers, bytes]]] = msgspec.msgpack.Decoder(
     list[tuple[_Answers, bytes]]
 )
@@ -171,6 +182,13 @@ def _row(process: Process) -> _Row:
 
 def _process(row: _Row) -> Process:
     return Process(**msgspec.structs.asdict(row))
+
+
+def restore(engine: Engine, snapshot: Snapshot) -> None:
+    """Let an engine go on where the one was that a snapshot was taken of."""
+    engine.event_number = snapshot.event_number
+    for process in snapshot.processes:
+        engine.add_process(process)
 
 
 class CaptureWriter:
@@ -195,11 +213,12 @@ class CaptureWriter:
             self._write(MAGIC + _VERSIONS.pack(FORMAT_VERSION, RECORD_VERSION))
             self._block(HEADER, msgspec.msgpack.encode(header))
 
-    def snapshot(self, processes: Sequence[Process]) -> None:
+    def snapshot(self, processes: Sequence[Process], event_number: int = 0) -> None:
+        """Write what the engine's table has, and the number of the last event before."""
         self.flush()
-        for start in range(0, len(processes), _SNAPSHOT_ROWS):
+        for start in range(0, max(1, len(processes)), _SNAPSHOT_ROWS):
             rows = [_row(process) for process in processes[start : start + _SNAPSHOT_ROWS]]
-            self._block(SNAPSHOT, msgspec.msgpack.encode(rows))
+            self._block(SNAPSHOT, msgspec.msgpack.encode((event_number, rows)))
 
     def batch(self, answers: Sequence[Answer], records: bytes) -> None:
         """Write records, and the answers given while the engine took them, in order."""
@@ -273,8 +292,8 @@ class CaptureReader:
         while True:
             kind, payload = self._next_block()
             if kind == SNAPSHOT:
-                rows = self._decode(payload, _SNAPSHOT_DECODER)
-                yield Snapshot([_process(row) for row in rows])
+                number, rows = self._decode(payload, _SNAPSHOT_DECODER)
+                yield Snapshot([_process(row) for row in rows], number)
             elif kind == BATCHES:
                 for answers, records in self._decode(payload, _BATCHES_DECODER):
                     found = [(pid, None if row is None else _process(row)) for pid, row in answers]

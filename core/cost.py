@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vedette.core.capturefile import Answer, Batch, CaptureReader, Header, Loss, Snapshot
+from vedette.core.capturefile import Answer, Batch, CaptureReader, Header, Loss, Snapshot, restore
 from vedette.core.engine import Engine, Process
 from vedette.core.rules import Rule
 
@@ -123,8 +123,7 @@ def cost(reader: CaptureReader, rules: Sequence[Rule]) -> Cost:
             if isinstance(block, Batch):
                 one.feed(block)
             elif isinstance(block, Snapshot):
-                for process in block.processes:
-                    one.engine.add_process(process)
+                restore(one.engine, block)
             elif isinstance(block, Loss):
                 one.engine.note_loss()
             else:

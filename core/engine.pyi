@@ -179,8 +179,11 @@ class Engine:
     def event_number(self) -> int:
         """The number of the event that was looked at last, counted from 1: evt.num.
 
-        Records that only keep the tables right are not counted.
+        Records that only keep the tables right are not counted. Setting it lets an engine go on
+        where another one was: the next event has the number above.
         """
+    @event_number.setter
+    def event_number(self, number: int) -> None: ...
     on_unhashed: Callable[[bytes], None] | None
     """Called after each exec (with its record) of a file of which no record hash has come."""
 

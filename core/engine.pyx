@@ -328,6 +328,7 @@ cdef class Engine:
     cdef uint64_t image_hash    # of the exec that is taken
     cdef uint64_t records
     cdef uint64_t states        # of the records: those that are no events
+    cdef uint64_t events_before  # that another engine has looked at, whose work this one goes on with
     cdef uint64_t malformed
     cdef uint64_t matches
     cdef uint64_t lookups
@@ -484,7 +485,12 @@ cdef class Engine:
     @property
     def event_number(self):
         """The number of the event that is or was looked at last: evt.num."""
-        return self.records - self.states
+        return self.events_before + self.records - self.states
+
+    @event_number.setter
+    def event_number(self, uint64_t number):
+        self._check_idle()
+        self.events_before = number - (self.records - self.states)
 
     @property
     def on_unhashed(self):
@@ -933,7 +939,7 @@ cdef class Engine:
     cdef tuple _confirmed(self, uint32_t row, bytes record, Process process):
         """The rules of a verdict that match indeed."""
         return self.tables.confirm(self.tables.matched(row), record, process,
-                                   self.records - self.states)
+                                   self.events_before + self.records - self.states)
 
     cdef tuple _judged(self, uint32_t slot, const vedette_header* h, tuple without):
         """The rules that match beside some, the record and the process."""

@@ -41,6 +41,7 @@ from vedette.core.capturefile import (
     CaptureReader,
     Loss,
     Snapshot,
+    restore,
 )
 from vedette.core.compile import UnsupportedRule
 from vedette.core.engine import Engine, Process
@@ -1141,8 +1142,7 @@ def _run_capture(path: Path, rules: Sequence[Rule], matched: set[int]) -> None:
                     answers.extend(block.answers)
                     engine.feed(block.records)
                 elif isinstance(block, Snapshot):
-                    for process in block.processes:
-                        engine.add_process(process)
+                    restore(engine, block)
                 elif isinstance(block, Loss):
                     engine.note_loss()
         finally:

@@ -24,6 +24,7 @@ from vedette.core.capturefile import (
     Header,
     Loss,
     Snapshot,
+    restore,
 )
 from vedette.core.condition import parse_condition
 from vedette.core.engine import Engine, Process
@@ -76,7 +77,7 @@ class Run:
         if self.recording.due:
             if self.lost:
                 self.engine.note_loss()
-            self.recording.restart(*self.engine.table())
+            self.recording.restart(*self.engine.table(), self.engine.event_number)
             if self.lost:
                 self.recording.loss()
 
@@ -107,8 +108,7 @@ def replayed(path: Path, rules: Sequence[Rule]) -> tuple[list[Match], End]:
                     answers[:] = block.answers
                     engine.feed(block.records)
                 case Snapshot():
-                    for process in block.processes:
-                        engine.add_process(process)
+                    restore(engine, block)
                 case Loss():
                     engine.note_loss()
                 case End():
@@ -192,6 +192,24 @@ def test_the_oldest_of_rotated_files_goes(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in recorder.files)
 
 
+def test_events_have_the_numbers_of_the_run(tmp_path: Path) -> None:
+    rules = [Rule("third", parse_condition("evt.num = 3"), "", 4)]
+    rotated = Recorder(tmp_path / "a.vcap", 1, HEADER, Rotation(bytes_max=1))
+    # So little memory that it holds what came last alone.
+    matched = MatchRecorder(tmp_path / "b.vcap", HEADER, memory_bytes=1)
+    recorders: tuple[Recorder | MatchRecorder, ...] = (rotated, matched)
+    for recorder in recorders:
+        run = Run(rules, {}, recorder)
+        for number in range(4):
+            if number == 2:
+                matched.matched("a rule")
+            run.batch(build("listen", pid=7))
+        recorder.end("stopped", {})
+        found = [match for path in recorder.files for match in replayed(path, rules)[0]]
+        assert len(run.matches) == 1
+        assert found == run.matches
+
+
 def test_files_are_rotated_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("vedette.agent.recorder.time.monotonic", lambda: now[0])
@@ -199,7 +217,7 @@ def test_files_are_rotated_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not recorder.due
     now[0] += 60
     assert recorder.due
-    recorder.restart([], [])
+    recorder.restart([], [], 0)
     assert not recorder.due and len(recorder.files) == 2
     recorder.end("stopped", {})
 

@@ -78,7 +78,7 @@ SECOND = records(build("procexit", pid=40, uid=33, time_ns=9))
 
 def write(stream: io.BytesIO) -> None:
     writer = CaptureWriter(stream, header())
-    writer.snapshot([SHELL])
+    writer.snapshot([SHELL], 5)
     writer.batch([(40, STRANGER), (41, None)], FIRST)
     writer.loss()
     writer.batch([], SECOND)
@@ -111,6 +111,7 @@ def test_what_is_written_is_read(captured: bytes) -> None:
     snapshot, first, loss, second, end = reader
     assert isinstance(snapshot, Snapshot)
     assert [values(p) for p in snapshot.processes] == [values(SHELL)]
+    assert snapshot.event_number == 5
     assert isinstance(first, Batch) and first.records == FIRST
     assert [(pid, values(p)) for pid, p in first.answers] == [(40, values(STRANGER)), (41, None)]
     assert loss == Loss()
@@ -176,14 +177,14 @@ def test_the_replay_gives_the_signals(captured: bytes, rules: pipeline.Loaded) -
     assert msgspec.msgpack.encode(again) == msgspec.msgpack.encode(signals)
 
 
-def test_events_are_numbered_from_the_beginning_of_the_file(tmp_path: Path) -> None:
+def test_events_are_numbered_as_in_the_run(tmp_path: Path) -> None:
     path = tmp_path / "numbered.yaml"
     path.write_text(RULES.replace("read %fd.name", "%evt.num %fd.name"))
     stream = io.BytesIO()
     write(stream)
     signals, _ = replayed(stream.getvalue(), pipeline.load(config.Rules(files=(str(path),))))
-    assert [signal.fields.get("evt.num") for signal in signals] == [1, 2, 3, None]
-    assert signals[1].output == "cat\\xff of www-data 2 /secret/b, below sh"
+    assert [signal.fields.get("evt.num") for signal in signals] == [6, 7, 8, None]
+    assert signals[1].output == "cat\\xff of www-data 7 /secret/b, below sh"
 
 
 def test_a_file_cut_anywhere_replays_up_to_the_cut_and_says_so(

@@ -285,6 +285,9 @@ def test_events_are_numbered_and_what_is_none_is_not_counted(make: Any) -> None:
     under_test.swap_rules([Rule("it", parse_condition("evt.num = 4"), "", 4)])
     under_test.feed(build("listen", pid=7) * 2)
     assert found[3:] == [(4, 0)]
+    under_test.event_number = 3
+    under_test.feed(build("cgroup", id=3, path=b"/a") + build("listen", pid=7) * 2)
+    assert (found[4:], under_test.event_number) == ([(4, 0)], 5)
 
 
 def test_a_pool_full_of_large_strings_still_has_room_for_small_ones() -> None:
