@@ -2003,8 +2003,10 @@ static __always_inline int do_sock(struct bpf_raw_tracepoint_args *ctx, struct s
 		if (s->type >= VEDETTE_SENDTO) {
 			s->call.args[4] = s->call.args[5] = 0;
 			if (s->type == VEDETTE_SENDTO || s->type == VEDETTE_RECVFROM) {
-				if (bpf_probe_read_user(words, 8, (const void *)(unsigned long)(address + 16)))
+				if (bpf_probe_read_user(words, 8, (const void *)(unsigned long)(address + 16))) {
+					count(VEDETTE_C_LOST_READ_FAULT);
 					return 0;
+				}
 				s->call.args[4] = words[0];
 				s->call.args[5] = words[1];
 			}
@@ -2155,7 +2157,8 @@ int handle_sock(struct bpf_raw_tracepoint_args *ctx)
 	return s ? release(s, do_sock(ctx, s)) : 0;
 }
 
-/* The first words of struct msghdr (linux/socket.h), of both ABIs: name, its length, the data. */
+/* The first words of struct msghdr (linux/socket.h), of both ABIs: name, its length, the data, of which
+ * there need not be any. */
 struct message {
 	u64 name;
 	u64 data;
@@ -2172,17 +2175,16 @@ static __always_inline int read_message(u64 address, u32 compat, struct message 
 			return -1;
 		m->name = narrow[0];
 		m->length = narrow[1];
-		m->data = narrow[2];
-		if (READ_USER(narrow[0], m->data))
-			return -1;
-		m->data = narrow[0];
+		m->data = READ_USER(narrow[0], (u64)narrow[2]) ? 0 : narrow[0];
 		return 0;
 	}
 	if (READ_USER(wide, address))
 		return -1;
 	m->name = wide[0];
 	m->length = wide[1];
-	return READ_USER(m->data, wide[2]) ? -1 : 0;
+	if (READ_USER(m->data, wide[2]))
+		m->data = 0;
+	return 0;
 }
 
 /* sends and receives: of all but streams, and of sockets without a peer of their own the first
@@ -2212,8 +2214,10 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	OF_SOCK(family, "u16", &sock, OFF_sock__skc_family);
 	if (family == AF_UNIX_ && type == VEDETTE_SENDTO && is_wanted(WANTED_LOGIN_KEYS))
 		remember_login(s, task, s->call.args[1], s->call.result);
-	if ((family != AF_INET_ && family != AF_INET6_) || READ(kind, sk + OFF_sock__sk_type) ||
-	    kind == SOCK_STREAM_)
+	if (family != AF_INET_ && family != AF_INET6_)
+		return 0;
+	FOLLOW(kind, "u16", sk, OFF_sock__sk_type);
+	if (kind == SOCK_STREAM_)
 		return 0;
 	if (type == VEDETTE_SENDTO || type == VEDETTE_RECVFROM) {
 		m.name = s->call.args[4];
@@ -2225,10 +2229,10 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 		if (type >= VEDETTE_SENDMMSG) {
 			message += s->message * (s->compat ? 32 : 64);
 			if (READ_USER(received, message + (s->compat ? 28 : 56)))
-				return 0;
+				goto unread;
 		}
 		if (read_message(message, s->compat, &m))
-			return 0;
+			goto unread;
 	}
 	r = (void *)s->record;
 	__builtin_memset(r, 0, sizeof(*r));
@@ -2282,9 +2286,12 @@ static __always_inline int do_datagram(struct bpf_raw_tracepoint_args *ctx, stru
 	size &= VEDETTE_ANSWER_MAX;
 	s->flags = size < received ? VEDETTE_F_DATA_CUT : 0;
 	if (bpf_probe_read_user(at(s, sizeof(*d)), size, (const void *)(unsigned long)m.data))
-		goto next;
+		goto unread;
 	d->answer_len = size;
 	submit(s, sizeof(*d) + size);
+	goto next;
+unread:
+	count(VEDETTE_C_LOST_READ_FAULT);
 next:
 	if (type < VEDETTE_SENDMMSG || ++s->message >= MESSAGES_MAX || s->message >= s->call.result)
 		return 0;
@@ -2458,12 +2465,15 @@ static __always_inline int read_socketcall(struct scratch *s, u32 words[6])
 	default: return -1;
 	}
 	s->data_type = data_of(type);
-	if (!s->data_type ||
-	    bpf_probe_read_user(words, 16, (const void *)(unsigned long)s->call.args[1]))
+	if (!s->data_type)
 		return -1;
-	if ((u32)s->call.args[0] == 11 || (u32)s->call.args[0] == 12)
-		return bpf_probe_read_user(words + 4, 8,
-					   (const void *)(unsigned long)(s->call.args[1] + 16));
+	if (bpf_probe_read_user(words, 16, (const void *)(unsigned long)s->call.args[1]) ||
+	    (((u32)s->call.args[0] == 11 || (u32)s->call.args[0] == 12) &&
+	     bpf_probe_read_user(words + 4, 8,
+				 (const void *)(unsigned long)(s->call.args[1] + 16)))) {
+		count(VEDETTE_C_LOST_READ_FAULT);
+		return -1;
+	}
 	return 0;
 }
 
@@ -2493,7 +2503,7 @@ static __always_inline int next_message(struct bpf_raw_tracepoint_args *ctx, str
 /* Read or write of a descriptor, with the data: who, and where to. handle_data_bytes has the rest. */
 static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct scratch *s)
 {
-	u64 sk, file, address = 0, other;
+	u64 sk, file, address = 0, other, room;
 	struct sock_seen sock;
 	u32 type, end = sizeof(struct vedette_sock), kind = 0, length = 0, words[6] = {};
 	struct transfer t = {};
@@ -2507,11 +2517,13 @@ static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct s
 			return follow(ctx, s);
 		fd = words[0];
 		t.at = words[1];
+		room = words[2];
 		t.name = words[4];
 		other = words[5];
 	} else {
 		fd = s->call.args[0];
 		t.at = s->call.args[1];
+		room = s->call.args[2];
 		t.name = s->call.args[4];
 		other = s->call.args[5];
 	}
@@ -2528,13 +2540,17 @@ static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct s
 		if (is_several(type)) {
 			address += s->message * (s->compat ? 32 : 64);
 			if (s->call.result > 0) {
-				if (READ_USER(length, address + (s->compat ? 28 : 56)))
-					return follow(ctx, s);
+				if (READ_USER(length, address + (s->compat ? 28 : 56))) {
+					count(VEDETTE_C_LOST_READ_FAULT);
+					return next_message(ctx, s);
+				}
 				s->data_left = length;
 			}
 		}
 		if (read_transfer(address, s->compat, &t)) {
 			/* Of what failed nothing more is said. */
+			if (s->data_left)
+				s->flags |= VEDETTE_F_DATA_FAULT;
 			t.name = t.vectors = 0;
 			s->data_left = 0;
 		}
@@ -2546,6 +2562,9 @@ static __always_inline int do_data(struct bpf_raw_tracepoint_args *ctx, struct s
 	} else if (type == VEDETTE_RECVFROM_DATA) {
 		if (t.name && READ_USER(t.length, other))
 			t.name = 0;
+		/* With MSG_TRUNC the result is what there was, whatever there was room for. */
+		if (s->data_left > room)
+			s->data_left = room;
 	} else {
 		t.name = 0;
 	}
@@ -2716,7 +2735,7 @@ static __always_inline u32 append_socket(struct scratch *s, u32 end, u64 inode, 
 	}
 	if (family != AF_INET_ && family != AF_INET6_)
 		return append_numbered(s, end, 0, ends.inode);
-	READ(socktype, sk + OFF_sock__sk_type);
+	FOLLOW(socktype, "u16", sk, OFF_sock__sk_type);
 	local_end(&sock, family, socktype, ends.local_addr, &ends.local_port);
 	remote_end(&sock, family, socktype, ends.remote_addr, &ends.remote_port);
 	if (family == AF_INET6_ && (is_mapped(ends.local_addr) || is_mapped(ends.remote_addr))) {

@@ -276,6 +276,56 @@ def test_long_data_and_many_buffers_are_cut_and_say_so(watch: Start, scope: Scop
     assert [r.flags for r in (sent, received, many, long)] == [frozenset({"data_cut"})] * 4
 
 
+def test_what_was_not_transferred_is_not_taken(watch: Start, scope: Scope) -> None:
+    """A datagram that is longer than its buffer, whose length is the result with MSG_TRUNC."""
+    seen = watch("recvfrom_data", "recvmsg_data")
+    code = """
+        ours, theirs = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        theirs.bind(("127.0.0.1", 0))
+        into = bytearray(b"secret")
+        for _ in range(2):
+            ours.sendto(b"abcd", theirs.getsockname())
+        theirs.recv_into(into, 2, socket.MSG_TRUNC)
+        theirs.recvmsg_into([memoryview(into)[:2]], 0, socket.MSG_TRUNC)
+    """
+    python(scope, code)
+    assert [(r["result"], r["data"]) for r in seen.records()] == [(4, b"ab")] * 2
+
+
+def test_data_that_is_gone_at_the_return_is_missing(watch: Start, scope: Scope) -> None:
+    """Another thread unmaps what the call was passed while it waits."""
+    seen = watch("sendmsg_data")
+    code = """
+        import ctypes, mmap, threading, time
+        left, right = socket.socketpair()
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [
+            ctypes.c_long]
+        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        libc.sendmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+        page = libc.mmap(None, 4096, 3, 0x22, -1, 0)
+        data = ctypes.create_string_buffer(1 << 22)
+        vector = (ctypes.c_size_t * 2)(ctypes.addressof(data), len(data))
+        message = (ctypes.c_size_t * 7)(0, 0, ctypes.addressof(vector), 1)
+        ctypes.memmove(page, message, ctypes.sizeof(message))
+        sent = []
+        thread = threading.Thread(target=lambda: sent.append(
+            libc.sendmsg(left.fileno(), page, 0)))
+        thread.start()
+        taken = len(right.recv(1))
+        libc.munmap(page, 4096)
+        while taken < len(data):
+            taken += len(right.recv(1 << 20))
+        thread.join()
+        print(sent[0])
+    """
+    (size,) = python(scope, code)
+    (sent,) = seen.records()
+    assert sent["result"] == size == 1 << 22
+    assert sent.flags == {"data_fault"} and not sent["data"]
+
+
 def test_what_has_no_address_has_its_name(watch: Start, scope: Scope, tmp_path: Path) -> None:
     seen = watch("read_data", "write_data", "sendto_data", "recvfrom_data")
     code = """

@@ -68,6 +68,22 @@ def test_messages_have_their_peer_in_a_struct(watch: Start, scope: Scope) -> Non
     assert sent["result"] == received["result"] == 3
 
 
+def test_messages_without_buffers_have_their_peer(watch: Start, scope: Scope) -> None:
+    seen = watch(*TYPES)
+    code = """
+        ours, theirs = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        theirs.bind(("127.0.0.1", 0))
+        ours.sendmsg([], [], 0, theirs.getsockname())
+        theirs.recvmsg_into([])
+        print(ours.getsockname()[1], theirs.getsockname()[1])
+    """
+    port, their_port = python(scope, code)
+    sent, received = seen.records()
+    assert (sent.type, received.type) == ("sendmsg", "recvmsg")
+    assert ends(sent)[1] == ("127.0.0.1", their_port)
+    assert ends(received)[1] == ("127.0.0.1", port)
+
+
 # sendmmsg(2) and recvmmsg(2) over lists of (address, data): what the kernel answers, and for the
 # latter the data.
 MANY = """
