@@ -714,6 +714,7 @@ class Service:
         except MetricsError as error:
             raise ConfigError(f"metrics.listen: {error}") from None
         self._metrics.start()
+        log(logging.INFO, "metrics", url=f"{self._metrics.url}/metrics")
 
     def _collect(self) -> Iterator[Metric]:
         """Make metrics of the last heartbeat's counters (from the metrics' threads)."""

@@ -467,6 +467,7 @@ class Server:
                     raise ServerError(f"metrics.listen: {error}") from None
                 undo.callback(self.metrics.close)
                 self.metrics.start()
+                log.info("metrics at %s/metrics", self.metrics.url)
             self._undo = undo.pop_all()
 
     def _configure_socket(self) -> None:

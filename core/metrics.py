@@ -76,6 +76,8 @@ class Endpoint:
     collect    makes the metrics; called for each request, from other threads
     unhealthy  says what is wrong, or None; called like collect
     Raises MetricsError.
+
+    url  where it answers, with the port that was taken
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Endpoint:
                 f"{address}: cannot listen: {error.strerror or error}; name another address"
             ) from None
         self.port: int = self._server.server_address[1]
+        self.url = f"http://{host}:{self.port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.2,), name="metrics", daemon=True
         )

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import zmq
 
+from tests.aggregator.service import metrics_url
 from vedette.agent import config, pipeline
 from vedette.agent.outputs import alert_line
 from vedette.agent.replay import Replay
@@ -239,10 +240,10 @@ def test_rules_that_capture_cannot_follow_are_told_as_such_the_kernels_refusal_i
     make_agent: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{__name__}.COMMAND", [*COMMAND[:2], REFUSES])
-    agent = make_agent("metrics: {listen: '127.0.0.1:39779'}\n")
+    agent = make_agent("metrics: {listen: '127.0.0.1:0'}\n")
     agent.start("run", "--config", str(agent.config))
     assert agent.process is not None
-    secret = str(agent.secret)
+    secret, url = str(agent.secret), metrics_url(agent.log.read_text())
 
     def reloads(text: str, message: str) -> str:
         agent.rules.write_text(text)
@@ -253,13 +254,13 @@ def test_rules_that_capture_cannot_follow_are_told_as_such_the_kernels_refusal_i
         return agent.log.read_text()
 
     def metric(name: str) -> float:
-        with urllib.request.urlopen("http://127.0.0.1:39779/metrics") as answer:
+        with urllib.request.urlopen(f"{url}/metrics") as answer:
             lines = answer.read().decode().splitlines()
         return next(float(x.split()[1]) for x in lines if x.startswith(f"vedette_agent_{name} "))
 
     def health() -> str:
         try:
-            with urllib.request.urlopen("http://127.0.0.1:39779/healthz") as answer:
+            with urllib.request.urlopen(f"{url}/healthz") as answer:
                 return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             with error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent.test_service import COMMAND, Agent, WaitUntil, read_secrets
-from tests.aggregator.service import aggregator
+from tests.aggregator.service import aggregator, metrics_url
 from tests.aggregator.test_releases import QUICK, World
 
 pytestmark = pytest.mark.bpf
@@ -59,7 +59,7 @@ def test_kills_restarts_and_releases_that_only_the_agent_finds_bad_the_kernels_r
     tmp_path: Path, cgroup: Path, wait_until: WaitUntil
 ) -> None:
     folder = tmp_path / "aggregator"
-    extra = f"ship: {{endpoint: 'ipc://{folder}/socket'}}\nmetrics: {{listen: '127.0.0.1:39778'}}\n"
+    extra = f"ship: {{endpoint: 'ipc://{folder}/socket'}}\nmetrics: {{listen: '127.0.0.1:0'}}\n"
     agent = Agent(tmp_path, cgroup, wait_until, extra)
     try:
         with aggregator(folder) as service:
@@ -116,6 +116,7 @@ def test_kills_restarts_and_releases_that_only_the_agent_finds_bad_the_kernels_r
 
             # What was in force before is again, and a reload keeps to it.
             wait_until(lambda: world.run("hosts")[1].count(f"{first}, {third} ") == 1)
+            url = metrics_url(agent.log.read_text())
             agent.log.write_text("")
             running.send_signal(signal.SIGHUP)
             agent.logs('msg="rules reloaded"')
@@ -124,7 +125,7 @@ def test_kills_restarts_and_releases_that_only_the_agent_finds_bad_the_kernels_r
             agent.does("true < other/y 2>/dev/null")
             wait_until(lambda: seen("Opens another"))
             assert not seen("Opens anything")
-            with urllib.request.urlopen("http://127.0.0.1:39778/metrics") as answer:
+            with urllib.request.urlopen(f"{url}/metrics") as answer:
                 page = answer.read().decode().splitlines()
             shown = [line for line in page if line.startswith("vedette_agent_release_")]
             assert f"vedette_agent_release_number {first}.0" in shown

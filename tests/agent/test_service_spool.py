@@ -10,7 +10,7 @@ import pytest
 
 from tests import dashboard
 from tests.agent.test_service import Agent, WaitUntil
-from tests.aggregator.service import aggregator
+from tests.aggregator.service import aggregator, metrics_url
 from vedette.aggregator.store import Host, Store
 
 pytestmark = pytest.mark.bpf
@@ -71,16 +71,17 @@ def test_alerts_of_agents_that_were_killed_arrive_once_each(
 
 def test_metrics_of_a_running_agent(tmp_path: Path, cgroup: Path, wait_until: WaitUntil) -> None:
     extra = (
-        "metrics: {listen: '127.0.0.1:39771'}\n"
+        "metrics: {listen: '127.0.0.1:0'}\n"
         f"ship: {{endpoint: 'ipc://{tmp_path}/nobody', spool_path: spool}}\n"
     )
     agent = Agent(tmp_path, cgroup, wait_until, extra)
     try:
         agent.start("run", "--config", str(agent.config))
         agent.does(f"echo x > {agent.secret}/one")
+        url = metrics_url(agent.log.read_text())
 
         def get(path: str) -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:39771/{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"{url}/{path}", timeout=10) as answer:
                 text: str = answer.read().decode()
                 return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,11 @@ def until(condition: Callable[[], T], what: str) -> T:
     return result
 
 
+def metrics_url(log: str) -> str:
+    """Where a service that was given port 0 says that its metrics are."""
+    return re.findall(r"http://\S+/metrics", log)[-1].removesuffix("/metrics")
+
+
 class Service:
     """An aggregator's process; `log` is what it said."""
 
@@ -74,6 +80,10 @@ class Service:
     @property
     def log(self) -> str:
         return self.log_path.read_text()
+
+    @property
+    def metrics_url(self) -> str:
+        return metrics_url(self.log)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait, return the exit code."""

@@ -39,8 +39,7 @@ from vedette.core import releases, wire
 from vedette.core.releases import CHUNK_BYTES, RuleFile
 
 QUICK = ("--settle", "100ms")
-METRICS = "127.0.0.1:39779"
-CONFIG = f"limits: {{silent_alert_s: 3, silent_after_s: 3}}\nmetrics: {{listen: '{METRICS}'}}\n"
+CONFIG = "limits: {silent_alert_s: 3, silent_after_s: 3}\nmetrics: {listen: '127.0.0.1:0'}\n"
 
 
 def rules(name: str = "one") -> str:
@@ -246,12 +245,12 @@ def test_by_label_in_stages_shown_per_host_and_offline_hosts_catch_up(world: Wor
         assert "release 2: stage 2 of 3 (50 %)" in out
         assert other.loaded == ["one", "two", "local"]
         name = 'vedette_aggregator_release_hosts{release="2",status="confirmed"} 4.0'
-        until(lambda: name in page(), "the gauge of hosts")
-        assert 'vedette_aggregator_release_messages_total{what="offers"} 8.0' in page()
+        until(lambda: name in page(world), "the gauge of hosts")
+        assert 'vedette_aggregator_release_messages_total{what="offers"} 8.0' in page(world)
 
 
-def page() -> str:
-    with urllib.request.urlopen(f"http://{METRICS}/metrics") as answer:
+def page(world: World) -> str:
+    with urllib.request.urlopen(f"{world.service.metrics_url}/metrics") as answer:
         return str(answer.read().decode())
 
 
