@@ -122,24 +122,30 @@ class Database:
         """Return number -> name; the first name of a number counts.
 
         Where that takes longer: what was read so far, mostly the host's own files, and before.
+        Raises AgentError where there can be no thread.
         """
         end_s = time.monotonic() + seconds_max
         with self._lock:
-            if self._thread is not None:
+            thread = self._thread
+            if thread is not None:
                 # One that was late: what it reads may be old.
-                self._thread.join(seconds_max)
-            if self._thread is None or not self._thread.is_alive():
+                thread.join(seconds_max)
+            if thread is None or not thread.is_alive():
                 self._reading = {}
-                self._thread = threading.Thread(target=self._read, name="names", daemon=True)
-                self._thread.start()
-            self._thread.join(max(0.0, end_s - time.monotonic()))
+                thread = threading.Thread(target=self._read, name="names", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise AgentError(f"{self._what} cannot be read: {error}") from None
+                self._thread = thread
+            thread.join(max(0.0, end_s - time.monotonic()))
+            # Before what it has read is looked at, or that could lack its last names.
+            is_late = thread.is_alive()
             found = self._reading.copy()
-            if self._thread.is_alive():
+            if is_late:
                 self.late += 1
                 log(logging.WARNING, f"{self._what} are not all read", seconds=seconds_max)
-                return found | {k: v for k, v in self._names.items() if k not in found}
-            self._thread = None
-            self._names = found
+                found = self._names | found
             return found
 
     def _read(self) -> None:
@@ -153,6 +159,8 @@ class Database:
                 found.setdefault(entry.contents.number, entry.contents.name)
         finally:
             self._end()
+        # Whether or not somebody still waits for it: a slow database is always read too late.
+        self._names = found
 
 
 USERS = Database("users", "pw", _Passwd)

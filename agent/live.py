@@ -67,10 +67,12 @@ class Swapped(NamedTuple):
 
     retired  those that were in force; None: they still are
     error    why capture cannot follow the others; empty: it does
+    before   why it did not follow those that were in force; empty: it did
     """
 
     retired: Retired | None
     error: str
+    before: str
 
 
 def untold_types() -> frozenset[str]:
@@ -234,19 +236,20 @@ class Live:
 
     def swap(self, compiled: Compiled) -> Swapped:
         """Put other rules in force, and capture what they need from now on."""
+        before = self.refused
         if not self._everything:
             try:
                 # What the old rules could not match, the new ones may.
                 self._capture.pass_all()
             except CaptureError as error:
-                return Swapped(None, f"capture cannot follow the rules: {error}")
+                return Swapped(None, f"capture cannot follow the rules: {error}", before)
         retired = self.pipeline.swap(compiled)
         self.refused = ""
         try:
             self._want()
         except CaptureError as error:
             self.refused = f"capture cannot follow the rules: {error}"
-        return Swapped(retired, self.refused)
+        return Swapped(retired, self.refused, before)
 
     def _want(self) -> None:
         types = self.pipeline.engine.needs()

@@ -336,10 +336,16 @@ class _Reload(_Compiling):
         releases = self._releases
         if releases is None:
             return
-        if not swapped.error:
+        is_release = self.path is None
+        if swapped.retired is None:
+            if is_release:
+                # It was not asked for anything yet.
+                releases.hindered(self.number, swapped.error)
+        elif not swapped.error or (is_release and swapped.before):
+            # What the kernel refused before the release came is not the release's fault.
             releases.switched(self.number)
-        elif self.path is None:
-            # A configuration is tried with the release that ran before: that one is not to blame.
+        elif is_release:
+            # A configuration is tried with the release that ran before, which is not to blame.
             releases.failed(self.number, swapped.error)
 
 

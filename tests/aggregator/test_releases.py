@@ -631,12 +631,18 @@ def test_what_the_hosts_own_files_have_wrong_is_no_fault_of_a_release(keys: Keys
         lookup=None,
     )
 
-    def reload(configuration: Path | None, uncaptured: str = "") -> service._Reload:
+    def reload(
+        configuration: Path | None,
+        uncaptured: str = "",
+        before: str = "",
+        is_swapped: bool = True,
+    ) -> service._Reload:
         one = service._Reload(configuration, settings, running, host)
         one.start()
         one.ready.wait()
         if one.compiled is not None:
-            one.done(Swapped(pipeline.Retired([], None), uncaptured))
+            retired = pipeline.Retired([], None) if is_swapped else None
+            one.done(Swapped(retired, uncaptured, before))
         one.join()
         return one
 
@@ -661,8 +667,18 @@ def test_what_the_hosts_own_files_have_wrong_is_no_fault_of_a_release(keys: Keys
     assert reload(None).error is not None
     assert (host.wanted, host.report.status) == (1, "failed")
     deliver(host, made(keys, 3))
-    reload(None, uncaptured="the kernel takes no program more")
+    full = "the kernel takes no program more"
+    # It was not asked for anything yet.
+    reload(None, uncaptured=full, is_swapped=False)
+    assert (host.wanted, host.due(), host.in_force, host.report.status) == (3, False, 1, "taking")
+    reload(None, uncaptured=full)
     assert (host.wanted, host.report.tried, host.report.status) == (1, 3, "failed")
+    # Nor is it the fault of a release what the kernel refused before it came.
+    deliver(host, made(keys, 4))
+    reload(path, uncaptured=full, before=full)
+    assert (host.wanted, host.in_force, host.report.status) == (4, 1, "taking")
+    reload(None, uncaptured=full, before=full)
+    assert (host.wanted, host.in_force, host.report.status) == (4, 4, "trial")
     running.engine.close()
 
 
