@@ -46,6 +46,11 @@ LOADED_BATCHES: Final = 32
 RUN_BYTES_MAX: Final = 32 << 20
 """Of batches, as stored, whose signals are brought into order at a time. A bucket that has more,
 as where a host gives all its signals one time, is brought into order piece by piece."""
+CROWDED: Final = 8
+"""Where a piece has less than this part of the batches that were read for it, what others read of
+such batches is made at once, so that these need not be read again for each of their signals."""
+MADE_BYTES: Final = 1024
+"""What a signal that was made takes beyond its part of a batch."""
 QUEUED_BATCHES_MAX: Final = 1 << 17
 """Of such a bucket, known by their times and numbers (some 30 MB). Where there are more, the rows
 beside the batches are gone through once for so many."""
@@ -314,6 +319,35 @@ class _Run:
         )
 
 
+class _Made:
+    """The same of signals that were made already.
+
+    signals  in the fleet's order
+    """
+
+    def __init__(self, question: object, signals: list[StoredSignal]) -> None:
+        self.question = question
+        self.last: SignalKey | None = None
+        self._signals = signals
+        self._at = 0
+
+    def take(self, count: int) -> list[StoredSignal]:
+        """Return the next signals; fewer than count: that is all there are."""
+        taken = self._signals[self._at : self._at + count]
+        if taken:
+            self.last = taken[-1].key
+        self._at += len(taken)
+        return taken
+
+    @property
+    def left(self) -> int:
+        return len(self._signals) - self._at
+
+    def end(self, newest_first: bool) -> SignalKey:
+        """Return the key of the signal that comes last, in one direction or the other."""
+        return self._signals[0 if newest_first else -1].key
+
+
 def _behind(
     batch: StoredBatch, places: Places, key: SignalKey, newest_first: bool
 ) -> NDArray[np.bool_]:
@@ -334,15 +368,6 @@ def _behind(
     return found
 
 
-def _first(batch: StoredBatch, places: Places, newest_first: bool) -> SignalKey:
-    """Return the key of the signal that comes first of some of a batch."""
-    time_ns = batch.columns.time_ns[places]
-    choose = np.max if newest_first else np.min
-    first_ns = choose(time_ns)
-    seq = choose(batch.columns.seq[places][time_ns == first_ns])
-    return int(first_ns), batch.host_id, int(seq), batch.boot_id
-
-
 class _Descending(tuple[int, str, int, str]):
     """A key, in a queue that has the newest first."""
 
@@ -354,6 +379,21 @@ class _Descending(tuple[int, str, int, str]):
 
 _Queued = tuple[SignalKey, int, int]
 """A batch in a queue: none of its signals that are left comes before the key; its id and bytes."""
+
+
+def _outermost(batch: StoredBatch, places: Places, latest: bool) -> SignalKey:
+    """Return the key of the earliest or latest of a batch's signals."""
+    time_ns = batch.columns.time_ns[places]
+    choose = np.max if latest else np.min
+    found_ns = choose(time_ns)
+    seq = choose(batch.columns.seq[places][time_ns == found_ns])
+    return int(found_ns), batch.host_id, int(seq), batch.boot_id
+
+
+def _queued(batch: StoredBatch, places: Places, newest_first: bool) -> _Queued:
+    """Return a batch as it waits for the signal that comes first of some of its."""
+    first = _outermost(batch, places, newest_first)
+    return _Descending(first) if newest_first else first, batch.id, batch.size_bytes
 
 
 def _ranks(names: list[str]) -> NDArray[np.int64]:
@@ -377,8 +417,8 @@ class Reader:
         self._hostnames = hostnames
         self._cache: OrderedDict[int, StoredBatch] = OrderedDict()
         self._cache_bytes = 0
-        self._run: _Run | None = None
-        self._further: Iterator[_Run] = iter(())
+        self._run: _Run | _Made | None = None
+        self._further: Iterator[_Run | _Made] = iter(())
         """Those behind it, of the same question."""
         self.watch: Callable[[int], None] | None = None
         """Told what bucket of time a question has come to; may end it by an exception."""
@@ -408,7 +448,7 @@ class Reader:
             asked = Filter(since_ns=since_ns, until_ns=until_ns, late=late, wanted=wanted)
             run, self._further = None, self._runs(asked, question, after, by_time=True)
         if run is not None and run.left:
-            found += self._signals(run.take(limit), hostnames)
+            found += self._taken(run, limit, hostnames)
         while len(found) < limit:
             # Until there is another: it is not held beside it, and not gone on from after an error.
             self._run = run = None
@@ -416,7 +456,7 @@ class Reader:
             if run is None:
                 break
             self._run = run
-            found += self._signals(run.take(limit - len(found)), hostnames)
+            found += self._taken(run, limit - len(found), hostnames)
         return found
 
     def newest(self, asked: Filter, limit: int) -> list[StoredSignal]:
@@ -427,7 +467,7 @@ class Reader:
         for run in self._runs(asked, None, newest_first=True):
             if run.left > limit - count:
                 run.take(run.left - (limit - count))
-            runs.append(self._signals(run.take(limit), hostnames))
+            runs.append(self._taken(run, limit, hostnames))
             count += len(runs[-1])
             if count >= limit:
                 break
@@ -486,7 +526,7 @@ class Reader:
         *,
         newest_first: bool = False,
         by_time: bool = False,
-    ) -> Iterator[_Run]:
+    ) -> Iterator[_Run | _Made]:
         """Return what is meant, brought into order: buckets, or where one is much, parts of it.
 
         after  what is behind it
@@ -521,33 +561,34 @@ class Reader:
         after: SignalKey | None,
         newest_first: bool,
         by_time: bool,
-    ) -> Iterator[_Run]:
+    ) -> Iterator[_Run | _Made]:
         """Return a bucket's signals in order, of which there is too much to be held at a time.
 
         Batches wait in the order of the first signal that is left of each; some are read, and give
         what comes before the first of those that still wait. A batch is read once, and again only
-        where others' signals come between its own: never more often than it has signals, whatever
-        else the bucket has.
+        where others' signals come between its own; where that is so of many, once for each piece
+        (``_sweep``).
         """
-        queue: list[_Queued] = []
-        edge: SignalKey | None = after
-        is_more, is_stuck = True, False
+        edge = after
+        is_more, is_stuck, is_crowded = True, False, False
         while is_more:
             before = edge
-            # In order, and so a heap.
             waiting = self._waiting(asked, bucket, edge, newest_first, by_time, is_stuck)
+            # In order, and so a heap.
             queue = heapq.nsmallest(QUEUED_BATCHES_MAX + 1, waiting)
-            end: SignalKey | None = None
-            while True:
-                if len(queue) > QUEUED_BATCHES_MAX:
-                    # What comes last is forgotten, and looked for again behind all that is left.
-                    queue = heapq.nsmallest(QUEUED_BATCHES_MAX + 1, queue)
-                    end = queue.pop()[0]
-                is_more = end is not None
-                if not queue or (end is not None and not queue[0][0] < end):
-                    break
+            # Of too many what comes last is forgotten, and looked for again behind all the others.
+            is_more = len(queue) > QUEUED_BATCHES_MAX
+            end = queue.pop()[0] if is_more else None
+            while queue and (end is None or queue[0][0] < end):
+                if is_crowded:
+                    made = self._sweep(asked, question, bucket, queue, edge, end, newest_first)
+                    if made.left:
+                        edge = made.end(newest_first)
+                        yield made
+                    del made
+                    continue
                 ids: list[int] = []
-                size_bytes = 0
+                size_bytes = given_bytes = 0
                 while queue and (not ids or size_bytes + queue[0][2] <= RUN_BYTES_MAX // 2):
                     _, batch_id, more_bytes = heapq.heappop(queue)
                     ids.append(batch_id)
@@ -562,12 +603,12 @@ class Reader:
                     if until is not None:
                         later = _behind(batch, places, until, newest_first)
                         if later.any():
-                            first = _first(batch, places[later], newest_first)
-                            key = _Descending(first) if newest_first else first
-                            heapq.heappush(queue, (key, batch.id, batch.size_bytes))
+                            heapq.heappush(queue, _queued(batch, places[later], newest_first))
                         places = places[~later]
                     if len(places):
                         parts.append((batch, places))
+                        given_bytes += batch.size_bytes * len(places) // len(batch.columns)
+                is_crowded = given_bytes * CROWDED < size_bytes
                 if parts:
                     run = _Run(question, parts)
                     parts = []
@@ -576,6 +617,60 @@ class Reader:
                     del run
             # Of more batches than are queued no more may be known than that they are not done.
             is_stuck = edge == before
+
+    def _sweep(
+        self,
+        asked: Filter,
+        question: object,
+        bucket: int,
+        queue: list[_Queued],
+        edge: SignalKey | None,
+        end: SignalKey | None,
+        newest_first: bool,
+    ) -> _Made:
+        """Return what comes first of many batches whose signals take turns, each read once.
+
+        queue  what waits; those that have more are put back
+        edge   of what is behind it
+        end    of what is not
+        """
+        hostnames = self._hostnames()
+        until = end
+        made: list[tuple[StoredSignal, int]] = []
+        made_bytes = 0
+        seen: list[tuple[SignalKey, int, int]] = []
+        while queue and (until is None or queue[0][0] < until):
+            ids: list[int] = []
+            while queue and len(ids) < LOADED_BATCHES:
+                if until is not None and not queue[0][0] < until:
+                    break
+                ids.append(heapq.heappop(queue)[1])
+            for batch, places in self._read(asked, bucket, ids):
+                if edge is not None:
+                    places = places[_behind(batch, places, edge, newest_first)]
+                if not len(places):
+                    continue
+                last = _outermost(batch, places, not newest_first)
+                # Also of what has nothing behind: where that is may yet come nearer.
+                seen.append((last, batch.id, batch.size_bytes))
+                if until is not None:
+                    places = places[~_behind(batch, places, until, newest_first)]
+                each_bytes = batch.size_bytes // len(batch.columns) + MADE_BYTES
+                piece = _Piece([batch], np.zeros(len(places), np.int64), places)
+                made += [(signal, each_bytes) for signal in self._signals(piece, hostnames)]
+                made_bytes += each_bytes * len(places)
+                if made_bytes > RUN_BYTES_MAX:
+                    made.sort(key=lambda pair: pair[0].key, reverse=newest_first)
+                    sizes = np.cumsum([size_bytes for _, size_bytes in made])
+                    count = max(1, int(np.searchsorted(sizes, RUN_BYTES_MAX // 2, "right")))
+                    del made[count:]
+                    made_bytes = int(sizes[count - 1])
+                    last = made[-1][0].key
+                    until = _Descending(last) if newest_first else last
+        for last, batch_id, size_bytes in seen:
+            if until is not None and until < (_Descending(last) if newest_first else last):
+                heapq.heappush(queue, (until, batch_id, size_bytes))
+        return _Made(question, sorted((signal for signal, _ in made), key=lambda one: one.key))
 
     def _waiting(
         self,
@@ -608,9 +703,7 @@ class Reader:
                     if after is not None:
                         places = places[_behind(batch, places, after, newest_first)]
                     if len(places):
-                        first = _first(batch, places, newest_first)
-                        key = _Descending(first) if newest_first else first
-                        yield key, batch.id, batch.size_bytes
+                        yield _queued(batch, places, newest_first)
                 continue
             with self._transaction() as connection:
                 rows = connection.execute(query.where(b.id.in_(ids))).all()
@@ -818,6 +911,14 @@ class Reader:
             while self._cache_bytes > CACHE_BYTES:
                 self._cache_bytes -= self._cache.popitem(last=False)[1].size_bytes
         return [found[number] for number in ids if number in found]
+
+    def _taken(
+        self, run: _Run | _Made, count: int, hostnames: dict[str, str]
+    ) -> list[StoredSignal]:
+        """Take the next signals of a run."""
+        if isinstance(run, _Made):
+            return run.take(count)
+        return self._signals(run.take(count), hostnames)
 
     def _signals(self, piece: _Piece, hostnames: dict[str, str]) -> list[StoredSignal]:
         """Unpack signals; their order stays."""

@@ -87,8 +87,8 @@ TAKEN_MAX: Final = 5_000_000
 NESTING_MAX: Final = 16
 """Bound of the definitions that wait for each other, where later ones replaced earlier ones."""
 EVENTS_MAX: Final = 100
-_WITH_DATA: Final = frozenset(map(shown_type, DATA))
 """A condition of more event types than this is warned of, as in Falco."""
+_WITH_DATA: Final = frozenset(map(shown_type, DATA))
 _FLAGS: Final = ("enabled", "warn_evttypes", "skip-if-unknown-filter", "capture", "alert")
 _NUMBERS: Final = ("capture_duration", "capture_events", "capture_filesize")
 _APPENDABLE: Final = ("condition", "output", "desc", "tags", "exceptions")

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.aggregator.postgres import MISSING, Postgres, programs
@@ -207,6 +207,14 @@ BUCKET_NS = 1 << BUCKET_BITS
     limit=st.integers(1, 7),
     bytes_max=st.sampled_from([1, 500, 2000, 1 << 30]),
     queued_max=st.sampled_from([1, 2, 5, 1 << 20]),
+    crowded=st.sampled_from([0, 2, 1 << 20]),
+)
+@example(
+    batches=[(("b", "x"), [2, BUCKET_NS - 1, 1]), (("a", "x"), [BUCKET_NS - 1, 2] * 2)],
+    limit=3,
+    bytes_max=1,
+    queued_max=2,
+    crowded=0,
 )
 def test_what_is_too_much_to_be_held_is_in_order_all_the_same(
     tmp_path_factory: pytest.TempPathFactory,
@@ -214,6 +222,7 @@ def test_what_is_too_much_to_be_held_is_in_order_all_the_same(
     limit: int,
     bytes_max: int,
     queued_max: int,
+    crowded: int,
 ) -> None:
     keys: list[SignalKey] = []
     with (
@@ -223,6 +232,7 @@ def test_what_is_too_much_to_be_held_is_in_order_all_the_same(
         patch.setattr(stored_signals, "RUN_BYTES_MAX", bytes_max)
         patch.setattr(stored_signals, "LOADED_BATCHES", 2)
         patch.setattr(stored_signals, "QUEUED_BATCHES_MAX", queued_max)
+        patch.setattr(stored_signals, "CROWDED", crowded)
         numbers: Counter[tuple[str, str]] = Counter()
         for (host_id, boot_id), times in batches:
             made = []
@@ -333,6 +343,47 @@ def test_a_bucket_of_any_size_is_read_in_time_that_grows_with_it(
     most = 240 * (count + 2 if spread == "whole bucket" else 3)
     assert max(many[0], many[2]) <= most, many
     assert many[1] == many[3] == 240
+
+
+def test_batches_whose_signals_take_turns_are_not_read_for_each_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that means ill spreads each batch over the bucket, so that each signal is another's
+    turn."""
+    monkeypatch.setattr(stored_signals, "RUN_BYTES_MAX", 1 << 17)
+    monkeypatch.setattr(stored_signals, "CACHE_BYTES", 1 << 12)
+    monkeypatch.setattr(stored_signals, "MADE_BYTES", 0)
+    loads = 0
+    load = stored_signals.Reader._load
+
+    def loading(self: Any, connection: Any, ids: list[int]) -> list[Any]:
+        nonlocal loads
+        loads += len(ids)
+        return load(self, connection, ids)
+
+    monkeypatch.setattr(stored_signals.Reader, "_load", loading)
+    batches, count = 40, 200
+    with Store.open(tmp_path / "s") as store:
+        store.hello(hello("a"), 1, 100)
+        keys: list[SignalKey] = []
+        for number in range(batches):
+            first = number * count + 1
+            made = [
+                signal(first + at, 10 + at * batches + number, output=noise(first + at, 40))
+                for at in range(count)
+            ]
+            keys += [(one.time_ns, "a", one.seq, "boot") for one in made]
+            store.commit("a", "boot", wire.Batch(signals=made), 1000, released_ns=0)
+        keys.sort()
+        found: list[SignalKey] = []
+        after = None
+        while page := store.released(after, BUCKET_NS - 1, 999):
+            found += [one.key for one in page]
+            after = page[-1].key
+        assert found == keys
+        in_order, loads = loads, 0
+        assert [one.key for one in store.signals(limit=len(keys))] == keys
+        assert max(in_order, loads) < batches * count // 8, (in_order, loads)
 
 
 def test_filters(where: str) -> None:
