@@ -1237,22 +1237,30 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 }
 
 #if TAKEN_TWICE
-/* By the lowest bits of a thread's id: the thread whose call on_function took last. */
+/* By the lowest bits of a thread's id: the thread whose call on_function took last, and of which function. A
+ * mark that stayed, since on_function_again was left out, is no other function's. */
 #define TAKEN_BITS 0xffffu
-BPF_ARRAY(taken, u32, TAKEN_BITS + 1);
+BPF_ARRAY(taken, u64, TAKEN_BITS + 1);
+
+static __always_inline u64 *mark_of(struct bpf_raw_tracepoint_args *ctx, u64 *mark)
+{
+	u32 thread, slot;
+
+	LOAD(thread, "u32", bpf_get_current_task_btf(), OFF_task_struct__pid);
+	slot = thread & TAKEN_BITS;
+	*mark = bpf_get_func_ip(ctx) << 32 | thread;
+	return taken.lookup(&slot);
+}
 #endif
 
 /* The end of a syscall's own function. There are some hundred of them, each with its own copy of this. */
 int on_function(struct bpf_raw_tracepoint_args *ctx)
 {
 #if TAKEN_TWICE
-	u32 thread, slot, *by;
+	u64 mark, *taken_last = mark_of(ctx, &mark);
 
-	LOAD(thread, "u32", bpf_get_current_task_btf(), OFF_task_struct__pid);
-	slot = thread & TAKEN_BITS;
-	by = taken.lookup(&slot);
-	if (by)
-		*by = thread;
+	if (taken_last)
+		*taken_last = mark;
 #endif
 	handlers.call(ctx, HANDLE_SYSCALL);
 	count(VEDETTE_C_LOST_READ_FAULT); /* reached only where the tail call failed */
@@ -1266,13 +1274,10 @@ int on_function(struct bpf_raw_tracepoint_args *ctx)
  * moment, have a call told twice, and none of them can have it not told. */
 int on_function_again(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 thread, slot, *by;
+	u64 mark, *taken_last = mark_of(ctx, &mark);
 
-	LOAD(thread, "u32", bpf_get_current_task_btf(), OFF_task_struct__pid);
-	slot = thread & TAKEN_BITS;
-	by = taken.lookup(&slot);
-	if (by && *by == thread) {
-		*by = 0;
+	if (taken_last && *taken_last == mark) {
+		*taken_last = 0;
 		return 0;
 	}
 	handlers.call(ctx, HANDLE_SYSCALL);

@@ -402,6 +402,24 @@ def test_what_no_rule_can_match_is_not_copied(watch: Start, scope: Scope) -> Non
     assert dropped(JAVA)["read_data"].judged_ends[0]
 
 
+def test_what_is_dropped_of_the_other_event_is_not_dropped_of_the_data(
+    watch: Start, scope: Scope
+) -> None:
+    both = ("recvfrom", "recvfrom_data")
+    seen = watch(*both)
+    code = """
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).recvfrom(9, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+    """
+    failures = 0xFFFF00
+    for drop, expected in (("recvfrom", ["recvfrom_data"]), ("recvfrom_data", [])):
+        seen.capture.want(both, {drop: Drop(outcomes=failures)})
+        python(scope, code)
+        assert [r.type for r in seen.records()] == expected
+
+
 def test_data_is_on_the_budget_of_its_process(watch: Start, scope: Scope) -> None:
     seen = watch(
         "read_data", "suppressed", process_per_s=1000, ring_bytes=16 << 20
