@@ -149,6 +149,7 @@ IN_NAMESPACE = [
 CONDITIONS = {
     "outcomes": "evt.type in (open, openat, openat2, creat) and evt.is_open_write = true "
     "and fd.num >= 0",
+    "created": "evt.type in (open, creat) and evt.is_open_create = true",
     "errors": "evt.type in (open, openat, unlink, execve) and evt.res in (EACCES, EPERM)",
     "absent": "evt.type in (open, openat, chdir, connect) and evt.res = ENOENT",
     "root": "evt.type in (open, unlink, setuid, socket) and user.uid = 0",
@@ -162,6 +163,9 @@ CONDITIONS = {
     "reading and writing": "evt.type in (open, openat, creat) and "
     "((evt.is_open_write = true and fd.directory = /dev) or "
     "(evt.is_open_write = false and fd.name regex '/(usr|etc)/.*(env|passwd)'))",
+    "reading and writing, by ends": "evt.type in (open, openat, creat) and "
+    "((evt.is_open_write = true and fd.name endswith /null) or "
+    "(evt.is_open_write = false and fd.name endswith etc/passwd))",
     "all at once": "evt.type in (open, openat) and fd.directory = /etc and evt.failed = false "
     "and user.name = root",
     "family": "evt.type = socket and evt.arg.domain = AF_NETLINK and evt.rawres >= 0",

@@ -166,6 +166,20 @@ def test_what_is_no_socket_is_filtered_where_no_rule_can_match(
     )["dup2"].words("dup2") == "failures; what is no socket"  # fmt: skip
 
 
+def test_a_standard_descriptor_is_told_of_a_socket_that_no_rule_is_about(
+    watch: Start, scope: Scope, program: Path, tmp_path: Path
+) -> None:
+    seen = watch("socket", "stdio")
+    condition = parse_condition("evt.type = socket and evt.arg.domain = AF_NETLINK")
+    found = derive([condition], users={}, groups={}, hostname=None)["socket"]
+    seen.capture.want(("socket", "stdio"), {"socket": Drop(values=found.values)})
+    made(scope, program, tmp_path, "native 3 n0", "native 41 n2 n1 n0")
+    records = seen.records()[-2:]
+    assert [record.type for record in records] == ["stdio"] * 2
+    assert [streams(record["stdio"])[0][0] for record in records] == [None, "ipv4"]
+    assert seen.counters()["filtered"] == 1
+
+
 def test_each_change_of_a_standard_descriptor_is_told_once_it_was_made(
     watch: Start, scope: Scope, program: Path, tmp_path: Path
 ) -> None:
