@@ -406,8 +406,8 @@ def test_reading_begins_anew_after_an_error_and_where_another_place_is_asked_for
         assert [one.seq for one in some] == [1, 2]
         assert store.released(None, 2 * BUCKET_NS, 2) == some
         with monkeypatch.context() as patch:
-            patch.setattr(stored_signals.Reader, "_load", Mock(side_effect=MemoryError))
-            with pytest.raises(MemoryError):
+            patch.setattr(store._reader, "watch", Mock(side_effect=TimeoutError))
+            with pytest.raises(TimeoutError):
                 store.released(some[-1].key, 2 * BUCKET_NS, 6)
         rest = store.released(some[-1].key, 2 * BUCKET_NS, 6)
         assert [one.seq for one in rest] == [3, 4, 5, 6, 7, 8]

@@ -169,6 +169,7 @@ CHECKS = [
         "fd.rip = 10.0.0.1", "fd.name startswith /etc", "evt.buffer exists", "evt.failed = true",
         "evt.buffer contains a", "evt.rawres > 0", "user.uid = 0", "fd.l4proto = tcp",
         "fd.directory = /etc", "fd.sport = 22", "fd.ip = 10.0.0.1", "fd.connected = true",
+        "fd.lip = 10.0.0.1", "fd.snet = 10.0.0.0/8",
     )
 ]  # fmt: skip
 
@@ -202,6 +203,11 @@ def test_verdicts_are_the_same_without_data_that_is_dropped(
          "Unix sockets"),
         ("evt.type = read and evt.buflen > 3 and user.uid = 0", "failures; users but 0"),
         ("evt.type = read and not evt.buffer contains x", ""),
+        # Which end is which depends on the ports, and a path may be a file's.
+        ("evt.type = read and evt.buffer exists and fd.sip = 10.0.0.1",
+         "failures; Unix sockets; what is no such socket"),
+        ("evt.type = read and evt.buffer exists and fd.directory in (/etc, /run)",
+         "failures; IPv4; IPv6; Unix sockets outside of 2 prefixes"),
     ],
 )  # fmt: skip
 def test_what_is_dropped_is_said_in_words(text: str, words: str) -> None:

@@ -371,6 +371,7 @@ def test_who_alone_keeps_events_from_being_dropped() -> None:
         "evt.type = socket and evt.arg.domain = AF_PACKET",
         "evt.type in (socket, connect) and proc.name = x",
         "evt.type = connect and fd.rip = 10.0.0.1",
+        "evt.type = ptrace and user.uid != 0",
     )
     conditions = [None if text is None else parse_condition(text) for text in texts]
     found = let_all_pass(conditions, users={}, groups={}, hostname=None)
@@ -397,6 +398,9 @@ def test_who_alone_keeps_events_from_being_dropped() -> None:
         ("fd.name contains /x", None),
         ("fd.name = @x or fd.name endswith .sock", None),
         ("fd.name startswith /run and fd.name contains /x", {b"/run"}),
+        ("fd.name contains /x and fd.name startswith /run", {b"/run"}),
+        ("fd.name pmatch (/run/x, /tmp) and fd.name startswith /run", {b"/run"}),
+        (f"fd.name startswith /{'x' * 120}", {b"/" + b"x" * 107}),
         ("fd.name iglob '/r/*'", {b"/r/", b"/R/"}),
         ("fd.directory = /run/x", {b"/run/x/"}),
         ("fd.directory startswith /run/x", {b"/run/x"}),
