@@ -393,11 +393,15 @@ def test_what_no_rule_can_match_is_not_copied(watch: Start, scope: Scope) -> Non
     for text, expected, least in (
         ("evt.type = read and evt.buffer exists and user.uid = 65534", [b"cd"], 3),
         (JAVA, [b"ab", b"cd"], 2),
+        ("evt.type = read and evt.buffer exists and fd.type = file", [bytes(3)], 2),
     ):
         seen.capture.want(("read_data",), dropped(text))
         before = seen.counters()["filtered"]
         python(scope, code)
-        assert [r["data"] for r in seen.records()] == expected
+        records = seen.records()
+        if text.endswith("= file"):  # which Python itself reads, too
+            records = [r for r in records if r["family"] or r["path"] == b"/dev/zero"]
+        assert [r["data"] for r in records] == expected
         assert seen.counters()["filtered"] - before >= least
     assert dropped(JAVA)["read_data"].judged_ends[0]
 

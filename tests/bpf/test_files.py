@@ -9,6 +9,7 @@ import pytest
 
 from tests.bpf.conftest import Watch
 from vedette.bench.scope import Scope
+from vedette.bpf.capture import Drop
 from vedette.core import layout
 
 pytestmark = pytest.mark.bpf
@@ -223,6 +224,12 @@ def test_writes_to_a_watched_file_carry_their_data(
     assert [record["result"] for record in records] == [384, 768]
     assert [record.flags for record in records] == [set(), {"data_cut"}]
     assert {(record["fd"], record["path"]) for record in records} == {(fd, os.fsencode(watched))}
+
+    # Also where no rule can match the open by which the file is known.
+    seen.capture.want(("openat", "write"), {"openat": Drop(outcomes=0xFFFFFF)})
+    code = "    import os, sys; os.write(os.open(sys.argv[1], os.O_WRONLY), b'more')"
+    python(scope, code, watched)
+    assert [(record.type, record["data"]) for record in seen.records()] == [("write", b"more")]
 
 
 SAYS = """
