@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.bpf.conftest import Watch
@@ -77,7 +77,7 @@ CALLS = [
 ]
 # In one process, since it has no rights after the first.
 AS_DAEMON = ["native 105 n1", "native 2 s/etc/passwd n0", "native 2 s/etc/shadow n0",
-             "native 87 s/etc/passwd", "native 105 n0"]  # fmt: skip
+             "native 87 s/etc/passwd", "native 42 n99 n8 n16", "native 105 n0"]  # fmt: skip
 RUNS = [CALLS[start : start + 30] for start in range(0, len(CALLS), 30)] + [AS_DAEMON]
 # In a network namespace where all of 10.0.0.0/8 and 2001:db8::/32 is this host.
 SOCKETS = r"""
@@ -152,8 +152,8 @@ CONDITIONS = {
     "created": "evt.type in (open, creat) and evt.is_open_create = true",
     "errors": "evt.type in (open, openat, unlink, execve) and evt.res in (EACCES, EPERM)",
     "absent": "evt.type in (open, openat, chdir, connect) and evt.res = ENOENT",
-    "root": "evt.type in (open, unlink, setuid, socket) and user.uid = 0",
-    "others": "evt.type in (open, unlink, setuid) and user.uid != 0",
+    "root": "evt.type in (open, unlink, setuid, socket, connect) and user.uid = 0",
+    "others": "evt.type in (open, unlink, setuid, connect) and user.uid != 0",
     "paths": "evt.type in (open, openat, unlink) and (fd.name startswith /etc/ or "
     "fs.path.name in (/usr/bin/env, /usr/absent))",
     "ends": "evt.type in (open, openat, unlink) and (fd.filename = passwd or fd.name endswith sent "
@@ -389,9 +389,10 @@ def test_the_kernel_judges_paths_as_the_filter_does(
 
     @settings(
         max_examples=12, suppress_health_check=[HealthCheck.too_slow], derandomize=True,
-        phases=[Phase.generate],
+        phases=[Phase.explicit, Phase.generate],
     )  # fmt: skip
     @given(st.none() | affixes(), st.none() | affixes(), affixes())
+    @example(*[Affixes(frozenset({b"/" + b"x" * 100}), frozenset({b"y" * 12 + b".ko"}))] * 3)
     def both_agree(reads: Affixes | None, writes: Affixes | None, unlinks: Affixes) -> None:
         filters = {"open": Filter(paths=(reads, writes)), "unlink": Filter(paths=(unlinks, None))}
         filtered.capture.want(("open", "unlink"), drops(filters))
