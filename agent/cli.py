@@ -34,6 +34,7 @@ app = typer.Typer(
     help="The agent of a host: watches the kernel's events, matches them against rules, and sends "
     "what matches to the aggregator.",
     epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(no_args_is_help=True, help="The agent's configuration file.")
 app.add_typer(config_app, name="config")
@@ -386,12 +387,15 @@ def replay(
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def _usual(config_file: Path | None) -> Path:
-    """Return the configuration that is named, or the usual one. Raises ConfigError."""
+def _usual(config_file: Path | None, option: str = "--config FILE") -> Path:
+    """Return the configuration that is named, or the usual one. Raises ConfigError.
+
+    option  how it is named
+    """
     found = config_file or config.usual_file()
     if found is None:
         raise ConfigError(
-            f"which configuration? Give --config FILE, or set {config.FILE_VARIABLE}"
+            f"which configuration? Give {option}, or set {config.FILE_VARIABLE}"
             + (
                 f"; {config.INSTALLED_FILE} may not be read by this user"
                 if config.INSTALLED_FILE.exists()
@@ -626,7 +630,7 @@ def doctor(
 def config_check(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help=f"Configuration file; default: {_USUAL}."),
+        typer.Argument(metavar="FILE", help=f"Configuration file; default: {_USUAL}."),
     ] = None,
 ) -> None:
     """Check a configuration file, and the rule and key files that it names.
@@ -636,7 +640,7 @@ def config_check(
     from vedette.agent.live import untold_types
     from vedette.core.keys import KeyFileError, read_pair
 
-    file = _usual(file)
+    file = _usual(file, "FILE")
     settings = config.load(file)
     logs.setup(settings.log.level)
     rules = pipeline.load(settings.rules, settings.host, untold=untold_types())

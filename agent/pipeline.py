@@ -34,7 +34,7 @@ from vedette.core.needs import asking_only
 from vedette.core.output import Template, display
 from vedette.core.records import Record, decode
 from vedette.core.ruleload import load_any
-from vedette.core.rules import Rule, RuleErrors
+from vedette.core.rules import Rule
 from vedette.core.signal import FieldValue, Signal
 
 Decisions = Mapping[str, kubearmor.Decision]
@@ -134,14 +134,8 @@ def load(
         ),
         skip_unknown=section.skip_unknown,
     )
-    falco = found.falco.errors if found.falco is not None else ()
-    errors = [str(RuleErrors(falco))] if falco else []
-    known = {(error.file, error.line, error.column) for error in falco}
-    errors += [
-        str(item) for item in found.errors if (item.file, item.line, item.column) not in known
-    ]
-    if errors:
-        raise ConfigError("\n".join(errors))
+    if found.errors:
+        raise ConfigError(found.told)
     for item in found.warnings:
         log(logging.WARNING, "rules", warning=item)
     loaded = found.rules

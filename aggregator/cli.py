@@ -24,6 +24,7 @@ from vedette.aggregator import (
     top_cli,
     views,
 )
+from vedette.aggregator.checking import check
 from vedette.aggregator.query_client import RemoteError
 from vedette.aggregator.searching import QuestionError
 from vedette.aggregator.sequences import Correlator
@@ -31,11 +32,13 @@ from vedette.aggregator.store import FLEET_RULES, FLEET_TAGS, StoreError
 from vedette.aggregator.terminal import (
     EXIT_RUNTIME,
     EXIT_USAGE,
+    USUAL_SERVICE_FILE,
     CliError,
     JsonOption,
     ServiceConfigOption,
     UsageError,
     config_of,
+    counted,
     example,
     hint,
     opened_store,
@@ -48,7 +51,7 @@ from vedette.bench import cli as bench_cli
 from vedette.core import sequence
 from vedette.core.keys import KeyFileError, make_pair, read_pair, write_pair
 from vedette.core.output import clean
-from vedette.core.rules import RuleErrors, load_rules
+from vedette.core.ruleload import RulesRefused, load_whole
 from vedette.core.sequenceload import load_sequences
 from vedette.core.signal import PRIORITIES
 
@@ -70,6 +73,7 @@ def _typer(text: str, **options: Any) -> typer.Typer:
 app = _typer(
     "The fleet's side of Vedette: run the aggregator, and look at hosts, alerts and incidents.",
     epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 aggregator_app = _typer("The fleet's service.")
 sequences_app = _typer("Sequence files.")
@@ -86,6 +90,30 @@ top_cli.mount(app)
 export_cli.mount(app, queries_cli.incidents_app)
 # The one place that looks up to bench: the command has its commands, too.
 bench_cli.mount(app)
+
+
+# As `vedette --help` shows them.
+PANELS = {
+    "Ask the fleet": (
+        *("hosts", "alerts", "search", "stats", "processes", "top", "incidents", "navigator"),
+    ),
+    "Run the fleet": ("aggregator", "keys", "enroll", "rotate", "revoke"),
+    "Rules, sequences, captures": ("rules", "sequences", "fields", "events", "correlate"),
+    "Measure and plan": ("bench",),
+}
+
+
+def _arrange() -> None:
+    panels: dict[str | None, str] = {
+        name: panel for panel, names in PANELS.items() for name in names
+    }
+    order = [*panels, "incident"]  # the last is hidden
+    infos: list[Any] = [*app.registered_commands, *app.registered_groups]
+    for info in infos:
+        info.name = info.name or getattr(info.callback, "__name__", None)
+        info.rich_help_panel = panels.get(info.name)
+    app.registered_commands.sort(key=lambda info: order.index(info.name))
+    app.registered_groups.sort(key=lambda info: order.index(info.name))
 
 
 def _version(wanted: bool) -> None:
@@ -152,6 +180,65 @@ def aggregator_run(
         server.run()
 
 
+@aggregator_app.command(
+    "check",
+    epilog=example(
+        "vedette aggregator check aggregator.yaml",
+        "runuser -u vedette -- vedette aggregator check",
+        "vedette aggregator check --rules /usr/share/vedette/rules --json",
+    ),
+)
+def aggregator_check(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help=f"The aggregator's configuration; default: {USUAL_SERVICE_FILE}."
+        ),
+    ] = None,
+    rule_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--rules",
+            "-r",
+            metavar="FILE",
+            help="Rule file or folder that the agents use; repeatable. Steps of sequences must "
+            "find theirs.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a configuration file, and the keys, lists, sequences, folders and store that it names.
+
+    Nothing is started, made or changed, so it can be asked beside the running service. Whether
+    files can be read and written is seen as the user who asks; run it as the service's.
+    """
+    file = service_file(file, "FILE")
+    config = config_of(file)
+    found = check(config)
+    problems = list(map(str, found.problems))
+    if rule_files:
+        sequences = load_sequences(Path(name) for name in config.sequences.files).sequences
+        problems += map(str, _unknown_signals(sequences, rule_files))
+    if as_json:
+        facts = found._asdict() | {"file": str(file), "valid": not problems, "problems": problems}
+        print_json([facts])
+    else:
+        for text in problems:
+            line = clean(text.encode("utf-8", "backslashreplace"))
+            print(f"vedette: {file}: {line}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(EXIT_USAGE)
+    if not as_json:
+        keys = "no keys"
+        if found.hosts is not None and found.readers is not None:
+            keys = f"keys of {counted(found.hosts, 'host')} and {counted(found.readers, 'reader')}"
+        store = f"store {found.store}" + (" (will be migrated)" if found.migrates else "")
+        print_plain(
+            f"{file}: valid; {counted(found.sequences, 'sequence')}, {keys}, "
+            f"{counted(found.outputs, 'output')}, {store}"
+        )
+
+
 # Files.
 
 
@@ -163,7 +250,7 @@ def aggregator_run(
     ),
 )
 def sequences_check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sequence files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Sequence files.")],
     rule_files: Annotated[
         list[Path] | None,
         typer.Option(
@@ -206,8 +293,8 @@ def _unknown_signals(
     sequences: Iterable[sequence.Sequence], rule_files: list[Path]
 ) -> Iterator[sequence.SequenceError]:
     try:
-        rules = [rule for rule in load_rules(rule_files).rules if rule.enabled]
-    except RuleErrors as error:
+        rules = [rule for rule in load_whole(rule_files).rules if rule.enabled]
+    except RulesRefused as error:
         raise UsageError(str(error)) from None
     names = {rule.name for rule in rules}
     tags = {tag for rule in rules for tag in rule.tags}
@@ -276,6 +363,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 sequences_cli.mount(app, sequences_app, opened_store, when)
 releases_cli.mount(rules_cli.rules_app, opened_store)
+
+
+_arrange()
 
 
 def main() -> None:

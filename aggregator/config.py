@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from vedette.core import configfile
+from vedette.core import configfile, wire
 from vedette.core.configfile import Log, Metrics, Section, Text
 from vedette.core.wire import BATCH_SIGNALS_MAX, MESSAGE_BYTES_MIN
 
@@ -214,6 +214,16 @@ class Config(Section, frozen=True):
     outputs: Annotated[tuple[Output, ...], msgspec.Meta(max_length=64)] = ()
     metrics: Metrics = Metrics()
     log: Log = Log()
+
+
+def exposed(listen: Listen, endpoint: str) -> str | None:
+    """Say what is wrong with an endpoint that others can reach without keys; None: nothing."""
+    if listen.key_file is not None or listen.insecure or wire.is_local(endpoint):
+        return None
+    return (
+        f"{endpoint}: can be reached from other machines, and no keys are set; set "
+        "listen.key_file and listen.allow_list, or say listen.insecure: true"
+    )
 
 
 def installed_file() -> Path | None:

@@ -201,7 +201,7 @@ def events(
     ],
     condition: Annotated[
         str,
-        typer.Argument(metavar="[CONDITION]", help="Only events that it is true of, as in rules."),
+        typer.Argument(metavar="CONDITION", help="Only events that it is true of, as in rules."),
     ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, one event a line, with all of its fields.")

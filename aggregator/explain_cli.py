@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from vedette.aggregator.terminal import DamagedError, UsageError, console, no_such
 from vedette.core.capturefile import CaptureFileError, CaptureReader
 from vedette.core.compile import UnsupportedRule
 from vedette.core.cost import Cost, cost
 from vedette.core.explain import RuleShape, explain
-from vedette.core.rules import RuleErrors, RuleSet, load_rules
+from vedette.core.ruleload import RulesRefused, load_whole
+from vedette.core.rules import RuleSet
 
 COST_EPILOG = (
     "Examples:\n\n`vedette-agent capture -o host.vcap --seconds 60`\n\n"
@@ -33,36 +33,30 @@ EPILOG = (
 def explain_rule(
     rule: Annotated[str, typer.Argument(help="Name of the rule.")],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Rule files or folders, in order.")
+        list[Path], typer.Argument(metavar="FILE", help="Rule files or folders, in order.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a rule compiled to: its predicates, their indexes, and how it is found."""
-    errors = Console(stderr=True, highlight=False)
-    loaded = _load(files, errors)
+    loaded = _load(files)
     names = [item.name for item in loaded.rules]
     if rule not in names:
-        close = get_close_matches(rule, names, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        errors.print(f"no rule {rule!r} in these files{hint}", markup=False)
-        raise typer.Exit(1)
+        raise no_such("rule", rule, names)
     try:
         shape = explain(loaded.rules, names.index(rule))
     except UnsupportedRule as error:
-        errors.print(f"the rule tables cannot hold the rules: {error}", markup=False)
-        raise typer.Exit(2) from None
+        raise UsageError(f"the rule tables cannot hold the rules: {error}") from None
     if as_json:
         typer.echo(msgspec.json.encode(shape).decode())
     else:
         _show(shape)
 
 
-def _load(files: list[Path], errors: Console) -> RuleSet:
+def _load(files: list[Path]) -> RuleSet:
     try:
-        return load_rules(files)
-    except RuleErrors as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(2) from None
+        return load_whole(files)
+    except RulesRefused as error:
+        raise UsageError(str(error)) from None
 
 
 def cost_of_rules(
@@ -70,26 +64,22 @@ def cost_of_rules(
         Path, typer.Argument(help="Capture file, as `vedette-agent capture` writes it.")
     ],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Rule files or folders, in order.")
+        list[Path], typer.Argument(metavar="FILE", help="Rule files or folders, in order.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Rules to show.")] = 20,
 ) -> None:
     """Show what rules cost on a recorded host: per field and per rule, hits and slow paths."""
-    errors = Console(stderr=True, highlight=False)
-    loaded = _load(files, errors)
+    loaded = _load(files)
     try:
         with capture.open("rb") as stream:
             found = cost(CaptureReader(stream, str(capture)), loaded.rules)
     except OSError as error:
-        errors.print(f"{capture}: {error.strerror}", markup=False)
-        raise typer.Exit(2) from None
+        raise UsageError(f"{capture}: cannot be read: {error.strerror}") from None
     except CaptureFileError as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(3) from None
+        raise DamagedError(str(error)) from None
     except UnsupportedRule as error:
-        errors.print(f"the rule tables cannot hold the rules: {error}", markup=False)
-        raise typer.Exit(2) from None
+        raise UsageError(f"the rule tables cannot hold the rules: {error}") from None
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
     else:
@@ -97,8 +87,8 @@ def cost_of_rules(
 
 
 def _show_cost(found: Cost, limit: int) -> None:
-    console = Console(highlight=False)
-    console.print(
+    out = console()
+    out.print(
         f"{found.events} events, {found.ns_per_event:.0f} ns each; "
         f"{found.slow_share:.1%} took a slow path; {found.class_sets} classes of values, "
         f"{found.settled} events settled one by one"
@@ -116,18 +106,18 @@ def _show_cost(found: Cost, limit: int) -> None:
             str(item.asked),
             f"{item.ns / 1000:.0f}",
         )
-    console.print(table)
+    out.print(table)
     table = Table(title=f"Rules: the {min(limit, len(found.rules))} that cost most")
     for name in ("rule", "matches", "runs", "us"):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for rule in found.rules[:limit]:
         table.add_row(rule.rule, str(rule.matches), str(rule.runs), f"{rule.ns / 1000:.1f}")
-    console.print(table)
+    out.print(table)
 
 
 def _show(shape: RuleShape) -> None:
-    console = Console(highlight=False)
-    console.print(f"{shape.rule}  ({shape.file}:{shape.line})", markup=False)
+    out = console()
+    out.print(f"{shape.rule}  ({shape.file}:{shape.line})", markup=False)
     table = Table(title="Predicates; beside: what its index holds, and the classes that this makes")
     for name in ("predicate", "index", "filed as", "constants", "rules", "beside", "classes"):
         table.add_column(name, justify="left" if name[0] in "pif" else "right")
@@ -135,8 +125,8 @@ def _show(shape: RuleShape) -> None:
         filed = ", ".join(item.filed_as) or "-"
         counts = (item.constants, item.rules, item.neighbours, item.classes)
         table.add_row(item.text, item.index, filed, *(str(count) for count in counts))
-    console.print(table)
+    out.print(table)
     table = Table("event", "decided by", "looked at when one of these is true", title="Events")
     for found in shape.events:
         table.add_row(found.event, found.decided_by, "\n".join(found.cover) or "(always)")
-    console.print(table)
+    out.print(table)

@@ -38,7 +38,7 @@ def processes_command(
     signal_id: Annotated[
         int | None,
         typer.Argument(
-            metavar="[ID]",
+            metavar="ID",
             min=0,
             help="An alert's id, as `vedette alerts --ids` shows it; default: the newest alert.",
         ),

@@ -280,7 +280,7 @@ def _show_signals(
 def stats(
     *,
     condition: Annotated[
-        str, typer.Argument(metavar="[CONDITION]", help="Count these only, as in `search`.")
+        str, typer.Argument(metavar="CONDITION", help="Count these only, as in `search`.")
     ] = "",
     by: Annotated[
         list[str] | None,

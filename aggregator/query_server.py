@@ -31,7 +31,7 @@ import zmq
 from prometheus_client.core import Metric
 from zmq.auth.thread import ThreadAuthenticator
 
-from vedette.aggregator.config import Config
+from vedette.aggregator.config import Config, exposed
 from vedette.aggregator.questions import (
     Bounds,
     OutOfTime,
@@ -43,7 +43,6 @@ from vedette.aggregator.questions import (
 )
 from vedette.aggregator.searching import QuestionError
 from vedette.aggregator.store import Store, StoreError
-from vedette.core import wire
 from vedette.core.keys import READER, Allowed, KeyFileError, read_allow_list, read_pair
 
 log = logging.getLogger(__name__)
@@ -145,12 +144,8 @@ class QueryServer:
         socket.set(zmq.TCP_KEEPALIVE, 1)
         socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
         if listen.key_file is None or listen.allow_list is None:
-            if not listen.insecure and not wire.is_local(endpoint):
-                raise QueryServerError(
-                    f"queries.endpoint: {endpoint}: can be reached from other machines, and no "
-                    "keys are set; set listen.key_file and listen.allow_list, or say "
-                    "listen.insecure: true"
-                )
+            if reason := exposed(listen, endpoint):
+                raise QueryServerError(f"queries.endpoint: {reason}")
             return
         try:
             pair = read_pair(listen.key_file)

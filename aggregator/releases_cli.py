@@ -630,7 +630,7 @@ def mount(rules_app: typer.Typer, open_store: OpenStore) -> None:
         files: Annotated[
             list[Path],
             typer.Argument(
-                metavar="FILE...",
+                metavar="FILE",
                 help="Rule files or folders, in their order; or one release that `--out` wrote "
                 "(`-`: from the standard input).",
             ),
@@ -715,7 +715,7 @@ def mount(rules_app: typer.Typer, open_store: OpenStore) -> None:
     def releases_command(
         number: Annotated[
             int | None,
-            typer.Argument(metavar="[RELEASE]", help="Show one, and what became of it per host."),
+            typer.Argument(metavar="RELEASE", help="Show one, and what became of it per host."),
         ] = None,
         store_path: StoreOption = None,
         config_file: ConfigOption = None,
@@ -741,7 +741,7 @@ def mount(rules_app: typer.Typer, open_store: OpenStore) -> None:
     def rollback_command(
         number: Annotated[
             int | None,
-            typer.Argument(metavar="[RELEASE]", help="Which; default: the newest that stands."),
+            typer.Argument(metavar="RELEASE", help="Which; default: the newest that stands."),
         ] = None,
         to: Annotated[
             int | None,

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vedette.aggregator import explain_cli, rules_test_cli
+from vedette.aggregator.terminal import counted, example
 from vedette.core import fields as catalogue
 from vedette.core.condition import condition_text, event_types
 from vedette.core.convert import CONDITION_WIDTH, converted
@@ -24,7 +25,7 @@ from vedette.core.documents import Finding
 from vedette.core.fields import FIELDS, Field, seen_events
 from vedette.core.fleet import PSEUDO_FIELDS
 from vedette.core.output import clean
-from vedette.core.ruleload import AnyRules, load_any
+from vedette.core.ruleload import AnyRules, load_any, rule_files
 from vedette.core.rules import Rule, RuleSet
 from vedette.core.ruleyaml import CODES
 from vedette.core.signal import PRIORITIES
@@ -32,10 +33,6 @@ from vedette.core.signal import PRIORITIES
 EXIT_RUNTIME = 1
 EXIT_USAGE = 2
 PIPED_WIDTH = 160
-
-
-def _example(*lines: str) -> str:
-    return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
 
 
 rules_app = typer.Typer(
@@ -50,7 +47,7 @@ rules_app = typer.Typer(
 FilesArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE...",
+        metavar="FILE",
         help="Rule files in Falco's form, KubeArmor policies and Sigma rules, in their order; of a "
         "folder all *.yaml and *.yml, but what lies in a folder `tests`.",
     ),
@@ -68,7 +65,7 @@ SkipOption = Annotated[
 
 @rules_app.command(
     "check",
-    epilog=_example(
+    epilog=example(
         "vedette rules check rules",
         "vedette rules check falco_rules.yaml local.yaml --skip-unknown",
         "vedette rules check rules --json | jq '.falco_load_results[].errors'",
@@ -87,6 +84,7 @@ def check(
     policies and Sigma rules have wrong stands in it as an error or warning of an extension.
     """
     result = load_any(files, skip_unknown=skip_unknown)
+    empty = [path for path in files if path.is_dir() and not any(rule_files([path]))]
     if as_json:
         _print_json(_as_falco(result))
     else:
@@ -97,7 +95,9 @@ def check(
             _print_error(str(line))
         for text in _summary(result):
             _print(text)
-    if result.errors or (strict and result.warnings):
+        for path in empty:
+            _print_error(f"{path}: warning: a folder without *.yaml or *.yml")
+    if result.errors or (strict and (result.warnings or empty)):
         raise typer.Exit(EXIT_USAGE)
 
 
@@ -151,8 +151,8 @@ def _summary(result: AnyRules) -> Iterable[str]:
     for name in dict.fromkeys([*result.kinds, *errors, *warnings]):
         kind = result.kinds.get(name, "unknown")
         yield (
-            f"{name}: {_count(rules[name], 'rule')} ({kind}), {_count(errors[name], 'error')}, "
-            + _count(warnings[name], "warning")
+            f"{name}: {counted(rules[name], 'rule')} ({kind}), {counted(errors[name], 'error')}, "
+            + counted(warnings[name], "warning")
         )
     if result.falco is None:
         return
@@ -167,13 +167,9 @@ def _summary(result: AnyRules) -> Iterable[str]:
             yield f"  {name}: {'; '.join(reasons)}"
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" + ("" if number == 1 else "s")
-
-
 @rules_app.command(
     "list",
-    epilog=_example(
+    epilog=example(
         "vedette rules list rules",
         "vedette rules list rules --tag credentials",
         "vedette rules list rules --json | jq -r .rule",
@@ -213,7 +209,7 @@ def list_rules(
 
 @rules_app.command(
     "show",
-    epilog=_example(
+    epilog=example(
         "vedette rules show 'Read sensitive file untrusted' falco_rules.yaml",
         "vedette rules show shell_reads_shadow rules --json",
     ),
@@ -258,7 +254,7 @@ def show(
 
 @rules_app.command(
     "convert",
-    epilog=_example(
+    epilog=example(
         "vedette rules convert sigma/rules/linux --skip-unknown --output linux.yaml",
         "vedette rules convert policy.yaml | less",
         "vedette rules convert falco_rules.yaml local.yaml --rule 'Read sensitive file untrusted'",
@@ -283,9 +279,9 @@ def convert(
     """
     result = load_any(files, skip_unknown=skip_unknown)
     if result.errors:
-        for finding in result.errors:
-            _print_error(str(finding))
-    _end(result)
+        _print_error(result.told)
+        _print_error(f"nothing is written: {counted(len(result.errors), 'error')}")
+        raise typer.Exit(EXIT_USAGE)
     if rule:
         kept = [item for item in result.rules.rules if item.name in rule]
         for name in set(rule) - {item.name for item in kept}:
@@ -302,9 +298,9 @@ def convert(
     except OSError as error:
         _print_error(f"{output}: {error.strerror}")
         raise typer.Exit(EXIT_RUNTIME) from None
-    written = [_count(len(result.rules.rules), "rule")]
+    written = [counted(len(result.rules.rules), "rule")]
     if result.sequences:
-        written.append(_count(len(result.sequences), "sequence"))
+        written.append(counted(len(result.sequences), "sequence"))
     _print(f"{output}: {' and '.join(written)}")
 
 
@@ -334,13 +330,13 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
 
 def _end(result: AnyRules) -> None:
     if result.errors:
-        _print_error(f"{_count(len(result.errors), 'error')}; `vedette rules check` shows them")
+        _print_error(f"{counted(len(result.errors), 'error')}; `vedette rules check` shows them")
         raise typer.Exit(EXIT_USAGE)
 
 
 def fields(
     prefix: Annotated[
-        str, typer.Argument(metavar="[PREFIX]", help="Only fields whose names begin so.")
+        str, typer.Argument(metavar="PREFIX", help="Only fields whose names begin so.")
     ] = "",
     captured: Annotated[
         bool, typer.Option("--captured", help="Only fields that an event can have a value of.")
@@ -410,7 +406,7 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(rules_app, name="rules")
     app.command(
         "fields",
-        epilog=_example("vedette fields", "vedette fields fd.", "vedette fields --json"),
+        epilog=example("vedette fields", "vedette fields fd.", "vedette fields --json"),
     )(fields)
 
 

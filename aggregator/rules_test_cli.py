@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from vedette.aggregator.terminal import counted
 from vedette.core.output import clean
 from vedette.core.ruletest import (
     CaseError,
@@ -56,7 +57,8 @@ def _show(results: list[Result], errors: list[CaseError], gaps: list[str], files
         typer.echo(gap)
     failed = sum(not result.passed for result in results)
     typer.echo(
-        f"{len(results) - failed} passed, {failed} failed, {len(errors)} errors in {files} files"
+        f"{len(results) - failed} passed, {failed} failed, {counted(len(errors), 'error')} in "
+        + counted(files, "file")
         + (f", {len(gaps)} cases missing" if gaps else "")
     )
 
@@ -72,7 +74,7 @@ def _gaps(files: list[CaseFile]) -> list[str]:
 
 def test(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files of cases, or folders of them.")
+        list[Path], typer.Argument(metavar="FILE", help="Files of cases, or folders of them.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     junit_file: Annotated[
@@ -105,6 +107,9 @@ def test(
         errors += error.errors
     except OSError as error:
         errors.append(CaseError(str(error.filename), 0, 0, "", error.strerror or str(error)))
+    if not count and not errors:
+        names = ", ".join(map(str, files))
+        errors.append(CaseError(names, 0, 0, "", "no cases: a folder without *.yaml or *.yml"))
     gaps = _gaps(loaded) if complete else []
     if junit_file is not None:
         try:

@@ -48,7 +48,7 @@ CORRELATE_EPILOG = (
 )
 SEQUENCE_SUFFIXES = (".yaml", ".yml", ".eql")
 FilesArgument = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="Sequence files.", show_default=False)
+    list[Path], typer.Argument(metavar="FILE", help="Sequence files.", show_default=False)
 ]
 
 OpenStore = Callable[[str | None, Path | None], AbstractContextManager[Store]]
@@ -62,7 +62,7 @@ def _say(text: str) -> None:
 MixedArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE...",
+        metavar="FILE",
         help="Sequence files (.yaml, .yml, .eql), and recordings (any other name; - is the "
         "standard input).",
         show_default=False,

@@ -42,7 +42,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
 from vedette import __version__
-from vedette.aggregator.config import Config
+from vedette.aggregator.config import Config, exposed
 from vedette.aggregator.correlating import Correlating, Correlator
 from vedette.aggregator.gate import Bucket, Gate, peer_address
 from vedette.aggregator.outputs import Outputs, OutputsError
@@ -488,11 +488,8 @@ class Server:
     def _configure_keys(self) -> None:
         listen = self.config.listen
         if listen.key_file is None or listen.allow_list is None:
-            if not listen.insecure and not wire.is_local(listen.endpoint):
-                raise ServerError(
-                    f"{listen.endpoint}: can be reached from other machines, and no keys are set; "
-                    "set listen.key_file and listen.allow_list, or say listen.insecure: true"
-                )
+            if reason := exposed(listen, listen.endpoint):
+                raise ServerError(reason)
             return
         try:
             pair = read_pair(listen.key_file)

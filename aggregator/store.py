@@ -148,6 +148,14 @@ class StoreError(Exception):
     """The file cannot serve as a store; the text names it, why, and the cure."""
 
 
+class StoreOutdated(StoreError):
+    """A store that the aggregator will bring to this version, or make, when it starts."""
+
+    def __init__(self, store: str, text: str) -> None:
+        super().__init__(text)
+        self.store = store
+
+
 class HostsFull(Exception):
     """A new host, and as many hosts as the configuration allows are known already."""
 
@@ -468,11 +476,12 @@ class Store(Closing):
                 f"{migrations.SCHEMA_VERSION}; install the newer one"
             )
         if read_only:
-            raise StoreError(
+            raise StoreOutdated(
+                self.name,
                 f"{self.name}: an empty file; start the aggregator to make a store of it"
                 if version is None
                 else f"{self.name}: store of version {version}; start the aggregator to bring it "
-                f"to {migrations.SCHEMA_VERSION}"
+                f"to {migrations.SCHEMA_VERSION}",
             )
         if self._sqlite and version is None:
             # Only now is it sure that the file is ours to change. With a write-ahead log readers

@@ -47,6 +47,7 @@ from vedette.core.signal import PRIORITIES
 
 EXIT_RUNTIME = 1
 EXIT_USAGE = 2
+EXIT_DATA = 3
 PIPED_WIDTH = 160
 STORE_VARIABLE = "VEDETTE_STORE"
 PROGRESS_AFTER_S = 0.5
@@ -71,14 +72,14 @@ ConfigOption = Annotated[
         f"user's client.yaml, else {INSTALLED_FILE} where it may be read.",
     ),
 ]
+USUAL_SERVICE_FILE = f"what {FILE_VARIABLE} says, else {INSTALLED_FILE} where it may be read"
 ServiceConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
         "-c",
         metavar="FILE",
-        help=f"The aggregator's configuration; default: what {FILE_VARIABLE} says, else "
-        f"{INSTALLED_FILE} where it may be read.",
+        help=f"The aggregator's configuration; default: {USUAL_SERVICE_FILE}.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
@@ -191,6 +192,12 @@ class CliError(Exception):
     exit_code = EXIT_RUNTIME
 
 
+class DamagedError(CliError):
+    """A file's content cannot be used. Exit code 3."""
+
+    exit_code = EXIT_DATA
+
+
 class UsageError(CliError):
     """What was asked for cannot be meant. Exit code 2."""
 
@@ -231,16 +238,16 @@ def target_of(path: str | None, config_file: Path | None) -> str:
     return path
 
 
-def service_file(config_file: Path | None) -> Path:
+def service_file(config_file: Path | None, option: str = "--config FILE") -> Path:
     """Return the aggregator's configuration: the one that is named, or the usual one.
+
+    option  how it is named
 
     Raises UsageError where there is none.
     """
     found = config_file or usual_file()
     if found is None:
-        raise UsageError(
-            f"which configuration? Give --config FILE, or set {FILE_VARIABLE}{_unread()}"
-        )
+        raise UsageError(f"which configuration? Give {option}, or set {FILE_VARIABLE}{_unread()}")
     return found
 
 
@@ -360,6 +367,11 @@ def hint(name: str, known: Iterable[str]) -> str:
     """Return what may have been meant."""
     near = difflib.get_close_matches(name[:100], list(known)[:10_000], n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def counted(number: int, word: str) -> str:
+    """Return `1 rule`, `2 rules`."""
+    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def no_such(what: str, name: str, known: Iterable[str]) -> CliError:

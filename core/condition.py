@@ -101,6 +101,9 @@ SERVICES: Final[dict[str, int]] = {
 }  # fmt: skip
 
 _BLANK = re.compile(r"[ \t\n\r\f\v\b]*")
+# Other languages' words for and, or, not.
+_MEANT = re.compile(r"(&&|\|\||!(?!=)|(?:and|or|not)(?![A-Za-z0-9_.\-\[]))")
+_WORDS = {"&&": "and", "||": "or", "!": "not"}
 _KEYWORD = re.compile(r"(and|or|not)(?![A-Za-z0-9_.\-\[])")
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]*")
@@ -376,6 +379,8 @@ class _Parser:
     ) -> None:
         self.text = text
         self.at = 0
+        # Where the last value without quotes ends.
+        self.bare_end = -1
         self.lists = lists
         self.macros = macros
         self.find = find or fields.lookup
@@ -424,7 +429,17 @@ class _Parser:
     def found(self) -> str:
         self.blank()
         rest = self.text[self.at : self.at + 20].split()
-        return f"found {rest[0]!r}" if rest else "found the end"
+        if not rest:
+            return "found the end"
+        hint = ""
+        meant = _MEANT.match(rest[0].lower())
+        if meant is not None and not rest[0].startswith(meant[1]):
+            hint = f"; write {meant[1]}"
+        elif meant is not None and meant[1] in _WORDS:
+            hint = f"; write {_WORDS[meant[1]]}"
+        elif self.bare_end >= 0 and not self.text[self.bare_end : self.at].strip():
+            hint = "; a value with blanks needs quotes"
+        return f"found {rest[0]!r}{hint}"
 
     def fail(self, message: str, at: int | None = None) -> ConditionError:
         return ConditionError(message, self.at if at is None else at)
@@ -756,6 +771,8 @@ class _Parser:
             return quoted
         start = self.at
         text = self.take(_BARE)
+        if text is not None:
+            self.bare_end = self.at
         if text is None or text not in self.lists:
             return text
         items = self.lists[text]
@@ -789,9 +806,10 @@ class _Parser:
             if name is None:
                 raise self.fail(f"expected ( or the name of a list after {op}, {self.found()}")
             if name not in self.lists:
+                brackets = "; values stand in ( and )" if name.startswith("[") else ""
                 raise self.fail(
                     f"expected ( or the name of a list after {op}: there is no list {name}"
-                    f"{self.suggest(name, self.lists)}",
+                    f"{brackets or self.suggest(name, self.lists)}",
                     start,
                 )
             self.extend(found, field, op, self.lists[name], start)

@@ -45,7 +45,7 @@ from vedette.core.condition import (
     unquote,
 )
 from vedette.core.expr import FALSE, TRUE, And, Expr, Not, Or, Predicate, predicates
-from vedette.core.fields import DATA, DATA_FIELDS, FIELDS, is_about_data, seen_events
+from vedette.core.fields import DATA, DATA_FIELDS, FIELDS, is_about_data, nearest, seen_events
 from vedette.core.output import OutputError, Template, clean
 from vedette.core.records import shown_type
 from vedette.core.ruleyaml import (
@@ -857,6 +857,8 @@ class _Loader:
         for value in self.need(definition, key):
             node = _scalar(value.node, key, value.file)
             pieces.append((value.file, node, node.text))
+        if key == "condition" and not any(text.strip() for _, _, text in pieces):
+            raise Trouble("the condition is empty", definition.start)
         return _Joined(pieces)
 
     def parsed(
@@ -1201,10 +1203,15 @@ def _flag(node: Node, key: str, file: SourceFile | None = None) -> bool:
 
 
 def _priority(value: _Value) -> int:
-    found = _PRIORITY_NUMBERS.get(_text(value.node, "priority", value.file).upper())
+    text = _text(value.node, "priority", value.file).upper()
+    found = _PRIORITY_NUMBERS.get(text)
     if found is None:
+        near = nearest(text, PRIORITIES)
+        hint = f"; did you mean {near}?" if near is not None else ""
         raise Trouble(
-            f"priority: expected one of {', '.join(PRIORITIES)}", value.node.start, file=value.file
+            f"priority: expected one of {', '.join(PRIORITIES)}{hint}",
+            value.node.start,
+            file=value.file,
         )
     return found
 

@@ -18,7 +18,7 @@ import yaml
 
 from vedette.core.documents import DocumentError, Finding, Severity, compose, place, read
 from vedette.core.kubearmor import Decision, Host, is_policy, load_policies
-from vedette.core.rules import LoadResult, Rule, RuleError, RuleSet, load
+from vedette.core.rules import LoadResult, Rule, RuleError, RuleErrors, RuleSet, load
 from vedette.core.sequence import Sequence as SequenceRule
 from vedette.core.sigma import is_sigma, load_sigma
 
@@ -63,6 +63,18 @@ class AnyRules:
     @property
     def warnings(self) -> tuple[Finding, ...]:
         return tuple(item for item in self.findings if item.severity == "warning")
+
+    @property
+    def told(self) -> str:
+        """All errors as text, those in Falco's form with the line itself; empty: there are none."""
+        falco = self.falco.errors if self.falco is not None else ()
+        known = {(error.file, error.line, error.column) for error in falco}
+        others = (e for e in self.errors if (e.file, e.line, e.column) not in known)
+        return "\n".join([*([str(RuleErrors(falco))] if falco else ()), *map(str, others)])
+
+
+class RulesRefused(ValueError):
+    """Files of rules have errors; the text is AnyRules.told."""
 
 
 def load_any(
@@ -144,6 +156,17 @@ def load_any(
         kinds,
         result,
     )
+
+
+def load_whole(paths: Sequence[Path]) -> RuleSet:
+    """Read rule files of any language, all or nothing, for a host of which nothing is known.
+
+    Raises RulesRefused with everything that is wrong in them.
+    """
+    found = load_any(paths)
+    if found.errors:
+        raise RulesRefused(found.told)
+    return found.rules
 
 
 def _finding(severity: Severity, error: RuleError) -> Finding:

@@ -71,7 +71,8 @@ from vedette.core.fields import (
 )
 from vedette.core.output import clean, text
 from vedette.core.records import Record, build, decode, encode, shown_type
-from vedette.core.rules import Rule, RuleErrors, load_rules
+from vedette.core.ruleload import RulesRefused, load_whole
+from vedette.core.rules import Rule
 from vedette.core.twin import Twin
 from vedette.core.yamlevents import TooDeep, events
 
@@ -942,8 +943,8 @@ class _Reader:
         if not paths:
             raise _Trouble("rules: names no file", keys["rules"])
         try:
-            rules = load_rules(paths).rules
-        except RuleErrors as error:
+            rules = load_whole(paths).rules
+        except RulesRefused as error:
             self.fail(f"the rules cannot be loaded:\n{error}", keys["rules"].start_mark)
         known = {rule.name for rule in rules} if rules else None
         node = keys["cases"]

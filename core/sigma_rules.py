@@ -195,6 +195,10 @@ def message_of(error: Exception) -> str:
 
 def guarded(make: Callable[[], Any], document: Document, *keys: str) -> Any:
     """Return what a call of pySigma makes; None, with an error, where it raises."""
+    if not isinstance(document.data.get("id", ""), str):
+        # What is a number in YAML is none to pySigma, which fails on it without a reason.
+        document.error("id: expected a UUID, such as 929a690e-bef0-4204-a928-ef5e620d6fcc", "id")
+        return None
     try:
         return make()
     except sigma_errors.SigmaError as error:
@@ -388,7 +392,7 @@ class _Compiler:
         detection = self.parsed.detection.detections.get(name)
         if detection is None:
             known = ", ".join(self.parsed.detection.detections)
-            raise _Failed("condition", f"there is no detection {shown(name)}; there are {known}")
+            raise _Failed("condition", f"there is no detection {shown(name)}; known are {known}")
         return self.detection(name, detection, positive)
 
     def detection(self, name: str, detection: SigmaDetection, positive: bool) -> Expr:

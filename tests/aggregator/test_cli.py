@@ -18,7 +18,7 @@ from tests.aggregator import attack
 from tests.aggregator.service import until
 from tests.installed import with_etc
 from vedette import __version__
-from vedette.aggregator import config, terminal, views
+from vedette.aggregator import cli, config, terminal, views
 from vedette.aggregator.sequences import fleet_of
 from vedette.aggregator.store import Store
 from vedette.core.wire import Batch
@@ -281,6 +281,73 @@ def test_check_tells_every_mistake(tmp_path: Path) -> None:
     assert f'{file}:6:11: sequence "bad": within: expected a duration' in bad
     assert "step \"one\": no enabled rule 'ssh_lgin'; did you mean ssh_login?" in rule
     assert "no enabled rule with the tag 'nosuchtag'" in tag
+
+
+def test_a_configuration_is_checked_whole(tmp_path: Path) -> None:
+    assert run("keys", "init", tmp_path / "a.key").returncode == 0
+    (tmp_path / "junk").write_text("junk\n")
+    (tmp_path / "hosts.allow").write_text("")
+    keys = "key_file: a.key, allow_list: hosts.allow"
+    (tmp_path / "good.yaml").write_text(
+        f"listen: {{endpoint: 'tcp://0.0.0.0:7710', {keys}}}\n"
+        f"sequences: {{files: [{RULES}/sequences.yaml]}}\n"
+        "outputs: [{type: file, path: alerts.jsonl}]\n"
+    )
+    done = run("aggregator", "check", tmp_path / "good.yaml", "--rules", RULES)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "valid; 1 sequence, keys of 0 hosts and 0 readers, 1 output, store" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a.key", "good.yaml", "hosts.allow", "junk")
+    ]
+    (tmp_path / "bad.yaml").write_text(
+        "listen: {endpoint: 'tcp://0.0.0.0:7710', key_file: junk, allow_list: junk}\n"
+        "store: {path: none/x.db}\n"
+        "sequences: {files: [none.yaml]}\n"
+        "outputs:\n"
+        "  - {type: file, path: none/alerts.jsonl}\n"
+        "  - {type: webhook, url: 'http://localhost/', ca_file: junk}\n"
+    )
+    done = run("aggregator", "check", tmp_path / "bad.yaml", "--json")
+    assert done.returncode == 2
+    told = json.loads(done.stdout)
+    assert told["valid"] is False
+    for problem, (key, reason) in zip(
+        told["problems"],
+        [
+            ("listen.key_file", "mode 0644 lets others read the secret key"),
+            ("listen.allow_list", "junk:1: "),
+            ("", "none.yaml: cannot be read"),
+            ("outputs[0].path", "none does not exist; make it first"),
+            ("outputs[1].ca_file", "has no certificate"),
+            ("store", "none does not exist; make it first"),
+        ],
+        strict=True,
+    ):
+        assert problem.startswith(key)
+        assert reason in problem
+    (tmp_path / "open.yaml").write_text("queries: {endpoint: 'tcp://0.0.0.0:7711'}\n")
+    done = run("aggregator", "check", tmp_path / "open.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "queries.endpoint: tcp://0.0.0.0:7711: can be reached from other" in done.stderr
+
+
+def test_a_store_that_will_be_migrated_is_no_mistake(tmp_path: Path, store_path: Path) -> None:
+    (tmp_path / "old.db").touch()
+    (tmp_path / "a.yaml").write_text("store: {path: old.db}\n")
+    assert "old.db (will be migrated)" in run("aggregator", "check", tmp_path / "a.yaml").stdout
+    (tmp_path / "a.yaml").write_text(f"store: {{path: {store_path}}}\n")
+    assert run("aggregator", "check", tmp_path / "a.yaml").stdout.endswith(f"{store_path}\n")
+
+
+def test_help_has_each_command_in_a_panel() -> None:
+    done = run("-h")
+    assert done.returncode == 0
+    listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ")]
+    for panel, names in cli.PANELS.items():
+        assert f"╭─ {panel} " in done.stdout
+        assert set(names) <= set(listed)
+    assert "╭─ Commands" not in done.stdout
+    assert "vedette rules check rules" in run("rules", "check", "-h").stdout
 
 
 def test_fields_are_listed() -> None:

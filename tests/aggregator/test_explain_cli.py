@@ -47,7 +47,7 @@ def test_a_rule_that_is_not_there_and_a_file_that_is_none(tmp_path: Path) -> Non
     file.write_text(RULES)
     missing = vedette("rules", "explain", "Reads shadw", str(file))
     assert missing.returncode == 1
-    assert "did you mean 'Reads shadow'" in missing.stderr
+    assert missing.stderr == "vedette: no rule Reads shadw; did you mean Reads shadow?\n"
     file.write_text(RULES.replace("fd.name =", "fd.nam ="))
     broken = vedette("rules", "explain", "Reads shadow", str(file))
     assert broken.returncode == 2

@@ -221,6 +221,60 @@ def test_the_three_languages_are_told_apart(tmp_path: Path, good: Path) -> None:
     assert place["position"] == {"name": str(tmp_path / "odd.yaml"), "line": 1, "column": 1}
 
 
+def test_every_command_reads_the_three_languages(tmp_path: Path, good: Path) -> None:
+    (tmp_path / "netcat.yaml").write_text(
+        "title: Netcat\nlogsource: {product: linux, category: process_creation}\n"
+        "detection: {nc: {Image|endswith: /nc}, condition: nc}\n"
+    )
+    (tmp_path / "policy.yaml").write_text(
+        "apiVersion: security.kubearmor.com/v1\nkind: KubeArmorHostPolicy\n"
+        "metadata: {name: no-su}\nspec:\n  nodeSelector: {matchLabels: {a: b}}\n"
+        "  process: {matchPaths: [{path: /bin/su}]}\n  action: Audit\n"
+    )
+    for rule in ("Netcat", "no-su process", "reads shadow"):
+        done = run("rules", "explain", rule, tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), rule
+    capture = tmp_path / "none.vcap"
+    capture.write_bytes(b"none")
+    done = run("rules", "cost", capture, tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"vedette: {capture}: not a capture file")
+    cases = tmp_path / "tests" / "cases.yaml"
+    cases.parent.mkdir()
+    cases.write_text(
+        "rules: [../netcat.yaml, ../policy.yaml]\ncases:\n"
+        "  - case: nc\n    event: {evt.type: execve, proc.exepath: /usr/bin/nc}\n"
+        "    exactly: [Netcat]\n"
+        "  - case: su\n    event: {evt.type: execve, proc.exepath: /bin/su}\n"
+        "    exactly: [no-su process]\n"
+    )
+    done = run("rules", "test", cases)
+    assert (done.returncode, done.stdout) == (0, "2 passed, 0 failed, 0 errors in 1 file\n")
+    sequence = tmp_path / "s" / "sequence.yaml"
+    sequence.parent.mkdir()
+    sequence.write_text(
+        "- sequence: s\n  within: 1m\n  steps:\n    - {as: a, signal: Netcat}\n"
+        "    - {as: b, signal: no-su process}\n  priority: INFO\n"
+    )
+    done = run("sequences", "check", sequence, "--rules", tmp_path / "netcat.yaml")
+    assert done.returncode == 2
+    assert "step \"b\": no enabled rule 'no-su process'" in done.stderr
+    (tmp_path / "netcat.yaml").write_text("title: Netcat\nid: 1\nlogsource: {}\ndetection: {}\n")
+    for command in (("rules", "explain", "x"), ("rules", "cost", capture)):
+        done = run(*command, tmp_path / "netcat.yaml")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert 'netcat.yaml:2:5: error: rule "Netcat": id: expected a UUID' in done.stderr
+
+
+def test_a_folder_without_rules_or_cases_is_no_silent_success(tmp_path: Path) -> None:
+    done = run("rules", "check", tmp_path)
+    assert done.stderr == f"vedette: {tmp_path}: warning: a folder without *.yaml or *.yml\n"
+    assert run("rules", "check", tmp_path, "--strict").returncode == 2
+    done = run("rules", "test", tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path}: no cases: a folder without *.yaml or *.yml\n" in done.stdout
+
+
 def test_rules_are_converted(tmp_path: Path) -> None:
     sigma = tmp_path / "sigma.yml"
     sigma.write_text(
