@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +33,8 @@ from tests.aggregator.service import (
 )
 from vedette.agent.shipper import Shipper
 from vedette.aggregator import config, releases
+from vedette.aggregator.query_server import metrics as metrics_of_questions
+from vedette.aggregator.sequences import Correlator
 from vedette.aggregator.server import (
     PENDING_MAX,
     REPORT_KEY,
@@ -454,6 +458,33 @@ def test_metrics_and_health_over_http(tmp_path: Path) -> None:
         assert dashboard.missing("vedette_host_", shown) == set()
         assert get(f"{url}/healthz") == "ok\n"
     server.close()
+
+
+def test_the_guide_has_the_metrics_that_there_are(tmp_path: Path) -> None:
+    text = (
+        f"listen: {{endpoint: 'tcp://127.0.0.1:*'}}\nmetrics: {{listen: '127.0.0.1:0'}}\n"
+        f"outputs: [{{type: file, path: {tmp_path}/alerts}}]"
+    )
+    settings = config.parse(text, tmp_path / "c.yaml")
+    server = Server(settings, lambda store: Correlator(store, ()))
+    try:
+        server.of_questions = lambda: metrics_of_questions(Counter())
+        assert server.metrics is not None
+        url = f"http://127.0.0.1:{server.metrics.port}/metrics"
+        until(lambda: server.step(0.01) or "sequences_signals" in get(url), "a tick")
+        suffixes = {"counter": "_total", "info": "_info"}
+        shown = {
+            f"{name}{suffixes.get(kind, '')}"
+            for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", get(url), re.MULTILINE)
+        }
+    finally:
+        server.close()
+    guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = guide[guide.index("\n| aggregator | |\n") : guide.index("\n| agent (as of")]
+    told = re.findall(r"`(vedette|…)(_\w+)[`{]", table)
+    assert {
+        ("vedette_aggregator" if first == "…" else first) + rest for first, rest in told
+    } == shown
 
 
 def test_the_aggregators_own_numbering_is_nobody_elses(tmp_path: Path) -> None:
