@@ -719,6 +719,14 @@ def test_each_call_in_each_abi(machine: Machine, case: Case) -> None:
         check(case, done, records, is_compat=True)
 
 
+def test_a_length_in_two_registers_is_whole(machine: Machine) -> None:
+    expected = one_path("path", "absent", length=str(0x100000003))
+    case = Case("truncate", "", expected, ENOENT, wide="sabsent n3 n1")
+    number, flags = CALLS["truncate"].compat[1]
+    done, records = machine.run(case, "compat", number, flags)
+    check(case, done, records, is_compat=True)
+
+
 OF_MODULES = {"init_module", "finit_module", "delete_module"}
 # Modules that need no other, with a parameter by which they make nothing.
 MODULES = {"dummy": "numdummies=0", "ifb": "numifbs=0"}
