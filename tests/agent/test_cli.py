@@ -213,7 +213,7 @@ def test_the_configuration_is_found_without_being_named(
     monkeypatch.setattr(config, "INSTALLED_FILE", package)
     monkeypatch.delenv("VEDETTE_AGENT_CONFIG", raising=False)
     ran = agent("config", "check")
-    assert ran.code == 2 and "which configuration? Give --config FILE" in ran.err
+    assert ran.code == 2 and "which configuration? Give FILE, or set" in ran.err
     package.write_text(text)
     ran = agent("config", "check")
     assert (ran.code, ran.out) == (0, f"{package}: valid; 2 rules\n")

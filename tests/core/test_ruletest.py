@@ -364,7 +364,7 @@ def test_all_errors_of_a_file_are_named_with_their_places(tmp_path: Path) -> Non
         (RULES.encode(), "if this is a rule file, name the file of its cases instead"),
         (b"cases: []", "the key rules is missing"),
         (b"rules: []\ncases: []", "rules: names no file"),
-        (b"rules: [none.yaml]\ncases: []", "none.yaml: No such file or directory"),
+        (b"rules: [none.yaml]\ncases: []", "none.yaml: error: No such file or directory"),
         (b"rules: [rules.yaml]\ncases: x", "cases: expected a sequence"),
         (b"rules: [rules.yaml]\ncases: []\nuser: {}", "unknown key user"),
         (b"rules: [rules.yaml]\ncases: []\nusers: {ana: 1000}", "'ana' is not an id"),
@@ -442,7 +442,7 @@ FAILS = "  - {case: 'b\\x07', event: {evt.type: openat, fd.name: /x}, exactly: [
 
 def test_the_command_says_what_passed(tmp_path: Path) -> None:
     assert vedette(cases(tmp_path, PASSES)) == Ran(
-        0, "1 passed, 0 failed, 0 errors in 1 files\n", ""
+        0, "1 passed, 0 failed, 0 errors in 1 file\n", ""
     )
 
 
@@ -452,7 +452,7 @@ def test_the_command_names_what_failed(tmp_path: Path) -> None:
     ran = vedette(path, "--junit", report)
     assert (ran.code, ran.out) == (
         1,
-        f'{path}:4: case "b\\x07": reads matched\n1 passed, 1 failed, 0 errors in 1 files\n',
+        f'{path}:4: case "b\\x07": reads matched\n1 passed, 1 failed, 0 errors in 1 file\n',
     )
     (suite,) = ET.parse(report).getroot()
     assert suite.attrib == {
@@ -490,7 +490,7 @@ def test_the_command_fails_where_cases_are_missing(tmp_path: Path) -> None:
     ran = vedette(path, "--complete")
     assert ran.code == 1
     assert 'rule "runs": no case that it matches\n' in ran.out
-    assert ran.out.endswith("1 passed, 0 failed, 0 errors in 1 files, 5 cases missing\n")
+    assert ran.out.endswith("1 passed, 0 failed, 0 errors in 1 file, 5 cases missing\n")
 
 
 def test_the_command_needs_a_folder_that_it_may_read(tmp_path: Path) -> None:
