@@ -557,7 +557,7 @@ def test_an_exclusion_that_cannot_be_seen_is_an_error() -> None:
         (rule(f"CommandLine: '{'a ' * 130}'"), "more than 128 blanks and wildcards"),
         (rule(f"{{a: {{Image: x}}, condition: '{'not ' * 1000}a'}}"), "nested too deep"),
         (rule(f"{{a: {{Image: x}}, condition: '{'a or ' * 1000}a'}}"), "longer than 4096"),
-        (rule("{a: {Image: x}, condition: b}"), "there is no detection b; there are a"),
+        (rule("{a: {Image: x}, condition: b}"), "there is no detection b; known are a"),
         (rule("{a: {Image: x}, condition: 1 of b*}"), "there is no detection b*"),
         (rule("{a: {Image: x}, condition: a and}"), "Expected"),
         (rule("{a: {Image: x}, condition: 5}"), "condition: expected text"),
