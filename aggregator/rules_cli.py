@@ -32,7 +32,8 @@ from vedette.core.signal import PRIORITIES
 
 EXIT_RUNTIME = 1
 EXIT_USAGE = 2
-PIPED_WIDTH = 160
+# Lines that are piped are not folded, so that grep finds what stands in them.
+PIPED_WIDTH = 10_000
 
 
 rules_app = typer.Typer(

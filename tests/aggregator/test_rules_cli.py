@@ -141,6 +141,15 @@ def test_rules_are_listed(good: Path, bad: Path) -> None:
     assert "3 errors; `vedette rules check` shows them" in done.stderr
 
 
+def test_piped_lists_are_not_folded(tmp_path: Path) -> None:
+    file = tmp_path / ("long" * 50 + ".yaml")
+    file.write_text(GOOD)
+    listed = run("rules", "list", file).stdout.splitlines()
+    assert [line.split()[-1] for line in listed if f"{file}:" in line] == [
+        *(f"{file}:5", f"{file}:12", f"{file}:17")
+    ]
+
+
 def test_a_rule_is_shown_as_it_is_used(good: Path, bad: Path) -> None:
     done = run("rules", "show", "reads shadow", good)
     assert (
