@@ -41,7 +41,7 @@ from vedette.aggregator.config import load as load_config
 from vedette.aggregator.query_client import is_remote, keys_for, read_client, remote
 from vedette.aggregator.questions import Source, local
 from vedette.aggregator.sequences import Fleet
-from vedette.aggregator.store import Store
+from vedette.aggregator.store import Store, is_url
 from vedette.core.output import clean
 from vedette.core.signal import PRIORITIES
 
@@ -234,6 +234,11 @@ def target_of(path: str | None, config_file: Path | None) -> str:
     if not path:
         raise UsageError(
             f"which store? Give --store PATH or --config FILE, or set {STORE_VARIABLE}{_unread()}"
+        )
+    if "://" in path and not (is_url(path) or is_remote(path)):
+        raise UsageError(
+            f"{path}: expected the path of a SQLite file, postgresql://USER@HOST/NAME, or a query "
+            "socket, tcp://HOST:7711"
         )
     return path
 

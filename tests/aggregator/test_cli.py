@@ -382,6 +382,7 @@ def test_version() -> None:
         (("hosts",), 2, "which store? Give --store PATH"),
         (("hosts", "--store", "{tmp}/none"), 1, "no such store"),
         (("hosts", "--store", "{tmp}/garbage"), 1, "not a store of Vedette"),
+        (("hosts", "--store", "mysql://db/x"), 2, "mysql://db/x: expected the path of a SQLite"),
         (("hosts", "--config", "{tmp}/none"), 2, "cannot be read"),
         (("hosts", "--store", "{store}", "--config", "{tmp}/x"), 2, "give one"),
         (("alerts", "--store", "{store}", "--since", "soon"), 2, "--since: expected 90s"),
