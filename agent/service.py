@@ -84,7 +84,9 @@ _LABELLED = (
 
 def _counts(name: str) -> bool:
     """Tell whether a value only rises; the engine's are of either kind."""
-    return name.startswith(("capture.", "names.", "procfs.", "rules.", "ship.", "release."))
+    return name.startswith(
+        ("capture.", "hashes.", "names.", "procfs.", "rules.", "ship.", "release.")
+    )
 
 
 class Requests:

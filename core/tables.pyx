@@ -708,7 +708,7 @@ cdef inline bint _is_sock(const vedette_header* h) noexcept nogil:
 
 
 cdef inline bint _is_either_way(const vedette_sock* r) noexcept nogil:
-    """Whether the type is one of fields.EITHER_WAY."""
+    """Whether the type is one of fields._EITHER_WAY."""
     return (VEDETTE_DUP <= r.h.type <= VEDETTE_DUP3 or r.h.type == VEDETTE_FCNTL
             or _is_data(&r.h))
 

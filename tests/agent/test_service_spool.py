@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import dashboard
+from tests import dashboard, guide
 from tests.agent.test_service import Agent, WaitUntil
 from tests.aggregator.service import aggregator, metrics_url
 from vedette.aggregator.store import Host, Store
+from vedette.core import releases
 
 pytestmark = pytest.mark.bpf
 
@@ -69,12 +70,26 @@ def test_alerts_of_agents_that_were_killed_arrive_once_each(
         agent.close()
 
 
+HASHES = """
+- rule: Known to be bad
+  desc: asks for hashes
+  condition: evt.type = execve and proc.exe_sha256 = 0
+  output: "%proc.exepath"
+  priority: DEBUG
+"""
+
+
 def test_metrics_of_a_running_agent(tmp_path: Path, cgroup: Path, wait_until: WaitUntil) -> None:
     extra = (
         "metrics: {listen: '127.0.0.1:0'}\n"
         f"ship: {{endpoint: 'ipc://{tmp_path}/nobody', spool_path: spool}}\n"
     )
     agent = Agent(tmp_path, cgroup, wait_until, extra)
+    signer = releases.make_key(tmp_path / "signing.pem")
+    files = f"[rules.yaml], signers: ['{signer}'], releases_path: releases"
+    agent.config.write_text(agent.config.read_text().replace("[rules.yaml]", files))
+    with agent.rules.open("a") as stream:
+        stream.write(HASHES)
     try:
         agent.start("run", "--config", str(agent.config))
         agent.does(f"echo x > {agent.secret}/one")
@@ -89,6 +104,7 @@ def test_metrics_of_a_running_agent(tmp_path: Path, cgroup: Path, wait_until: Wa
         assert "vedette_agent_capture_" in get("metrics")
         wait_until(lambda: dashboard.missing("vedette_agent_", get("metrics")) == set())
         assert dashboard.names("vedette_agent_")
+        assert guide.differences("agent", get("metrics")) == set()
         assert get("healthz") == "ok\n"
         agent.stop()
     finally:

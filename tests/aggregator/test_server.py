@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import threading
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from tests import dashboard
+from tests import dashboard, guide
 from tests.aggregator import test_releases as release_tests
 from tests.aggregator.postgres import MISSING, Postgres, programs
 from tests.aggregator.service import (
@@ -472,19 +471,9 @@ def test_the_guide_has_the_metrics_that_there_are(tmp_path: Path) -> None:
         assert server.metrics is not None
         url = f"http://127.0.0.1:{server.metrics.port}/metrics"
         until(lambda: server.step(0.01) or "sequences_signals" in get(url), "a tick")
-        suffixes = {"counter": "_total", "info": "_info"}
-        shown = {
-            f"{name}{suffixes.get(kind, '')}"
-            for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", get(url), re.MULTILINE)
-        }
+        assert guide.differences("aggregator", get(url)) == set()
     finally:
         server.close()
-    guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    table = guide[guide.index("\n| aggregator | |\n") : guide.index("\n| agent (as of")]
-    told = re.findall(r"`(vedette|…)(_\w+)[`{]", table)
-    assert {
-        ("vedette_aggregator" if first == "…" else first) + rest for first, rest in told
-    } == shown
 
 
 def test_the_aggregators_own_numbering_is_nobody_elses(tmp_path: Path) -> None:
