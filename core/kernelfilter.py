@@ -267,7 +267,8 @@ def _words_of_ends(where: str, ends: list[End]) -> str:
     called = {"ipv4": "IPv4", "ipv6": "IPv6", "unix": "Unix sockets", "": "other families"}[where]
     if where == "unix":
         count = len(others)
-        return f"{called} outside of {count} prefixes" if count else called
+        some = "1 prefix" if count == 1 else f"{count} prefixes"
+        return f"{called} outside of {some}" if count else called
     texts = [
         f"{fields.ip_text(beginning)}/{bits}"
         for _, beginning, bits, passes in others
