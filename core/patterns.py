@@ -55,12 +55,11 @@ def _byte_class(chosen: set[int]) -> bytes:
     return b"[" + b"".join(b"\\x%02x" % byte for byte in sorted(chosen)) + b"]"
 
 
-def _lower(byte: int) -> int:
-    return bytes([byte]).lower()[0]
+_LOWER = bytes(range(256)).lower()
 
 
 def _folded(lowered: set[int]) -> set[int]:
-    return {byte for byte in range(256) if _lower(byte) in lowered}
+    return {byte for byte, lower in enumerate(_LOWER) if lower in lowered}
 
 
 def _bracket(glob: bytes, at: int, fold: bool) -> tuple[set[int], int] | None:
@@ -83,11 +82,11 @@ def _bracket(glob: bytes, at: int, fold: bool) -> tuple[set[int], int] | None:
             at += 1
             if glob[at : at + 1] == b"\\" and at + 1 < len(glob):
                 at += 1
-            low, high = (_lower(low), _lower(glob[at])) if fold else (low, glob[at])
+            low, high = (_LOWER[low], _LOWER[glob[at]]) if fold else (low, glob[at])
             chosen.update(range(low, high + 1))
             at += 1
         else:
-            chosen.add(_lower(low) if fold else low)
+            chosen.add(_LOWER[low] if fold else low)
     return None
 
 
@@ -124,7 +123,7 @@ def glob_regex(glob: bytes, *, fold: bool = False) -> bytes:
                 out.append(_NOTHING)
                 break
         if fold and char.isalpha():
-            out.append(_byte_class(_folded({_lower(char[0])})))
+            out.append(_byte_class({*char.lower(), *char.upper()}))
         else:
             out.append(b"\\x%02x" % char[0])
     return b"".join(out)
