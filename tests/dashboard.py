@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from tests import guide
+
 DASHBOARD = Path(__file__).resolve().parents[1] / "packaging" / "grafana-dashboard.json"
 
 
@@ -16,7 +18,6 @@ def names(prefix: str) -> set[str]:
     return set(re.findall(rf"\b{prefix}\w+", text))
 
 
-def missing(prefix: str, shown: str) -> set[str]:
+def missing(prefix: str, page: str) -> set[str]:
     """Return those that a page of metrics does not have, be it without a value yet."""
-    families = set(re.findall(r"^# TYPE (\S+) ", shown, re.MULTILINE))
-    return {name for name in names(prefix) if name.removesuffix("_total") not in families}
+    return names(prefix) - guide.shown(page)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -253,6 +254,11 @@ HIDDEN_RULES = """
     %evt.type %proc.exepath %proc.exe_sha256 %proc.is_exe_from_memfd %proc.is_exe_deleted %proc.exe_ino
     %proc.name %proc.pexe_sha256 %evt.arg.filename
   priority: WARNING
+- rule: Knows the shell
+  desc: it runs another program, and its own hash is known
+  condition: evt.type = execve and proc.name = true and proc.pexe_sha256 exists and not proc.pexe_sha256 in ({digests})
+  output: "%proc.pexe_sha256"
+  priority: WARNING
 - rule: Below what is hidden
   desc: it runs another program
   condition: evt.type = execve and proc.pexe_sha256 in ({digests})
@@ -296,17 +302,24 @@ def test_memory_and_deleted_files_that_are_executed_are_known_by_their_content(
         agent.rules.write_text(HIDDEN_RULES.format(digests=", ".join(digests.values())))
         recording = tmp_path / "run.vcap"
         agent.start("run", "--config", str(agent.config), "--record", str(recording))
+
+        def told_by(rule: str) -> list[dict[str, Any]]:
+            lines: list[dict[str, Any]] = agent.printed()
+            return [line["output_fields"] for line in lines if line["rule"] == rule]
+
+        def knows_the_shell() -> bool:
+            agent.does("/bin/true")
+            return bool(told_by("Knows the shell"))
+
+        wait_until(knows_the_shell)
         for (kind, how), name in zip(cases, names, strict=True):
             agent.does(f"{sys.executable} -IS hidden.py {kind} {how} {name} &")
-        wait_until(lambda: len(agent.printed()) == len(cases))
+        wait_until(lambda: len(told_by("Hidden")) == len(cases))
         agent.does(f"for i in {' '.join(names)}; do echo go > $i.hold; done; wait")
-        wait_until(lambda: len(agent.printed()) == 2 * len(cases))
+        wait_until(lambda: len(told_by("Below what is hidden")) == len(cases))
         agent.stop()
-        told = {}
-        for line in agent.printed()[: len(cases)]:
-            fields = line["output_fields"]
-            assert isinstance(fields, dict) and line["rule"] == "Hidden"
-            told[fields["proc.exe_sha256"]] = fields
+        told = {fields["proc.exe_sha256"]: fields for fields in told_by("Hidden")}
+        assert len(told) == len(told_by("Hidden")) == len(cases)
         for (kind, how), name in zip(cases, names, strict=True):
             inode, number = (tmp_path / f"{name}.known").read_text().split()
             fields = told[digests[name]]
@@ -320,11 +333,11 @@ def test_memory_and_deleted_files_that_are_executed_are_known_by_their_content(
                 else f"/proc/self/fd/{number}",
             }  # fmt: skip
             assert {key: fields[key] for key in expected} == expected
-            # The shell's hash may not be known yet.
-            assert fields.get("proc.pexe_sha256") not in digests.values()
-        below = [line["output_fields"] for line in agent.printed()[len(cases) :]]
-        assert {fields["proc.pexe_sha256"] for fields in below} == set(digests.values())  # type: ignore[index]
-        assert {fields["proc.name"] for fields in below} == {"true"}  # type: ignore[index]
+            assert fields["proc.pexe_sha256"] not in digests.values()
+        below = told_by("Below what is hidden")
+        assert len(below) == len(cases)
+        assert {fields["proc.pexe_sha256"] for fields in below} == set(digests.values())
+        assert {fields["proc.name"] for fields in below} == {"true"}
         argv = [*COMMAND, "replay", str(recording), "--rules", str(agent.rules)]
         replayed = subprocess.run(argv, capture_output=True, check=True).stdout
         assert [json.loads(line) for line in replayed.splitlines()] == agent.printed()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -268,9 +270,17 @@ def where(service: Service) -> tuple[str, int]:
     return host, int(port)
 
 
+def connected(service: Service) -> float:
+    """How many connections are open, as the gate's metrics say now."""
+    with urllib.request.urlopen(f"{service.metrics_url}/metrics") as answer:
+        page = answer.read().decode()
+    (count,) = re.findall(r"^vedette_aggregator_gate_connections (\S+)$", page, re.MULTILINE)
+    return float(count)
+
+
 def test_a_source_that_fails_is_shut_out_and_hosts_are_not(tmp_path: Path) -> None:
     with (
-        aggregator(tmp_path, TCP) as service,
+        aggregator(tmp_path, TCP + "metrics: {listen: '127.0.0.1:0'}") as service,
         shipper(service.endpoint, "good") as agent,
     ):
         until(lambda: agent.state == "connected", "a connection")
@@ -278,10 +288,13 @@ def test_a_source_that_fails_is_shut_out_and_hosts_are_not(tmp_path: Path) -> No
         with contextlib.ExitStack() as stack:
             made = [connects("127.0.0.9", server) for _ in range(30)]
             # Who is gone before the gate has asked for its address is counted with nobody's.
-            until(lambda: reported(service).get("gate.connections") == 31, "all to be noted")
-            for each in made:
+            until(lambda: connected(service) == 31, "all to be noted")
+            for number, each in enumerate(made):
                 assert each is not None
                 stack.enter_context(each).sendall(bytes(64))
+                if number == 14:
+                    until(lambda: connected(service) == 16, "the ends of 15")
+                    assert fail(server, "127.0.0.9")
             until(lambda: not fail(server, "127.0.0.9"), "silence")
         for number in range(10):
             agent.send(signals(10 * number + 1, 10 * number + 10))

@@ -660,14 +660,14 @@ def test_what_the_hosts_own_files_have_wrong_is_no_fault_of_a_release(keys: Keys
     assert reload(None).error is None
     assert (host.in_force, host.report.number, host.report.status) == (1, 1, "trial")
     # What the kernel refuses of a configuration that was changed under it is not, either.
-    reload(path, uncaptured="the kernel takes no program more")
+    full = "the kernel takes no program more"
+    reload(path, uncaptured=full)
     assert (host.wanted, host.in_force, host.report.status) == (1, 1, "trial")
     # One that is bad itself is, with the same files.
     deliver(host, made(keys, 2, files=[RuleFile("b.yaml", b"- rule: [")]))
     assert reload(None).error is not None
     assert (host.wanted, host.report.status) == (1, "failed")
     deliver(host, made(keys, 3))
-    full = "the kernel takes no program more"
     # It was not asked for anything yet.
     reload(None, uncaptured=full, is_swapped=False)
     assert (host.wanted, host.due(), host.in_force, host.report.status) == (3, False, 1, "taking")

@@ -444,7 +444,7 @@ def test_metrics_and_health_over_http(tmp_path: Path) -> None:
     text = f"listen: {{endpoint: 'ipc://{tmp_path}/s'}}\nmetrics: {{listen: '127.0.0.1:0'}}"
     server = Server(config.parse(text, tmp_path / "c.yaml"))
     assert server.metrics is not None
-    url = f"http://127.0.0.1:{server.metrics.port}"
+    url = server.metrics.url
     with shipper(server.endpoint) as agent:
         agent.send(signals(1, 5))
         until(lambda: server.step(0.01) or agent.stats()["kept"] == 0, "acknowledged")
@@ -469,7 +469,7 @@ def test_the_guide_has_the_metrics_that_there_are(tmp_path: Path) -> None:
     try:
         server.of_questions = lambda: metrics_of_questions(Counter())
         assert server.metrics is not None
-        url = f"http://127.0.0.1:{server.metrics.port}/metrics"
+        url = f"{server.metrics.url}/metrics"
         until(lambda: server.step(0.01) or "sequences_signals" in get(url), "a tick")
         assert guide.differences("aggregator", get(url)) == set()
     finally:

@@ -165,6 +165,15 @@ def test_a_boot_that_never_said_hello_is_refused(where: str) -> None:
         store.commit("a", "boot", wire.Batch(signals=[signal(1, 1)]), 1, 0)
 
 
+def in_pages(store: Store, until_ns: int, limit: int) -> list[SignalKey]:
+    """Read all that is released up to a time, a page of so many after the other."""
+    found: list[SignalKey] = []
+    while page := store.released(found[-1] if found else None, until_ns, limit):
+        assert len(page) <= limit
+        found += [one.key for one in page]
+    return found
+
+
 @settings(max_examples=15)
 @given(
     arrivals=st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 6)), min_size=1, max_size=12),
@@ -178,11 +187,7 @@ def test_released_pages_are_the_fleet_in_order(
         for host_id, time_ns in arrivals:
             numbers[host_id] += 1
             commit(store, host_id, signal(numbers[host_id], time_ns))
-        after, found = None, []
-        while page := store.released(after, 4, limit):
-            assert len(page) <= limit
-            found += [s.key for s in page]
-            after = page[-1].key
+        found = in_pages(store, 4, limit)
         seen = {"a": 0, "b": 0}
         expected = []
         for host_id, time_ns in arrivals:
@@ -193,6 +198,19 @@ def test_released_pages_are_the_fleet_in_order(
 
 
 BUCKET_NS = 1 << BUCKET_BITS
+
+
+def loads_of(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the batches that are read from now on, as `batches`."""
+    done: Counter[str] = Counter()
+    load = stored_signals.Reader._load
+
+    def loading(self: Any, connection: Any, ids: list[int]) -> list[Any]:
+        done["batches"] += len(ids)
+        return load(self, connection, ids)
+
+    monkeypatch.setattr(stored_signals.Reader, "_load", loading)
+    return done
 
 
 @settings(max_examples=15)
@@ -245,11 +263,7 @@ def test_what_is_too_much_to_be_held_is_in_order_all_the_same(
             store.hello(hello(host_id, boot_id=boot_id), 1, 100)
             store.commit(host_id, boot_id, wire.Batch(signals=made), 1000, released_ns=0)
         keys.sort()
-        after, found = None, []
-        while page := store.released(after, 4 * BUCKET_NS, limit):
-            found += [s.key for s in page]
-            after = page[-1].key
-        assert found == keys
+        assert in_pages(store, 4 * BUCKET_NS, limit) == keys
         # As after a restart, from the middle of a bucket.
         after = keys[len(keys) // 2]
         with Store.open(store.name, read_only=True) as other:
@@ -292,26 +306,18 @@ def test_a_bucket_of_any_size_is_read_in_time_that_grows_with_it(
     monkeypatch.setattr(stored_signals, "CACHE_BYTES", 1 << 12)
     is_more = spread == "more batches than are queued"
     monkeypatch.setattr(stored_signals, "QUEUED_BATCHES_MAX", 50 if is_more else 1 << 10)
-    loads = rows = 0
-    load, waiting = stored_signals.Reader._load, stored_signals.Reader._waiting
-
-    def loading(self: Any, connection: Any, ids: list[int]) -> list[Any]:
-        nonlocal loads
-        loads += len(ids)
-        return load(self, connection, ids)
+    done = loads_of(monkeypatch)
+    waiting = stored_signals.Reader._waiting
 
     def queued(*arguments: Any) -> Iterator[Any]:
-        nonlocal rows
         for row in waiting(*arguments):
-            rows += 1
+            done["rows"] += 1
             yield row
 
-    monkeypatch.setattr(stored_signals.Reader, "_load", loading)
     monkeypatch.setattr(stored_signals.Reader, "_waiting", queued)
     count = 4
 
     def read(batches: int, name: str) -> tuple[int, int, int, int]:
-        nonlocal loads, rows
         with Store.open(tmp_path / name) as store:
             store.hello(hello("a"), 1, 100)
             keys: list[SignalKey] = []
@@ -330,18 +336,13 @@ def test_a_bucket_of_any_size_is_read_in_time_that_grows_with_it(
                         made.append(signal(seq, time_ns, output=noise(seq, 300)))
                     store.commit("a", "boot", wire.Batch(signals=made), 1000, released_ns=0)
             keys.sort()
-            loads = rows = 0
-            found: list[SignalKey] = []
-            after = None
-            while page := store.released(after, BUCKET_NS - 1, 50):
-                found += [one.key for one in page]
-                after = page[-1].key
-            assert found == keys
-            in_order = loads, rows
-            loads = rows = 0
+            done.clear()
+            assert in_pages(store, BUCKET_NS - 1, 50) == keys
+            in_order = done["batches"], done["rows"]
+            done.clear()
             newest = store.signals(limit=len(keys))
             assert [one.key for one in newest] == keys
-            return *in_order, loads, rows
+            return *in_order, done["batches"], done["rows"]
 
     few, many = read(60, "few"), read(240, "many")
     most = {"one time": 2.5, "whole bucket": count + 0.5}.get(spread, 1.5)
@@ -362,15 +363,7 @@ def test_batches_whose_signals_take_turns_are_not_read_for_each_signal(
     monkeypatch.setattr(stored_signals, "RUN_BYTES_MAX", 1 << 17)
     monkeypatch.setattr(stored_signals, "CACHE_BYTES", 1 << 12)
     monkeypatch.setattr(stored_signals, "MADE_BYTES", 0)
-    loads = 0
-    load = stored_signals.Reader._load
-
-    def loading(self: Any, connection: Any, ids: list[int]) -> list[Any]:
-        nonlocal loads
-        loads += len(ids)
-        return load(self, connection, ids)
-
-    monkeypatch.setattr(stored_signals.Reader, "_load", loading)
+    done = loads_of(monkeypatch)
     batches, count = 40, 200
     with Store.open(tmp_path / "s") as store:
         store.hello(hello("a"), 1, 100)
@@ -384,15 +377,12 @@ def test_batches_whose_signals_take_turns_are_not_read_for_each_signal(
             keys += [(one.time_ns, "a", one.seq, "boot") for one in made]
             store.commit("a", "boot", wire.Batch(signals=made), 1000, released_ns=0)
         keys.sort()
-        found: list[SignalKey] = []
-        after = None
-        while page := store.released(after, BUCKET_NS - 1, 999):
-            found += [one.key for one in page]
-            after = page[-1].key
-        assert found == keys
-        in_order, loads = loads, 0
+        done.clear()
+        assert in_pages(store, BUCKET_NS - 1, 999) == keys
+        in_order = done["batches"]
+        done.clear()
         assert [one.key for one in store.signals(limit=len(keys))] == keys
-        assert max(in_order, loads) < batches * count // 8, (in_order, loads)
+        assert max(in_order, done["batches"]) < batches * count // 8, (in_order, done)
 
 
 def test_reading_begins_anew_after_an_error_and_where_another_place_is_asked_for(

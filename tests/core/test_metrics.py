@@ -42,7 +42,7 @@ def well() -> list[str]:
 def endpoint(well: list[str]) -> Iterator[str]:
     made = Endpoint("127.0.0.1:0", collect, lambda: well[0] if well else None)
     made.start()
-    yield f"http://127.0.0.1:{made.port}"
+    yield made.url
     made.close()
 
 
