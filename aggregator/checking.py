@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vedette.aggregator.config import Config, Output, exposed
 from vedette.aggregator.store import Store, StoreError, StoreOutdated, is_url
 from vedette.core.keys import AGENT, READER, KeyFileError, read_allow_list, read_pair
+from vedette.core.sequence import Sequence
 from vedette.core.sequenceload import load_sequences
 
 
@@ -33,13 +34,13 @@ class Problem(NamedTuple):
 class Checked(NamedTuple):
     """What a configuration comes to.
 
-    sequences, outputs, hosts, readers  their numbers; hosts and readers are None without keys
-    store                               its path, or its URL without a password
-    migrates                            the service will bring the store to its own version
+    outputs, hosts, readers  their numbers; hosts and readers are None without keys
+    store                    its path, or its URL without a password
+    migrates                 the service will bring the store to its own version
     """
 
     problems: tuple[Problem, ...]
-    sequences: int
+    sequences: tuple[Sequence, ...]
     outputs: int
     hosts: int | None
     readers: int | None
@@ -81,7 +82,7 @@ def check(config: Config) -> Checked:
         problems.append(Problem("store", reason))
     return Checked(
         tuple(problems),
-        len(found.sequences),
+        found.sequences,
         len(config.outputs),
         hosts,
         readers,

@@ -92,6 +92,18 @@ export_cli.mount(app, queries_cli.incidents_app)
 bench_cli.mount(app)
 
 
+RulesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--rules",
+        "-r",
+        metavar="FILE",
+        help="Rule file or folder that the agents use; repeatable. Steps of sequences must find "
+        "theirs.",
+    ),
+]
+
+
 # As `vedette --help` shows them.
 PANELS = {
     "Ask the fleet": (
@@ -195,16 +207,7 @@ def aggregator_check(
             metavar="FILE", help=f"The aggregator's configuration; default: {USUAL_SERVICE_FILE}."
         ),
     ] = None,
-    rule_files: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--rules",
-            "-r",
-            metavar="FILE",
-            help="Rule file or folder that the agents use; repeatable. Steps of sequences must "
-            "find theirs.",
-        ),
-    ] = None,
+    rule_files: RulesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a configuration file, and the keys, lists, sequences, folders and store that it names.
@@ -217,11 +220,11 @@ def aggregator_check(
     found = check(config)
     problems = list(map(str, found.problems))
     if rule_files:
-        sequences = load_sequences(Path(name) for name in config.sequences.files).sequences
-        problems += map(str, _unknown_signals(sequences, rule_files))
+        problems += map(str, _unknown_signals(found.sequences, rule_files))
+    sequences = len(found.sequences)
     if as_json:
-        facts = found._asdict() | {"file": str(file), "valid": not problems, "problems": problems}
-        print_json([facts])
+        facts = found._asdict() | {"sequences": sequences, "problems": problems}
+        print_json([facts | {"file": str(file), "valid": not problems}])
     else:
         for text in problems:
             line = clean(text.encode("utf-8", "backslashreplace"))
@@ -234,7 +237,7 @@ def aggregator_check(
             keys = f"keys of {counted(found.hosts, 'host')} and {counted(found.readers, 'reader')}"
         store = f"store {found.store}" + (" (will be migrated)" if found.migrates else "")
         print_plain(
-            f"{file}: valid; {counted(found.sequences, 'sequence')}, {keys}, "
+            f"{file}: valid; {counted(sequences, 'sequence')}, {keys}, "
             f"{counted(found.outputs, 'output')}, {store}"
         )
 
@@ -251,15 +254,7 @@ def aggregator_check(
 )
 def sequences_check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Sequence files.")],
-    rule_files: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--rules",
-            "-r",
-            metavar="FILE",
-            help="Rule file or folder that the agents use; repeatable. Steps must find theirs.",
-        ),
-    ] = None,
+    rule_files: RulesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check sequence files: each error with file, line, column, sequence and step."""

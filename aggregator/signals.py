@@ -377,6 +377,11 @@ class _Descending(tuple[int, str, int, str]):
         return tuple.__gt__(self, other)
 
 
+def _ordered(key: SignalKey, newest_first: bool) -> SignalKey:
+    """Return a key as it is compared in one direction or the other."""
+    return _Descending(key) if newest_first else key
+
+
 _Queued = tuple[SignalKey, int, int]
 """A batch in a queue: none of its signals that are left comes before the key; its id and bytes."""
 
@@ -393,7 +398,7 @@ def _outermost(batch: StoredBatch, places: Places, latest: bool) -> SignalKey:
 def _queued(batch: StoredBatch, places: Places, newest_first: bool) -> _Queued:
     """Return a batch as it waits for the signal that comes first of some of its."""
     first = _outermost(batch, places, newest_first)
-    return _Descending(first) if newest_first else first, batch.id, batch.size_bytes
+    return _ordered(first, newest_first), batch.id, batch.size_bytes
 
 
 def _ranks(names: list[str]) -> NDArray[np.int64]:
@@ -665,10 +670,9 @@ class Reader:
                     count = max(1, int(np.searchsorted(sizes, RUN_BYTES_MAX // 2, "right")))
                     del made[count:]
                     made_bytes = int(sizes[count - 1])
-                    last = made[-1][0].key
-                    until = _Descending(last) if newest_first else last
+                    until = _ordered(made[-1][0].key, newest_first)
         for last, batch_id, size_bytes in seen:
-            if until is not None and until < (_Descending(last) if newest_first else last):
+            if until is not None and until < _ordered(last, newest_first):
                 heapq.heappush(queue, (until, batch_id, size_bytes))
         return _Made(question, sorted((signal for signal, _ in made), key=lambda one: one.key))
 

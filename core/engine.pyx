@@ -485,6 +485,9 @@ cdef class Engine:
     @property
     def event_number(self):
         """The number of the event that is or was looked at last: evt.num."""
+        return self._event_number()
+
+    cdef uint64_t _event_number(self) noexcept:
         return self.events_before + self.records - self.states
 
     @event_number.setter
@@ -939,7 +942,7 @@ cdef class Engine:
     cdef tuple _confirmed(self, uint32_t row, bytes record, Process process):
         """The rules of a verdict that match indeed."""
         return self.tables.confirm(self.tables.matched(row), record, process,
-                                   self.events_before + self.records - self.states)
+                                   self._event_number())
 
     cdef tuple _judged(self, uint32_t slot, const vedette_header* h, tuple without):
         """The rules that match beside some, the record and the process."""

@@ -100,8 +100,7 @@ class Endpoint:
             raise MetricsError(
                 f"{address}: cannot listen: {error.strerror or error}; name another address"
             ) from None
-        self.port: int = self._server.server_address[1]
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.2,), name="metrics", daemon=True
         )
